@@ -1,0 +1,3 @@
+//! Command line.
+/// Runs the program.
+pub fn main() -> std::process::ExitCode { unimplemented!() }

@@ -1,0 +1,319 @@
+//! One error type, one errno table, one table of exit codes.
+//!
+//! An [`Error`] says what went wrong ([`Kind`]), with which file or object (`subject`), and where there is
+//! something that a person can do, what (`hint`). Kinds that the kernel asks for all day (a name that is not
+//! there) carry no text, so that making one allocates nothing.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+/// The result type of the whole crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, with which file or object, and what to do.
+#[derive(Debug)]
+pub struct Error {
+    kind: Kind,
+    subject: Option<Box<str>>,
+    hint: Option<Box<str>>,
+}
+
+/// What went wrong.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Kind {
+    // The kinds of POSIX, answers of a mounted filesystem.
+    /// There is no such file or directory.
+    NotFound,
+    /// The name is taken.
+    Exists,
+    /// A path component is not a directory.
+    NotDirectory,
+    /// The operation is not for directories.
+    IsDirectory,
+    /// The directory still has entries.
+    NotEmpty,
+    /// A name is longer than 255 bytes, or a link target than 4095.
+    NameTooLong,
+    /// An argument makes no sense.
+    InvalidArgument,
+    /// Not allowed, whoever asks.
+    NotPermitted,
+    /// Not allowed for this caller.
+    AccessDenied,
+    /// The mount is read-only.
+    ReadOnly,
+    /// The store is full.
+    NoSpace,
+    /// No such extended attribute.
+    NoAttribute,
+    /// The caller's buffer is too small for the answer.
+    BufferTooSmall,
+    /// A value is larger than may be.
+    TooBig,
+    /// A file would become larger than may be.
+    FileTooLarge,
+    /// This filesystem does not do that.
+    NotSupported,
+    /// A link across filesystems.
+    CrossDevice,
+    /// A handle that is not open, or not for this use.
+    BadHandle,
+    /// The inode behind a handle is gone.
+    Stale,
+    /// The inode has as many links as it can have.
+    TooManyLinks,
+    /// No data or hole behind this offset.
+    NoSuchOffset,
+
+    // What befalls a store.
+    /// The system said no.
+    Io(io::Error),
+    /// Bytes are there, and are not what was written: damage, or somebody changed them. Says which check failed.
+    Damaged(Box<str>),
+    /// An object that the index names is not in the store.
+    Missing,
+    /// The store did not answer in time.
+    TimedOut,
+    /// A write failed earlier in a way after which nothing more may be written.
+    Poisoned,
+
+    // What befalls a person.
+    /// The password, key file or recovery code opens no slot of this library.
+    WrongKey,
+    /// The directory is not a library.
+    NotLibrary,
+    /// Written by a later version, or with a feature that this one does not know.
+    Unsupported(Box<str>),
+    /// The library, or the mount point, is in use.
+    InUse,
+    /// The command cannot be carried out as typed.
+    Usage(Box<str>),
+    /// Mounting or unmounting failed.
+    Mount(Box<str>),
+    /// The index is older than one that this machine has seen.
+    RolledBack(Box<str>),
+}
+
+/// How the program ends: the one table of exit codes. Numbers are never used for another meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExitStatus {
+    /// Done.
+    Success = 0,
+    /// Anything that has no number of its own.
+    Failure = 1,
+    /// The command line makes no sense (as clap says it, too).
+    Usage = 2,
+    /// Wrong password, key file or recovery code.
+    WrongKey = 3,
+    /// Not a library, or one of a later version.
+    NotLibrary = 4,
+    /// Something stored is damaged, missing or rolled back.
+    Damaged = 5,
+    /// In use: mounted already, or the mount point is busy.
+    InUse = 6,
+    /// The kernel or fusermount3 refused the mount.
+    Mount = 7,
+    /// The target exists, or is not empty.
+    Exists = 8,
+    /// The system failed to read or write.
+    Io = 9,
+}
+
+impl Error {
+    /// An error about `subject`: a path, an object, a name.
+    pub fn new(kind: Kind, subject: impl fmt::Display) -> Self {
+        Self { kind, subject: Some(subject.to_string().into()), hint: None }
+    }
+
+    /// An I/O error at `path`.
+    pub fn io(source: io::Error, path: impl AsRef<Path>) -> Self {
+        Self::new(Kind::Io(source), path.as_ref().display())
+    }
+
+    /// Damage in `subject`; `check` says what does not hold.
+    pub fn damaged(subject: impl fmt::Display, check: impl fmt::Display) -> Self {
+        Self::new(Kind::Damaged(check.to_string().into()), subject)
+    }
+
+    /// A command that cannot be carried out as typed.
+    pub fn usage(text: impl fmt::Display) -> Self {
+        Self::from(Kind::Usage(text.to_string().into()))
+    }
+
+    /// Adds what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl fmt::Display) -> Self {
+        self.hint = Some(hint.to_string().into());
+        self
+    }
+
+    /// Says what this was about, where that is not said yet.
+    #[must_use]
+    pub fn about(mut self, subject: impl fmt::Display) -> Self {
+        self.subject.get_or_insert_with(|| subject.to_string().into());
+        self
+    }
+
+    /// What went wrong.
+    pub fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    /// The errno(3) that a program below the mount is told.
+    pub fn errno(&self) -> i32 {
+        match &self.kind {
+            Kind::NotFound => libc::ENOENT,
+            Kind::Exists => libc::EEXIST,
+            Kind::NotDirectory => libc::ENOTDIR,
+            Kind::IsDirectory => libc::EISDIR,
+            Kind::NotEmpty => libc::ENOTEMPTY,
+            Kind::NameTooLong => libc::ENAMETOOLONG,
+            Kind::InvalidArgument | Kind::Usage(_) => libc::EINVAL,
+            Kind::NotPermitted => libc::EPERM,
+            Kind::AccessDenied => libc::EACCES,
+            Kind::ReadOnly | Kind::Poisoned => libc::EROFS,
+            Kind::NoSpace => libc::ENOSPC,
+            Kind::NoAttribute => libc::ENODATA,
+            Kind::BufferTooSmall => libc::ERANGE,
+            Kind::TooBig => libc::E2BIG,
+            Kind::FileTooLarge => libc::EFBIG,
+            Kind::NotSupported => libc::EOPNOTSUPP,
+            Kind::CrossDevice => libc::EXDEV,
+            Kind::BadHandle => libc::EBADF,
+            Kind::Stale => libc::ESTALE,
+            Kind::TooManyLinks => libc::EMLINK,
+            Kind::NoSuchOffset => libc::ENXIO,
+            // A full disk keeps its own errno: programs act on it. All else that the system says about the
+            // store (a permission, a stale handle) would be misread as a word about the file below the mount.
+            Kind::Io(e) => match e.raw_os_error() {
+                Some(code @ (libc::ENOSPC | libc::EDQUOT)) => code,
+                _ => libc::EIO,
+            },
+            Kind::TimedOut => libc::ETIMEDOUT,
+            Kind::InUse => libc::EBUSY,
+            Kind::Damaged(_)
+            | Kind::Missing
+            | Kind::WrongKey
+            | Kind::NotLibrary
+            | Kind::Unsupported(_)
+            | Kind::Mount(_)
+            | Kind::RolledBack(_) => libc::EIO,
+        }
+    }
+
+    /// The exit code of the program that ends with this error.
+    pub fn exit_status(&self) -> ExitStatus {
+        match &self.kind {
+            Kind::Usage(_) => ExitStatus::Usage,
+            Kind::WrongKey => ExitStatus::WrongKey,
+            Kind::NotLibrary | Kind::Unsupported(_) => ExitStatus::NotLibrary,
+            Kind::Damaged(_) | Kind::Missing | Kind::RolledBack(_) => ExitStatus::Damaged,
+            Kind::InUse => ExitStatus::InUse,
+            Kind::Mount(_) => ExitStatus::Mount,
+            Kind::Exists | Kind::NotEmpty => ExitStatus::Exists,
+            Kind::Io(_) | Kind::NoSpace | Kind::TimedOut | Kind::Poisoned => ExitStatus::Io,
+            _ => ExitStatus::Failure,
+        }
+    }
+
+    /// True where a log should be told: something is wrong with the store, not merely with the question.
+    pub fn is_fault(&self) -> bool {
+        matches!(self.errno(), libc::EIO | libc::ETIMEDOUT) || matches!(self.kind, Kind::Poisoned)
+    }
+
+    /// True where the store is full.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self.errno(), libc::ENOSPC | libc::EDQUOT)
+    }
+}
+
+impl From<Kind> for Error {
+    fn from(kind: Kind) -> Self {
+        Self { kind, subject: None, hint: None }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::NotFound => "no such file or directory",
+            Kind::Exists => "exists already",
+            Kind::NotDirectory => "not a directory",
+            Kind::IsDirectory => "is a directory",
+            Kind::NotEmpty => "is not empty",
+            Kind::NameTooLong => "name too long",
+            Kind::InvalidArgument => "invalid argument",
+            Kind::NotPermitted => "operation not permitted",
+            Kind::AccessDenied => "permission denied",
+            Kind::ReadOnly => "mounted read-only",
+            Kind::NoSpace => "no space left",
+            Kind::NoAttribute => "no such extended attribute",
+            Kind::BufferTooSmall => "buffer too small",
+            Kind::TooBig => "value too large",
+            Kind::FileTooLarge => "file too large",
+            Kind::NotSupported => "not supported",
+            Kind::CrossDevice => "link across filesystems",
+            Kind::BadHandle => "bad file handle",
+            Kind::Stale => "stale file handle",
+            Kind::TooManyLinks => "too many links",
+            Kind::NoSuchOffset => "no data at or after this offset",
+            Kind::Io(e) => return e.fmt(f),
+            Kind::Damaged(check) => return write!(f, "damaged: {check}"),
+            Kind::Missing => "is missing from the library",
+            Kind::TimedOut => "the store did not answer in time",
+            Kind::Poisoned => "an earlier write failed, so nothing more is written",
+            Kind::WrongKey => "no slot of the library opens with this secret",
+            Kind::NotLibrary => "is not a hushfs library",
+            Kind::Unsupported(what) => return write!(f, "needs a later version of hushfs: {what}"),
+            Kind::InUse => "is in use",
+            Kind::Usage(text) | Kind::Mount(text) | Kind::RolledBack(text) => text,
+        })
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(subject) = &self.subject {
+            write!(f, "{subject}: ")?;
+        }
+        self.kind.fmt(f)?;
+        if let Some(hint) = &self.hint {
+            write!(f, " ({hint})")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.kind {
+            Kind::Io(e) => Some(e),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_says_which_file_and_what_to_do() {
+        let e = Error::damaged("data/00ff", "block at 48 does not open").hint("restore it from a copy");
+        assert_eq!(e.to_string(), "data/00ff: damaged: block at 48 does not open (restore it from a copy)");
+        assert_eq!(e.errno(), libc::EIO);
+        assert_eq!(e.exit_status(), ExitStatus::Damaged);
+    }
+
+    #[test]
+    fn only_a_full_disk_keeps_its_errno() {
+        let full = Error::io(io::Error::from_raw_os_error(libc::ENOSPC), "/x");
+        let denied = Error::io(io::Error::from_raw_os_error(libc::EACCES), "/x");
+        assert_eq!((full.errno(), denied.errno()), (libc::ENOSPC, libc::EIO));
+        // No OS code at all must not turn into success or something a program acts on.
+        assert_eq!(Error::io(io::Error::from(io::ErrorKind::NotFound), "/x").errno(), libc::EIO);
+    }
+}

@@ -1,0 +1,57 @@
+//! Packs: sealed blocks of contents, with a catalogue.
+//!
+//! A pack is a header, sealed blocks, a sealed catalogue, padding, and a sealed trailer of fixed size
+//! (`man/hushfs-format.5`, section PACKS).
+
+use crate::crypto::SEAL_OVERHEAD;
+use crate::store::ObjectId;
+
+mod pool;
+mod reader;
+mod writer;
+
+pub use pool::Packs;
+pub use reader::{CatalogueEntry, PackReader, Trailer};
+pub use writer::{FinishedPack, Note, PackWriter};
+
+/// The id of a pack.
+pub type PackId = ObjectId;
+
+/// Bytes of plaintext in a full block.
+pub const BLOCK_PLAIN_LEN: u32 = 16 * 1024;
+/// Bytes that a full block takes in the pack.
+pub const BLOCK_CIPHER_LEN: u32 = BLOCK_PLAIN_LEN + SEAL_OVERHEAD as u32;
+/// Bytes of the longest pack, and of every pack that was filled.
+pub const PACK_CIPHER_LEN: u32 = 64 * 1024 * 1024;
+
+/// Contents as they were sealed in one go: blocks of [`BLOCK_PLAIN_LEN`], the last one may be shorter.
+///
+/// Two runs of one pack that lie behind each other, the first a multiple of a block long, are one run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Run {
+    /// Which pack.
+    pub pack: PackId,
+    /// Where in the pack its first block starts.
+    pub cipher_offset: u32,
+    /// Bytes of plaintext; never 0.
+    pub plain_len: u32,
+}
+
+impl Run {
+    /// How many blocks it has.
+    pub fn blocks(&self) -> u32 {
+        self.plain_len.div_ceil(BLOCK_PLAIN_LEN)
+    }
+    /// Where in the pack block `block` starts.
+    pub fn block_cipher_offset(&self, block: u32) -> u32 {
+        self.cipher_offset + block * BLOCK_CIPHER_LEN
+    }
+    /// Bytes of plaintext in block `block`, which must be below [`Run::blocks`].
+    pub fn block_plain_len(&self, block: u32) -> u32 {
+        (self.plain_len - block * BLOCK_PLAIN_LEN).min(BLOCK_PLAIN_LEN)
+    }
+    /// Bytes that it takes in the pack.
+    pub fn cipher_len(&self) -> u32 {
+        self.plain_len + self.blocks() * SEAL_OVERHEAD as u32
+    }
+}

@@ -1,0 +1,1 @@
+//! A library in memory, for tests: it can crash, fail and be slow.

@@ -1,0 +1,142 @@
+//! Where ciphertext lies.
+//!
+//! A store holds write-once objects in three areas, and this device's growing files. An object appears whole
+//! (published by one rename, or put in one piece) and is never changed; a growing file is seen by its own device
+//! only. So any dumb file copier may carry the areas, in any order.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::error::Result;
+
+mod dir;
+mod memory;
+
+
+
+
+/// The random 128-bit name of an object, in lower-case hex where it is a file name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectId(pub [u8; 16]);
+
+/// The id of a device that writes to the library.
+pub type DeviceId = ObjectId;
+
+impl ObjectId {
+    /// Reads the 32 hex digits of a file name; anything else, upper case included, is not an object's name.
+    pub fn parse(name: &str) -> Option<Self> {
+        let mut id = [0; 16];
+        let digits = name.as_bytes();
+        if digits.len() != 32 {
+            return None;
+        }
+        for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = hex_digit(pair[0])? << 4 | hex_digit(pair[1])?;
+        }
+        Some(Self(id))
+    }
+}
+
+fn hex_digit(c: u8) -> Option<u8> {
+    match c {
+        b'0'..=b'9' => Some(c - b'0'),
+        b'a'..=b'f' => Some(c - b'a' + 10),
+        _ => None,
+    }
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+/// One of the three synced parts of a library.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Area {
+    /// Slots: the wrapped master key.
+    Key,
+    /// Index segments.
+    Index,
+    /// Packs.
+    Data,
+}
+
+impl Area {
+    /// The folder's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Area::Key => "key",
+            Area::Index => "index",
+            Area::Data => "data",
+        }
+    }
+}
+
+/// Room in the store, in bytes, and what statfs(2) says of inodes.
+#[derive(Debug, Clone, Copy)]
+pub struct Space {
+    /// All there is.
+    pub total_bytes: u64,
+    /// Not used.
+    pub free_bytes: u64,
+    /// Not used, and for ordinary users to have.
+    pub available_bytes: u64,
+    /// Inodes in all; 0 where that means nothing.
+    pub files: u64,
+    /// Inodes free.
+    pub files_free: u64,
+}
+
+/// An object, or a growing file, open for reading.
+pub trait Object: Send + Sync {
+    /// What errors call it: `data/00ff…`.
+    fn name(&self) -> String;
+    /// Its length now, in bytes.
+    fn cipher_len(&self) -> Result<u64>;
+    /// Fills `out` from `cipher_offset`. An object that ends before is damaged.
+    fn read_at(&self, out: &mut [u8], cipher_offset: u64) -> Result<()>;
+    /// Says that this range will be read soon. A hint: does not wait and cannot fail.
+    fn prefetch(&self, cipher_offset: u64, cipher_len: u64);
+}
+
+/// A file of this device that still grows. Written from one thread at a time, read from many.
+pub trait Growing: Object {
+    /// Its name, which it keeps when it is published.
+    fn id(&self) -> ObjectId;
+    /// Writes all of `data`. After an error nothing may be added to the file.
+    fn write_at(&self, data: &[u8], cipher_offset: u64) -> Result<()>;
+    /// Starts writing a range to the disk, so that a later sync waits less. A hint.
+    fn write_back(&self, cipher_offset: u64, cipher_len: u64);
+    /// Makes what is written so far, and the file's name in `new/`, durable. After an error nothing may be added.
+    fn sync(&self) -> Result<()>;
+}
+
+/// Where ciphertext lies. All methods may be called from several threads.
+pub trait Store: Send + Sync {
+    /// Every object of an area with its length in bytes. Files that no object could be called are passed over.
+    fn list(&self, area: Area) -> Result<Vec<(ObjectId, u64)>>;
+    /// Opens an object. One that is not there is [`Kind::Missing`](crate::Kind::Missing).
+    fn open(&self, area: Area, id: ObjectId) -> Result<Arc<dyn Object>>;
+    /// Adds a small object, whole and durable on return.
+    fn put(&self, area: Area, id: ObjectId, bytes: &[u8]) -> Result<()>;
+    /// Removes an object; one that is not there is no error. Not durable on return: a removal may come back.
+    fn remove(&self, area: Area, id: ObjectId) -> Result<()>;
+
+    /// Makes a growing file.
+    fn create(&self, id: ObjectId) -> Result<Arc<dyn Growing>>;
+    /// Moves a growing file (or a leftover), which the caller has synced, into an area; durable on return.
+    fn publish(&self, id: ObjectId, area: Area) -> Result<()>;
+    /// Removes a growing file or a leftover; one that is not there is no error.
+    fn discard(&self, id: ObjectId) -> Result<()>;
+    /// What lies in this device's `new/` folder: at first, what a crash left.
+    fn leftovers(&self) -> Result<Vec<ObjectId>>;
+    /// Opens one of those.
+    fn open_leftover(&self, id: ObjectId) -> Result<Arc<dyn Growing>>;
+
+    /// Room left.
+    fn space(&self) -> Result<Space>;
+    /// Keeps `bytes` of room back from everybody, or lets them go with 0: the reserve that lets a deletion be
+    /// recorded on a full disk.
+    fn reserve(&self, bytes: u64) -> Result<()>;
+}
