@@ -10,10 +10,12 @@ use std::sync::Arc;
 use crate::error::Result;
 
 mod dir;
+mod file;
 mod memory;
+mod memory_file;
 
-
-
+pub use dir::{Access, DirStore};
+pub use memory::{Faults, MemoryStore};
 
 /// The random 128-bit name of an object, in lower-case hex where it is a file name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
