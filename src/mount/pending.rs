@@ -27,7 +27,13 @@ impl Volume for Vault {
     fn lseek(&self, _: Ino, _: u64, _: Whence) -> Result<u64> {
         Err(Kind::NotSupported.into())
     }
-    fn readdir(&self, _: Ino, _: u64, _: bool, _: &mut dyn FnMut(Dirent<'_>) -> bool) -> Result<()> {
+    fn readdir(
+        &self,
+        _: Ino,
+        _: u64,
+        _: bool,
+        _: &mut dyn FnMut(Dirent<'_>) -> bool,
+    ) -> Result<()> {
         Err(Kind::NotSupported.into())
     }
     fn statfs(&self) -> Result<Statfs> {
