@@ -6,10 +6,12 @@
 use crate::crypto::SEAL_OVERHEAD;
 use crate::store::ObjectId;
 
+mod padding;
 mod pool;
 mod reader;
 mod writer;
 
+pub use padding::padme_len;
 pub use pool::Packs;
 pub use reader::{CatalogueEntry, PackReader, Trailer};
 pub use writer::{FinishedPack, Note, PackWriter};
