@@ -12,7 +12,8 @@ use crate::error::Result;
 mod dir;
 mod file;
 mod memory;
-mod memory_file;
+#[cfg(test)]
+mod tests;
 
 pub use dir::{Access, DirStore};
 pub use memory::{Faults, MemoryStore};
