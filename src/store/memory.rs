@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 mod faults;
 mod file;
+#[cfg(test)]
+mod tests;
 
 use self::faults::Fate;
 pub use self::faults::Faults;

@@ -66,6 +66,9 @@ pub enum Area {
 }
 
 impl Area {
+    /// All of them.
+    pub const ALL: [Area; 3] = [Area::Key, Area::Index, Area::Data];
+
     /// The folder's name.
     pub fn name(self) -> &'static str {
         match self {
