@@ -450,6 +450,14 @@ impl Tree {
         })
     }
 
+    /// Segment number `number` is called `id` from now on.
+    pub fn rename_segment(&mut self, number: u32, id: SegmentId) {
+        let segment = &mut self.segments[number as usize];
+        self.segment_numbers.remove(&segment.segment);
+        segment.segment = id;
+        self.segment_numbers.insert(id, number);
+    }
+
     /// A stamp as records spell it.
     pub fn wire(&self, stamp: Stamp) -> WireStamp {
         WireStamp { counter: stamp.counter(), segment: self.segments[stamp.segment as usize].segment }

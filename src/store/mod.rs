@@ -10,10 +10,13 @@ use std::sync::Arc;
 use crate::error::Result;
 
 mod dir;
+mod file;
 mod memory;
+#[cfg(test)]
+mod tests;
 
-
-
+pub use dir::{Access, DirStore};
+pub use memory::{Faults, MemoryStore};
 
 /// The random 128-bit name of an object, in lower-case hex where it is a file name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -63,6 +66,9 @@ pub enum Area {
 }
 
 impl Area {
+    /// All of them.
+    pub const ALL: [Area; 3] = [Area::Key, Area::Index, Area::Data];
+
     /// The folder's name.
     pub fn name(self) -> &'static str {
         match self {
