@@ -33,6 +33,8 @@ pub struct Replayed {
     pub base: Option<BaseRef>,
     /// Bytes of the bases in use.
     pub base_bytes: u64,
+    /// The bases in use.
+    pub bases: Vec<Published>,
     /// Segments in use that no base covers.
     pub uncovered: Vec<Published>,
     /// Segments and bases that the newest base makes superfluous.
@@ -60,6 +62,7 @@ pub fn replay(store: &dyn Store, master: &MasterKey, tree: Tree) -> Result<Repla
         heads: BTreeMap::new(),
         base: None,
         base_bytes: 0,
+        bases: Vec::new(),
         uncovered: Vec::new(),
         covered: Vec::new(),
         slots: Vec::new(),
@@ -106,6 +109,7 @@ fn apply_bases(store: &dyn Store, master: &MasterKey, mut bases: Vec<Found>, out
             (out.slots, out.removed_slots) = (base.opening.slots.clone(), base.opening.removed_slots.clone());
         }
         out.base_bytes += base.published.cipher_len;
+        out.bases.push(base.published);
         for head in heads {
             raise(&mut out.heads, *head);
         }

@@ -424,6 +424,20 @@ impl Tree {
         &self.packs[pack as usize]
     }
 
+    /// The files that refer to a pack, with the ranges that lie in it.
+    pub fn users_of(&self, id: PackId) -> Vec<(Ino, Vec<(u64, u64)>)> {
+        let Some(number) = self.pack_numbers.get(&id) else { return Vec::new() };
+        let mut users = Vec::new();
+        for (at, inode) in self.inodes.iter_from(0) {
+            let inside = inode.extents().as_slice().iter().filter(|e| e.pack == *number);
+            let ranges: Vec<(u64, u64)> = inside.map(|e| (e.plain_offset, e.plain_end())).collect();
+            if !ranges.is_empty() {
+                users.push((self.ino(InodeIx(at)), ranges));
+            }
+        }
+        users
+    }
+
     /// All packs that were ever named since the newest base.
     pub fn packs(&self) -> &[PackInfo] {
         &self.packs

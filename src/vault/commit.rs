@@ -54,11 +54,6 @@ impl Shared {
         self.wake.notify_one();
     }
 
-    /// Has the committer look whether anything is due.
-    pub fn nudge(&self) {
-        let _state = self.state.lock();
-        self.wake.notify_one();
-    }
 }
 
 /// The running thread.
@@ -89,10 +84,15 @@ impl Committer {
         if thread.join().is_err() {
             return Err(Error::new(Kind::Poisoned, "the committer"));
         }
-        self.core.flush_all()?;
-        self.core.publish()?;
-        self.core.collect()?;
-        self.core.store.reserve(0)
+        let core = &self.core;
+        core.flush_all()?;
+        let collects = !core.shared.load(Ordering::Relaxed) && !core.has_gaps;
+        let dead = if collects { core.condemn()? } else { Vec::new() };
+        core.publish()?;
+        if collects {
+            core.remove_condemned(&dead)?;
+        }
+        core.store.reserve(0)
     }
 }
 
@@ -163,10 +163,10 @@ impl Core {
                 self.restore_reserve();
                 self.maintain()?;
             }
-            let quiet = changes.is_none() && self.contents.is_idle() && self.dirty_cost.load(Ordering::Relaxed) == 0;
-            if quiet || (full || old) {
-                self.commit.has_changes.store(!quiet, Ordering::Relaxed);
-            }
+            let waits = self.rewrite_fragmented()?;
+            let dirty = self.dirty_cost.load(Ordering::Relaxed) > 0;
+            let quiet = changes.is_none() && self.contents.is_idle() && !dirty && !waits;
+            self.commit.has_changes.store(!quiet, Ordering::Relaxed);
             Ok(())
         });
         if let Err(e) = due {

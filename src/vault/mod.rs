@@ -8,9 +8,9 @@
 //! A reader takes the last two only, and nothing holds those over I/O.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 
@@ -18,7 +18,7 @@ use crate::cache::{BlockCache, CacheStats};
 use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
 use crate::index::record::{Id, Record};
-use crate::index::{InodeIx, Tree, check_rollback, replay};
+use crate::index::{InodeIx, Published, Tree, check_rollback, replay};
 use crate::pack::Packs;
 use crate::state::{Place, Remembered};
 use crate::store::{DeviceId, Store};
@@ -89,10 +89,18 @@ pub(crate) struct Core {
     room_bytes: AtomicI64,
     commit: commit::Shared,
     /// Segments that the newest base covers: may be removed.
-    covered: Mutex<Vec<crate::index::Published>>,
+    covered: Mutex<Vec<Published>>,
+    /// The bases in use.
+    bases: Mutex<Vec<Published>>,
     base_bytes: AtomicU64,
     /// Something that the index names may be missing: nothing is collected.
     has_gaps: bool,
+    /// Held, shared, from sealing into a pack to framing what was sealed: in between, the pack looks unused.
+    sealing: RwLock<()>,
+    /// Files that were closed in many pieces, and when.
+    fragmented: Mutex<Vec<(Ino, Instant)>>,
+    /// What earlier mounts left to be removed, is.
+    swept: AtomicBool,
 }
 
 struct OpenHandle {
@@ -142,6 +150,10 @@ impl Vault {
             covered: Mutex::new(replayed.covered),
             base_bytes: AtomicU64::new(replayed.base_bytes),
             has_gaps,
+            bases: Mutex::new(replayed.bases),
+            sealing: RwLock::default(),
+            fragmented: Mutex::default(),
+            swept: AtomicBool::new(false),
             store,
             master,
             device,

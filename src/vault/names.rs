@@ -23,6 +23,15 @@ pub(super) struct Wanted<'a> {
     pub target: &'a [u8],
 }
 
+/// An entry of a directory.
+pub(super) struct Listed {
+    pub cookie: u64,
+    pub name: Vec<u8>,
+    pub attr: Attr,
+    /// The kernel will hold a reference to it.
+    pub held: bool,
+}
+
 impl Core {
     /// A directory that names can be made in.
     fn directory(&self, tree: &Tree, ino: Ino) -> Result<InodeIx> {
@@ -58,6 +67,24 @@ impl Core {
         let attr = tree.attr(ix);
         drop(tree);
         Ok(self.with_dirty(attr))
+    }
+
+    /// At most `count` entries of a directory behind `cookie`, `.` and `..` first. With `hold`, each
+    /// other one is held by a reference.
+    pub(super) fn list(&self, ino: Ino, cookie: u64, count: usize, hold: bool) -> Result<Vec<Listed>> {
+        let tree = self.tree.read();
+        let dir = self.find(&tree, ino)?;
+        if tree.inode(dir).kind() != FileKind::Directory {
+            return Err(Kind::NotDirectory.into());
+        }
+        let dots = [(1, &b"."[..], dir), (2, b"..", tree.parent(dir))].into_iter().filter(|(at, ..)| *at > cookie);
+        let names = tree.entries(dir, cookie.max(2)).map(|(at, link)| (at, link.name(), link.inode()));
+        let listed = dots.chain(names).take(count).map(|(cookie, name, ix)| {
+            let held = hold && cookie > 2;
+            tree.inode(ix).hold(u32::from(held));
+            Listed { cookie, name: name.to_vec(), attr: tree.attr(ix), held }
+        });
+        Ok(listed.collect())
     }
 
     pub(super) fn make(&self, parent: Ino, name: &OsStr, wanted: &Wanted<'_>, caller: Caller) -> Result<Attr> {

@@ -145,15 +145,16 @@ impl Core {
                 let at = ((block - blocks.start) * BLOCK_CIPHER_LEN) as usize;
                 let plain_len = part.run.block_plain_len(block) as usize;
                 let sealed = &sealed[at..at + plain_len + crate::crypto::SEAL_OVERHEAD];
+                let (run, reader) = (part.run, part.reader);
                 if let Some(whole) = part.whole(block) {
-                    part.reader.open_block(&part.run, block, sealed, whole)?;
+                    reader.open_block(&run, block, sealed, whole)?;
                     if !sequential {
                         self.cache.insert(key(block), Arc::from(&*whole));
                     }
                     continue;
                 }
                 let mut plain = vec![0; plain_len];
-                part.reader.open_block(&part.run, block, sealed, &mut plain)?;
+                reader.open_block(&run, block, sealed, &mut plain)?;
                 part.copy(block, &plain);
                 self.cache.insert(key(block), plain.into());
             }

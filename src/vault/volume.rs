@@ -78,6 +78,9 @@ impl Volume for Vault {
             state.handles = state.handles.saturating_sub(1);
         }
         core.let_go(open.ino, 1);
+        if open.writes {
+            core.note_closed(open.ino);
+        }
     }
 
     fn read(&self, ino: Ino, _handle: Handle, plain_offset: u64, out: &mut [u8]) -> Result<usize> {
@@ -90,32 +93,25 @@ impl Volume for Vault {
 
     fn readdir(&self, ino: Ino, cookie: u64, plus: bool, take: &mut dyn FnMut(Dirent<'_>) -> bool) -> Result<()> {
         use std::os::unix::ffi::OsStrExt;
+        const BATCH: usize = 128;
         let core = self.core();
-        let tree = core.tree.read();
-        let dir = core.find(&tree, ino)?;
-        if tree.inode(dir).kind() != FileKind::Directory {
-            return Err(Kind::NotDirectory.into());
-        }
-        for (at, name, ix) in [(1, ".", dir), (2, "..", tree.parent(dir))] {
-            let attr = plus.then(|| tree.attr(ix));
-            let entry = Dirent { ino: tree.ino(ix), kind: FileKind::Directory, name: OsStr::new(name), cookie: at, attr };
-            if cookie < at && !take(entry) {
-                return Ok(());
+        let mut cookie = cookie;
+        loop {
+            let batch = core.list(ino, cookie, BATCH, plus)?;
+            let last = batch.len() < BATCH;
+            for (i, entry) in batch.iter().enumerate() {
+                let attr = plus.then(|| core.with_dirty(entry.attr));
+                let (name, cookie) = (OsStr::from_bytes(&entry.name), entry.cookie);
+                if !take(Dirent { ino: entry.attr.ino, kind: entry.attr.kind, name, cookie, attr }) {
+                    batch[i..].iter().filter(|e| e.held).for_each(|e| core.let_go(e.attr.ino, 1));
+                    return Ok(());
+                }
+            }
+            match batch.last() {
+                Some(entry) if !last => cookie = entry.cookie,
+                _ => return Ok(()),
             }
         }
-        for (cookie, link) in tree.entries(dir, cookie.max(2)) {
-            let inode = tree.inode(link.inode());
-            let attr = plus.then(|| tree.attr(link.inode()));
-            let name = OsStr::from_bytes(link.name());
-            // Sizes of files that are being written come with the next getattr: asking here would lock each file.
-            if !take(Dirent { ino: tree.ino(link.inode()), kind: inode.kind(), name, cookie, attr }) {
-                return Ok(());
-            }
-            if plus {
-                inode.hold(1);
-            }
-        }
-        Ok(())
     }
 
     fn statfs(&self) -> Result<Statfs> {

@@ -163,6 +163,7 @@ impl Core {
             let subject = Subject { inode: inode.id(), path: tree.path(ix), counter: tree.next_counter() };
             (subject, inode.extents().as_slice().len())
         };
+        let _sealing = self.sealing.read();
         let mut splices = Splices::default();
         let mut done = 0;
         for (at, parts) in dirty.ranges() {
