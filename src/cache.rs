@@ -163,6 +163,11 @@ impl BlockCache {
         self.shard(key)?.get(key)
     }
 
+    /// Whether the block is here. Not a look-up: counts and order stay.
+    pub fn contains(&self, key: BlockKey) -> bool {
+        self.shard(key).is_some_and(|s| s.protected.contains(&key) || s.probation.contains(&key))
+    }
+
     /// Adds a block, whose bytes are the same every time.
     pub fn insert(&self, key: BlockKey, plain: Arc<[u8]>) {
         if let Some(mut shard) = self.shard(key) {

@@ -15,7 +15,6 @@ use crate::vault::{self, Vault};
 mod attach;
 mod background;
 mod farewell;
-mod pending;
 mod point;
 mod session;
 

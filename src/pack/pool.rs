@@ -82,4 +82,10 @@ impl Packs {
         drop(open);
         drop(readers);
     }
+
+    /// How many packs are open: published, pinned.
+    pub fn open_count(&self) -> (usize, usize) {
+        let open = self.lock();
+        (open.published.len(), open.pinned.len())
+    }
 }

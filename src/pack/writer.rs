@@ -40,7 +40,7 @@ pub struct PackWriter {
     /// Bytes handed to the disk.
     written_back: u32,
     catalogue: Catalogue,
-    /// Sealed and not yet written; empty between calls.
+    /// Sealed blocks on their way; kept from run to run, at most [`WRITE_LEN`] bytes.
     sealed: Vec<u8>,
     spoiled: bool,
 }
@@ -122,42 +122,53 @@ impl PackWriter {
         let run = Run { pack: self.id, cipher_offset: self.cipher_len, plain_len: plain_len as u32 };
         if let Err(e) = self.write_run(plain, &run) {
             self.spoiled = true;
-            return Err(e);
+            return Err(e.about(self.file.name()));
         }
         self.catalogue.add(&run, note);
         Ok(run)
     }
 
     fn write_run(&mut self, plain: &[&[u8]], run: &Run) -> Result<()> {
+        let mut sealed = std::mem::take(&mut self.sealed);
         let mut pieces = Pieces { rest: plain, used: 0 };
         let mut block_plain = Vec::with_capacity(plain.len().min(4));
+        let mut filled = 0;
         for block in 0..run.blocks() {
-            pieces.take(run.block_plain_len(block) as usize, &mut block_plain);
-            let aad = message_aad(MessageKind::Block, run.block_cipher_offset(block));
-            self.key.seal(&aad, &block_plain, &mut self.sealed)?;
-            if cfg!(debug_assertions) && block == 0 {
-                self.assert_opens(&aad, &block_plain);
+            let plain_len = run.block_plain_len(block) as usize;
+            let end = filled + plain_len + SEAL_OVERHEAD;
+            if sealed.len() < end {
+                sealed.resize(end, 0);
             }
-            if self.sealed.len() + BLOCK_CIPHER_LEN as usize > WRITE_LEN {
-                self.write_sealed()?;
+            pieces.take(plain_len, &mut block_plain);
+            let aad = message_aad(MessageKind::Block, run.block_cipher_offset(block));
+            self.key.seal_into(&aad, &block_plain, &mut sealed[filled..end])?;
+            if cfg!(debug_assertions) && block == 0 {
+                self.assert_opens(&aad, &sealed[filled..end], &block_plain);
+            }
+            filled = end;
+            if filled + BLOCK_CIPHER_LEN as usize > WRITE_LEN {
+                self.write(&sealed[..filled])?;
+                filled = 0;
             }
         }
-        self.write_sealed()?;
+        if filled > 0 {
+            self.write(&sealed[..filled])?;
+        }
+        self.sealed = sealed;
         debug_assert_eq!(self.cipher_len, run.cipher_offset + run.cipher_len());
         Ok(())
     }
 
     /// What was just sealed opens again: whoever breaks one side of the pair hears of it in every debug build.
-    fn assert_opens(&self, aad: &[u8], plain: &[&[u8]]) {
-        let mut back = vec![0; self.sealed.len() - SEAL_OVERHEAD];
-        assert!(self.key.open(aad, &self.sealed, &mut back), "a sealed block opens");
+    fn assert_opens(&self, aad: &[u8], sealed: &[u8], plain: &[&[u8]]) {
+        let mut back = vec![0; sealed.len() - SEAL_OVERHEAD];
+        assert!(self.key.open(aad, sealed, &mut back), "a sealed block opens");
         assert!(back == plain.concat(), "a sealed block opens to what it was");
     }
 
-    fn write_sealed(&mut self) -> Result<()> {
-        self.file.write_at(&self.sealed, u64::from(self.cipher_len))?;
-        self.cipher_len += self.sealed.len() as u32;
-        self.sealed.clear();
+    fn write(&mut self, sealed: &[u8]) -> Result<()> {
+        self.file.write_at(sealed, u64::from(self.cipher_len))?;
+        self.cipher_len += sealed.len() as u32;
         let waiting = self.cipher_len - self.written_back;
         if waiting >= WRITE_BACK_LEN {
             self.file.write_back(u64::from(self.written_back), u64::from(waiting));
@@ -184,16 +195,16 @@ impl PackWriter {
         let catalogue_cipher_offset = self.cipher_len;
         let (heads, bodies) = self.catalogue.heads();
         let plain = [&heads[0][..], bodies[0], &heads[1], bodies[1]];
-        self.key.seal(&message_aad(MessageKind::Catalogue, catalogue_cipher_offset), &plain, &mut self.sealed)?;
-        let catalogue_cipher_len = self.sealed.len() as u32;
+        let mut end = Vec::new();
+        self.key.seal(&message_aad(MessageKind::Catalogue, catalogue_cipher_offset), &plain, &mut end)?;
+        let catalogue_cipher_len = end.len() as u32;
 
         let true_cipher_len = catalogue_cipher_offset + catalogue_cipher_len + TRAILER_CIPHER_LEN as u32;
         let cipher_len = padme_len(u64::from(true_cipher_len), PACK_LEN_FLOOR) as u32;
         debug_assert!(cipher_len <= PACK_CIPHER_LEN, "room() keeps place for the end");
         let padding = (cipher_len - true_cipher_len) as usize;
-        let start = self.sealed.len();
-        self.sealed.resize(start + padding, 0);
-        random(&mut self.sealed[start..])?;
+        end.resize(end.len() + padding, 0);
+        random(&mut end[catalogue_cipher_len as usize..])?;
 
         let trailer = Trailer {
             catalogue_cipher_offset,
@@ -203,8 +214,8 @@ impl PackWriter {
             runs: self.catalogue.run_count(),
         };
         let aad = message_aad(MessageKind::Trailer, cipher_len - TRAILER_CIPHER_LEN as u32);
-        self.key.seal(&aad, &[&trailer.encode()], &mut self.sealed)?;
-        self.write_sealed()?;
+        self.key.seal(&aad, &[&trailer.encode()], &mut end)?;
+        self.write(&end)?;
         debug_assert_eq!(self.cipher_len, cipher_len);
         self.file.write_back(u64::from(self.written_back), u64::from(cipher_len - self.written_back));
         Ok(FinishedPack { id: self.id, cipher_len, file: self.file })

@@ -77,7 +77,7 @@ impl DirStore {
         let folder = self.make_folder(&new, &device.to_string(), &name)?;
         sync_folder(&new, "new")?;
         let lock = self.lock(&folder, &name)?;
-        for area in [Area::Key, Area::Index, Area::Data] {
+        for area in Area::ALL {
             let fd = self.make_folder(&self.root, area.name(), area.name())?;
             self.check_same_filesystem(&folder, &fd, area.name())?;
             self.areas[area as usize].get_or_init(|| fd);

@@ -7,54 +7,17 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use super::memory_file::{MemoryFile, Random};
+mod faults;
+mod file;
+#[cfg(test)]
+mod tests;
+
+use self::faults::Fate;
+pub use self::faults::Faults;
+use self::file::{MemoryFile, Random};
 use super::{Area, Growing, Object, ObjectId, Space, Store};
 use crate::error::{Error, Kind, Result};
-
-/// What goes wrong, and when. Operations are numbered from 0: each create, write, sync, publish, put, remove, discard.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Faults {
-    cut_after: Option<u64>,
-    fail_once: Option<(u64, i32)>,
-    sync_delay: Duration,
-    space_bytes: Option<u64>,
-    seed: u64,
-}
-
-impl Faults {
-    /// The power goes in operation `n`, which may be done, partly done or not: it and all later calls fail.
-    #[must_use]
-    pub fn cut_after(mut self, n: u64) -> Self {
-        self.cut_after = Some(n);
-        self
-    }
-    /// Operation `n` fails with `errno`; a write may have been done in part. Later ones work.
-    #[must_use]
-    pub fn fail_once(mut self, n: u64, errno: i32) -> Self {
-        self.fail_once = Some((n, errno));
-        self
-    }
-    /// Each sync takes so long.
-    #[must_use]
-    pub fn sync_delay(mut self, delay: Duration) -> Self {
-        self.sync_delay = delay;
-        self
-    }
-    /// There is room for so many bytes in all.
-    #[must_use]
-    pub fn space(mut self, bytes: u64) -> Self {
-        self.space_bytes = Some(bytes);
-        self
-    }
-    /// Decides how much of an operation that fails is done.
-    #[must_use]
-    pub fn seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
-        self
-    }
-}
 
 type File = Arc<Mutex<MemoryFile>>;
 type Folder = BTreeMap<ObjectId, File>;
@@ -74,15 +37,6 @@ struct State {
     operations: u64,
     is_cut: bool,
     faults: Faults,
-}
-
-/// What becomes of an operation.
-enum Fate {
-    Done,
-    /// It fails with this, after a part that the number chooses.
-    Fails(io::Error, u64),
-    /// It fails, and nobody is left to hear of it.
-    Cut(u64),
 }
 
 /// A library in memory. Clones are handles of the same one.
@@ -125,17 +79,10 @@ impl State {
         if self.is_cut {
             return Fate::Fails(power_is_gone(), 0);
         }
-        let n = self.operations;
+        let fate = self.faults.fate(self.operations);
         self.operations += 1;
-        let chance = Random::new(self.faults.seed ^ n).next();
-        if self.faults.cut_after.is_some_and(|cut| n >= cut) {
-            self.is_cut = true;
-            return Fate::Cut(chance);
-        }
-        match self.faults.fail_once {
-            Some((at, errno)) if at == n => Fate::Fails(io::Error::from_raw_os_error(errno), chance),
-            _ => Fate::Done,
-        }
+        self.is_cut = matches!(fate, Fate::Cut(_));
+        fate
     }
 
     fn used_bytes(&self) -> u64 {
@@ -152,11 +99,14 @@ impl State {
 
     fn remove(&mut self, place: Place, id: ObjectId) -> Result<()> {
         let fate = self.begin();
-        // In a cut it may have been carried out, and is then forgotten or not like any other.
-        if matches!(fate, Fate::Done) || matches!(fate, Fate::Cut(chance) if chance % 2 == 0) {
-            if let Some(file) = self.folder(place).remove(&id) {
-                self.removed.push((place, id, file));
-            }
+        // In a cut it may have been carried out, and is then durable or not like any other.
+        let is_carried_out = match fate {
+            Fate::Done => true,
+            Fate::Cut(chance) => chance & 1 == 0,
+            Fate::Fails(..) => false,
+        };
+        if is_carried_out && let Some(file) = self.folder(place).remove(&id) {
+            self.removed.push((place, id, file));
         }
         self.outcome(fate, place, id)
     }
@@ -228,7 +178,7 @@ impl MemoryStore {
         let state = lock(&self.state);
         let mut after = state.deep_clone(MemoryFile::clone);
         if let Some((id, area)) = state.publishing
-            && Random::new(state.faults.seed ^ state.operations).next() % 2 == 0
+            && Random::new(state.faults.seed ^ state.operations).coin()
         {
             // Cannot fail in a way that matters: it was found there when the cut came.
             let _ = after.publish(id, area);
@@ -242,15 +192,15 @@ impl MemoryStore {
         let mut random = Random::new(seed);
         let mut after = state.deep_clone(|file| file.after_power_cut(&mut random));
         let unnamed = |id: &ObjectId| state.new.get(id).is_some_and(|file| !lock(file).is_named);
-        after.new.retain(|id, _| !unnamed(id) || random.next() % 2 == 0);
+        after.new.retain(|id, _| !unnamed(id) || random.coin());
         if let Some((id, area)) = state.publishing
-            && random.next() % 2 == 0
+            && random.coin()
         {
             // Its name in `new/` may be lost already; then there was nothing to publish.
             let _ = after.publish(id, area);
         }
         for (place, id, file) in std::mem::take(&mut after.removed) {
-            if random.next() % 2 == 0 {
+            if random.coin() {
                 after.folder(place).entry(id).or_insert(file);
             }
         }
@@ -442,7 +392,7 @@ impl Store for MemoryStore {
                 state.removed.retain(|(place, ..)| place.is_some_and(|place| place != area));
             }
             // Half of the cuts come when all is written and about to be published.
-            Fate::Cut(chance) if chance % 2 == 0 => {
+            Fate::Cut(chance) if chance & 1 == 0 => {
                 state.new.insert(id, Arc::new(Mutex::new(MemoryFile::durable(bytes.to_vec()))));
                 state.publishing = Some((id, area));
             }

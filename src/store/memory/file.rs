@@ -15,6 +15,11 @@ impl Random {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
+
+    /// Heads or tails.
+    pub fn coin(&mut self) -> bool {
+        self.next() & 1 == 0
+    }
 }
 
 /// A write that no sync covers yet, with what undoes it.
