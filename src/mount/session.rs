@@ -183,7 +183,7 @@ impl Mounted {
         self.detach();
         if ended.recv_timeout(GRACE) == Err(mpsc::RecvTimeoutError::Timeout) {
             log::warn!(
-                "{}: files are still open; they are cut off",
+                "{}: still in use; what uses it is cut off",
                 self.0.point.display()
             );
             self.cut();
