@@ -32,7 +32,8 @@ impl Farewell {
         // Names are free for all to take, so another one is tried.
         (0..16).find_map(|attempt| {
             let name = format!("hushfs-{pid}-{attempt}");
-            let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).ok()?).ok()?;
+            let listener =
+                UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).ok()?).ok()?;
             listener.set_nonblocking(true).ok()?;
             Some(Self { name, listener })
         })
@@ -60,7 +61,9 @@ pub(super) struct Connection(UnixStream);
 /// Connects to the process behind a mount; `None` where it does not say, or may not be asked by this user.
 pub(super) fn connect(point: &Path) -> Option<Connection> {
     let mut value = [0; 64];
-    let (name, _) = rustix::fs::getxattr(point, SESSION_ATTRIBUTE, &mut value).ok().map(|len| value.split_at(len))?;
+    let (name, _) = rustix::fs::getxattr(point, SESSION_ATTRIBUTE, &mut value)
+        .ok()
+        .map(|len| value.split_at(len))?;
     let stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(name).ok()?).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     Some(Connection(stream))
@@ -77,9 +80,14 @@ impl Connection {
         }
         match message.split_first() {
             Some((0, _)) => Ok(()),
-            Some((_, text)) => Err(Error::from(Kind::Mount(String::from_utf8_lossy(text).into()))),
-            None => Err(Error::new(Kind::Mount("its process died before all was written".into()), point.display())
-                .hint("nothing is lost that was closed: the next mount takes it over")),
+            Some((_, text)) => Err(Error::from(Kind::Mount(
+                String::from_utf8_lossy(text).into(),
+            ))),
+            None => Err(Error::new(
+                Kind::Mount("its process died before all was written".into()),
+                point.display(),
+            )
+            .hint("nothing is lost that was closed: the next mount takes it over")),
         }
     }
 }
