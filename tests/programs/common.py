@@ -220,6 +220,9 @@ def make_tree(root):
     run("setfacl", "-m", "u:daemon:rw,g:daemon:r", attributes / "mode 644")
     run("setfacl", "-d", "-m", "u:daemon:rwx", attributes)
     (root / "empty").mkdir(mode=0o1777)
+    for p in root.rglob("*"):
+        if not p.is_file() and not p.is_dir() or p.is_symlink():  # rsync gives these no more than whole seconds
+            os.utime(p, ns=(10**18, 10**18), follow_symlinks=False)
     for d in sorted((p for p in root.rglob("*") if p.is_dir() and not p.is_symlink()), reverse=True):
         os.utime(d, ns=(10**18, 10**18 + 987_654_321))
 
