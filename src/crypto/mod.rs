@@ -1,12 +1,22 @@
 //! Keys, slots, derivation, sealing; no I/O.
+//!
+//! Everything comes from one [`MasterKey`]: a [`SealKey`] for each object, bound to every byte of the object's
+//! [`Header`]; the MAC over each [`Slot`], which wraps the master key under a [`Secret`]; the library's public
+//! [`Fingerprint`]. Suite 1 is AES-256-GCM, HKDF-SHA256, HMAC-SHA256 and Argon2id.
 
 mod aead;
 mod header;
+mod kdf;
 mod keys;
+mod process;
 mod recovery;
 mod slot;
 
 pub use aead::{NONCE_LEN, SEAL_OVERHEAD, SealKey, TAG_LEN};
-pub use header::{Features, HEADER_LEN, Header, Magic};
+pub use header::{FORMAT_SUITE, FORMAT_VERSION, Features, HEADER_LEN, Header, Magic};
+pub use kdf::KdfParams;
 pub use keys::{Fingerprint, MasterKey, random};
-pub use slot::{KdfParams, Secret, Slot, SlotKind};
+pub use process::harden_process;
+pub use slot::{
+    KEY_FILE_LEN_MAX, KEY_FILE_LEN_MIN, LABEL_LEN_MAX, SLOT_LEN, Secret, Slot, SlotKind,
+};

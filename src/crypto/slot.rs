@@ -1,17 +1,71 @@
 //! Slots: the master key, wrapped by a password or a key file.
+//!
+//! A slot is a file of [`SLOT_LEN`] bytes, written once; integers are little endian:
+//!
+//! | at | bytes | |
+//! |---|---|---|
+//! | 0 | 48 | header, magic `HUSHSLOT` |
+//! | 48 | 4 | kind: 1 password, 2 key file |
+//! | 52 | 12 | Argon2id: memory in KiB, passes, lanes; all 0 for a key file |
+//! | 64 | 8 | created: seconds since 1970 |
+//! | 72 | 32 | salt |
+//! | 104 | 60 | the master key, sealed under the wrapping key, no associated data |
+//! | 164 | 92 | the label: its length (1 byte), its UTF-8, zeros; sealed under the slot's object key |
+//! | 256 | 32 | HMAC-SHA256 of bytes 0 to 255 under the key `hushfs slot mac` of the master key |
+//! | 288 | 32 | SHA-256 of bytes 0 to 287: tells an accident from a wrong password, and costs an attacker nothing |
+//!
+//! The wrapping key is HKDF-SHA256 with the salt, over Argon2id(password, salt) or over the key file, and with
+//! `info` = `hushfs slot wrap`, a zero byte, the header.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hkdf::Hkdf;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use super::MasterKey;
-use crate::error::Result;
-use crate::store::ObjectId;
+use super::aead::{SEAL_OVERHEAD, SealKey};
+use super::kdf::stretch;
+use super::{HEADER_LEN, Header, KdfParams, Magic, MasterKey, random};
+use crate::error::{Error, Kind, Result};
+use crate::store::{Area, ObjectId};
+
+/// Bytes of a slot file.
+pub const SLOT_LEN: usize = CHECKSUM.end;
+/// The shortest key file, in bytes: as long as the key that it wraps.
+pub const KEY_FILE_LEN_MIN: usize = 32;
+/// The longest key file, in bytes.
+pub const KEY_FILE_LEN_MAX: usize = 64 * 1024;
+/// The longest label, in bytes of UTF-8.
+pub const LABEL_LEN_MAX: usize = 63;
+
+const KIND: std::ops::Range<usize> = HEADER_LEN..HEADER_LEN + 4;
+const MEMORY: std::ops::Range<usize> = KIND.end..KIND.end + 4;
+const PASSES: std::ops::Range<usize> = MEMORY.end..MEMORY.end + 4;
+const LANES: std::ops::Range<usize> = PASSES.end..PASSES.end + 4;
+const CREATED: std::ops::Range<usize> = LANES.end..LANES.end + 8;
+const SALT: std::ops::Range<usize> = CREATED.end..CREATED.end + 32;
+const WRAPPED: std::ops::Range<usize> = SALT.end..SALT.end + 32 + SEAL_OVERHEAD;
+const LABEL: std::ops::Range<usize> = WRAPPED.end..WRAPPED.end + 1 + LABEL_LEN_MAX + SEAL_OVERHEAD;
+const MAC: std::ops::Range<usize> = LABEL.end..LABEL.end + 32;
+const CHECKSUM: std::ops::Range<usize> = MAC.end..MAC.end + 32;
 
 /// What a person gives to open a library.
 pub enum Secret {
     /// A password, as bytes of UTF-8 (or whatever the file held).
     Password(Zeroizing<Vec<u8>>),
-    /// The contents of a key file: 32 bytes or more.
+    /// The contents of a key file: [`KEY_FILE_LEN_MIN`] to [`KEY_FILE_LEN_MAX`] bytes.
     KeyFile(Zeroizing<Vec<u8>>),
+}
+
+impl Secret {
+    /// The kind of slot that it opens.
+    pub fn kind(&self) -> SlotKind {
+        match self {
+            Secret::Password(_) => SlotKind::Password,
+            Secret::KeyFile(_) => SlotKind::KeyFile,
+        }
+    }
 }
 
 /// What a slot opens with.
@@ -23,36 +77,389 @@ pub enum SlotKind {
     KeyFile,
 }
 
-/// Argon2id costs, stored in the slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KdfParams {
-    /// Memory in KiB.
-    pub memory_kib: u32,
-    /// Passes.
-    pub passes: u32,
-    /// Lanes.
-    pub lanes: u32,
-}
-
-/// A parsed slot, not opened.
+/// A parsed slot, not opened. Nothing in it is authentic before [`Slot::verify`] or [`Slot::open`] has said so.
 pub struct Slot {
     /// Its name.
     pub id: ObjectId,
     /// What it opens with.
     pub kind: SlotKind,
+    /// What opening it costs; `None` for a key file.
+    pub kdf: Option<KdfParams>,
+    /// When it was made, in seconds since 1970, by the clock of the machine that made it.
+    pub created: u64,
+    header: Header,
+    bytes: Box<[u8; SLOT_LEN]>,
 }
 
 impl Slot {
-    /// Wraps the master key; the bytes are the whole file.
-    pub fn seal(_id: ObjectId, _master: &MasterKey, _secret: &Secret, _kdf: KdfParams, _label: &str) -> Result<Vec<u8>> {
-        unimplemented!()
+    /// Wraps the master key; the bytes are the whole file. `kdf` matters for passwords only. The label (63 bytes at
+    /// most) is what the owner calls the slot; it is sealed.
+    ///
+    /// Refused with [`Kind::Usage`]: parameters out of bounds, a label that is too long, a key file of the wrong
+    /// length.
+    pub fn seal(
+        id: ObjectId,
+        master: &MasterKey,
+        secret: &Secret,
+        kdf: KdfParams,
+        label: &str,
+    ) -> Result<Vec<u8>> {
+        if label.len() > LABEL_LEN_MAX {
+            return Err(Error::usage(format_args!(
+                "a label may have {LABEL_LEN_MAX} bytes, and this one has {}",
+                label.len()
+            )));
+        }
+        let header = Header::new(Magic::Slot, id);
+        let kdf = (secret.kind() == SlotKind::Password).then_some(kdf);
+        let mut salt = [0; 32];
+        random(&mut salt)?;
+        let created = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs());
+        let KdfParams {
+            memory_kib,
+            passes,
+            lanes,
+        } = kdf.unwrap_or(KdfParams {
+            memory_kib: 0,
+            passes: 0,
+            lanes: 0,
+        });
+
+        let mut bytes = Vec::with_capacity(SLOT_LEN);
+        bytes.extend_from_slice(&header.encode());
+        bytes.extend_from_slice(&kind_number(secret.kind()).to_le_bytes());
+        for cost in [memory_kib, passes, lanes] {
+            bytes.extend_from_slice(&cost.to_le_bytes());
+        }
+        bytes.extend_from_slice(&created.to_le_bytes());
+        bytes.extend_from_slice(&salt);
+        wrapping_key(&header, secret, kdf, &salt)?.seal(b"", &[master.bytes()], &mut bytes)?;
+        let mut padded = [0; 1 + LABEL_LEN_MAX];
+        padded[0] = label.len() as u8;
+        padded[1..=label.len()].copy_from_slice(label.as_bytes());
+        master
+            .object_key(&header)
+            .seal(b"", &[&padded], &mut bytes)?;
+        let mac = mac_of(master, &bytes).finalize().into_bytes();
+        bytes.extend_from_slice(&mac);
+        let checksum = Sha256::digest(&bytes);
+        bytes.extend_from_slice(&checksum);
+        debug_assert_eq!(bytes.len(), SLOT_LEN);
+        Ok(bytes)
     }
-    /// Reads a slot file; refuses parameters above fixed bounds.
-    pub fn parse(_id: ObjectId, _bytes: &[u8]) -> Result<Self> {
-        unimplemented!()
+
+    /// Reads a slot file. [`Kind::Damaged`] where it is not as it was written, or asks for more than the fixed bounds
+    /// of Argon2's costs (1 GiB, 64 passes, 64 lanes, 8 GiB times passes); [`Kind::Unsupported`] where it is of a
+    /// later version.
+    pub fn parse(id: ObjectId, bytes: &[u8]) -> Result<Self> {
+        let name = name_of(id);
+        let damaged = |check: &str| Err(Error::damaged(&name, check));
+        let Some(header) = bytes.first_chunk::<HEADER_LEN>() else {
+            return damaged("it is too short for a slot");
+        };
+        let header = Header::decode(header, Magic::Slot, id, &name)?;
+        let Ok(bytes) = <&[u8; SLOT_LEN]>::try_from(bytes) else {
+            return damaged(&format!(
+                "it has {} bytes, where a slot has {SLOT_LEN}",
+                bytes.len()
+            ));
+        };
+        if Sha256::digest(&bytes[..CHECKSUM.start])[..] != bytes[CHECKSUM] {
+            return damaged("its checksum does not fit");
+        }
+        let costs = KdfParams {
+            memory_kib: u32_at(bytes, MEMORY),
+            passes: u32_at(bytes, PASSES),
+            lanes: u32_at(bytes, LANES),
+        };
+        let (kind, kdf) = match u32_at(bytes, KIND) {
+            1 => (SlotKind::Password, Some(costs)),
+            2 => (SlotKind::KeyFile, None),
+            other => return damaged(&format!("its kind is number {other}")),
+        };
+        if let Some(Err(check)) = kdf.map(|costs| costs.check()) {
+            return damaged(&check);
+        }
+        let created = u64::from(u32_at(bytes, CREATED.start..CREATED.start + 4))
+            | u64::from(u32_at(bytes, CREATED.start + 4..CREATED.end)) << 32;
+        Ok(Self {
+            id,
+            kind,
+            kdf,
+            created,
+            header,
+            bytes: Box::new(*bytes),
+        })
     }
-    /// Opens it; WrongKey where the secret is not this slot's.
-    pub fn open(&self, _secret: &Secret) -> Result<MasterKey> {
-        unimplemented!()
+
+    /// Whether this version may write to the library, as far as this slot says.
+    pub fn writable(&self) -> bool {
+        self.header.writable()
+    }
+
+    /// Opens it. [`Kind::WrongKey`] where the secret is not this slot's, [`Kind::Damaged`] where it is and the slot
+    /// was changed. Takes 0.1 s and 64 MiB with a password and the default costs.
+    pub fn open(&self, secret: &Secret) -> Result<MasterKey> {
+        let wrong = || Error::new(Kind::WrongKey, name_of(self.id));
+        if secret.kind() != self.kind {
+            return Err(wrong());
+        }
+        let key = wrapping_key(&self.header, secret, self.kdf, &self.bytes[SALT])?;
+        let master = MasterKey::with(|master| {
+            if key.open(b"", &self.bytes[WRAPPED], master) {
+                Ok(())
+            } else {
+                Err(wrong())
+            }
+        })?;
+        self.verify(&master)?;
+        Ok(master)
+    }
+
+    /// Checks the MAC over the slot, with the master key from elsewhere. [`Kind::Damaged`] where it does not hold:
+    /// the slot was changed, or is another library's.
+    pub fn verify(&self, master: &MasterKey) -> Result<()> {
+        mac_of(master, &self.bytes[..MAC.start])
+            .verify_slice(&self.bytes[MAC])
+            .map_err(|_| {
+                Error::damaged(
+                    name_of(self.id),
+                    "it was not written with this library's key",
+                )
+                .hint("remove the file, unless you know where it comes from")
+            })
+    }
+
+    /// What its owner calls it; may be empty. Verifies the slot.
+    pub fn label(&self, master: &MasterKey) -> Result<String> {
+        self.verify(master)?;
+        let mut padded = [0; 1 + LABEL_LEN_MAX];
+        let label = master
+            .object_key(&self.header)
+            .open(b"", &self.bytes[LABEL], &mut padded)
+            .then(|| padded[1..].get(..usize::from(padded[0])))
+            .flatten();
+        let text = label.and_then(|label| std::str::from_utf8(label).ok());
+        text.map(str::to_string)
+            .ok_or_else(|| Error::damaged(name_of(self.id), "its label does not open"))
+    }
+}
+
+/// What errors call a slot.
+fn name_of(id: ObjectId) -> String {
+    format!("{}/{id}", Area::Key.name())
+}
+
+fn kind_number(kind: SlotKind) -> u32 {
+    match kind {
+        SlotKind::Password => 1,
+        SlotKind::KeyFile => 2,
+    }
+}
+
+fn u32_at(bytes: &[u8; SLOT_LEN], range: std::ops::Range<usize>) -> u32 {
+    u32::from_le_bytes(bytes[range].try_into().expect("a field of 4 bytes"))
+}
+
+fn mac_of(master: &MasterKey, message: &[u8]) -> Hmac<Sha256> {
+    let key = master.derive("hushfs slot mac", &[]);
+    let mut mac = Hmac::<Sha256>::new_from_slice(&*key).expect("HMAC takes keys of any length");
+    mac.update(message);
+    mac
+}
+
+/// The key that wraps the master key: the slow function for passwords, which can be guessed, then HKDF, which binds it
+/// to the header.
+fn wrapping_key(
+    header: &Header,
+    secret: &Secret,
+    kdf: Option<KdfParams>,
+    salt: &[u8],
+) -> Result<SealKey> {
+    let stretched;
+    let input: &[u8] = match (secret, kdf) {
+        (Secret::Password(password), Some(kdf)) => {
+            stretched = stretch(password, kdf, salt)?;
+            &*stretched
+        }
+        (Secret::KeyFile(file), None) => {
+            if !(KEY_FILE_LEN_MIN..=KEY_FILE_LEN_MAX).contains(&file.len()) {
+                return Err(Error::usage(format_args!(
+                    "a key file has {KEY_FILE_LEN_MIN} to {KEY_FILE_LEN_MAX} bytes, and this one has {}",
+                    file.len()
+                )));
+            }
+            file
+        }
+        _ => return Err(Kind::WrongKey.into()),
+    };
+    let mut key = Zeroizing::new([0; 32]);
+    Hkdf::<Sha256>::new(Some(salt), input)
+        .expand_multi_info(&[b"hushfs slot wrap", &[0], &header.encode()], &mut *key)
+        .expect("32 bytes are below HKDF's limit of 8160");
+    Ok(SealKey::new(&key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::kdf::{LANES_MAX, MEMORY_KIB_MAX, PASSES_MAX};
+    use crate::error::ExitStatus;
+
+    const ID: ObjectId = ObjectId([0xab; 16]);
+    /// The cheapest that Argon2 allows: what is tested is the slot.
+    const CHEAP: KdfParams = KdfParams {
+        memory_kib: 8,
+        passes: 1,
+        lanes: 1,
+    };
+
+    fn password(text: &str) -> Secret {
+        Secret::Password(Zeroizing::new(text.as_bytes().to_vec()))
+    }
+
+    fn key_file(len: usize) -> Secret {
+        Secret::KeyFile(Zeroizing::new(vec![5; len]))
+    }
+
+    fn sealed(secret: &Secret) -> (MasterKey, Vec<u8>) {
+        let master = MasterKey::generate().unwrap();
+        let bytes = Slot::seal(ID, &master, secret, CHEAP, "laptop").unwrap();
+        (master, bytes)
+    }
+
+    /// What somebody does who changes a slot and knows the format.
+    fn with_checksum(mut bytes: Vec<u8>) -> Vec<u8> {
+        let checksum = Sha256::digest(&bytes[..CHECKSUM.start]);
+        bytes[CHECKSUM].copy_from_slice(&checksum);
+        bytes
+    }
+
+    fn status<T>(result: Result<T>) -> ExitStatus {
+        match result {
+            Ok(_) => ExitStatus::Success,
+            Err(e) => {
+                assert!(e.to_string().contains("key/abab"), "{e}");
+                e.exit_status()
+            }
+        }
+    }
+
+    #[test]
+    fn a_slot_opens_with_its_secret_only() {
+        for (right, wrong) in [
+            (password("right"), password("wrong")),
+            (key_file(32), key_file(33)),
+            (password("right"), key_file(32)),
+        ] {
+            let (master, bytes) = sealed(&right);
+            assert_eq!(bytes.len(), SLOT_LEN);
+            let slot = Slot::parse(ID, &bytes).unwrap();
+            assert_eq!(slot.kind, right.kind());
+            assert_eq!(slot.open(&right).unwrap().bytes(), master.bytes());
+            assert_eq!(slot.label(&master).unwrap(), "laptop");
+            assert_eq!(status(slot.open(&wrong)), ExitStatus::WrongKey);
+            assert!(slot.created > 1_700_000_000);
+        }
+    }
+
+    #[test]
+    fn nothing_secret_is_in_the_file() {
+        let (master, bytes) = sealed(&password("the password"));
+        for secret in [&b"the password"[..], b"laptop", &master.bytes()[..8]] {
+            assert!(!bytes.windows(secret.len()).any(|w| w == secret));
+        }
+    }
+
+    #[test]
+    fn an_accident_is_told_from_a_wrong_password() {
+        let (_, bytes) = sealed(&password("right"));
+        for bit in 0..SLOT_LEN * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let expected = match bit / 8 {
+                8..16 | 24..28 => ExitStatus::NotLibrary,
+                _ => ExitStatus::Damaged,
+            };
+            assert_eq!(status(Slot::parse(ID, &bad)), expected, "bit {bit}");
+        }
+        for len in 0..SLOT_LEN {
+            assert_eq!(status(Slot::parse(ID, &bytes[..len])), ExitStatus::Damaged);
+        }
+        let longer = [&bytes[..], b"\0"].concat();
+        assert_eq!(status(Slot::parse(ID, &longer)), ExitStatus::Damaged);
+        let renamed = Slot::parse(ObjectId([0xac; 16]), &bytes);
+        assert_eq!(renamed.err().unwrap().exit_status(), ExitStatus::Damaged);
+    }
+
+    #[test]
+    fn a_change_with_a_fitting_checksum_opens_nothing() {
+        let (master, bytes) = sealed(&password("right"));
+        for at in 0..CHECKSUM.start {
+            let mut bad = bytes.clone();
+            bad[at] ^= 1;
+            let Ok(slot) = Slot::parse(ID, &with_checksum(bad)) else {
+                continue;
+            };
+            let expected = if CREATED.contains(&at) || LABEL.contains(&at) || MAC.contains(&at) {
+                ExitStatus::Damaged
+            } else {
+                ExitStatus::WrongKey
+            };
+            assert_eq!(status(slot.open(&password("right"))), expected, "byte {at}");
+            assert_eq!(status(slot.verify(&master)), ExitStatus::Damaged);
+            assert!(slot.label(&master).is_err());
+        }
+    }
+
+    #[test]
+    fn a_slot_of_another_library_does_not_verify() {
+        let (_, bytes) = sealed(&password("right"));
+        let slot = Slot::parse(ID, &bytes).unwrap();
+        let other = MasterKey::generate().unwrap();
+        assert_eq!(status(slot.verify(&other)), ExitStatus::Damaged);
+    }
+
+    #[test]
+    fn hostile_costs_are_refused_before_they_cost() {
+        let (_, bytes) = sealed(&password("right"));
+        let with = |costs: [u32; 3]| {
+            let mut bad = bytes.clone();
+            for (range, cost) in [MEMORY, PASSES, LANES].into_iter().zip(costs) {
+                bad[range].copy_from_slice(&cost.to_le_bytes());
+            }
+            Slot::parse(ID, &with_checksum(bad))
+        };
+        assert!(with([8, 1, 1]).is_ok());
+        assert!(with([MEMORY_KIB_MAX, 8, 64]).is_ok());
+        for bad in [
+            [MEMORY_KIB_MAX + 1, 1, 1],
+            [u32::MAX, u32::MAX, u32::MAX],
+            [0, 0, 0],
+            [64 << 10, 0, 4],
+            [64 << 10, PASSES_MAX + 1, 4],
+            [64 << 10, 3, 0],
+            [64 << 10, 3, LANES_MAX + 1],
+            [31, 1, 4],
+            [MEMORY_KIB_MAX, 9, 4],
+        ] {
+            assert_eq!(status(with(bad)), ExitStatus::Damaged, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_sealed_is_refused() {
+        let master = MasterKey::generate().unwrap();
+        let refused = |secret: &Secret, kdf, label: &str| {
+            let e = Slot::seal(ID, &master, secret, kdf, label).unwrap_err();
+            assert_eq!(e.exit_status(), ExitStatus::Usage, "{e}");
+        };
+        refused(&key_file(31), CHEAP, "");
+        refused(&key_file(KEY_FILE_LEN_MAX + 1), CHEAP, "");
+        refused(&key_file(32), CHEAP, &"x".repeat(LABEL_LEN_MAX + 1));
+        let free = KdfParams { passes: 0, ..CHEAP };
+        refused(&password("p"), free, "");
     }
 }

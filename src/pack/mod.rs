@@ -6,12 +6,18 @@
 use crate::crypto::SEAL_OVERHEAD;
 use crate::store::ObjectId;
 
+mod catalogue;
+mod padding;
 mod pool;
 mod reader;
+#[cfg(test)]
+mod tests;
 mod writer;
 
+pub use catalogue::CatalogueEntry;
+pub use padding::padme_len;
 pub use pool::Packs;
-pub use reader::{CatalogueEntry, PackReader, Trailer};
+pub use reader::{PackReader, Trailer};
 pub use writer::{FinishedPack, Note, PackWriter};
 
 /// The id of a pack.
@@ -54,4 +60,21 @@ impl Run {
     pub fn cipher_len(&self) -> u32 {
         self.plain_len + self.blocks() * SEAL_OVERHEAD as u32
     }
+}
+
+/// What a sealed message of a pack is: the first byte of its associated data, so that none can stand for another.
+#[derive(Debug, Clone, Copy)]
+#[repr(u8)]
+enum MessageKind {
+    Block = 0,
+    Catalogue = 1,
+    Trailer = 2,
+}
+
+/// The associated data of a message: what it is, and where in the pack it starts (u64, little endian).
+fn message_aad(kind: MessageKind, cipher_offset: u32) -> [u8; 9] {
+    let mut aad = [0; 9];
+    aad[0] = kind as u8;
+    aad[1..].copy_from_slice(&u64::from(cipher_offset).to_le_bytes());
+    aad
 }

@@ -1,34 +1,91 @@
 //! The packs that are open for reading.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lru::LruCache;
 
 use super::{PackId, PackReader};
 use crate::crypto::MasterKey;
 use crate::error::Result;
-use crate::store::{Object, Store};
+use crate::store::{Area, Object, Store};
 
 /// Open packs, a bounded number of them; the longest unused is closed first.
-pub struct Packs {}
+pub struct Packs {
+    store: Arc<dyn Store>,
+    master: Arc<MasterKey>,
+    open: Mutex<Open>,
+}
+
+struct Open {
+    published: LruCache<PackId, Arc<PackReader>>,
+    /// Growing packs and leftovers: a handful, not counted into the bound.
+    pinned: HashMap<PackId, Arc<PackReader>>,
+    /// How often a pack was closed on purpose: one that was opened at that time is not kept.
+    closed: u64,
+}
 
 impl Packs {
-    /// Keeps at most `open_max` published packs open.
-    pub fn new(_store: Arc<dyn Store>, _master: Arc<MasterKey>, _open_max: usize) -> Self {
-        unimplemented!()
+    /// Keeps at most `open_max` published packs open, one at least.
+    pub fn new(store: Arc<dyn Store>, master: Arc<MasterKey>, open_max: usize) -> Self {
+        let open_max = NonZeroUsize::new(open_max).unwrap_or(NonZeroUsize::MIN);
+        let open = Open { published: LruCache::sparse(open_max), pinned: HashMap::new(), closed: 0 };
+        Self { store, master, open: Mutex::new(open) }
     }
+
+    /// A panic while the lock was held leaves at most a pack unlisted, so nobody else need fail for it.
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The reader of a pack, opened where it is not. No lock is held over the opening.
-    pub fn get(&self, _id: PackId) -> Result<Arc<PackReader>> {
-        unimplemented!()
+    pub fn get(&self, id: PackId) -> Result<Arc<PackReader>> {
+        let closed = {
+            let mut open = self.lock();
+            if let Some(reader) = open.pinned.get(&id) {
+                return Ok(Arc::clone(reader));
+            }
+            if let Some(reader) = open.published.get(&id) {
+                return Ok(Arc::clone(reader));
+            }
+            open.closed
+        };
+        let reader = Arc::new(PackReader::open(self.store.open(Area::Data, id)?, id, &self.master)?);
+        let mut open = self.lock();
+        // A pack removed meanwhile must not stay open, or its room on the disk would stay taken.
+        let evicted = if open.closed == closed { open.published.push(id, Arc::clone(&reader)) } else { None };
+        drop(open);
+        // Closing a file may take its time; not under the lock.
+        drop(evicted);
+        Ok(reader)
     }
+
     /// Adds a pack that still grows (or a leftover); it stays until [`Packs::unpin`].
-    pub fn pin(&self, _id: PackId, _object: Arc<dyn Object>) -> Result<()> {
-        unimplemented!()
+    pub fn pin(&self, id: PackId, object: Arc<dyn Object>) -> Result<()> {
+        let reader = Arc::new(PackReader::open(object, id, &self.master)?);
+        self.lock().pinned.insert(id, reader);
+        Ok(())
     }
-    /// From now on it is one of the published packs.
-    pub fn unpin(&self, _id: PackId) {
-        unimplemented!()
+
+    /// From now on it is one of the published packs: opened anew when it is asked for, under its published name.
+    pub fn unpin(&self, id: PackId) {
+        let reader = self.lock().pinned.remove(&id);
+        drop(reader);
     }
+
     /// Closes it: it is about to be removed.
-    pub fn forget(&self, _id: PackId) {
-        unimplemented!()
+    pub fn forget(&self, id: PackId) {
+        let mut open = self.lock();
+        open.closed += 1;
+        let readers = (open.published.pop(&id), open.pinned.remove(&id));
+        drop(open);
+        drop(readers);
+    }
+
+    /// How many packs are open: published, pinned.
+    pub fn open_count(&self) -> (usize, usize) {
+        let open = self.lock();
+        (open.published.len(), open.pinned.len())
     }
 }

@@ -3,25 +3,17 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{PackId, Run};
-use crate::crypto::MasterKey;
-use crate::error::Result;
-use crate::store::{DeviceId, Object};
+use super::catalogue::{self, CatalogueEntry};
+use super::{MessageKind, PACK_CIPHER_LEN, PackId, Run, message_aad};
+use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey};
+use crate::error::{Error, Result};
+use crate::store::{DeviceId, Object, ObjectId};
 
-/// What the catalogue says of a run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CatalogueEntry {
-    /// The run.
-    pub run: Run,
-    /// The inode's id.
-    pub inode: u128,
-    /// The path at that time.
-    pub path: Vec<u8>,
-    /// Where in the file.
-    pub plain_offset: u64,
-    /// Lamport counter.
-    pub counter: u64,
-}
+const TRAILER_PLAIN_LEN: usize = 32;
+/// Bytes of the sealed trailer.
+pub(super) const TRAILER_CIPHER_LEN: usize = TRAILER_PLAIN_LEN + SEAL_OVERHEAD;
+/// Longest sealed catalogue that is read; a writer stops at half of it.
+const CATALOGUE_CIPHER_MAX: u32 = 8 << 20;
 
 /// What stands at the end of a finished pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,32 +26,149 @@ pub struct Trailer {
     pub true_cipher_len: u32,
     /// Who wrote it.
     pub device: DeviceId,
+    /// Runs in the catalogue.
+    pub runs: u32,
+}
+
+impl Trailer {
+    pub(super) fn encode(&self) -> [u8; TRAILER_PLAIN_LEN] {
+        let mut bytes = [0; TRAILER_PLAIN_LEN];
+        bytes[0..4].copy_from_slice(&self.catalogue_cipher_offset.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.catalogue_cipher_len.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.true_cipher_len.to_le_bytes());
+        bytes[12..28].copy_from_slice(&self.device.0);
+        bytes[28..32].copy_from_slice(&self.runs.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8; TRAILER_PLAIN_LEN]) -> Self {
+        let number = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let mut device = [0; 16];
+        device.copy_from_slice(&bytes[12..28]);
+        Self {
+            catalogue_cipher_offset: number(0),
+            catalogue_cipher_len: number(4),
+            true_cipher_len: number(8),
+            device: ObjectId(device),
+            runs: number(28),
+        }
+    }
+
+    /// Whether the places that it names can be, in a pack of `cipher_len` bytes.
+    fn is_possible(&self, cipher_len: u64) -> bool {
+        let end =
+            u64::from(self.catalogue_cipher_offset) + u64::from(self.catalogue_cipher_len) + TRAILER_CIPHER_LEN as u64;
+        self.catalogue_cipher_offset as usize >= HEADER_LEN
+            && (SEAL_OVERHEAD as u32..=CATALOGUE_CIPHER_MAX).contains(&self.catalogue_cipher_len)
+            && u64::from(self.true_cipher_len) == end
+            && end <= cipher_len
+    }
 }
 
 /// A pack open for reading, growing or published.
-pub struct PackReader {}
+pub struct PackReader {
+    id: PackId,
+    object: Arc<dyn Object>,
+    key: SealKey,
+}
 
 impl PackReader {
     /// Reads and checks the header.
-    pub fn open(_object: Arc<dyn Object>, _id: PackId, _master: &MasterKey) -> Result<Self> {
-        unimplemented!()
+    pub fn open(object: Arc<dyn Object>, id: PackId, master: &MasterKey) -> Result<Self> {
+        let mut header = [0; HEADER_LEN];
+        object.read_at(&mut header, 0)?;
+        let header = Header::decode(&header, Magic::Pack, id, &object.name())?;
+        Ok(Self { id, object, key: master.object_key(&header) })
     }
+
+    /// Its id.
+    pub fn id(&self) -> PackId {
+        self.id
+    }
+
+    fn damaged(&self, check: impl std::fmt::Display) -> Error {
+        Error::damaged(self.object.name(), check)
+    }
+
+    /// What the index says is checked before it is computed with: it may come from another device.
+    fn check_run(&self, run: &Run, blocks: &Range<u32>) -> Result<()> {
+        let in_pack = run.pack == self.id
+            && (1..=PACK_CIPHER_LEN).contains(&run.plain_len)
+            && run.cipher_offset as usize >= HEADER_LEN
+            && u64::from(run.cipher_offset) + u64::from(run.cipher_len()) <= u64::from(PACK_CIPHER_LEN);
+        if in_pack && blocks.start < blocks.end && blocks.end <= run.blocks() {
+            return Ok(());
+        }
+        let (offset, len) = (run.cipher_offset, run.plain_len);
+        Err(self.damaged(format_args!("cannot hold blocks {blocks:?} of a run at {offset} of {len} bytes")))
+    }
+
     /// Reads the sealed bytes of adjacent blocks of a run, in one read, to `sealed` (cleared first).
-    pub fn read_sealed(&self, _run: &Run, _blocks: Range<u32>, _sealed: &mut Vec<u8>) -> Result<()> {
-        unimplemented!()
+    ///
+    /// A pack that is too short is damaged.
+    pub fn read_sealed(&self, run: &Run, blocks: Range<u32>, sealed: &mut Vec<u8>) -> Result<()> {
+        self.check_run(run, &blocks)?;
+        let last = blocks.end - 1;
+        let start = run.block_cipher_offset(blocks.start);
+        let end = run.block_cipher_offset(last) + run.block_plain_len(last) + SEAL_OVERHEAD as u32;
+        // Not cleared: every byte is read over, so only what is longer than the last time costs a fill.
+        sealed.resize((end - start) as usize, 0);
+        self.object.read_at(sealed, u64::from(start)).inspect_err(|_| sealed.clear())
     }
+
     /// Opens block `block` of `run` from its sealed bytes into `plain`, exactly `run.block_plain_len(block)` long.
-    pub fn open_block(&self, _run: &Run, _block: u32, _sealed: &[u8], _plain: &mut [u8]) -> Result<()> {
-        unimplemented!()
+    ///
+    /// After an error, what is in `plain` means nothing.
+    pub fn open_block(&self, run: &Run, block: u32, sealed: &[u8], plain: &mut [u8]) -> Result<()> {
+        self.check_run(run, &(block..block.saturating_add(1)))?;
+        let cipher_offset = run.block_cipher_offset(block);
+        let fits = plain.len() == run.block_plain_len(block) as usize && sealed.len() == plain.len() + SEAL_OVERHEAD;
+        debug_assert!(fits, "callers size their buffers by the run");
+        if fits && self.key.open(&message_aad(MessageKind::Block, cipher_offset), sealed, plain) {
+            return Ok(());
+        }
+        Err(self.damaged(format_args!("the block at {cipher_offset} does not open")))
     }
+
     /// Says that these bytes of the pack will be read soon.
-    pub fn prefetch(&self, _cipher_offset: u32, _cipher_len: u32) {}
+    pub fn prefetch(&self, cipher_offset: u32, cipher_len: u32) {
+        self.object.prefetch(u64::from(cipher_offset), u64::from(cipher_len));
+    }
+
     /// Opens the trailer; only finished packs have one.
     pub fn trailer(&self) -> Result<Trailer> {
-        unimplemented!()
+        let cipher_len = self.object.cipher_len()?;
+        if cipher_len < (HEADER_LEN + TRAILER_CIPHER_LEN) as u64 || cipher_len > u64::from(PACK_CIPHER_LEN) {
+            return Err(self.damaged(format_args!("no pack is {cipher_len} bytes long")));
+        }
+        let offset = cipher_len as u32 - TRAILER_CIPHER_LEN as u32;
+        let mut sealed = [0; TRAILER_CIPHER_LEN];
+        self.object.read_at(&mut sealed, u64::from(offset))?;
+        let mut plain = [0; TRAILER_PLAIN_LEN];
+        if !self.key.open(&message_aad(MessageKind::Trailer, offset), &sealed, &mut plain) {
+            return Err(self.damaged(format_args!("the trailer at {offset} does not open")));
+        }
+        let trailer = Trailer::decode(&plain);
+        if trailer.is_possible(cipher_len) {
+            return Ok(trailer);
+        }
+        Err(self.damaged("the trailer names places that cannot be"))
     }
+
     /// Opens the catalogue.
     pub fn catalogue(&self) -> Result<Vec<CatalogueEntry>> {
-        unimplemented!()
+        let trailer = self.trailer()?;
+        let offset = trailer.catalogue_cipher_offset;
+        let mut sealed = vec![0; trailer.catalogue_cipher_len as usize];
+        self.object.read_at(&mut sealed, u64::from(offset))?;
+        let mut plain = vec![0; sealed.len() - SEAL_OVERHEAD];
+        if !self.key.open(&message_aad(MessageKind::Catalogue, offset), &sealed, &mut plain) {
+            return Err(self.damaged(format_args!("the catalogue at {offset} does not open")));
+        }
+        let entries = catalogue::decode(&plain, self.id, offset).map_err(|check| self.damaged(check))?;
+        if entries.len() != trailer.runs as usize {
+            return Err(self.damaged("catalogue and trailer name different numbers of runs"));
+        }
+        Ok(entries)
     }
 }

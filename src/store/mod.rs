@@ -10,13 +10,16 @@ use std::sync::Arc;
 use crate::error::Result;
 
 mod dir;
+mod file;
 mod memory;
+#[cfg(test)]
+mod tests;
 
-
-
+pub use dir::{Access, DirStore};
+pub use memory::{Faults, MemoryStore};
 
 /// The random 128-bit name of an object, in lower-case hex where it is a file name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ObjectId(pub [u8; 16]);
 
 /// The id of a device that writes to the library.
@@ -63,6 +66,9 @@ pub enum Area {
 }
 
 impl Area {
+    /// All of them.
+    pub const ALL: [Area; 3] = [Area::Key, Area::Index, Area::Data];
+
     /// The folder's name.
     pub fn name(self) -> &'static str {
         match self {

@@ -1,0 +1,138 @@
+//! The catalogue of a pack: for each run whose it is, so that a library whose index is lost can be rebuilt.
+//!
+//! CBOR: `[paths: [* bytes], runs: [* [cipher_offset, plain_len, inode (16 bytes), path's number, plain_offset,
+//! counter]]]`. A path is stored again only where it differs from the one before.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use minicbor::{Decoder, Encoder};
+
+use super::{Note, PACK_CIPHER_LEN, PackId, Run};
+use crate::crypto::HEADER_LEN;
+
+/// Bytes at which a catalogue is full. Reached only by packs of very small runs; bounds the writer's memory.
+pub(super) const CATALOGUE_PLAIN_MAX: usize = 4 << 20;
+/// Longest path that is noted. Linux has no longer ones in one call; of those that were built up, the end is noted.
+pub(super) const PATH_LEN_MAX: usize = 4095;
+/// Most bytes that one note adds: a path with its length, and a run of six fields at their longest.
+pub(super) const NOTE_LEN_MAX: usize = 3 + PATH_LEN_MAX + 1 + 5 + 5 + 17 + 5 + 9 + 9;
+/// Most bytes of the three array heads.
+const HEADS_LEN_MAX: usize = 1 + 5 + 5;
+
+/// What the catalogue says of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogueEntry {
+    /// The run.
+    pub run: Run,
+    /// The inode's id.
+    pub inode: u128,
+    /// The path at that time; shared, since a file of many runs would multiply it.
+    pub path: Arc<[u8]>,
+    /// Where in the file.
+    pub plain_offset: u64,
+    /// Lamport counter.
+    pub counter: u64,
+}
+
+/// A catalogue that grows, encoded already, so that its size is known to the byte.
+#[derive(Default)]
+pub(super) struct Catalogue {
+    paths: Vec<u8>,
+    path_count: u32,
+    last_path: Vec<u8>,
+    runs: Vec<u8>,
+    run_count: u32,
+}
+
+/// Encoding into memory has no way to fail.
+fn encoded<T>(result: Result<T, minicbor::encode::Error<Infallible>>) -> T {
+    result.expect("a vector takes all that is written to it")
+}
+
+impl Catalogue {
+    /// Bytes that it will take at most, encoded.
+    pub fn plain_len_max(&self) -> usize {
+        HEADS_LEN_MAX + self.paths.len() + self.runs.len()
+    }
+
+    pub fn run_count(&self) -> u32 {
+        self.run_count
+    }
+
+    pub fn add(&mut self, run: &Run, note: &Note<'_>) {
+        let path = &note.path[note.path.len().saturating_sub(PATH_LEN_MAX)..];
+        if self.path_count == 0 || self.last_path != path {
+            encoded(Encoder::new(&mut self.paths).bytes(path));
+            self.path_count += 1;
+            self.last_path.clear();
+            self.last_path.extend_from_slice(path);
+        }
+        let mut e = Encoder::new(&mut self.runs);
+        encoded(
+            e.array(6).and_then(|e| e.u32(run.cipher_offset)?.u32(run.plain_len)?.bytes(&note.inode.to_le_bytes())),
+        );
+        encoded(e.u32(self.path_count - 1).and_then(|e| e.u64(note.plain_offset)?.u64(note.counter)));
+        self.run_count += 1;
+    }
+
+    /// The three array heads and the two bodies, to be sealed as one message.
+    pub fn heads(&self) -> ([Vec<u8>; 2], [&[u8]; 2]) {
+        let mut first = Vec::new();
+        encoded(Encoder::new(&mut first).array(2).and_then(|e| e.array(u64::from(self.path_count))));
+        let mut second = Vec::new();
+        encoded(Encoder::new(&mut second).array(u64::from(self.run_count)));
+        ([first, second], [&self.paths, &self.runs])
+    }
+}
+
+/// Decodes a catalogue. The error says what does not hold; `end` is where the blocks of the pack end.
+pub(super) fn decode(bytes: &[u8], pack: PackId, end: u32) -> Result<Vec<CatalogueEntry>, String> {
+    let mut d = Decoder::new(bytes);
+    let entries = decode_arrays(&mut d, pack).map_err(|e| format!("the catalogue is not what it should be: {e}"))?;
+    if d.position() != bytes.len() {
+        return Err("the catalogue goes on behind its end".into());
+    }
+    let outside = |run: &Run| {
+        run.plain_len == 0
+            || run.plain_len > PACK_CIPHER_LEN
+            || (run.cipher_offset as usize) < HEADER_LEN
+            || u64::from(run.cipher_offset) + u64::from(run.cipher_len()) > u64::from(end)
+    };
+    match entries.iter().find(|entry| outside(&entry.run)) {
+        Some(entry) => Err(format!("the catalogue names a run at {} that cannot be", entry.run.cipher_offset)),
+        None => Ok(entries),
+    }
+}
+
+fn decode_arrays(d: &mut Decoder<'_>, pack: PackId) -> Result<Vec<CatalogueEntry>, minicbor::decode::Error> {
+    expect_array(d, 2)?;
+    // Counts size nothing in advance: each element takes bytes of the message, whose length is bounded.
+    let mut paths: Vec<Arc<[u8]>> = Vec::new();
+    for _ in 0..definite_array(d)? {
+        paths.push(d.bytes()?.into());
+    }
+    let mut entries = Vec::new();
+    for _ in 0..definite_array(d)? {
+        expect_array(d, 6)?;
+        let run = Run { pack, cipher_offset: d.u32()?, plain_len: d.u32()? };
+        let inode = d.bytes()?.try_into().map_err(|_| minicbor::decode::Error::message("inode is not 16 bytes"))?;
+        let path = paths.get(d.u32()? as usize).ok_or_else(|| minicbor::decode::Error::message("no such path"))?;
+        entries.push(CatalogueEntry {
+            run,
+            inode: u128::from_le_bytes(inode),
+            path: Arc::clone(path),
+            plain_offset: d.u64()?,
+            counter: d.u64()?,
+        });
+    }
+    Ok(entries)
+}
+
+fn definite_array(d: &mut Decoder<'_>) -> Result<u64, minicbor::decode::Error> {
+    d.array()?.ok_or_else(|| minicbor::decode::Error::message("array without a length"))
+}
+
+fn expect_array(d: &mut Decoder<'_>, len: u64) -> Result<(), minicbor::decode::Error> {
+    if definite_array(d)? == len { Ok(()) } else { Err(minicbor::decode::Error::message("wrong number of fields")) }
+}

@@ -1,0 +1,71 @@
+//! What goes wrong in a library in memory.
+
+use std::io;
+use std::time::Duration;
+
+use super::file::Random;
+
+/// What goes wrong, and when. Operations are numbered from 0: each create, write, sync, publish, put, remove, discard.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Faults {
+    cut_after: Option<u64>,
+    fail_once: Option<(u64, i32)>,
+    pub(super) sync_delay: Duration,
+    pub(super) space_bytes: Option<u64>,
+    pub(super) seed: u64,
+}
+
+impl Faults {
+    /// The power goes in operation `n`, which may be done, partly done or not: it and all later calls fail.
+    #[must_use]
+    pub fn cut_after(mut self, n: u64) -> Self {
+        self.cut_after = Some(n);
+        self
+    }
+    /// Operation `n` fails with `errno`; a write may have been done in part. Later ones work.
+    #[must_use]
+    pub fn fail_once(mut self, n: u64, errno: i32) -> Self {
+        self.fail_once = Some((n, errno));
+        self
+    }
+    /// Each sync takes so long.
+    #[must_use]
+    pub fn sync_delay(mut self, delay: Duration) -> Self {
+        self.sync_delay = delay;
+        self
+    }
+    /// There is room for so many bytes in all.
+    #[must_use]
+    pub fn space(mut self, bytes: u64) -> Self {
+        self.space_bytes = Some(bytes);
+        self
+    }
+    /// Decides how much of an operation that fails is done.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// What becomes of operation `n`.
+    pub(super) fn fate(&self, n: u64) -> Fate {
+        let chance = Random::new(self.seed ^ n).next();
+        if self.cut_after.is_some_and(|cut| n >= cut) {
+            return Fate::Cut(chance);
+        }
+        match self.fail_once {
+            Some((at, errno)) if at == n => Fate::Fails(io::Error::from_raw_os_error(errno), chance),
+            _ => Fate::Done,
+        }
+    }
+}
+
+/// What becomes of an operation.
+pub(super) enum Fate {
+    /// It is done.
+    Done,
+    /// It fails with this, after a part that the number chooses.
+    Fails(io::Error, u64),
+    /// It fails, and nobody is left to hear of it.
+    Cut(u64),
+}

@@ -1,0 +1,107 @@
+//! One file of the store in memory, and what a power cut leaves of it.
+
+/// Random numbers that are the same for the same seed (splitmix64).
+pub(super) struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Heads or tails.
+    pub fn coin(&mut self) -> bool {
+        self.next() & 1 == 0
+    }
+}
+
+/// A write that no sync covers yet, with what undoes it.
+#[derive(Clone)]
+pub(super) struct Unsynced {
+    offset: usize,
+    len: usize,
+    overwritten: Vec<u8>,
+    file_len_before: usize,
+}
+
+/// A file as programs see it, and how much of that is durable.
+#[derive(Clone, Default)]
+pub(super) struct MemoryFile {
+    pub bytes: Vec<u8>,
+    pub unsynced: Vec<Unsynced>,
+    /// Its name is durable.
+    pub is_named: bool,
+    /// A sync failed: as with Linux, no later one brings back what that one lost.
+    pub is_sync_lost: bool,
+}
+
+impl MemoryFile {
+    pub fn durable(bytes: Vec<u8>) -> Self {
+        Self { bytes, is_named: true, ..Self::default() }
+    }
+
+    pub fn write(&mut self, data: &[u8], offset: u64) {
+        if data.is_empty() {
+            return;
+        }
+        let (start, len) = (offset as usize, self.bytes.len());
+        let overwritten = self.bytes[start.min(len)..(start + data.len()).min(len)].to_vec();
+        self.unsynced.push(Unsynced { offset: start, len: data.len(), overwritten, file_len_before: len });
+        place(&mut self.bytes, start, data);
+    }
+
+    /// Makes the first `writes` of those not synced durable.
+    pub fn sync(&mut self, writes: usize) {
+        if !self.is_sync_lost {
+            // Tampering meanwhile may have made all durable.
+            self.unsynced.drain(..writes.min(self.unsynced.len()));
+        }
+    }
+
+    pub fn tamper<R>(&mut self, change: impl FnOnce(&mut Vec<u8>) -> R) -> R {
+        self.unsynced.clear();
+        self.is_named = true;
+        change(&mut self.bytes)
+    }
+
+    /// What is on the disk when the power is back.
+    pub fn after_power_cut(&self, random: &mut Random) -> Self {
+        let mut bytes = self.bytes.clone();
+        let mut writes = Vec::new();
+        // Backwards to what is durable; each write's own data show when all later ones are undone.
+        for write in self.unsynced.iter().rev() {
+            writes.push((write.offset, bytes[write.offset..write.offset + write.len].to_vec()));
+            bytes[write.offset..write.offset + write.overwritten.len()].copy_from_slice(&write.overwritten);
+            bytes.truncate(write.file_len_before);
+        }
+        for (offset, data) in writes.into_iter().rev() {
+            let torn_at = random.next() as usize % (data.len() + 1);
+            let end = offset + data.len();
+            match random.next() % 6 {
+                0 | 1 => place(&mut bytes, offset, &data),
+                2 => {}
+                // The length was written and the data were not: zeros.
+                3 => bytes.resize(bytes.len().max(end), 0),
+                4 => place(&mut bytes, offset, &data[..torn_at]),
+                _ => place(&mut bytes, offset + torn_at, &data[torn_at..]),
+            }
+        }
+        Self::durable(bytes)
+    }
+}
+
+/// Writes `data` at `offset`; a gap before it is filled with zeros, as in a sparse file.
+fn place(bytes: &mut Vec<u8>, offset: usize, data: &[u8]) {
+    let end = offset + data.len();
+    if bytes.len() < end {
+        bytes.resize(end, 0);
+    }
+    bytes[offset..end].copy_from_slice(data);
+}
