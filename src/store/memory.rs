@@ -71,7 +71,11 @@ impl State {
     }
 
     fn check_power(&self, place: Place, id: ObjectId) -> Result<()> {
-        if self.is_cut { Err(failed(power_is_gone(), place, id)) } else { Ok(()) }
+        if self.is_cut {
+            Err(failed(power_is_gone(), place, id))
+        } else {
+            Ok(())
+        }
     }
 
     /// Numbers an operation and says what becomes of it.
@@ -86,13 +90,20 @@ impl State {
     }
 
     fn used_bytes(&self) -> u64 {
-        self.areas.iter().chain([&self.new]).flat_map(Folder::values).map(|file| lock(file).bytes.len() as u64).sum()
+        self.areas
+            .iter()
+            .chain([&self.new])
+            .flat_map(Folder::values)
+            .map(|file| lock(file).bytes.len() as u64)
+            .sum()
     }
 
     /// Bytes that may still be written.
     fn free_bytes(&self) -> u64 {
         match self.faults.space_bytes {
-            Some(total) => total.saturating_sub(self.used_bytes()).saturating_sub(self.reserved_bytes),
+            Some(total) => total
+                .saturating_sub(self.used_bytes())
+                .saturating_sub(self.reserved_bytes),
             None => u64::MAX,
         }
     }
@@ -120,7 +131,10 @@ impl State {
     }
 
     fn publish(&mut self, id: ObjectId, area: Area) -> Result<()> {
-        let (from, to) = (self.new.contains_key(&id), self.areas[area as usize].contains_key(&id));
+        let (from, to) = (
+            self.new.contains_key(&id),
+            self.areas[area as usize].contains_key(&id),
+        );
         let errno = match (from, to) {
             (true, true) => libc::EEXIST,
             (false, false) => libc::ENOENT,
@@ -134,18 +148,34 @@ impl State {
         let file = self.new.remove(&id).expect("was just found");
         self.areas[area as usize].insert(id, file);
         // Both folders are synced.
-        self.removed.retain(|(place, ..)| place.is_some_and(|place| place != area));
+        self.removed
+            .retain(|(place, ..)| place.is_some_and(|place| place != area));
         Ok(())
     }
 
     /// The same, with files of its own.
     fn deep_clone(&self, mut copy: impl FnMut(&MemoryFile) -> MemoryFile) -> State {
         let mut copied = |file: &File| Arc::new(Mutex::new(copy(&lock(file))));
-        let mut folder = |from: &Folder| from.iter().map(|(id, file)| (*id, copied(file))).collect();
-        let areas = [folder(&self.areas[0]), folder(&self.areas[1]), folder(&self.areas[2])];
+        let mut folder =
+            |from: &Folder| from.iter().map(|(id, file)| (*id, copied(file))).collect();
+        let areas = [
+            folder(&self.areas[0]),
+            folder(&self.areas[1]),
+            folder(&self.areas[2]),
+        ];
         let new = folder(&self.new);
-        let removed = self.removed.iter().map(|(place, id, file)| (*place, *id, copied(file))).collect();
-        State { areas, new, removed, reserved_bytes: self.reserved_bytes, ..State::default() }
+        let removed = self
+            .removed
+            .iter()
+            .map(|(place, id, file)| (*place, *id, copied(file)))
+            .collect();
+        State {
+            areas,
+            new,
+            removed,
+            reserved_bytes: self.reserved_bytes,
+            ..State::default()
+        }
     }
 }
 
@@ -183,7 +213,9 @@ impl MemoryStore {
             // Cannot fail in a way that matters: it was found there when the cut came.
             let _ = after.publish(id, area);
         }
-        Self { state: Arc::new(Mutex::new(after)) }
+        Self {
+            state: Arc::new(Mutex::new(after)),
+        }
     }
 
     /// The library as it is found when the power is back. What was not durable is there, lost or torn, as `seed` has it.
@@ -204,18 +236,29 @@ impl MemoryStore {
                 after.folder(place).entry(id).or_insert(file);
             }
         }
-        Self { state: Arc::new(Mutex::new(after)) }
+        Self {
+            state: Arc::new(Mutex::new(after)),
+        }
     }
 
     /// Changes an object behind the program's back; none where it is not there. No operation, and durable.
-    pub fn with_object<R>(&self, area: Area, id: ObjectId, change: impl FnOnce(&mut Vec<u8>) -> R) -> Option<R> {
+    pub fn with_object<R>(
+        &self,
+        area: Area,
+        id: ObjectId,
+        change: impl FnOnce(&mut Vec<u8>) -> R,
+    ) -> Option<R> {
         let file = lock(&self.state).folder(Some(area)).get(&id).cloned()?;
         let mut file = lock(&file);
         Some(file.tamper(change))
     }
 
     /// The same for a growing file or a leftover.
-    pub fn with_leftover<R>(&self, id: ObjectId, change: impl FnOnce(&mut Vec<u8>) -> R) -> Option<R> {
+    pub fn with_leftover<R>(
+        &self,
+        id: ObjectId,
+        change: impl FnOnce(&mut Vec<u8>) -> R,
+    ) -> Option<R> {
         let file = lock(&self.state).folder(None).get(&id).cloned()?;
         let mut file = lock(&file);
         Some(file.tamper(change))
@@ -223,7 +266,11 @@ impl MemoryStore {
 
     /// The ids of an area's objects, in order.
     pub fn objects(&self, area: Area) -> Vec<ObjectId> {
-        lock(&self.state).folder(Some(area)).keys().copied().collect()
+        lock(&self.state)
+            .folder(Some(area))
+            .keys()
+            .copied()
+            .collect()
     }
 
     /// An object's bytes.
@@ -255,7 +302,14 @@ impl MemoryStore {
 
     fn open_file(&self, place: Place, id: ObjectId, file: &File) -> Handle {
         let (write_failed, sync_failed) = Default::default();
-        Handle { state: Arc::clone(&self.state), file: Arc::clone(file), place, id, write_failed, sync_failed }
+        Handle {
+            state: Arc::clone(&self.state),
+            file: Arc::clone(file),
+            place,
+            id,
+            write_failed,
+            sync_failed,
+        }
     }
 }
 
@@ -283,11 +337,16 @@ impl Handle {
         let (part, fate) = match fate {
             Fate::Done if lacking > 0 => {
                 let full = io::Error::from_raw_os_error(libc::ENOSPC);
-                (data.len().saturating_sub(lacking as usize), Fate::Fails(full, 0))
+                (
+                    data.len().saturating_sub(lacking as usize),
+                    Fate::Fails(full, 0),
+                )
             }
             Fate::Done => (data.len(), Fate::Done),
             Fate::Fails(..) if state.is_cut => (0, fate),
-            Fate::Fails(_, chance) | Fate::Cut(chance) => (chance as usize % (data.len() + 1), fate),
+            Fate::Fails(_, chance) | Fate::Cut(chance) => {
+                (chance as usize % (data.len() + 1), fate)
+            }
         };
         lock(&self.file).write(&data[..part], cipher_offset);
         state.outcome(fate, self.place, self.id)
@@ -296,7 +355,11 @@ impl Handle {
     fn try_sync(&self) -> Result<()> {
         let (fate, delay, writes) = {
             let mut state = lock(&self.state);
-            (state.begin(), state.faults.sync_delay, lock(&self.file).unsynced.len())
+            (
+                state.begin(),
+                state.faults.sync_delay,
+                lock(&self.file).unsynced.len(),
+            )
         };
         // Not under the lock: others go on meanwhile, and what they write is not covered.
         std::thread::sleep(delay);
@@ -332,7 +395,12 @@ impl Object for Handle {
         let start = usize::try_from(cipher_offset).unwrap_or(usize::MAX);
         match file.bytes.get(start..start.saturating_add(out.len())) {
             Some(bytes) => out.copy_from_slice(bytes),
-            None => return Err(Error::damaged(self.name(), format_args!("ends after {} bytes", file.bytes.len()))),
+            None => {
+                return Err(Error::damaged(
+                    self.name(),
+                    format_args!("ends after {} bytes", file.bytes.len()),
+                ));
+            }
         }
         Ok(())
     }
@@ -349,7 +417,8 @@ impl Growing for Handle {
         if self.write_failed.load(Ordering::Acquire) || self.sync_failed.load(Ordering::Acquire) {
             return Err(self.poisoned());
         }
-        self.try_write(data, cipher_offset).inspect_err(|_| self.write_failed.store(true, Ordering::Release))
+        self.try_write(data, cipher_offset)
+            .inspect_err(|_| self.write_failed.store(true, Ordering::Release))
     }
 
     fn write_back(&self, _cipher_offset: u64, _cipher_len: u64) {}
@@ -358,7 +427,8 @@ impl Growing for Handle {
         if self.sync_failed.load(Ordering::Acquire) {
             return Err(self.poisoned());
         }
-        self.try_sync().inspect_err(|_| self.sync_failed.store(true, Ordering::Release))
+        self.try_sync()
+            .inspect_err(|_| self.sync_failed.store(true, Ordering::Release))
     }
 }
 
@@ -368,7 +438,11 @@ impl Store for MemoryStore {
         if state.is_cut {
             return Err(Error::new(Kind::Io(power_is_gone()), area.name()));
         }
-        Ok(state.folder(Some(area)).iter().map(|(id, file)| (*id, lock(file).bytes.len() as u64)).collect())
+        Ok(state
+            .folder(Some(area))
+            .iter()
+            .map(|(id, file)| (*id, lock(file).bytes.len() as u64))
+            .collect())
     }
 
     fn open(&self, area: Area, id: ObjectId) -> Result<Arc<dyn Object>> {
@@ -378,7 +452,9 @@ impl Store for MemoryStore {
     fn put(&self, area: Area, id: ObjectId, bytes: &[u8]) -> Result<()> {
         let mut state = lock(&self.state);
         let fate = match state.begin() {
-            Fate::Done if state.areas[area as usize].contains_key(&id) || state.new.contains_key(&id) => {
+            Fate::Done
+                if state.areas[area as usize].contains_key(&id) || state.new.contains_key(&id) =>
+            {
                 Fate::Fails(io::Error::from_raw_os_error(libc::EEXIST), 0)
             }
             Fate::Done if bytes.len() as u64 > state.free_bytes() => {
@@ -388,12 +464,20 @@ impl Store for MemoryStore {
         };
         match fate {
             Fate::Done => {
-                state.areas[area as usize].insert(id, Arc::new(Mutex::new(MemoryFile::durable(bytes.to_vec()))));
-                state.removed.retain(|(place, ..)| place.is_some_and(|place| place != area));
+                state.areas[area as usize].insert(
+                    id,
+                    Arc::new(Mutex::new(MemoryFile::durable(bytes.to_vec()))),
+                );
+                state
+                    .removed
+                    .retain(|(place, ..)| place.is_some_and(|place| place != area));
             }
             // Half of the cuts come when all is written and about to be published.
             Fate::Cut(chance) if chance & 1 == 0 => {
-                state.new.insert(id, Arc::new(Mutex::new(MemoryFile::durable(bytes.to_vec()))));
+                state.new.insert(
+                    id,
+                    Arc::new(Mutex::new(MemoryFile::durable(bytes.to_vec()))),
+                );
                 state.publishing = Some((id, area));
             }
             Fate::Cut(chance) => {
@@ -413,7 +497,9 @@ impl Store for MemoryStore {
     fn create(&self, id: ObjectId) -> Result<Arc<dyn Growing>> {
         let mut state = lock(&self.state);
         let fate = match state.begin() {
-            Fate::Done if state.new.contains_key(&id) => Fate::Fails(io::Error::from_raw_os_error(libc::EEXIST), 0),
+            Fate::Done if state.new.contains_key(&id) => {
+                Fate::Fails(io::Error::from_raw_os_error(libc::EEXIST), 0)
+            }
             fate => fate,
         };
         let file = File::default();
@@ -456,14 +542,25 @@ impl Store for MemoryStore {
     fn space(&self) -> Result<Space> {
         let state = lock(&self.state);
         let total_bytes = state.faults.space_bytes.unwrap_or(1 << 50);
-        let free = total_bytes.saturating_sub(state.used_bytes()).saturating_sub(state.reserved_bytes);
-        Ok(Space { total_bytes, free_bytes: free, available_bytes: free, files: 0, files_free: 0 })
+        let free = total_bytes
+            .saturating_sub(state.used_bytes())
+            .saturating_sub(state.reserved_bytes);
+        Ok(Space {
+            total_bytes,
+            free_bytes: free,
+            available_bytes: free,
+            files: 0,
+            files_free: 0,
+        })
     }
 
     fn reserve(&self, bytes: u64) -> Result<()> {
         let mut state = lock(&self.state);
         if state.free_bytes().saturating_add(state.reserved_bytes) < bytes {
-            return Err(Error::new(Kind::Io(io::Error::from_raw_os_error(libc::ENOSPC)), "new/reserve"));
+            return Err(Error::new(
+                Kind::Io(io::Error::from_raw_os_error(libc::ENOSPC)),
+                "new/reserve",
+            ));
         }
         state.reserved_bytes = bytes;
         Ok(())
