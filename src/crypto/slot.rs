@@ -194,6 +194,11 @@ impl Slot {
         })
     }
 
+    /// Whether this version may write to the library, as far as this slot says.
+    pub fn writable(&self) -> bool {
+        self.header.writable()
+    }
+
     /// Opens it. [`Kind::WrongKey`] where the secret is not this slot's, [`Kind::Damaged`] where it is and the slot
     /// was changed. Takes 0.1 s and 64 MiB with a password and the default costs.
     pub fn open(&self, secret: &Secret) -> Result<MasterKey> {

@@ -19,7 +19,7 @@ pub use dir::{Access, DirStore};
 pub use memory::{Faults, MemoryStore};
 
 /// The random 128-bit name of an object, in lower-case hex where it is a file name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ObjectId(pub [u8; 16]);
 
 /// The id of a device that writes to the library.

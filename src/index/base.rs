@@ -1,0 +1,148 @@
+//! The tree as records of a base.
+
+use super::extents::Extents;
+use super::record::*;
+use super::tree::*;
+use crate::pack::Run;
+
+/// How far a base has been written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BaseCursor {
+    /// Inodes from this slot on, then links, then packs.
+    Inodes(u32),
+    /// Links from this slot on, then packs.
+    Links(u32),
+    /// Packs from this number on.
+    Packs(u32),
+    /// Everything is written.
+    End,
+}
+
+/// The segments that a base's stamps name, and their places in its list.
+pub struct StampTable {
+    places: Vec<Option<u32>>,
+    /// The list, for the opening.
+    pub segments: Vec<StampSegment>,
+}
+
+impl Tree {
+    /// The segments that stamps name, and all from number `from` on: what is changed meanwhile has stamps of those.
+    pub fn stamp_table(&self, from: u32) -> StampTable {
+        let mut used = vec![false; self.segments.len()];
+        used[from as usize..].fill(true);
+        let mut mark = |s: Stamp| used[s.segment as usize] = true;
+        for (_, inode) in self.inodes.iter_from(0) {
+            mark(inode.created);
+            mark(inode.version);
+            if let Some(x) = &inode.extra {
+                [x.perm_at, x.owner_at, x.atime_at].into_iter().flatten().for_each(&mut mark);
+                x.xattrs.iter().for_each(|(.., at)| mark(*at));
+            }
+        }
+        self.links.iter_from(0).for_each(|(_, link)| mark(link.at));
+        let mut table = StampTable { places: vec![None; used.len()], segments: Vec::new() };
+        for (number, _) in used.iter().enumerate().filter(|(_, used)| **used) {
+            table.places[number] = Some(table.segments.len() as u32);
+            table.segments.push(self.segments[number]);
+        }
+        table
+    }
+
+    /// The next records of a base, about `count` of them; `None` where a stamp is not in the table (the segment that
+    /// it names was begun after the table was made), and the base has to be given up.
+    pub fn base_records(&self, at: BaseCursor, count: usize, table: &StampTable) -> Option<(Vec<Record>, BaseCursor)> {
+        let stamp = |s: Stamp| {
+            let segment = table.places.get(s.segment as usize).copied().flatten()?;
+            Some(BaseStamp { counter: s.counter(), segment })
+        };
+        let mut records = Vec::with_capacity(count);
+        let mut weight = 0;
+        match at {
+            BaseCursor::Inodes(from) => {
+                for (slot, inode) in self.inodes.iter_from(from) {
+                    if weight >= count {
+                        return Some((records, BaseCursor::Inodes(slot)));
+                    }
+                    if inode.is_linked() {
+                        weight += 1 + inode.extents().as_slice().len();
+                        records.push(Record::BaseInode(Box::new(self.base_inode(inode, &stamp)?)));
+                    }
+                }
+                Some((records, BaseCursor::Links(0)))
+            }
+            BaseCursor::Links(from) => {
+                for (slot, link) in self.links.iter_from(from) {
+                    if records.len() >= count {
+                        return Some((records, BaseCursor::Links(slot)));
+                    }
+                    let (id, inode) = (link.id(), self.inode(link.inode).id());
+                    let parent = self.inode(link.parent).id();
+                    let place = LinkAt { link: id, inode: (id != inode).then_some(inode), parent, name: link.name.to_vec() };
+                    records.push(Record::BaseLink(BaseLink { link: place, at: stamp(link.at)? }));
+                }
+                Some((records, BaseCursor::Packs(0)))
+            }
+            BaseCursor::Packs(from) => {
+                let packs = self.packs.iter().skip(from as usize).take(count);
+                // A pack with nothing live in it is not named again; a condemned one is, until it is gone.
+                for pack in packs.clone().filter(|p| p.condemned) {
+                    records.push(Record::Condemn(vec![pack.id]));
+                }
+                let lens = packs.clone().filter(|p| p.live_plain_bytes > 0 && !p.condemned);
+                records.extend(lens.filter_map(|p| {
+                    p.cipher_len.map(|cipher_len| Record::Pack(PackLen { pack: p.id, cipher_len }))
+                }));
+                let next = from + packs.len() as u32;
+                Some((records, if next as usize >= self.packs.len() { BaseCursor::End } else { BaseCursor::Packs(next) }))
+            }
+            BaseCursor::End => Some((records, BaseCursor::End)),
+        }
+    }
+
+    fn base_inode(&self, inode: &Inode, stamp: &impl Fn(Stamp) -> Option<BaseStamp>) -> Option<BaseInode> {
+        let extra = inode.extra.as_deref();
+        let own = |at: Option<Stamp>| match at {
+            Some(at) => stamp(at).map(Some),
+            None => Some(None),
+        };
+        let splices = self.splices(inode.extents());
+        let mut xattrs = Vec::new();
+        for (name, value, at) in extra.iter().flat_map(|x| &x.xattrs) {
+            xattrs.push(BaseXattr { name: name.to_vec(), value: value.to_vec(), at: stamp(*at)? });
+        }
+        Some(BaseInode {
+            inode: NewInode {
+                id: inode.id(),
+                kind: inode.kind,
+                perm: inode.perm,
+                uid: inode.uid,
+                gid: inode.gid,
+                rdev: inode.rdev,
+                target: inode.target().unwrap_or_default().to_vec(),
+            },
+            created: stamp(inode.created)?,
+            perm_at: own(extra.and_then(|x| x.perm_at))?,
+            owner_at: own(extra.and_then(|x| x.owner_at))?,
+            atime_at: own(extra.and_then(|x| x.atime_at))?,
+            version: stamp(inode.version)?,
+            atime: inode.atime.into(),
+            mtime: inode.mtime.into(),
+            ctime: inode.ctime.into(),
+            btime: inode.btime.into(),
+            plain_size: inode.plain_size,
+            packs: splices.packs,
+            splices: splices.list,
+            xattrs,
+        })
+    }
+
+    /// Extents as records spell them.
+    pub fn splices(&self, extents: &Extents) -> Splices {
+        let mut splices = Splices::default();
+        for e in extents.as_slice() {
+            let run = Run { pack: self.packs[e.pack as usize].id, cipher_offset: e.cipher_offset, plain_len: e.run_len };
+            splices.data(e.plain_offset, u64::from(e.plain_len), run, e.start);
+        }
+        splices
+    }
+}

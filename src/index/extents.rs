@@ -1,0 +1,286 @@
+//! Where a file's bytes lie: a sorted list of extents, holes left out.
+
+use crate::pack::{BLOCK_PLAIN_LEN, Run};
+
+/// A range of a file, and the part of a sealed run that it shows. 32 bytes: a fragmented file has many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Where in the file.
+    pub plain_offset: u64,
+    /// How long; never 0.
+    pub plain_len: u32,
+    /// The pack's number in this mount's table of packs.
+    pub pack: u32,
+    /// Where in the pack the run starts.
+    pub cipher_offset: u32,
+    /// Length of the run as it was sealed: block boundaries follow from it.
+    pub run_len: u32,
+    /// Where in the run the extent starts; `start + plain_len <= run_len`.
+    pub start: u32,
+}
+
+impl Extent {
+    /// Where in the file it ends.
+    pub fn plain_end(&self) -> u64 {
+        self.plain_offset + u64::from(self.plain_len)
+    }
+
+    /// The part inside `from..to`, which must overlap the extent.
+    pub fn clip(&self, from: u64, to: u64) -> Self {
+        let skip = from.saturating_sub(self.plain_offset) as u32;
+        let end = to.min(self.plain_end());
+        let plain_offset = self.plain_offset + u64::from(skip);
+        Self { plain_offset, plain_len: (end - plain_offset) as u32, start: self.start + skip, ..*self }
+    }
+
+    /// Takes `next` in, where the two are one piece of one run.
+    fn absorb(&mut self, next: &Self) -> bool {
+        if self.pack != next.pack || self.plain_end() != next.plain_offset {
+            return false;
+        }
+        let same_run = self.cipher_offset == next.cipher_offset && self.start + self.plain_len == next.start;
+        if same_run {
+            // One of the two may have been sealed onto later: the longer run has the same blocks.
+            self.run_len = self.run_len.max(next.run_len);
+            self.plain_len += next.plain_len;
+            return true;
+        }
+        // A run of whole blocks goes on in the run that was sealed right behind it.
+        let behind = Run { pack: Default::default(), cipher_offset: self.cipher_offset, plain_len: self.run_len };
+        let joined = next.start == 0
+            && self.start + self.plain_len == self.run_len
+            && self.run_len.is_multiple_of(BLOCK_PLAIN_LEN)
+            && behind.cipher_offset + behind.cipher_len() == next.cipher_offset;
+        if joined {
+            self.run_len += next.run_len;
+            self.plain_len += next.plain_len;
+        }
+        joined
+    }
+}
+
+/// A range of a file that lies elsewhere from now on; `None` is a hole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// Where in the file.
+    pub plain_offset: u64,
+    /// How long.
+    pub plain_len: u64,
+    /// What it shows: an extent with this offset and length, or a hole.
+    pub extent: Option<Extent>,
+}
+
+impl Piece {
+    fn plain_end(&self) -> u64 {
+        self.plain_offset + self.plain_len
+    }
+}
+
+/// The extents of one file: ascending, disjoint.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Extents {
+    list: Vec<Extent>,
+    /// Their lengths added up: stat(2) asks for it all the time.
+    plain_bytes: u64,
+}
+
+impl Extents {
+    /// No bytes at all.
+    pub const EMPTY: Self = Self { list: Vec::new(), plain_bytes: 0 };
+
+    /// All of them.
+    pub fn as_slice(&self) -> &[Extent] {
+        &self.list
+    }
+
+    /// Those that overlap `from..to`, whole.
+    pub fn overlapping(&self, from: u64, to: u64) -> &[Extent] {
+        let first = self.list.partition_point(|e| e.plain_end() <= from);
+        let count = self.list[first..].partition_point(|e| e.plain_offset < to);
+        &self.list[first..first + count]
+    }
+
+    /// Puts `pieces` (ascending, disjoint) in place of what is there. `moved` hears, for each extent that goes or
+    /// comes, its pack and its length, negative where it goes.
+    pub fn splice(&mut self, pieces: &[Piece], moved: &mut impl FnMut(u32, i64)) {
+        let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { return };
+        // The extent before the first piece is taken along: the piece may continue it.
+        let lo = self.list.partition_point(|e| e.plain_end() < first.plain_offset);
+        let hi = lo + self.list[lo..].partition_point(|e| e.plain_offset < last.plain_end());
+        let merged = merge(&self.list[lo..hi], pieces);
+        for e in &self.list[lo..hi] {
+            self.plain_bytes -= u64::from(e.plain_len);
+            moved(e.pack, -i64::from(e.plain_len));
+        }
+        for e in &merged {
+            self.plain_bytes += u64::from(e.plain_len);
+            moved(e.pack, i64::from(e.plain_len));
+        }
+        self.make_room(merged.len().saturating_sub(hi - lo));
+        self.list.splice(lo..hi, merged);
+    }
+
+    /// Drops everything at and behind `plain_size`.
+    pub fn truncate(&mut self, plain_size: u64, moved: &mut impl FnMut(u32, i64)) {
+        while let Some(last) = self.list.last_mut() {
+            if last.plain_end() <= plain_size {
+                break;
+            }
+            self.plain_bytes -= u64::from(last.plain_len);
+            moved(last.pack, -i64::from(last.plain_len));
+            if last.plain_offset < plain_size {
+                *last = last.clip(0, plain_size);
+                self.plain_bytes += u64::from(last.plain_len);
+                moved(last.pack, i64::from(last.plain_len));
+                break;
+            }
+            self.list.pop();
+        }
+        if self.list.capacity() > 4 * self.list.len() {
+            self.list.shrink_to_fit();
+        }
+    }
+
+    /// Bytes that are not in holes.
+    pub fn plain_bytes(&self) -> u64 {
+        self.plain_bytes
+    }
+
+    // A million files with one extent each: the vector's own growth would take four times the memory.
+    fn make_room(&mut self, more: usize) {
+        if self.list.len() + more > self.list.capacity() {
+            self.list.reserve_exact(more + self.list.len() / 8);
+        }
+    }
+}
+
+/// `old` with `pieces` over it.
+fn merge(old: &[Extent], pieces: &[Piece]) -> Vec<Extent> {
+    let mut out: Vec<Extent> = Vec::with_capacity(old.len() + pieces.len() + 1);
+    let mut push = |e: Extent| {
+        if !out.last_mut().is_some_and(|last| last.absorb(&e)) {
+            out.push(e);
+        }
+    };
+    let mut olds = old.iter().copied();
+    let mut current = olds.next();
+    for piece in pieces {
+        while let Some(e) = current.filter(|e| e.plain_offset < piece.plain_offset) {
+            push(e.clip(0, piece.plain_offset.min(e.plain_end())));
+            current = if e.plain_end() > piece.plain_offset { Some(e) } else { olds.next() };
+            if current == Some(e) {
+                break;
+            }
+        }
+        while let Some(e) = current.filter(|e| e.plain_offset < piece.plain_end()) {
+            if e.plain_end() > piece.plain_end() {
+                current = Some(e.clip(piece.plain_end(), e.plain_end()));
+                break;
+            }
+            current = olds.next();
+        }
+        if let Some(e) = piece.extent {
+            push(e);
+        }
+    }
+    current.into_iter().chain(olds).for_each(push);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SPACE: usize = 96;
+
+    fn extent(plain_offset: u64, plain_len: u32, pack: u32, start: u32) -> Extent {
+        Extent { plain_offset, plain_len, pack, cipher_offset: 48, run_len: 1000, start }
+    }
+
+    /// What every byte shows: (pack, place in the run), or nothing.
+    fn bytes(e: &Extents) -> Vec<Option<(u32, u32)>> {
+        let mut out = vec![None; SPACE];
+        for x in e.as_slice() {
+            for i in 0..x.plain_len {
+                let at = (x.plain_offset + u64::from(i)) as usize;
+                assert!(out[at].is_none(), "extents overlap at {at}");
+                out[at] = Some((x.pack, x.start + i));
+            }
+        }
+        out
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Splice(Vec<(u64, u64, Option<u32>)>),
+        Truncate(u64),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let cuts = proptest::collection::btree_set(0..SPACE as u64, 2..8);
+        let packs = proptest::collection::vec(proptest::option::of(0u32..3), 8);
+        prop_oneof![
+            8 => (cuts, packs).prop_map(|(cuts, packs)| {
+                let cuts: Vec<u64> = cuts.into_iter().collect();
+                let ranges = cuts.windows(2).zip(packs).enumerate();
+                // Every other range is left alone, so that pieces have gaps between them.
+                Op::Splice(ranges.filter(|(i, _)| i % 3 != 1).map(|(_, (w, p))| (w[0], w[1] - w[0], p)).collect())
+            }),
+            1 => (0..SPACE as u64).prop_map(Op::Truncate),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn extents_show_what_was_put_there_last(ops in proptest::collection::vec(op(), 1..40)) {
+            let mut extents = Extents::default();
+            let mut model: Vec<Option<(u32, u32)>> = vec![None; SPACE];
+            let mut live = [0i64; 3];
+            for op in ops {
+                let mut moved = |pack: u32, by: i64| live[pack as usize] += by;
+                match op {
+                    Op::Splice(ranges) => {
+                        let pieces: Vec<Piece> = ranges.iter().map(|&(plain_offset, plain_len, pack)| Piece {
+                            plain_offset,
+                            plain_len,
+                            extent: pack.map(|p| extent(plain_offset, plain_len as u32, p, plain_offset as u32)),
+                        }).collect();
+                        extents.splice(&pieces, &mut moved);
+                        for (offset, len, pack) in ranges {
+                            for at in offset..offset + len {
+                                model[at as usize] = pack.map(|p| (p, at as u32));
+                            }
+                        }
+                    }
+                    Op::Truncate(size) => {
+                        extents.truncate(size, &mut moved);
+                        model[size as usize..].fill(None);
+                    }
+                }
+                prop_assert_eq!(&bytes(&extents), &model);
+                prop_assert_eq!(extents.plain_bytes(), model.iter().flatten().count() as u64);
+                for (pack, live) in live.iter().enumerate() {
+                    let count = model.iter().flatten().filter(|(p, _)| *p == pack as u32).count();
+                    prop_assert_eq!(*live, count as i64, "live bytes of pack {}", pack);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_of_whole_blocks_is_one_extent() {
+        let mut extents = Extents::default();
+        let mut cipher_offset = 48;
+        for i in 0..4u64 {
+            let run_len = 4 * BLOCK_PLAIN_LEN;
+            let plain_offset = i * u64::from(run_len);
+            let e = Extent { plain_offset, plain_len: run_len, pack: 0, cipher_offset, run_len, start: 0 };
+            let piece = Piece { plain_offset, plain_len: u64::from(run_len), extent: Some(e) };
+            extents.splice(&[piece], &mut |_, _| {});
+            cipher_offset += Run { pack: Default::default(), cipher_offset, plain_len: run_len }.cipher_len();
+        }
+        assert_eq!(extents.as_slice().len(), 1);
+        assert_eq!(extents.as_slice()[0].run_len, 16 * BLOCK_PLAIN_LEN);
+    }
+}

@@ -1,0 +1,619 @@
+//! Records: what one operation changes, as it stands in a frame (CBOR; `man/hushfs-format.5`, section RECORDS).
+//!
+//! Every record is one or more last-writer-wins registers, ordered by [`WireStamp`]: applying the same set in any
+//! order gives the same tree.
+
+use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
+
+use crate::pack::Run;
+use crate::state::Head;
+use crate::store::ObjectId;
+use crate::volume::{FileKind, Time};
+
+/// The id of a segment.
+pub type SegmentId = ObjectId;
+
+/// The random 128-bit id of an inode or a link; an inode's first link has the inode's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id(pub u128);
+
+/// The id of the root directory, which no record creates.
+pub const ROOT_ID: Id = Id(1);
+
+impl Id {
+    /// The half that programs see as `st_ino`.
+    pub fn low(self) -> u64 {
+        self.0 as u64
+    }
+}
+
+impl<C> Encode<C> for Id {
+    fn encode<W: encode::Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
+        e.bytes(&self.0.to_be_bytes())?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for Id {
+    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
+        sixteen(d).map(|b| Self(u128::from_be_bytes(b)))
+    }
+}
+
+impl<C> Encode<C> for ObjectId {
+    fn encode<W: encode::Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
+        e.bytes(&self.0)?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for ObjectId {
+    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
+        sixteen(d).map(Self)
+    }
+}
+
+fn sixteen(d: &mut Decoder<'_>) -> Result<[u8; 16], decode::Error> {
+    d.bytes()?.try_into().map_err(|_| decode::Error::message("an id is 16 bytes"))
+}
+
+impl<C> Encode<C> for Time {
+    fn encode<W: encode::Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
+        e.array(2)?.i64(self.sec)?.u32(self.nsec)?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for Time {
+    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
+        if d.array()? != Some(2) {
+            return Err(decode::Error::message("a time is two numbers"));
+        }
+        let (sec, nsec) = (d.i64()?, d.u32()?);
+        if nsec >= 1_000_000_000 {
+            return Err(decode::Error::message("nanoseconds of a second or more"));
+        }
+        Ok(Self { sec, nsec })
+    }
+}
+
+impl<C> Encode<C> for Head {
+    fn encode<W: encode::Write>(&self, e: &mut Encoder<W>, c: &mut C) -> Result<(), encode::Error<W::Error>> {
+        e.array(3)?;
+        self.device.encode(e, c)?;
+        e.u64(self.number)?.bytes(&self.sha256)?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for Head {
+    fn decode(d: &mut Decoder<'b>, c: &mut C) -> Result<Self, decode::Error> {
+        if d.array()? != Some(3) {
+            return Err(decode::Error::message("a head has three members"));
+        }
+        let device = ObjectId::decode(d, c)?;
+        let number = d.u64()?;
+        let sha256 = d.bytes()?.try_into().map_err(|_| decode::Error::message("a digest is 32 bytes"))?;
+        Ok(Self { device, number, sha256 })
+    }
+}
+
+impl<C> Encode<C> for FileKind {
+    fn encode<W: encode::Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
+        e.u8(*self as u8)?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for FileKind {
+    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
+        Ok(match d.u8()? {
+            0 => FileKind::Regular,
+            1 => FileKind::Directory,
+            2 => FileKind::Symlink,
+            3 => FileKind::Fifo,
+            4 => FileKind::Socket,
+            5 => FileKind::CharDevice,
+            6 => FileKind::BlockDevice,
+            _ => return Err(decode::Error::message("unknown kind of inode")),
+        })
+    }
+}
+
+/// When a record was made: the Lamport counter, then the segment that it first stood in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct WireStamp {
+    /// The Lamport counter of the record.
+    #[n(0)]
+    pub counter: u64,
+    /// The segment.
+    #[n(1)]
+    pub segment: SegmentId,
+}
+
+/// The first frame of a segment: who wrote it, when in that writer's order, and what its writer had applied.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct Opening {
+    /// Who writes.
+    #[n(0)]
+    pub device: ObjectId,
+    /// Which of the writer's segments, from 1; a base has no number: 0.
+    #[n(1)]
+    pub number: u64,
+    /// The newest published segment of each device that the writer had applied, its own included.
+    #[n(2)]
+    pub heads: Vec<Head>,
+    /// The newest base known to the writer: its id and SHA-256.
+    #[n(3)]
+    pub newest_base: Option<BaseRef>,
+    /// The slots that there are.
+    #[n(4)]
+    pub slots: Vec<ObjectId>,
+    /// The slots that were removed.
+    #[n(5)]
+    pub removed_slots: Vec<ObjectId>,
+    /// In a base: the segments that stamps of its records name by their place in this list. For a base, `heads`
+    /// is what it covers.
+    #[n(6)]
+    pub stamp_segments: Option<Vec<StampSegment>>,
+    /// This segment takes the place of one that a crash left in `new/`. While it is itself not published, it is
+    /// a copy that was not finished, and counts for nothing.
+    #[n(7)]
+    pub adopts: Option<SegmentId>,
+}
+
+/// A base and its digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct BaseRef {
+    /// The segment that is the base.
+    #[n(0)]
+    pub segment: SegmentId,
+    /// SHA-256 of the whole file.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub sha256: [u8; 32],
+}
+
+/// A segment that a base's stamps name, and where it stood in its writer's order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct StampSegment {
+    /// The segment.
+    #[n(0)]
+    pub segment: SegmentId,
+    /// Its writer.
+    #[n(1)]
+    pub device: ObjectId,
+    /// Its number.
+    #[n(2)]
+    pub number: u64,
+}
+
+/// The last frame of a segment.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct Closing {
+    /// How many frames stand before this one, the opening counted in.
+    #[n(0)]
+    pub frames: u64,
+    /// What a base was written beside: segments that must be applied on top of it to have one moment's state.
+    #[n(1)]
+    pub needs: Vec<Head>,
+}
+
+/// Records that took effect together. The record at place `i` has the counter `counter + i`.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct Frame {
+    /// Lamport counter of the first record.
+    #[n(0)]
+    pub counter: u64,
+    /// The writer's clock.
+    #[n(1)]
+    pub wall: Time,
+    /// All frames before this one, and all that they name, had been made durable.
+    #[n(2)]
+    pub durable_before: bool,
+    /// The records.
+    #[n(3)]
+    pub records: Vec<Record>,
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Record {
+    /// A new inode; it has no name yet.
+    #[n(0)]
+    Inode(#[n(0)] NewInode),
+    /// A link is (now) here.
+    #[n(1)]
+    Link(#[n(0)] LinkAt),
+    /// A link is no more.
+    #[n(2)]
+    Unlink(#[n(0)] Unlink),
+    /// Attributes.
+    #[n(3)]
+    Attr(#[n(0)] AttrChange),
+    /// Contents, length and mtime.
+    #[n(4)]
+    Content(#[n(0)] Content),
+    /// The same contents lie elsewhere.
+    #[n(5)]
+    Relocate(#[n(0)] Relocate),
+    /// An extended attribute.
+    #[n(6)]
+    Xattr(#[n(0)] XattrChange),
+    /// A pack is finished.
+    #[n(7)]
+    Pack(#[n(0)] PackLen),
+    /// Packs that nothing refers to any more.
+    #[n(8)]
+    Condemn(#[n(0)] Vec<ObjectId>),
+    /// Bases only: an inode with its registers.
+    #[n(16)]
+    BaseInode(#[n(0)] Box<BaseInode>),
+    /// Bases only: a link.
+    #[n(17)]
+    BaseLink(#[n(0)] BaseLink),
+}
+
+/// A new inode. Its times are the frame's.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct NewInode {
+    /// Its id.
+    #[n(0)]
+    pub id: Id,
+    /// What it is.
+    #[n(1)]
+    pub kind: FileKind,
+    /// Permission bits.
+    #[n(2)]
+    pub perm: u16,
+    /// Owner.
+    #[n(3)]
+    pub uid: u32,
+    /// Group.
+    #[n(4)]
+    pub gid: u32,
+    /// Device number, of device nodes.
+    #[n(5)]
+    pub rdev: u32,
+    /// Target, of symbolic links.
+    #[cbor(n(6), with = "minicbor::bytes")]
+    pub target: Vec<u8>,
+}
+
+/// A link's register: its place.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct LinkAt {
+    /// The link.
+    #[n(0)]
+    pub link: Id,
+    /// Of which inode; absent where the ids are the same.
+    #[n(1)]
+    pub inode: Option<Id>,
+    /// In which directory.
+    #[n(2)]
+    pub parent: Id,
+    /// By which name: 1 to 255 bytes without a slash or a zero, not `.` or `..`.
+    #[cbor(n(3), with = "minicbor::bytes")]
+    pub name: Vec<u8>,
+}
+
+/// A link's register: removed.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct Unlink {
+    /// The link.
+    #[n(0)]
+    pub link: Id,
+    /// Of which inode; absent where the ids are the same.
+    #[n(1)]
+    pub inode: Option<Id>,
+    /// The newest version of the contents that the remover knew.
+    #[n(2)]
+    pub seen: WireStamp,
+}
+
+/// Attributes that are set; absent ones stay.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+#[cbor(array)]
+pub struct AttrChange {
+    /// Of which inode.
+    #[n(0)]
+    pub inode: Id,
+    /// Permission bits.
+    #[n(1)]
+    pub perm: Option<u16>,
+    /// Owner and group.
+    #[n(2)]
+    pub owner: Option<(u32, u32)>,
+    /// Last access.
+    #[n(3)]
+    pub atime: Option<Time>,
+}
+
+impl Default for Id {
+    fn default() -> Self {
+        ROOT_ID
+    }
+}
+
+/// A change of contents, length or mtime. The stamp of this record is the id of the version that it makes.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct Content {
+    /// Of which inode; a directory has only an mtime.
+    #[n(0)]
+    pub inode: Id,
+    /// The version that it was made on.
+    #[n(1)]
+    pub base: WireStamp,
+    /// Length in bytes; what lies behind it is gone.
+    #[n(2)]
+    pub plain_size: u64,
+    /// Absent: the frame's clock.
+    #[n(3)]
+    pub mtime: Option<Time>,
+    /// The packs that `splices` name by their place in this list.
+    #[n(4)]
+    pub packs: Vec<ObjectId>,
+    /// Ranges that lie elsewhere now, ascending, disjoint.
+    #[n(5)]
+    pub splices: Vec<Splice>,
+}
+
+/// Contents that were copied: applied only while the file is still at `version`.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct Relocate {
+    /// Of which inode.
+    #[n(0)]
+    pub inode: Id,
+    /// The version that was copied.
+    #[n(1)]
+    pub version: WireStamp,
+    /// As in [`Content`].
+    #[n(2)]
+    pub packs: Vec<ObjectId>,
+    /// As in [`Content`].
+    #[n(3)]
+    pub splices: Vec<Splice>,
+}
+
+/// A range of a file, and where its bytes lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct Splice {
+    /// Where in the file.
+    #[n(0)]
+    pub plain_offset: u64,
+    /// How long.
+    #[n(1)]
+    pub plain_len: u64,
+    /// Absent: a hole.
+    #[n(2)]
+    pub source: Option<Source>,
+}
+
+/// Where bytes lie: a run as it was sealed, and where in it to start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct Source {
+    /// Place in the record's list of packs.
+    #[n(0)]
+    pub pack: u32,
+    /// Where in the pack the run starts.
+    #[n(1)]
+    pub cipher_offset: u32,
+    /// Length of the run.
+    #[n(2)]
+    pub run_len: u32,
+    /// Where in the run.
+    #[n(3)]
+    pub start: u32,
+}
+
+/// Collects the packs that splices name.
+#[derive(Debug, Default)]
+pub struct Splices {
+    /// The packs.
+    pub packs: Vec<ObjectId>,
+    /// The splices.
+    pub list: Vec<Splice>,
+}
+
+impl Splices {
+    /// Adds bytes `start..start + plain_len` of `run` at `plain_offset`.
+    pub fn data(&mut self, plain_offset: u64, plain_len: u64, run: Run, start: u32) {
+        // Few packs, and mostly the last one: a search from the end is short.
+        let pack = self.packs.iter().rposition(|p| *p == run.pack).unwrap_or_else(|| {
+            self.packs.push(run.pack);
+            self.packs.len() - 1
+        }) as u32;
+        let source = Source { pack, cipher_offset: run.cipher_offset, run_len: run.plain_len, start };
+        self.list.push(Splice { plain_offset, plain_len, source: Some(source) });
+    }
+
+    /// Adds a hole.
+    pub fn hole(&mut self, plain_offset: u64, plain_len: u64) {
+        if plain_len > 0 {
+            self.list.push(Splice { plain_offset, plain_len, source: None });
+        }
+    }
+}
+
+/// An extended attribute's register.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct XattrChange {
+    /// Of which inode.
+    #[n(0)]
+    pub inode: Id,
+    /// Its name, at most 255 bytes.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub name: Vec<u8>,
+    /// Its value, at most 64 KiB; absent: removed.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub value: Option<Vec<u8>>,
+}
+
+/// How long a finished pack is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct PackLen {
+    /// The pack.
+    #[n(0)]
+    pub pack: ObjectId,
+    /// All its bytes.
+    #[n(1)]
+    pub cipher_len: u32,
+}
+
+/// A stamp in a base: counter, and place in the opening's list of segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct BaseStamp {
+    /// The Lamport counter.
+    #[n(0)]
+    pub counter: u64,
+    /// Place in [`Opening::stamp_segments`].
+    #[n(1)]
+    pub segment: u32,
+}
+
+/// An inode in a base. A register without a stamp of its own has the stamp of the creation.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct BaseInode {
+    /// What a creation now would say.
+    #[n(0)]
+    pub inode: NewInode,
+    /// When it was created.
+    #[n(1)]
+    pub created: BaseStamp,
+    /// When its permission bits were set.
+    #[n(2)]
+    pub perm_at: Option<BaseStamp>,
+    /// When its owner was set.
+    #[n(3)]
+    pub owner_at: Option<BaseStamp>,
+    /// When its atime was set.
+    #[n(4)]
+    pub atime_at: Option<BaseStamp>,
+    /// The version of its contents.
+    #[n(5)]
+    pub version: BaseStamp,
+    /// Last access.
+    #[n(6)]
+    pub atime: Time,
+    /// Last change of the contents.
+    #[n(7)]
+    pub mtime: Time,
+    /// Last change.
+    #[n(8)]
+    pub ctime: Time,
+    /// Creation.
+    #[n(9)]
+    pub btime: Time,
+    /// Length in bytes.
+    #[n(10)]
+    pub plain_size: u64,
+    /// As in [`Content`].
+    #[n(11)]
+    pub packs: Vec<ObjectId>,
+    /// Its extents.
+    #[n(12)]
+    pub splices: Vec<Splice>,
+    /// Its extended attributes.
+    #[n(13)]
+    pub xattrs: Vec<BaseXattr>,
+}
+
+/// An extended attribute in a base.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct BaseXattr {
+    /// Its name.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub name: Vec<u8>,
+    /// Its value.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub value: Vec<u8>,
+    /// When it was set.
+    #[n(2)]
+    pub at: BaseStamp,
+}
+
+/// A link in a base.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct BaseLink {
+    /// Its place.
+    #[n(0)]
+    pub link: LinkAt,
+    /// When it came there.
+    #[n(1)]
+    pub at: BaseStamp,
+}
+
+/// Encodes anything above.
+pub fn to_cbor<T: Encode<()>>(value: &T) -> Vec<u8> {
+    let mut out = Vec::new();
+    // Writing to a vector cannot fail, and none of the types has an encoding that can.
+    minicbor::encode(value, &mut out).expect("encoding to memory cannot fail");
+    out
+}
+
+/// Decodes anything above, and refuses bytes behind it.
+pub fn from_cbor<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, decode::Error> {
+    let mut d = Decoder::new(bytes);
+    let value = d.decode()?;
+    if d.position() != bytes.len() {
+        return Err(decode::Error::message("bytes behind the end"));
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_comes_back_as_it_was() {
+        let pack = ObjectId([7; 16]);
+        let stamp = WireStamp { counter: 5, segment: ObjectId([9; 16]) };
+        let mut splices = Splices::default();
+        splices.data(0, 10, Run { pack, cipher_offset: 48, plain_len: 30 }, 20);
+        splices.hole(10, 5);
+        let frame = Frame {
+            counter: 6,
+            wall: Time { sec: -1, nsec: 999_999_999 },
+            durable_before: true,
+            records: vec![
+                Record::Link(LinkAt { link: Id(2), inode: None, parent: ROOT_ID, name: b"\xff\xfe".to_vec() }),
+                Record::Content(Content {
+                    inode: Id(2),
+                    base: stamp,
+                    plain_size: 15,
+                    mtime: None,
+                    packs: splices.packs,
+                    splices: splices.list,
+                }),
+                Record::Xattr(XattrChange { inode: Id(2), name: b"user.a".to_vec(), value: None }),
+                Record::Condemn(vec![pack]),
+            ],
+        };
+        let bytes = to_cbor(&frame);
+        assert_eq!(from_cbor::<Frame>(&bytes).unwrap(), frame);
+        for end in 0..bytes.len() {
+            assert!(from_cbor::<Frame>(&bytes[..end]).is_err(), "cut at {end}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        assert!(from_cbor::<Id>(&to_cbor(&minicbor::bytes::ByteVec::from(vec![0; 15]))).is_err());
+        assert!(from_cbor::<Time>(&[0x82, 0x00, 0x1a, 0x3b, 0x9a, 0xca, 0x00]).is_err(), "a whole second of nanoseconds");
+        assert!(from_cbor::<FileKind>(&[0x07]).is_err());
+    }
+}

@@ -1,0 +1,377 @@
+//! Segments: sealed frames in a write-once file (`man/hushfs-format.5`, section SEGMENTS).
+//!
+//! A segment grows in the device's own folder, frame by frame; closed, it is published and never changed. In a
+//! published one a frame that does not open is damage; only one that still grows can be torn at its end.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::record::{Closing, Frame, Opening, SegmentId, from_cbor, to_cbor};
+use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, random};
+use crate::error::{Error, Result};
+use crate::pack::padme_len;
+use crate::store::{DeviceId, Growing, Object, Store};
+
+/// A segment is published when it is this long, in bytes.
+pub const SEGMENT_CIPHER_LEN: u64 = 4 * 1024 * 1024;
+/// The longest frame, in bytes of plaintext: a flush of the largest write buffer in the smallest pieces fits.
+const FRAME_PLAIN_LEN_MAX: usize = 32 * 1024 * 1024;
+/// The shortest published segment.
+const PADDING_FLOOR: u64 = 4096;
+const LENGTH_SEALED_LEN: usize = 4 + SEAL_OVERHEAD;
+const TRAILER_PLAIN_LEN: usize = 32;
+const TRAILER_SEALED_LEN: usize = TRAILER_PLAIN_LEN + SEAL_OVERHEAD;
+
+/// What a sealed message in a segment is; goes into its associated data, so none is taken for another.
+#[derive(Clone, Copy)]
+enum Part {
+    Length = 0,
+    Frame = 1,
+    Closing = 2,
+    Trailer = 3,
+}
+
+fn aad(part: Part, cipher_offset: u64) -> [u8; 9] {
+    let mut aad = [part as u8; 9];
+    aad[1..].copy_from_slice(&cipher_offset.to_le_bytes());
+    aad
+}
+
+/// A segment that grows.
+pub struct SegmentWriter {
+    id: SegmentId,
+    file: Arc<dyn Growing>,
+    key: SealKey,
+    device: DeviceId,
+    number: u64,
+    frames: u64,
+    cipher_len: u64,
+    digest: Sha256,
+    buffer: Vec<u8>,
+    spoiled: bool,
+}
+
+/// A segment with its closing frame; not yet synced or published.
+pub struct ClosedSegment {
+    /// Its id.
+    pub id: SegmentId,
+    /// SHA-256 of the whole file.
+    pub sha256: [u8; 32],
+    /// All its bytes.
+    pub cipher_len: u64,
+    /// The file.
+    pub file: Arc<dyn Growing>,
+}
+
+impl SegmentWriter {
+    /// Starts a segment in the store's `new/` folder.
+    pub fn create(store: &dyn Store, master: &MasterKey, opening: &Opening) -> Result<Self> {
+        let mut id = SegmentId::default();
+        random(&mut id.0)?;
+        let header = Header::new(Magic::Segment, id);
+        let mut writer = Self {
+            id,
+            file: store.create(id)?,
+            key: master.object_key(&header),
+            device: opening.device,
+            number: opening.number,
+            frames: 0,
+            cipher_len: 0,
+            digest: Sha256::new(),
+            buffer: header.encode().to_vec(),
+            spoiled: false,
+        };
+        let written = writer.write_message(Part::Frame, &to_cbor(opening));
+        if written.is_err() {
+            store.discard(id)?;
+        }
+        written.map(|()| writer)
+    }
+
+    /// Its id.
+    pub fn id(&self) -> SegmentId {
+        self.id
+    }
+    /// The file, for syncing.
+    pub fn file(&self) -> &Arc<dyn Growing> {
+        &self.file
+    }
+    /// Its number in this device's order; 0 for a base.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+    /// Bytes written.
+    pub fn cipher_len(&self) -> u64 {
+        self.cipher_len
+    }
+    /// Frames written, the opening counted in.
+    pub fn frames(&self) -> u64 {
+        self.frames
+    }
+    /// Whether a write failed: nothing may be added.
+    pub fn is_spoiled(&self) -> bool {
+        self.spoiled
+    }
+
+    /// Adds a frame. It is with the system on return, not on the disk.
+    pub fn append(&mut self, frame: &Frame) -> Result<()> {
+        self.write_message(Part::Frame, &to_cbor(frame))
+    }
+
+    /// Adds the closing frame, padding and trailer.
+    pub fn close(mut self, needs: Vec<crate::state::Head>) -> Result<ClosedSegment> {
+        let closing = to_cbor(&Closing { frames: self.frames, needs });
+        self.seal_message(Part::Closing, &closing)?;
+        let true_len = self.cipher_len + self.buffer.len() as u64;
+        let padded_len = padme_len(true_len + TRAILER_SEALED_LEN as u64, PADDING_FLOOR);
+        let from = self.buffer.len();
+        self.buffer.resize((padded_len - self.cipher_len) as usize - TRAILER_SEALED_LEN, 0);
+        random(&mut self.buffer[from..])?;
+        let mut trailer = [0; TRAILER_PLAIN_LEN];
+        trailer[..8].copy_from_slice(&true_len.to_le_bytes());
+        trailer[8..24].copy_from_slice(&self.device.0);
+        trailer[24..].copy_from_slice(&self.number.to_le_bytes());
+        let at = padded_len - TRAILER_SEALED_LEN as u64;
+        self.key.seal(&aad(Part::Trailer, at), &[&trailer], &mut self.buffer)?;
+        self.flush_buffer()?;
+        let sha256 = self.digest.finalize().into();
+        Ok(ClosedSegment { id: self.id, sha256, cipher_len: self.cipher_len, file: self.file })
+    }
+
+    fn write_message(&mut self, part: Part, plain: &[u8]) -> Result<()> {
+        self.seal_message(part, plain)?;
+        self.flush_buffer()?;
+        self.frames += 1;
+        Ok(())
+    }
+
+    /// Appends the sealed length and the sealed message to the buffer.
+    fn seal_message(&mut self, part: Part, plain: &[u8]) -> Result<()> {
+        if self.spoiled {
+            return Err(Error::new(crate::Kind::Poisoned, self.file.name()));
+        }
+        if plain.len() > FRAME_PLAIN_LEN_MAX {
+            return Err(Error::new(crate::Kind::TooBig, self.file.name()));
+        }
+        let at = self.cipher_len + self.buffer.len() as u64;
+        let len = (plain.len() as u32).to_le_bytes();
+        self.key.seal(&aad(Part::Length, at), &[&len], &mut self.buffer)?;
+        self.key.seal(&aad(part, at + LENGTH_SEALED_LEN as u64), &[plain], &mut self.buffer)
+    }
+
+    fn flush_buffer(&mut self) -> Result<()> {
+        let written = self.file.write_at(&self.buffer, self.cipher_len);
+        self.spoiled |= written.is_err();
+        written?;
+        self.digest.update(&self.buffer);
+        self.cipher_len += self.buffer.len() as u64;
+        self.buffer.clear();
+        self.buffer.shrink_to(1 << 20);
+        Ok(())
+    }
+}
+
+/// Whether a segment is whole, or may end torn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Published: anything that does not open is damage.
+    Published,
+    /// Left in `new/`: the first frame that does not open ends it.
+    Leftover,
+}
+
+/// A segment that is read.
+pub struct SegmentReader {
+    object: Arc<dyn Object>,
+    name: String,
+    id: SegmentId,
+    key: SealKey,
+    extent: Extent,
+    /// Where the last frame ends; for a leftover, the file's length.
+    true_len: u64,
+    file_len: u64,
+    at: u64,
+    buffer: Vec<u8>,
+    buffer_at: u64,
+    digest: Sha256,
+    frames: u64,
+    opening: Opening,
+}
+
+/// What the end of a segment says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// The closing frame; a leftover may have none.
+    pub closing: Option<Closing>,
+    /// SHA-256 of the whole file; of no use for a leftover.
+    pub sha256: [u8; 32],
+    /// All its bytes.
+    pub cipher_len: u64,
+}
+
+impl SegmentReader {
+    /// Opens a segment and reads its opening.
+    pub fn open(object: Arc<dyn Object>, id: SegmentId, master: &MasterKey, extent: Extent) -> Result<Self> {
+        let name = object.name();
+        let mut bytes = [0; HEADER_LEN];
+        object.read_at(&mut bytes, 0)?;
+        let header = Header::decode(&bytes, Magic::Segment, id, &name)?;
+        let key = master.object_key(&header);
+        let file_len = object.cipher_len()?;
+        let true_len = match extent {
+            Extent::Published => read_trailer(&*object, &key, file_len, &name)?,
+            Extent::Leftover => file_len,
+        };
+        let digest = Sha256::new_with_prefix(bytes);
+        let opening = Opening {
+            device: DeviceId::default(),
+            number: 0,
+            heads: Vec::new(),
+            newest_base: None,
+            slots: Vec::new(),
+            removed_slots: Vec::new(),
+            stamp_segments: None,
+            adopts: None,
+        };
+        let at = HEADER_LEN as u64;
+        let (buffer, buffer_at) = (Vec::new(), at);
+        let mut reader =
+            Self { object, name, id, key, extent, true_len, file_len, at, buffer, buffer_at, digest, frames: 0, opening };
+        let Some((Part::Frame, plain)) = reader.message()? else { return Err(reader.damaged("no opening frame")) };
+        reader.opening = from_cbor(&plain).map_err(|e| reader.damaged(e))?;
+        Ok(reader)
+    }
+
+    /// Its id.
+    pub fn id(&self) -> SegmentId {
+        self.id
+    }
+    /// What errors call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+    /// Its first frame.
+    pub fn opening(&self) -> &Opening {
+        &self.opening
+    }
+
+    /// Hands every frame to `each`, in order.
+    pub fn frames(mut self, mut each: impl FnMut(Frame) -> Result<()>) -> Result<Ending> {
+        loop {
+            match self.message()? {
+                Some((Part::Frame, plain)) => {
+                    let frame = from_cbor(&plain).map_err(|e| self.damaged(e))?;
+                    each(frame)?;
+                }
+                Some((_, plain)) => {
+                    let closing: Closing = from_cbor(&plain).map_err(|e| self.damaged(e))?;
+                    return self.end(Some(closing));
+                }
+                None => return self.end(None),
+            }
+        }
+    }
+
+    fn end(mut self, closing: Option<Closing>) -> Result<Ending> {
+        if let Some(closing) = &closing {
+            // The closing frame itself was counted when it was read.
+            if closing.frames != self.frames - 1 {
+                return Err(self.damaged("frames are missing"));
+            }
+            if self.extent == Extent::Published && self.at != self.true_len {
+                return Err(self.damaged("bytes behind the closing frame"));
+            }
+        }
+        if self.extent == Extent::Published {
+            while self.at < self.file_len {
+                let step = (self.file_len - self.at).min(1 << 20) as usize;
+                self.fill(step)?;
+                self.consume(step);
+            }
+        }
+        Ok(Ending { closing, sha256: self.digest.finalize().into(), cipher_len: self.file_len })
+    }
+
+    fn damaged(&self, check: impl std::fmt::Display) -> Error {
+        Error::damaged(&self.name, format_args!("{check} (frame {} at byte {})", self.frames, self.at))
+    }
+
+    /// The next message; `None` where a leftover ends or is torn.
+    fn message(&mut self) -> Result<Option<(Part, Vec<u8>)>> {
+        let torn = |reader: &Self, why: &str| match reader.extent {
+            Extent::Published => Err(reader.damaged(why)),
+            Extent::Leftover => Ok(None),
+        };
+        if self.at + (LENGTH_SEALED_LEN as u64) > self.true_len {
+            return torn(self, "no closing frame");
+        }
+        self.fill(LENGTH_SEALED_LEN)?;
+        let mut len = [0; 4];
+        if !self.key.open(&aad(Part::Length, self.at), self.peek(0, LENGTH_SEALED_LEN), &mut len) {
+            return torn(self, "a frame's length does not open");
+        }
+        let plain_len = u32::from_le_bytes(len) as usize;
+        if plain_len > FRAME_PLAIN_LEN_MAX {
+            return Err(self.damaged("a frame of impossible length"));
+        }
+        let sealed_len = plain_len + SEAL_OVERHEAD;
+        let whole = LENGTH_SEALED_LEN + sealed_len;
+        if self.at + whole as u64 > self.true_len {
+            return torn(self, "a frame is cut");
+        }
+        self.fill(whole)?;
+        let at = self.at + LENGTH_SEALED_LEN as u64;
+        let mut plain = vec![0; plain_len];
+        for part in [Part::Frame, Part::Closing] {
+            if self.key.open(&aad(part, at), self.peek(LENGTH_SEALED_LEN, sealed_len), &mut plain) {
+                self.consume(whole);
+                self.frames += 1;
+                return Ok(Some((part, plain)));
+            }
+        }
+        torn(self, "a frame does not open")
+    }
+
+    fn peek(&self, skip: usize, len: usize) -> &[u8] {
+        let from = (self.at - self.buffer_at) as usize + skip;
+        &self.buffer[from..from + len]
+    }
+
+    /// Makes sure that `len` bytes from here on are in the buffer.
+    fn fill(&mut self, len: usize) -> Result<()> {
+        const CHUNK: u64 = 256 * 1024;
+        let have = self.buffer_at + self.buffer.len() as u64;
+        if self.at + len as u64 <= have {
+            return Ok(());
+        }
+        self.buffer.drain(..(self.at - self.buffer_at) as usize);
+        self.buffer_at = self.at;
+        let from = self.buffer.len();
+        let want = (self.at + len as u64).max(have + CHUNK).min(self.file_len);
+        self.buffer.resize((want - self.at) as usize, 0);
+        self.object.read_at(&mut self.buffer[from..], have)
+    }
+
+    fn consume(&mut self, len: usize) {
+        let from = (self.at - self.buffer_at) as usize;
+        if self.extent == Extent::Published {
+            self.digest.update(&self.buffer[from..from + len]);
+        }
+        self.at += len as u64;
+    }
+}
+
+/// Opens the trailer and answers where the last frame ends.
+fn read_trailer(object: &dyn Object, key: &SealKey, file_len: u64, name: &str) -> Result<u64> {
+    let at = file_len.saturating_sub(TRAILER_SEALED_LEN as u64);
+    let mut sealed = [0; TRAILER_SEALED_LEN];
+    object.read_at(&mut sealed, at)?;
+    let mut trailer = [0; TRAILER_PLAIN_LEN];
+    if !key.open(&aad(Part::Trailer, at), &sealed, &mut trailer) {
+        return Err(Error::damaged(name, "the trailer does not open: cut, changed, or of another library"));
+    }
+    let mut true_len = [0; 8];
+    true_len.copy_from_slice(&trailer[..8]);
+    Some(u64::from_le_bytes(true_len)).filter(|len| *len <= at).ok_or_else(|| Error::damaged(name, "impossible length"))
+}

@@ -1,0 +1,511 @@
+//! The tree that the index replays to, held in memory, compactly: at most 300 bytes a file and 32 an extent.
+//!
+//! Inodes and links lie in slabs and name each other by slot number. Tables of 4-byte slots find an inode by its
+//! id, and a link by its directory and name, without storing either twice.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+
+use super::extents::Extents;
+use super::record::{Id, ROOT_ID, SegmentId, StampSegment, WireStamp};
+use crate::pack::PackId;
+use crate::volume::{Attr, FileKind, Ino, Time};
+
+/// A slot of an inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InodeIx(pub(super) u32);
+
+/// A slot of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LinkIx(pub(super) u32);
+
+/// The slot of the root directory.
+pub const ROOT_IX: InodeIx = InodeIx(0);
+
+/// When a register was set: Lamport counter, and the segment's number in the tree's table. 12 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    counter: [u32; 2],
+    /// Which segment.
+    pub segment: u32,
+}
+
+impl Stamp {
+    /// A stamp of segment number `segment`.
+    pub fn new(counter: u64, segment: u32) -> Self {
+        Self { counter: [(counter >> 32) as u32, counter as u32], segment }
+    }
+    /// The Lamport counter.
+    pub fn counter(self) -> u64 {
+        u64::from(self.counter[0]) << 32 | u64::from(self.counter[1])
+    }
+}
+
+/// A [`Time`] in 12 bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PackedTime([u32; 3]);
+
+impl From<Time> for PackedTime {
+    fn from(t: Time) -> Self {
+        Self([(t.sec >> 32) as u32, t.sec as u32, t.nsec])
+    }
+}
+
+impl From<PackedTime> for Time {
+    fn from(PackedTime([high, low, nsec]): PackedTime) -> Self {
+        Self { sec: (i64::from(high as i32)) << 32 | i64::from(low), nsec }
+    }
+}
+
+/// What an inode of its kind holds.
+#[derive(Debug)]
+pub(super) enum Body {
+    Extents(Extents),
+    /// Names in a directory, by cookie.
+    Entries(BTreeMap<u64, LinkIx>),
+    Target(Box<[u8]>),
+    Nothing,
+}
+
+/// What few inodes have.
+#[derive(Debug, Default)]
+pub(super) struct Extra {
+    pub perm_at: Option<Stamp>,
+    pub owner_at: Option<Stamp>,
+    pub atime_at: Option<Stamp>,
+    pub xattrs: Vec<(Box<[u8]>, Box<[u8]>, Stamp)>,
+    /// Links beyond the first.
+    pub more_links: Vec<LinkIx>,
+}
+
+/// An inode.
+#[derive(Debug)]
+pub struct Inode {
+    pub(super) id: [u64; 2],
+    pub(super) plain_size: u64,
+    pub(super) body: Body,
+    pub(super) extra: Option<Box<Extra>>,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) rdev: u32,
+    pub(super) perm: u16,
+    pub(super) kind: FileKind,
+    /// Names it has, or, of a directory, directories in it.
+    pub(super) count: u32,
+    pub(super) first_link: Option<LinkIx>,
+    pub(super) created: Stamp,
+    pub(super) version: Stamp,
+    pub(super) atime: PackedTime,
+    pub(super) mtime: PackedTime,
+    pub(super) ctime: PackedTime,
+    pub(super) btime: PackedTime,
+    /// What the kernel and open handles hold: an inode without a name lives until this is 0.
+    pub(super) refs: AtomicU32,
+}
+
+impl Inode {
+    /// Its id.
+    pub fn id(&self) -> Id {
+        Id(u128::from(self.id[0]) << 64 | u128::from(self.id[1]))
+    }
+    /// What it is.
+    pub fn kind(&self) -> FileKind {
+        self.kind
+    }
+    /// Its permission bits.
+    pub fn perm(&self) -> u16 {
+        self.perm
+    }
+    /// Its group.
+    pub fn gid(&self) -> u32 {
+        self.gid
+    }
+    /// Its length in bytes.
+    pub fn plain_size(&self) -> u64 {
+        self.plain_size
+    }
+    /// The version of its contents.
+    pub fn version(&self) -> Stamp {
+        self.version
+    }
+    /// Whether it has a name. The root needs none.
+    pub fn is_linked(&self) -> bool {
+        self.first_link.is_some() || self.id() == ROOT_ID
+    }
+    /// Where its bytes lie; empty for what is not a regular file.
+    pub fn extents(&self) -> &Extents {
+        static NONE: Extents = Extents::EMPTY;
+        match &self.body {
+            Body::Extents(e) => e,
+            _ => &NONE,
+        }
+    }
+    /// The target of a symbolic link.
+    pub fn target(&self) -> Option<&[u8]> {
+        match &self.body {
+            Body::Target(t) => Some(t),
+            _ => None,
+        }
+    }
+    /// Whether a directory has no entries.
+    pub fn is_empty_dir(&self) -> bool {
+        matches!(&self.body, Body::Entries(e) if e.is_empty())
+    }
+    /// Extended attributes: names and values.
+    pub fn xattrs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.extra.iter().flat_map(|x| x.xattrs.iter().map(|(n, v, _)| (&**n, &**v)))
+    }
+    /// The value of one.
+    pub fn xattr(&self, name: &[u8]) -> Option<&[u8]> {
+        self.xattrs().find(|(n, _)| *n == name).map(|(_, v)| v)
+    }
+    /// Adds references.
+    pub fn hold(&self, count: u32) {
+        self.refs.fetch_add(count, Ordering::Relaxed);
+    }
+    /// Gives references back; true where none is left.
+    pub fn let_go(&self, count: u32) -> bool {
+        let before = self
+            .refs
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| Some(n.saturating_sub(count)))
+            .unwrap_or_else(|n| n);
+        before <= count
+    }
+    pub(super) fn extra_mut(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+}
+
+/// A name of an inode.
+#[derive(Debug)]
+pub struct Link {
+    pub(super) id: [u64; 2],
+    pub(super) inode: InodeIx,
+    pub(super) parent: InodeIx,
+    pub(super) name: Box<[u8]>,
+    pub(super) at: Stamp,
+}
+
+impl Link {
+    /// Its id.
+    pub fn id(&self) -> Id {
+        Id(u128::from(self.id[0]) << 64 | u128::from(self.id[1]))
+    }
+    /// Of which inode.
+    pub fn inode(&self) -> InodeIx {
+        self.inode
+    }
+    /// In which directory.
+    pub fn parent(&self) -> InodeIx {
+        self.parent
+    }
+    /// By which name.
+    pub fn name(&self) -> &[u8] {
+        &self.name
+    }
+}
+
+pub(super) fn halves(id: Id) -> [u64; 2] {
+    [(id.0 >> 64) as u64, id.0 as u64]
+}
+
+/// What the index says of a pack.
+#[derive(Debug, Clone, Copy)]
+pub struct PackInfo {
+    /// The pack.
+    pub id: PackId,
+    /// All its bytes, once it is finished.
+    pub cipher_len: Option<u32>,
+    /// Bytes of plaintext that extents refer to, counted once for each.
+    pub live_plain_bytes: u64,
+    /// Condemned: nothing may refer to it again.
+    pub condemned: bool,
+}
+
+/// The tree.
+#[derive(Debug)]
+pub struct Tree {
+    pub(super) inodes: Slab<Inode>,
+    pub(super) links: Slab<Link>,
+    pub(super) by_id: HashTable<InodeIx>,
+    pub(super) by_name: HashTable<LinkIx>,
+    pub(super) hash: DefaultHashBuilder,
+    /// Hard links beyond the first of an inode, by id.
+    pub(super) other_links: HashMap<Id, LinkIx>,
+    /// Inodes whose low half another inode has already (two devices, one moment): the number they are shown by.
+    pub(super) renumbered: HashMap<u64, InodeIx>,
+    pub(super) packs: Vec<PackInfo>,
+    pub(super) pack_numbers: HashMap<PackId, u32>,
+    pub(super) segments: Vec<StampSegment>,
+    pub(super) segment_numbers: HashMap<SegmentId, u32>,
+    /// The highest counter that any record had.
+    pub(super) counter: u64,
+}
+
+impl Tree {
+    /// An empty library: a root directory of this owner, made at `now`.
+    pub fn new(uid: u32, gid: u32, now: Time) -> Self {
+        let mut tree = Self {
+            inodes: Slab::default(),
+            links: Slab::default(),
+            by_id: HashTable::new(),
+            by_name: HashTable::new(),
+            hash: DefaultHashBuilder::default(),
+            other_links: HashMap::new(),
+            renumbered: HashMap::new(),
+            packs: Vec::new(),
+            pack_numbers: HashMap::new(),
+            segments: Vec::new(),
+            segment_numbers: HashMap::new(),
+            counter: 0,
+        };
+        // Number 0 of the table of segments is the one of what no record made: the root.
+        let none = tree.intern_segment(StampSegment { segment: SegmentId::default(), device: Default::default(), number: 0 });
+        let origin = Stamp::new(0, none);
+        tree.insert_inode(Inode {
+            id: halves(ROOT_ID),
+            plain_size: 0,
+            body: Body::Entries(BTreeMap::new()),
+            extra: None,
+            uid,
+            gid,
+            rdev: 0,
+            perm: 0o755,
+            kind: FileKind::Directory,
+            count: 0,
+            first_link: None,
+            created: origin,
+            version: origin,
+            atime: now.into(),
+            mtime: now.into(),
+            ctime: now.into(),
+            btime: now.into(),
+            refs: AtomicU32::new(1),
+        });
+        tree
+    }
+
+    /// The inode in a slot, which must be in use.
+    pub fn inode(&self, ix: InodeIx) -> &Inode {
+        self.inodes.get(ix.0).expect("slots of inodes are only held while the inode lives")
+    }
+
+    pub(super) fn inode_mut(&mut self, ix: InodeIx) -> &mut Inode {
+        self.inodes.get_mut(ix.0).expect("slots of inodes are only held while the inode lives")
+    }
+
+    /// The link in a slot, which must be in use.
+    pub fn link(&self, ix: LinkIx) -> &Link {
+        self.links.get(ix.0).expect("slots of links are only held while the link lives")
+    }
+
+    /// The inode that programs know by `ino`.
+    pub fn find(&self, ino: Ino) -> Option<InodeIx> {
+        if let Some(ix) = self.renumbered.get(&ino.0) {
+            return Some(*ix);
+        }
+        let found = self.by_id.find(self.hash.hash_one(ino.0), |ix| self.inode(*ix).id[1] == ino.0);
+        found.copied()
+    }
+
+    /// The inode with this id.
+    pub fn find_id(&self, id: Id) -> Option<InodeIx> {
+        let halves = halves(id);
+        self.by_id.find(self.hash.hash_one(halves[1]), |ix| self.inode(*ix).id == halves).copied()
+    }
+
+    /// The number by which programs know an inode.
+    pub fn ino(&self, ix: InodeIx) -> Ino {
+        let own = self.inode(ix).id[1];
+        if self.renumbered.is_empty() {
+            return Ino(own);
+        }
+        Ino(self.renumbered.iter().find(|(_, other)| **other == ix).map_or(own, |(ino, _)| *ino))
+    }
+
+    /// The link `name` in a directory.
+    pub fn child(&self, parent: InodeIx, name: &[u8]) -> Option<LinkIx> {
+        let found = self.by_name.find(self.name_hash(parent, name), |ix| {
+            let link = self.link(*ix);
+            link.parent == parent && *link.name == *name
+        });
+        found.copied()
+    }
+
+    pub(super) fn name_hash(&self, parent: InodeIx, name: &[u8]) -> u64 {
+        self.hash.hash_one((parent.0, name))
+    }
+
+    /// The link with this id, of this inode.
+    pub fn find_link(&self, inode: InodeIx, link: Id) -> Option<LinkIx> {
+        let first = self.inode(inode).first_link;
+        first.filter(|ix| self.link(*ix).id == halves(link)).or_else(|| self.other_links.get(&link).copied())
+    }
+
+    /// The entries of a directory behind `cookie`, with their cookies.
+    pub fn entries(&self, dir: InodeIx, cookie: u64) -> impl Iterator<Item = (u64, &Link)> {
+        let entries = match &self.inode(dir).body {
+            Body::Entries(e) => Some(e.range(cookie.saturating_add(1)..)),
+            _ => None,
+        };
+        entries.into_iter().flatten().map(|(cookie, ix)| (*cookie, self.link(*ix)))
+    }
+
+    /// The directory above; the root's is the root.
+    pub fn parent(&self, dir: InodeIx) -> InodeIx {
+        self.inode(dir).first_link.map_or(ROOT_IX, |l| self.link(l).parent)
+    }
+
+    /// Whether `dir` is `ancestor` or lies below it.
+    pub fn is_within(&self, dir: InodeIx, ancestor: InodeIx) -> bool {
+        let mut at = dir;
+        // A tree is no deeper than it has inodes; a damaged one could have a ring.
+        for _ in 0..=self.inodes.len() {
+            if at == ancestor {
+                return true;
+            }
+            if at == ROOT_IX {
+                return false;
+            }
+            at = self.parent(at);
+        }
+        true
+    }
+
+    /// The path of an inode from the root, without a leading slash; empty where it has no name or is the root.
+    pub fn path(&self, ix: InodeIx) -> Vec<u8> {
+        const PATH_LEN_MAX: usize = 4095;
+        let mut names: Vec<&[u8]> = Vec::new();
+        let (mut at, mut len) = (ix, 0);
+        while let Some(link) = self.inode(at).first_link {
+            let link = self.link(link);
+            len += link.name.len() + 1;
+            if len > PATH_LEN_MAX {
+                break;
+            }
+            names.push(&link.name);
+            at = link.parent;
+        }
+        names.reverse();
+        names.join(&b'/')
+    }
+
+    /// What stat(2) says.
+    pub fn attr(&self, ix: InodeIx) -> Attr {
+        let inode = self.inode(ix);
+        let target_len = inode.target().map_or(0, |t| t.len() as u64);
+        Attr {
+            ino: self.ino(ix),
+            kind: inode.kind,
+            perm: inode.perm,
+            nlink: if inode.kind == FileKind::Directory { inode.count + 2 } else { inode.count },
+            uid: inode.uid,
+            gid: inode.gid,
+            rdev: inode.rdev,
+            plain_size: inode.plain_size + target_len,
+            blocks_512: inode.extents().plain_bytes().div_ceil(512),
+            atime: inode.atime.into(),
+            mtime: inode.mtime.into(),
+            ctime: inode.ctime.into(),
+            btime: inode.btime.into(),
+        }
+    }
+
+    /// How many inodes there are.
+    pub fn inode_count(&self) -> u64 {
+        self.inodes.len() as u64
+    }
+
+    /// What the index says of pack number `pack`.
+    pub fn pack(&self, pack: u32) -> &PackInfo {
+        &self.packs[pack as usize]
+    }
+
+    /// All packs that were ever named since the newest base.
+    pub fn packs(&self) -> &[PackInfo] {
+        &self.packs
+    }
+
+    /// What the index says of a pack.
+    pub fn find_pack(&self, id: PackId) -> Option<&PackInfo> {
+        self.pack_numbers.get(&id).map(|n| self.pack(*n))
+    }
+
+    /// The pack's number, a new one where it has none.
+    pub fn intern_pack(&mut self, id: PackId) -> u32 {
+        *self.pack_numbers.entry(id).or_insert_with(|| {
+            self.packs.push(PackInfo { id, cipher_len: None, live_plain_bytes: 0, condemned: false });
+            (self.packs.len() - 1) as u32
+        })
+    }
+
+    /// The segment's number, a new one where it has none.
+    pub fn intern_segment(&mut self, segment: StampSegment) -> u32 {
+        *self.segment_numbers.entry(segment.segment).or_insert_with(|| {
+            self.segments.push(segment);
+            (self.segments.len() - 1) as u32
+        })
+    }
+
+    /// A stamp as records spell it.
+    pub fn wire(&self, stamp: Stamp) -> WireStamp {
+        WireStamp { counter: stamp.counter(), segment: self.segments[stamp.segment as usize].segment }
+    }
+
+    /// The counter that the next record gets.
+    pub fn next_counter(&self) -> u64 {
+        self.counter + 1
+    }
+
+    /// Whether `a` is later than `b`: by counter, then by the segment's id.
+    pub(super) fn is_later(&self, a: Stamp, b: Stamp) -> bool {
+        let key = |s: Stamp| (s.counter(), self.segments[s.segment as usize].segment);
+        a != b && key(a) > key(b)
+    }
+}
+
+/// Slots that are used again.
+#[derive(Debug)]
+pub(super) struct Slab<T> {
+    slots: Vec<Option<T>>,
+    free: Vec<u32>,
+}
+
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
+        Self { slots: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<T> Slab<T> {
+    pub fn get(&self, at: u32) -> Option<&T> {
+        self.slots.get(at as usize)?.as_ref()
+    }
+    pub fn get_mut(&mut self, at: u32) -> Option<&mut T> {
+        self.slots.get_mut(at as usize)?.as_mut()
+    }
+    pub fn insert(&mut self, value: T) -> u32 {
+        if let Some(at) = self.free.pop() {
+            self.slots[at as usize] = Some(value);
+            return at;
+        }
+        self.slots.push(Some(value));
+        (self.slots.len() - 1) as u32
+    }
+    pub fn remove(&mut self, at: u32) -> Option<T> {
+        let value = self.slots.get_mut(at as usize)?.take()?;
+        self.free.push(at);
+        Some(value)
+    }
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+    /// Slots in use from `from` on.
+    pub fn iter_from(&self, from: u32) -> impl Iterator<Item = (u32, &T)> {
+        let slots = self.slots.iter().enumerate().skip(from as usize);
+        slots.filter_map(|(at, slot)| slot.as_ref().map(|value| (at as u32, value)))
+    }
+}
