@@ -5,9 +5,10 @@
 //! a loop somewhat longer than itself.)
 
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use lru::LruCache;
+use parking_lot::{Mutex, MutexGuard};
 
 /// What a block costs besides its bytes: the list's node, the table's slot, reference counts, the allocator's share.
 const BOOKKEEPING: usize = 100;
@@ -163,12 +164,7 @@ impl BlockCache {
         hasher.write_u32(key.pack);
         hasher.write_u32(key.cipher_offset);
         let number = (hasher.0 >> 40) as usize & self.shards.len().checked_sub(1)?;
-        // A panic under the lock leaves the counts of bytes too high at worst.
-        Some(
-            self.shards[number]
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
+        Some(self.shards[number].lock())
     }
 
     /// The block, if it is here.
@@ -193,7 +189,7 @@ impl BlockCache {
     pub fn stats(&self) -> CacheStats {
         let mut stats = CacheStats::default();
         for shard in &self.shards {
-            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let shard = shard.lock();
             stats.hits += shard.hits;
             stats.misses += shard.misses;
             stats.blocks += (shard.probation.len() + shard.protected.len()) as u64;
@@ -329,7 +325,7 @@ mod tests {
                     cache.get(key(n));
                 }
                 let held: usize = cache.shards.iter().map(|shard| {
-                    let shard = shard.lock().unwrap();
+                    let shard = shard.lock();
                     shard.probation.iter().chain(shard.protected.iter()).map(|(_, plain)| weight(plain)).sum::<usize>()
                 }).sum();
                 prop_assert!(held <= bytes_max);

@@ -94,13 +94,22 @@ struct Model {
 
 impl Model {
     fn new() -> Self {
-        let mut model = Self { nodes: BTreeMap::new(), next: 0 };
+        let mut model = Self {
+            nodes: BTreeMap::new(),
+            next: 0,
+        };
         model.add(FileKind::Directory, 0o755, b"");
         model
     }
 
     fn add(&mut self, kind: FileKind, perm: u16, bytes: &[u8]) -> usize {
-        let node = Node { kind, perm, bytes: bytes.to_vec(), xattrs: BTreeMap::new(), entries: BTreeMap::new() };
+        let node = Node {
+            kind,
+            perm,
+            bytes: bytes.to_vec(),
+            xattrs: BTreeMap::new(),
+            entries: BTreeMap::new(),
+        };
         self.nodes.insert(self.next, node);
         self.next += 1;
         self.next - 1
@@ -135,7 +144,11 @@ impl Model {
     }
 
     fn links(&self, node: usize) -> u32 {
-        self.nodes.values().flat_map(|n| n.entries.values()).filter(|c| **c == node).count() as u32
+        self.nodes
+            .values()
+            .flat_map(|n| n.entries.values())
+            .filter(|c| **c == node)
+            .count() as u32
     }
 
     fn within(&self, dir: usize, ancestor: usize) -> bool {
@@ -144,7 +157,12 @@ impl Model {
             if at == dir {
                 return true;
             }
-            below.extend(self.nodes[&at].entries.values().filter(|c| self.nodes[c].kind == FileKind::Directory));
+            below.extend(
+                self.nodes[&at]
+                    .entries
+                    .values()
+                    .filter(|c| self.nodes[c].kind == FileKind::Directory),
+            );
         }
         false
     }
@@ -154,7 +172,11 @@ impl Model {
         for (dir, path) in self.dirs() {
             for (name, child) in &self.nodes[&dir].entries {
                 let node = &self.nodes[child];
-                let dirs_in = node.entries.values().filter(|c| self.nodes[c].kind == FileKind::Directory).count();
+                let dirs_in = node
+                    .entries
+                    .values()
+                    .filter(|c| self.nodes[c].kind == FileKind::Directory)
+                    .count();
                 let nlink = match node.kind {
                     FileKind::Directory => 2 + dirs_in as u32,
                     _ => self.links(*child),
@@ -206,7 +228,13 @@ impl Pair {
     fn new() -> Self {
         let (library, store) = (Library::new(), MemoryStore::new());
         let vault = library.open(&store).unwrap();
-        Self { library, store, vault, model: Model::new(), held: None }
+        Self {
+            library,
+            store,
+            vault,
+            model: Model::new(),
+            held: None,
+        }
     }
 
     fn place(&self, (dir, name): Place) -> (usize, Ino, &'static [u8]) {
@@ -226,17 +254,32 @@ impl Pair {
         let os_name = OsStr::from_bytes(name);
         let (made, perm) = match kind {
             FileKind::Directory => (self.vault.mkdir(parent, os_name, 0o777, CALLER), 0o755),
-            FileKind::Symlink => (self.vault.symlink(parent, os_name, b"to/where", CALLER), 0o777),
-            _ => (self.vault.mknod(parent, os_name, kind, 0o666, 0, CALLER), 0o644),
+            FileKind::Symlink => (
+                self.vault.symlink(parent, os_name, b"to/where", CALLER),
+                0o777,
+            ),
+            _ => (
+                self.vault.mknod(parent, os_name, kind, 0o666, 0, CALLER),
+                0o644,
+            ),
         };
         if self.model.nodes[&dir].entries.contains_key(name) {
             assert_eq!(errno(made), libc::EEXIST);
             return;
         }
         self.vault.forget(made.unwrap().ino, 1);
-        let target: &[u8] = if kind == FileKind::Symlink { b"to/where" } else { b"" };
+        let target: &[u8] = if kind == FileKind::Symlink {
+            b"to/where"
+        } else {
+            b""
+        };
         let node = self.model.add(kind, perm, target);
-        self.model.nodes.get_mut(&dir).unwrap().entries.insert(name.to_vec(), node);
+        self.model
+            .nodes
+            .get_mut(&dir)
+            .unwrap()
+            .entries
+            .insert(name.to_vec(), node);
     }
 
     fn remove(&mut self, place: Place, directory: bool) {
@@ -246,7 +289,11 @@ impl Pair {
             true => self.vault.rmdir(parent, os_name),
             false => self.vault.unlink(parent, os_name),
         };
-        let expected = match self.model.nodes[&dir].entries.get(name).map(|c| &self.model.nodes[c]) {
+        let expected = match self.model.nodes[&dir]
+            .entries
+            .get(name)
+            .map(|c| &self.model.nodes[c])
+        {
             None => libc::ENOENT,
             Some(n) if !directory && n.kind == FileKind::Directory => libc::EISDIR,
             Some(n) if directory && n.kind != FileKind::Directory => libc::ENOTDIR,
@@ -260,7 +307,12 @@ impl Pair {
     }
 
     fn rename(&mut self, from: Place, to: Place, mode: u8) {
-        let mode = [RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange][mode as usize];
+        let mode = [
+            RenameMode::Replace,
+            RenameMode::Replace,
+            RenameMode::NoReplace,
+            RenameMode::Exchange,
+        ][mode as usize];
         let (from_dir, from_ino, from_name) = self.place(from);
         let (to_dir, to_ino, to_name) = self.place(to);
         let done = self.vault.rename(
@@ -278,7 +330,9 @@ impl Pair {
             (Some(s), ..) if is_dir(s) && self.model.within(to_dir, s) => libc::EINVAL,
             (_, Some(_), RenameMode::NoReplace) => libc::EEXIST,
             (_, None, RenameMode::Exchange) => libc::ENOENT,
-            (_, Some(t), RenameMode::Exchange) if is_dir(t) && self.model.within(from_dir, t) => libc::EINVAL,
+            (_, Some(t), RenameMode::Exchange) if is_dir(t) && self.model.within(from_dir, t) => {
+                libc::EINVAL
+            }
             (Some(s), Some(t), RenameMode::Replace) if s != t => match (is_dir(s), is_dir(t)) {
                 (true, false) => libc::ENOTDIR,
                 (false, true) => libc::EISDIR,
@@ -288,11 +342,18 @@ impl Pair {
             _ => 0,
         };
         assert_eq!(errno(done), expected);
-        let (Some(source), 0) = (source, expected) else { return };
+        let (Some(source), 0) = (source, expected) else {
+            return;
+        };
         if target == Some(source) {
             return; // the same place, or two names of one inode
         }
-        self.model.nodes.get_mut(&to_dir).unwrap().entries.insert(to_name.to_vec(), source);
+        self.model
+            .nodes
+            .get_mut(&to_dir)
+            .unwrap()
+            .entries
+            .insert(to_name.to_vec(), source);
         let from_entries = &mut self.model.nodes.get_mut(&from_dir).unwrap().entries;
         match (mode, target) {
             (RenameMode::Exchange, Some(t)) => from_entries.insert(from_name.to_vec(), t),
@@ -301,9 +362,16 @@ impl Pair {
     }
 
     fn with_file(&mut self, file: usize, run: impl FnOnce(&Vault, Ino, Handle, &mut Node)) {
-        let Some((node, ino)) = self.file(file) else { return };
+        let Some((node, ino)) = self.file(file) else {
+            return;
+        };
         let handle = self.vault.open(ino, libc::O_RDWR).unwrap();
-        run(&self.vault, ino, handle, self.model.nodes.get_mut(&node).unwrap());
+        run(
+            &self.vault,
+            ino,
+            handle,
+            self.model.nodes.get_mut(&node).unwrap(),
+        );
         self.vault.release(ino, handle);
     }
 
@@ -322,7 +390,8 @@ impl Pair {
             let (from, to) = (at as usize, (at + len) as usize);
             let grows = matches!(
                 mode,
-                Fallocate::Allocate { keep_size: false } | Fallocate::ZeroRange { keep_size: false }
+                Fallocate::Allocate { keep_size: false }
+                    | Fallocate::ZeroRange { keep_size: false }
             );
             if grows && node.bytes.len() < to {
                 node.bytes.resize(to, 0);
@@ -335,18 +404,35 @@ impl Pair {
     }
 
     fn copy(&mut self, from: usize, to: usize, from_at: usize, to_at: usize, len: usize) {
-        let (Some((source, from_ino)), Some((target, to_ino))) = (self.file(from), self.file(to)) else { return };
-        let (from_at, to_at, len) = (OFFSETS[from_at], OFFSETS[to_at], LENGTHS[len % LENGTHS.len()]);
+        let (Some((source, from_ino)), Some((target, to_ino))) = (self.file(from), self.file(to))
+        else {
+            return;
+        };
+        let (from_at, to_at, len) = (
+            OFFSETS[from_at],
+            OFFSETS[to_at],
+            LENGTHS[len % LENGTHS.len()],
+        );
         if source == target && from_at < to_at + len && to_at < from_at + len {
             return; // the kernel refuses this before we hear of it
         }
-        let copied = self.vault.copy_file_range(from_ino, from_at, to_ino, to_at, len).unwrap();
+        let copied = self
+            .vault
+            .copy_file_range(from_ino, from_at, to_ino, to_at, len)
+            .unwrap();
         let bytes = &self.model.nodes[&source].bytes;
         let end = bytes.len().min((from_at + len) as usize);
-        let data = bytes.get(from_at as usize..end).unwrap_or_default().to_vec();
+        let data = bytes
+            .get(from_at as usize..end)
+            .unwrap_or_default()
+            .to_vec();
         assert_eq!(copied, data.len() as u64);
         if !data.is_empty() {
-            put(&mut self.model.nodes.get_mut(&target).unwrap().bytes, to_at as usize, &data);
+            put(
+                &mut self.model.nodes.get_mut(&target).unwrap().bytes,
+                to_at as usize,
+                &data,
+            );
         }
     }
 
@@ -361,7 +447,9 @@ impl Pair {
     }
 
     fn drop_held(&mut self) {
-        let Some((_, ino, handle)) = self.held.take() else { return };
+        let Some((_, ino, handle)) = self.held.take() else {
+            return;
+        };
         self.vault.flush(ino, handle).unwrap();
         self.vault.release(ino, handle);
     }
@@ -373,46 +461,72 @@ impl Pair {
             Op::Symlink(place) => self.make(place, FileKind::Symlink),
             Op::Fifo(place) => self.make(place, FileKind::Fifo),
             Op::Link(file, place) => {
-                let Some((node, ino)) = self.file(file) else { return };
+                let Some((node, ino)) = self.file(file) else {
+                    return;
+                };
                 let (dir, parent, name) = self.place(place);
                 let made = self.vault.link(ino, parent, OsStr::from_bytes(name));
                 if self.model.nodes[&dir].entries.contains_key(name) {
                     assert_eq!(errno(made), libc::EEXIST);
                 } else {
                     self.vault.forget(made.unwrap().ino, 1);
-                    self.model.nodes.get_mut(&dir).unwrap().entries.insert(name.to_vec(), node);
+                    self.model
+                        .nodes
+                        .get_mut(&dir)
+                        .unwrap()
+                        .entries
+                        .insert(name.to_vec(), node);
                 }
             }
             Op::Unlink(place) => self.remove(place, false),
             Op::Rmdir(place) => self.remove(place, true),
             Op::Rename(from, to, mode) => self.rename(from, to, mode),
             Op::Write(file, at, len, byte) => {
-                let (at, data) = (OFFSETS[at], vec![byte; LENGTHS[len % LENGTHS.len()] as usize]);
+                let (at, data) = (
+                    OFFSETS[at],
+                    vec![byte; LENGTHS[len % LENGTHS.len()] as usize],
+                );
                 // The handle is let go without a flush: release writes it out.
                 self.with_file(file, |vault, ino, handle, node| {
                     vault.write(ino, handle, at, &data).unwrap();
                     put(&mut node.bytes, at as usize, &data);
                     let mut seen = vec![0; data.len() + 5000];
                     let len = vault.read(ino, handle, at, &mut seen).unwrap();
-                    assert_eq!(seen[..len], node.bytes[at as usize..node.bytes.len().min(at as usize + seen.len())]);
+                    assert_eq!(
+                        seen[..len],
+                        node.bytes[at as usize..node.bytes.len().min(at as usize + seen.len())]
+                    );
                 });
             }
             Op::Truncate(file, at) => self.with_file(file, |vault, ino, _, node| {
-                let size = SetAttr { plain_size: Some(OFFSETS[at]), ..SetAttr::default() };
+                let size = SetAttr {
+                    plain_size: Some(OFFSETS[at]),
+                    ..SetAttr::default()
+                };
                 assert_eq!(vault.setattr(ino, &size).unwrap().plain_size, OFFSETS[at]);
                 node.bytes.resize(OFFSETS[at] as usize, 0);
             }),
             Op::Fallocate(file, at, len, mode) => self.fallocate(file, at, len, mode),
             Op::Copy(from, to, from_at, to_at, len) => self.copy(from, to, from_at, to_at, len),
             Op::Chmod(file, perm) => self.with_file(file, |vault, ino, _, node| {
-                vault.setattr(ino, &SetAttr { perm: Some(perm), ..SetAttr::default() }).unwrap();
+                vault
+                    .setattr(
+                        ino,
+                        &SetAttr {
+                            perm: Some(perm),
+                            ..SetAttr::default()
+                        },
+                    )
+                    .unwrap();
                 node.perm = perm;
             }),
             Op::SetXattr(file, name, value) => self.with_file(file, |vault, ino, _, node| {
                 let (name, os_name) = (XATTRS[name], OsStr::from_bytes(XATTRS[name]));
                 match value {
                     Some(byte) => {
-                        vault.setxattr(ino, os_name, &[byte; 5], XattrMode::Any).unwrap();
+                        vault
+                            .setxattr(ino, os_name, &[byte; 5], XattrMode::Any)
+                            .unwrap();
                         node.xattrs.insert(name.to_vec(), vec![byte; 5]);
                     }
                     None => {
@@ -422,7 +536,9 @@ impl Pair {
                     }
                 }
             }),
-            Op::Close(file) => self.with_file(file, |vault, ino, handle, _| vault.flush(ino, handle).unwrap()),
+            Op::Close(file) => self.with_file(file, |vault, ino, handle, _| {
+                vault.flush(ino, handle).unwrap()
+            }),
             Op::Fsync(file) => self.with_file(file, |vault, ino, _, _| fsync(vault, ino).unwrap()),
             Op::Hold(file) => {
                 self.drop_held();
@@ -431,13 +547,19 @@ impl Pair {
                 }
             }
             Op::WriteHeld(byte) => {
-                let Some((node, ino, handle)) = self.held else { return };
+                let Some((node, ino, handle)) = self.held else {
+                    return;
+                };
                 self.vault.write(ino, handle, 10, &[byte; 3000]).unwrap();
                 let bytes = &mut self.model.nodes.get_mut(&node).unwrap().bytes;
                 put(bytes, 10, &[byte; 3000]);
                 let mut seen = vec![0; bytes.len() + 1];
                 let len = self.vault.read(ino, handle, 0, &mut seen).unwrap();
-                assert_eq!(&seen[..len], &bytes[..], "an open file without a name is whole");
+                assert_eq!(
+                    &seen[..len],
+                    &bytes[..],
+                    "an open file without a name is whole"
+                );
             }
             Op::DropHeld => self.drop_held(),
             Op::Remount => self.reopen(true),
@@ -452,8 +574,14 @@ impl Pair {
             let bytes = &self.model.nodes[&node].bytes;
             let mut at = 0;
             while at < bytes.len() as u64 {
-                let data = self.vault.lseek(ino, at, Whence::Data).unwrap_or(bytes.len() as u64);
-                assert!(bytes[at as usize..data as usize].iter().all(|b| *b == 0), "data in a hole at {at}");
+                let data = self
+                    .vault
+                    .lseek(ino, at, Whence::Data)
+                    .unwrap_or(bytes.len() as u64);
+                assert!(
+                    bytes[at as usize..data as usize].iter().all(|b| *b == 0),
+                    "data in a hole at {at}"
+                );
                 if data >= bytes.len() as u64 {
                     break;
                 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::catalogue::{CATALOGUE_PLAIN_MAX, NOTE_LEN_MAX};
 use super::*;
-use crate::crypto::{HEADER_LEN, MasterKey};
+use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey};
 use crate::error::{Kind, Result};
 use crate::store::{Area, DeviceId, Faults, MemoryStore, Store};
 
@@ -119,6 +119,58 @@ fn what_is_appended_is_read_while_it_grows_and_after() {
     for (run, plain) in runs.iter().zip(&contents) {
         assert_eq!(read(&reader, run).unwrap(), *plain);
     }
+}
+
+/// Reads a pack by what the format's page says alone.
+#[test]
+fn a_pack_is_laid_out_as_documented() {
+    let (store, master) = library();
+    let runs = small_pack(&store, &master);
+    let bytes = store.object(Area::Data, runs[0].pack).unwrap();
+    assert_eq!(bytes.len(), 65_536, "the shortest pack");
+    let key = master.object_key(&Header::new(Magic::Pack, runs[0].pack));
+    let open = |kind: u8, at: usize, sealed_len: usize| {
+        let aad = [&[kind][..], &(at as u64).to_le_bytes()].concat();
+        let mut plain = vec![0; sealed_len - 28];
+        key.open(&aad, &bytes[at..at + sealed_len], &mut plain)
+            .then_some(plain)
+    };
+    assert_eq!(open(0, 48, 5 + 28).unwrap(), b"first");
+    assert_eq!(
+        open(0, 48 + 33, 16_384 + 28).unwrap(),
+        content(2, BLOCK + 10)[..BLOCK]
+    );
+    assert_eq!(
+        open(0, 48 + 33 + 16_412, 10 + 28).unwrap(),
+        content(2, BLOCK + 10)[BLOCK..]
+    );
+    assert_eq!(
+        open(1, 48, 5 + 28),
+        None,
+        "one kind of message cannot stand for another"
+    );
+
+    let trailer = open(2, 65_536 - 60, 60).unwrap();
+    let number = |at: usize| u32::from_le_bytes(trailer[at..at + 4].try_into().unwrap()) as usize;
+    let (offset, len) = (number(0), number(4));
+    assert_eq!(offset, 48 + 33 + 16_412 + 38);
+    assert_eq!(
+        (number(8), &trailer[12..28], number(28)),
+        (offset + len + 60, &DEVICE.0[..], 2)
+    );
+
+    let mut inode = [0; 17];
+    (inode[0], inode[1]) = (0x50, 77);
+    let expected = [
+        &[0x82, 0x82, 0x41, b'a', 0x41, b'b', 0x82][..],
+        &[0x86, 0x18, 48, 5],
+        &inode,
+        &[0, 0, 5],
+        &[0x86, 0x18, 81, 0x19, 0x40, 0x0a],
+        &inode,
+        &[1, 0, 5],
+    ];
+    assert_eq!(open(1, offset, len).unwrap(), expected.concat());
 }
 
 #[test]

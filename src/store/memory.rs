@@ -5,8 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use parking_lot::Mutex;
 
 mod faults;
 mod file;
@@ -43,11 +45,6 @@ struct State {
 #[derive(Clone, Default)]
 pub struct MemoryStore {
     state: Arc<Mutex<State>>,
-}
-
-/// The data are plain values, whole between any two statements; a panicking test must not hide its cause.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn power_is_gone() -> io::Error {
@@ -94,7 +91,7 @@ impl State {
             .iter()
             .chain([&self.new])
             .flat_map(Folder::values)
-            .map(|file| lock(file).bytes.len() as u64)
+            .map(|file| file.lock().bytes.len() as u64)
             .sum()
     }
 
@@ -155,7 +152,7 @@ impl State {
 
     /// The same, with files of its own.
     fn deep_clone(&self, mut copy: impl FnMut(&MemoryFile) -> MemoryFile) -> State {
-        let mut copied = |file: &File| Arc::new(Mutex::new(copy(&lock(file))));
+        let mut copied = |file: &File| Arc::new(Mutex::new(copy(&file.lock())));
         let mut folder =
             |from: &Folder| from.iter().map(|(id, file)| (*id, copied(file))).collect();
         let areas = [
@@ -194,18 +191,18 @@ impl MemoryStore {
 
     /// Replaces the faults to come. The counter of operations goes on.
     pub fn set_faults(&self, faults: Faults) {
-        lock(&self.state).faults = faults;
+        self.state.lock().faults = faults;
     }
 
     /// How many operations there were so far.
     pub fn operations(&self) -> u64 {
-        lock(&self.state).operations
+        self.state.lock().operations
     }
 
     /// The library as the next process finds it after this one was killed: all that was written is there, and
     /// may still be lost in a cut. A perfect disk from now on; its operations are numbered from 0.
     pub fn after_kill(&self) -> MemoryStore {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let mut after = state.deep_clone(MemoryFile::clone);
         if let Some((id, area)) = state.publishing
             && Random::new(state.faults.seed ^ state.operations).coin()
@@ -220,10 +217,10 @@ impl MemoryStore {
 
     /// The library as it is found when the power is back. What was not durable is there, lost or torn, as `seed` has it.
     pub fn after_power_cut(&self, seed: u64) -> MemoryStore {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let mut random = Random::new(seed);
         let mut after = state.deep_clone(|file| file.after_power_cut(&mut random));
-        let unnamed = |id: &ObjectId| state.new.get(id).is_some_and(|file| !lock(file).is_named);
+        let unnamed = |id: &ObjectId| state.new.get(id).is_some_and(|file| !file.lock().is_named);
         after.new.retain(|id, _| !unnamed(id) || random.coin());
         if let Some((id, area)) = state.publishing
             && random.coin()
@@ -248,8 +245,8 @@ impl MemoryStore {
         id: ObjectId,
         change: impl FnOnce(&mut Vec<u8>) -> R,
     ) -> Option<R> {
-        let file = lock(&self.state).folder(Some(area)).get(&id).cloned()?;
-        let mut file = lock(&file);
+        let file = self.state.lock().folder(Some(area)).get(&id).cloned()?;
+        let mut file = file.lock();
         Some(file.tamper(change))
     }
 
@@ -259,14 +256,15 @@ impl MemoryStore {
         id: ObjectId,
         change: impl FnOnce(&mut Vec<u8>) -> R,
     ) -> Option<R> {
-        let file = lock(&self.state).folder(None).get(&id).cloned()?;
-        let mut file = lock(&file);
+        let file = self.state.lock().folder(None).get(&id).cloned()?;
+        let mut file = file.lock();
         Some(file.tamper(change))
     }
 
     /// The ids of an area's objects, in order.
     pub fn objects(&self, area: Area) -> Vec<ObjectId> {
-        lock(&self.state)
+        self.state
+            .lock()
             .folder(Some(area))
             .keys()
             .copied()
@@ -281,18 +279,18 @@ impl MemoryStore {
     /// Puts an object there, as a file copier does; one that is there is replaced.
     pub fn insert_object(&self, area: Area, id: ObjectId, bytes: Vec<u8>) {
         let file = Arc::new(Mutex::new(MemoryFile::durable(bytes)));
-        lock(&self.state).folder(Some(area)).insert(id, file);
+        self.state.lock().folder(Some(area)).insert(id, file);
     }
 
     /// Takes an object away, as an attacker does; its bytes, if it was there.
     pub fn take_object(&self, area: Area, id: ObjectId) -> Option<Vec<u8>> {
-        let file = lock(&self.state).folder(Some(area)).remove(&id)?;
-        let bytes = lock(&file).bytes.clone();
+        let file = self.state.lock().folder(Some(area)).remove(&id)?;
+        let bytes = file.lock().bytes.clone();
         Some(bytes)
     }
 
     fn handle(&self, place: Place, id: ObjectId) -> Result<Handle> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.check_power(place, id)?;
         match state.folder(place).get(&id) {
             Some(file) => Ok(self.open_file(place, id, file)),
@@ -329,9 +327,9 @@ impl Handle {
     }
 
     fn try_write(&self, data: &[u8], cipher_offset: u64) -> Result<()> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let fate = state.begin();
-        let len = lock(&self.file).bytes.len() as u64;
+        let len = self.file.lock().bytes.len() as u64;
         let growth = (cipher_offset + data.len() as u64).saturating_sub(len);
         let lacking = growth.saturating_sub(state.free_bytes());
         let (part, fate) = match fate {
@@ -348,24 +346,24 @@ impl Handle {
                 (chance as usize % (data.len() + 1), fate)
             }
         };
-        lock(&self.file).write(&data[..part], cipher_offset);
+        self.file.lock().write(&data[..part], cipher_offset);
         state.outcome(fate, self.place, self.id)
     }
 
     fn try_sync(&self) -> Result<()> {
         let (fate, delay, writes) = {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             (
                 state.begin(),
                 state.faults.sync_delay,
-                lock(&self.file).unsynced.len(),
+                self.file.lock().unsynced.len(),
             )
         };
         // Not under the lock: others go on meanwhile, and what they write is not covered.
         std::thread::sleep(delay);
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.check_power(self.place, self.id)?;
-        let mut file = lock(&self.file);
+        let mut file = self.file.lock();
         if matches!(fate, Fate::Done) {
             file.sync(writes);
             if !std::mem::replace(&mut file.is_named, true) {
@@ -385,13 +383,13 @@ impl Object for Handle {
     }
 
     fn cipher_len(&self) -> Result<u64> {
-        lock(&self.state).check_power(self.place, self.id)?;
-        Ok(lock(&self.file).bytes.len() as u64)
+        self.state.lock().check_power(self.place, self.id)?;
+        Ok(self.file.lock().bytes.len() as u64)
     }
 
     fn read_at(&self, out: &mut [u8], cipher_offset: u64) -> Result<()> {
-        lock(&self.state).check_power(self.place, self.id)?;
-        let file = lock(&self.file);
+        self.state.lock().check_power(self.place, self.id)?;
+        let file = self.file.lock();
         let start = usize::try_from(cipher_offset).unwrap_or(usize::MAX);
         match file.bytes.get(start..start.saturating_add(out.len())) {
             Some(bytes) => out.copy_from_slice(bytes),
@@ -434,14 +432,14 @@ impl Growing for Handle {
 
 impl Store for MemoryStore {
     fn list(&self, area: Area) -> Result<Vec<(ObjectId, u64)>> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if state.is_cut {
             return Err(Error::new(Kind::Io(power_is_gone()), area.name()));
         }
         Ok(state
             .folder(Some(area))
             .iter()
-            .map(|(id, file)| (*id, lock(file).bytes.len() as u64))
+            .map(|(id, file)| (*id, file.lock().bytes.len() as u64))
             .collect())
     }
 
@@ -450,7 +448,7 @@ impl Store for MemoryStore {
     }
 
     fn put(&self, area: Area, id: ObjectId, bytes: &[u8]) -> Result<()> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let fate = match state.begin() {
             Fate::Done
                 if state.areas[area as usize].contains_key(&id) || state.new.contains_key(&id) =>
@@ -491,11 +489,11 @@ impl Store for MemoryStore {
     }
 
     fn remove(&self, area: Area, id: ObjectId) -> Result<()> {
-        lock(&self.state).remove(Some(area), id)
+        self.state.lock().remove(Some(area), id)
     }
 
     fn create(&self, id: ObjectId) -> Result<Arc<dyn Growing>> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let fate = match state.begin() {
             Fate::Done if state.new.contains_key(&id) => {
                 Fate::Fails(io::Error::from_raw_os_error(libc::EEXIST), 0)
@@ -511,7 +509,7 @@ impl Store for MemoryStore {
     }
 
     fn publish(&self, id: ObjectId, area: Area) -> Result<()> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         match state.begin() {
             Fate::Done => state.publish(id, area),
             fate => {
@@ -524,11 +522,11 @@ impl Store for MemoryStore {
     }
 
     fn discard(&self, id: ObjectId) -> Result<()> {
-        lock(&self.state).remove(None, id)
+        self.state.lock().remove(None, id)
     }
 
     fn leftovers(&self) -> Result<Vec<ObjectId>> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if state.is_cut {
             return Err(Error::new(Kind::Io(power_is_gone()), "new"));
         }
@@ -540,7 +538,7 @@ impl Store for MemoryStore {
     }
 
     fn space(&self) -> Result<Space> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let total_bytes = state.faults.space_bytes.unwrap_or(1 << 50);
         let free = total_bytes
             .saturating_sub(state.used_bytes())
@@ -555,7 +553,7 @@ impl Store for MemoryStore {
     }
 
     fn reserve(&self, bytes: u64) -> Result<()> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if state.free_bytes().saturating_add(state.reserved_bytes) < bytes {
             return Err(Error::new(
                 Kind::Io(io::Error::from_raw_os_error(libc::ENOSPC)),

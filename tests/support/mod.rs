@@ -11,7 +11,11 @@ use hushfs::store::{MemoryStore, ObjectId};
 use hushfs::vault::{Options, Vault};
 use hushfs::volume::{Attr, Caller, FileKind, Ino, ROOT, Volume};
 
-pub const CALLER: Caller = Caller { uid: 1000, gid: 100, umask: 0o022 };
+pub const CALLER: Caller = Caller {
+    uid: 1000,
+    gid: 100,
+    umask: 0o022,
+};
 pub const DEVICE: ObjectId = ObjectId([0xde; 16]);
 
 /// A master key that is the same each time: the recovery code of 32 fixed bytes.
@@ -22,7 +26,9 @@ pub struct Library {
 impl Library {
     pub fn new() -> Self {
         let master = MasterKey::generate().unwrap();
-        Self { code: master.recovery_code().to_string() }
+        Self {
+            code: master.recovery_code().to_string(),
+        }
     }
 
     pub fn master(&self) -> MasterKey {
@@ -33,9 +39,26 @@ impl Library {
         self.open_with(store, 1 << 20, false)
     }
 
-    pub fn open_with(&self, store: &MemoryStore, cache_bytes: usize, read_only: bool) -> Result<Arc<Vault>> {
-        let options = Options { read_only, cache_bytes, accept_rollback: false, uid: 1000, gid: 100 };
-        Vault::open(Arc::new(store.clone()), self.master(), DEVICE, None, &options)
+    pub fn open_with(
+        &self,
+        store: &MemoryStore,
+        cache_bytes: usize,
+        read_only: bool,
+    ) -> Result<Arc<Vault>> {
+        let options = Options {
+            read_only,
+            cache_bytes,
+            accept_rollback: false,
+            uid: 1000,
+            gid: 100,
+        };
+        Vault::open(
+            Arc::new(store.clone()),
+            self.master(),
+            DEVICE,
+            None,
+            &options,
+        )
     }
 }
 
@@ -81,10 +104,23 @@ fn walk_into(volume: &dyn Volume, dir: Ino, path: &[u8], tree: &mut Tree) -> Res
             _ => Vec::new(),
         };
         let mut xattrs = BTreeMap::new();
-        for name in volume.listxattr(attr.ino)?.split(|c| *c == 0).filter(|n| !n.is_empty()) {
-            xattrs.insert(name.to_vec(), volume.getxattr(attr.ino, OsStr::from_bytes(name))?);
+        for name in volume
+            .listxattr(attr.ino)?
+            .split(|c| *c == 0)
+            .filter(|n| !n.is_empty())
+        {
+            xattrs.insert(
+                name.to_vec(),
+                volume.getxattr(attr.ino, OsStr::from_bytes(name))?,
+            );
         }
-        let shown = Shown { kind: attr.kind, perm: attr.perm, nlink: attr.nlink, bytes, xattrs };
+        let shown = Shown {
+            kind: attr.kind,
+            perm: attr.perm,
+            nlink: attr.nlink,
+            bytes,
+            xattrs,
+        };
         tree.insert(path.clone(), shown);
         if attr.kind == FileKind::Directory {
             walk_into(volume, attr.ino, &path, tree)?;
@@ -100,13 +136,22 @@ pub fn contents(volume: &dyn Volume, attr: &Attr) -> Result<Vec<u8>> {
     let len = volume.read(attr.ino, handle, 0, &mut bytes);
     volume.release(attr.ino, handle);
     bytes.truncate(len?);
-    assert_eq!(bytes.len() as u64, attr.plain_size, "a read ends where the file does");
+    assert_eq!(
+        bytes.len() as u64,
+        attr.plain_size,
+        "a read ends where the file does"
+    );
     Ok(bytes)
 }
 
 /// Waits for an fsync.
 pub fn fsync(volume: &dyn Volume, ino: Ino) -> Result<()> {
     let (send, receive) = std::sync::mpsc::channel();
-    volume.fsync(ino, Box::new(move |done| send.send(done).expect("the test waits")));
-    receive.recv_timeout(std::time::Duration::from_secs(60)).expect("an fsync is answered")
+    volume.fsync(
+        ino,
+        Box::new(move |done| send.send(done).expect("the test waits")),
+    );
+    receive
+        .recv_timeout(std::time::Duration::from_secs(60))
+        .expect("an fsync is answered")
 }
