@@ -122,11 +122,11 @@ impl Acl {
         value
     }
 
-    /// What something new gets in a directory with the default list `default`: its permission bits, and its access
-    /// list, or `None` where the bits say it all. `perm` is as asked for: where there is a default list, the umask
-    /// does not count. Set-id and sticky bits stay. (A new directory gets the default list itself as its own, too.)
-    pub fn inherit(default: &Acl, perm: u16) -> (u16, Option<Acl>) {
-        let mut acl = default.clone();
+    /// What something new gets in a directory with this default list: its permission bits, and its access list, or
+    /// `None` where the bits say it all. `perm` is as asked for: where there is a default list, the umask does not
+    /// count. Set-id and sticky bits stay. (A new directory gets the default list itself as its own, too.)
+    pub fn inherit(&self, perm: u16) -> (u16, Option<Acl>) {
+        let mut acl = self.clone();
         acl.owner &= perm >> 6;
         acl.other &= perm;
         // With a mask, it is what the group bits of a mode stand for; the group's own entry stays.
