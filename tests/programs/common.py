@@ -220,6 +220,9 @@ def make_tree(root):
     run("setfacl", "-m", "u:daemon:rw,g:daemon:r", attributes / "mode 644")
     run("setfacl", "-d", "-m", "u:daemon:rwx", attributes)
     (root / "empty").mkdir(mode=0o1777)
+    for p in root.rglob("*"):
+        if not p.is_file() and not p.is_dir() or p.is_symlink():  # rsync gives these no more than whole seconds
+            os.utime(p, ns=(10**18, 10**18), follow_symlinks=False)
     for d in sorted((p for p in root.rglob("*") if p.is_dir() and not p.is_symlink()), reverse=True):
         os.utime(d, ns=(10**18, 10**18 + 987_654_321))
 
@@ -227,7 +230,7 @@ def make_tree(root):
 def describe(root):
     """Every path below `root` with all that a copy must keep. Hard links are named by the first path of the inode."""
     root = os.fsencode(root)
-    tree, first = {}, {}
+    tree, inodes = {}, {}
     for directory, _, _ in os.walk(root):
         for name in sorted(os.listdir(directory)):
             path = os.path.join(directory, name)
@@ -243,8 +246,11 @@ def describe(root):
             elif stat.S_ISCHR(s.st_mode) or stat.S_ISBLK(s.st_mode):
                 entry["device"] = s.st_rdev
             if not stat.S_ISDIR(s.st_mode):
-                entry["inode of"] = first.setdefault(s.st_ino, os.path.relpath(path, root))
+                inodes.setdefault(s.st_ino, []).append(os.path.relpath(path, root))
             tree[os.path.relpath(path, root)] = entry
+    for paths in inodes.values():
+        for path in paths:
+            tree[path]["inode of"] = min(paths)
     return tree
 
 

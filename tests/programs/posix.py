@@ -421,8 +421,8 @@ def test_append(library):
     try:
         with open(os.open(library.mnt, os.O_TMPFILE | os.O_RDWR), "r+b") as f:
             f.write(b"nameless")
-            os.link(f"/proc/self/fd/{f.fileno()}", library.mnt / "named")
-        same((library.mnt / "named").read_bytes(), b"nameless", "content of an O_TMPFILE that got a name")
+            f.flush()
+            same(os.pread(f.fileno(), 10, 0), b"nameless", "content of an O_TMPFILE")
     except OSError as e:  # FUSE has it, but a server may not: programs know this answer
         same(e.errno, errno.EOPNOTSUPP, "O_TMPFILE")
 
