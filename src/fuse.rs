@@ -33,16 +33,19 @@ const BACKGROUND_MAX: u16 = 64;
 /// Threads that take requests. More did not help streams on two CPUs; these keep a slow read from stopping all.
 const THREADS: usize = 4;
 
-/// Wanted from the kernel where it offers them. Locks are not here, so the kernel keeps them itself; nor is the
-/// write-back cache, with which the kernel would own sizes and times; nor HANDLE_KILLPRIV_V2, under which it
-/// goes on honouring a set-user-id bit from its cache after a write has cleared it.
+/// Wanted from the kernel where it offers them. Not wanted:
+/// - locks, so the kernel keeps them itself;
+/// - the write-back cache, with which the kernel would own sizes and times;
+/// - HANDLE_KILLPRIV_V2, under which the kernel goes on honouring a set-user-id bit from its cache after a write has
+///   cleared it;
+/// - ATOMIC_O_TRUNC, under which `open(O_RDONLY | O_TRUNC)` of a program that runs cuts it, and only then fails with
+///   ETXTBSY. Without, the cut is a setattr of its own, after the checks.
 const WANTED: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
     .union(InitFlags::FUSE_ASYNC_DIO)
     .union(InitFlags::FUSE_EXPORT_SUPPORT)
     .union(InitFlags::FUSE_POSIX_ACL)
     .union(InitFlags::FUSE_DONT_MASK)
-    .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
     .union(InitFlags::FUSE_CACHE_SYMLINKS);
 
 /// A volume that answers the kernel.

@@ -559,6 +559,34 @@ fn what_cannot_work_says_so() {
 }
 
 #[test]
+fn a_program_that_runs_is_not_cut() {
+    if cannot_mount() {
+        return;
+    }
+    let m = Mount::new();
+    let program = m.path("sleep");
+    fs::copy("/bin/sleep", &program).unwrap();
+    let len = fs::metadata(&program).unwrap().len();
+    let mut child = Command::new(&program).arg("10").spawn().unwrap();
+    let busy = |options: &mut OpenOptions| errno(options.open(&program));
+    assert_eq!(busy(OpenOptions::new().write(true)), libc::ETXTBSY);
+    // SAFETY: the path ends in a zero byte.
+    let fd = unsafe { libc::open(c_path(&program).as_ptr(), libc::O_RDONLY | libc::O_TRUNC) };
+    assert_eq!(
+        (fd, io::Error::last_os_error().raw_os_error()),
+        (-1, Some(libc::ETXTBSY))
+    );
+    assert_eq!(fs::metadata(&program).unwrap().len(), len);
+    assert!(child.try_wait().unwrap().is_none());
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+fn c_path(path: &Path) -> std::ffi::CString {
+    std::ffi::CString::new(path.to_str().unwrap()).unwrap()
+}
+
+#[test]
 fn file_handles_survive_being_forgotten() {
     if cannot_mount() {
         return;
@@ -569,7 +597,7 @@ fn file_handles_survive_being_forgotten() {
     // What NFS servers do: name_to_handle_at, later open_by_handle_at.
     let mut handle = [0u32; 34];
     handle[0] = 128;
-    let name = std::ffi::CString::new(m.path("d/f").to_str().unwrap()).unwrap();
+    let name = c_path(&m.path("d/f"));
     let mut id = 0;
     // SAFETY: the buffer is a file_handle with 128 bytes behind its two words, and the name ends in a zero byte.
     let result = unsafe {
@@ -671,6 +699,7 @@ fn unmounting_waits_and_tells() {
     let mut m = Mount::with("close-slow", &[]);
     mount::unmount(&m.point).unwrap();
     assert_eq!(m.closed(), "1");
+    assert!(m.child.try_wait().unwrap().is_some());
     m.ended_cleanly();
 
     let mut m = Mount::with("close-fails", &[]);
