@@ -211,13 +211,13 @@ def load(library, seconds, name_of):
     time.sleep(seconds)
     early = {k: p.communicate()[1].decode() for k, (_, p) in logs.items() if p.poll() is not None}
     library.kill()
-    library.clear()
     lines = []
     for out, process in logs.values():
         process.communicate(timeout=60)
         out.seek(0)
         lines += out.read().splitlines()
         out.close()
+    library.clear()  # not earlier: the writers would go on below the mount point
     check(not early, f"writers that ended before the kill: {early}")
     return lines
 
