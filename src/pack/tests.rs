@@ -164,6 +164,83 @@ fn a_pack_that_is_filled_ends_at_64_mib() {
     assert_eq!(entries[0].path.len(), 4095, "the end of a longer path");
 }
 
+/// The last run may come with the longest note when room is down to a few bytes.
+#[test]
+fn room_is_kept_for_the_longest_note() {
+    let (store, master) = library();
+    let plain = content(1, 8 << 20);
+    // Fills all but one block, then adds so many tiny runs.
+    let filled = |tiny: usize| {
+        let mut writer = PackWriter::create(&store, &master, DEVICE).unwrap();
+        while writer.room() > BLOCK_PLAIN_LEN {
+            let len = plain.len().min((writer.room() - BLOCK_PLAIN_LEN) as usize);
+            writer.append(&[&plain[..len]], &note(b"", 0)).unwrap();
+        }
+        let mut added = 0;
+        while writer.room() > 0 && added < tiny {
+            writer.append(&[b"."], &note(b"", 0)).unwrap();
+            added += 1;
+        }
+        (writer, added)
+    };
+    let (spare, most) = filled(usize::MAX);
+    store.discard(spare.id()).unwrap();
+    let (mut writer, _) = filled(most - 1);
+    assert_eq!(writer.room(), BLOCK_PLAIN_LEN);
+    let note = Note { inode: u128::MAX, path: &[b'p'; 4095], plain_offset: u64::MAX, counter: u64::MAX };
+    let run = writer.append(&[&plain[..BLOCK]], &note).unwrap();
+    assert_eq!(publish(&store, writer), PACK_CIPHER_LEN);
+    let entries = open(&store, &master, run.pack).unwrap().catalogue().unwrap();
+    assert_eq!(entries.last().unwrap().run, run);
+}
+
+/// Trailers and catalogues are sealed, but by any device of the library, and a later version's may be faulty.
+#[test]
+fn a_trailer_that_cannot_be_is_refused() {
+    let good = Trailer {
+        catalogue_cipher_offset: 100,
+        catalogue_cipher_len: 50,
+        true_cipher_len: 210,
+        device: DEVICE,
+        runs: 1,
+    };
+    assert!(good.is_possible(65_536) && good.is_possible(210));
+    assert!(!good.is_possible(209));
+    for wrong in [
+        Trailer { true_cipher_len: 211, ..good },
+        Trailer { catalogue_cipher_offset: 47, true_cipher_len: 157, ..good },
+        Trailer { catalogue_cipher_len: 27, true_cipher_len: 187, ..good },
+        Trailer { catalogue_cipher_len: u32::MAX, ..good },
+        Trailer { catalogue_cipher_len: (8 << 20) + 1, true_cipher_len: 100 + 60 + (8 << 20) + 1, ..good },
+        Trailer { catalogue_cipher_offset: u32::MAX, ..good },
+    ] {
+        assert!(!wrong.is_possible(u64::from(PACK_CIPHER_LEN)), "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_catalogue_that_cannot_be_is_refused() {
+    let decode = |bytes: &[u8]| super::catalogue::decode(bytes, ObjectId([1; 16]), 1000);
+    let run = |offset: u32, len: u32, path: u32| {
+        let mut bytes = Vec::new();
+        let mut e = minicbor::Encoder::new(&mut bytes);
+        e.array(2).unwrap().array(1).unwrap().bytes(b"p").unwrap().array(1).unwrap().array(6).unwrap();
+        e.u32(offset).unwrap().u32(len).unwrap().bytes(&[0; 16]).unwrap();
+        e.u32(path).unwrap().u64(0).unwrap().u64(0).unwrap();
+        bytes
+    };
+    assert_eq!(decode(&run(48, 924, 0)).unwrap().len(), 1);
+    for (offset, len, path) in [(48, 925, 0), (47, 1, 0), (48, 0, 0), (48, u32::MAX, 0), (u32::MAX, 1, 0), (48, 1, 1)] {
+        assert!(decode(&run(offset, len, path)).is_err(), "{offset} {len} {path}");
+    }
+    let good = run(48, 1, 0);
+    assert!(decode(&[&good[..], &[0]].concat()).is_err(), "something behind it");
+    (0..good.len()).for_each(|len| assert!(decode(&good[..len]).is_err(), "cut to {len}"));
+    // Counts that claim more than is there must not be believed, nor allocated for.
+    assert!(decode(&[0x82, 0x9b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x41, b'p']).is_err());
+    assert!(decode(&[0x82, 0x9f, 0xff, 0x80]).is_err(), "no length");
+}
+
 #[test]
 fn a_catalogue_is_bounded_and_then_the_pack_is_full() {
     let (store, master) = library();
