@@ -112,7 +112,9 @@ impl Shard {
         self.protected.put(key, Arc::clone(&plain));
         // A quarter stays for probation: with less, a block is gone before it is asked for again.
         while self.protected_bytes > self.bytes_max / 4 * 3 {
-            let Some((key, demoted)) = self.protected.pop_lru() else { break };
+            let Some((key, demoted)) = self.protected.pop_lru() else {
+                break;
+            };
             self.protected_bytes -= weight(&demoted);
             self.probation_bytes += weight(&demoted);
             self.probation.put(key, demoted);
@@ -122,7 +124,10 @@ impl Shard {
 
     fn insert(&mut self, key: BlockKey, plain: Arc<[u8]>) {
         // Blocks never change, so one that is here already is the same.
-        if weight(&plain) > self.bytes_max || self.protected.contains(&key) || self.probation.contains(&key) {
+        if weight(&plain) > self.bytes_max
+            || self.protected.contains(&key)
+            || self.probation.contains(&key)
+        {
             return;
         }
         while self.probation_bytes + self.protected_bytes + weight(&plain) > self.bytes_max {
@@ -146,7 +151,11 @@ impl BlockCache {
             0 => 0,
             _ => 1 << (bytes_max / SHARD_BYTES_MIN).clamp(1, SHARDS_MAX).ilog2(),
         };
-        Self { shards: (0..shards).map(|_| Mutex::new(Shard::new(bytes_max / shards))).collect() }
+        Self {
+            shards: (0..shards)
+                .map(|_| Mutex::new(Shard::new(bytes_max / shards)))
+                .collect(),
+        }
     }
 
     fn shard(&self, key: BlockKey) -> Option<MutexGuard<'_, Shard>> {
@@ -161,6 +170,12 @@ impl BlockCache {
     /// The block, if it is here.
     pub fn get(&self, key: BlockKey) -> Option<Arc<[u8]>> {
         self.shard(key)?.get(key)
+    }
+
+    /// Whether the block is here. Not a look-up: counts and order stay.
+    pub fn contains(&self, key: BlockKey) -> bool {
+        self.shard(key)
+            .is_some_and(|s| s.protected.contains(&key) || s.probation.contains(&key))
     }
 
     /// Adds a block, whose bytes are the same every time.
@@ -191,7 +206,10 @@ mod tests {
     use super::*;
 
     fn key(n: u32) -> BlockKey {
-        BlockKey { pack: n / 4000, cipher_offset: 48 + n % 4000 * 16412 }
+        BlockKey {
+            pack: n / 4000,
+            cipher_offset: 48 + n % 4000 * 16412,
+        }
     }
 
     fn block(len: usize) -> Arc<[u8]> {
@@ -221,7 +239,15 @@ mod tests {
         assert!(cache.get(key(1)).is_none());
         cache.insert(key(1), Arc::from(&b"one"[..]));
         assert_eq!(cache.get(key(1)).as_deref(), Some(&b"one"[..]));
-        assert_eq!(cache.stats(), CacheStats { hits: 1, misses: 1, blocks: 1, bytes: 103 });
+        assert_eq!(
+            cache.stats(),
+            CacheStats {
+                hits: 1,
+                misses: 1,
+                blocks: 1,
+                bytes: 103
+            }
+        );
     }
 
     #[test]

@@ -1,1 +1,155 @@
-//! The FUSE edge.
+//! The FUSE edge: requests of the kernel become [`Volume`] calls, errors become errnos.
+//!
+//! The one file that knows fuser, and no logic in it. What the kernel is told here it may keep for a day: below
+//! a mount we are the only writer.
+
+use std::any::Any;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+
+use fuser::{BackgroundSession, Config, Errno, INodeNo, InitFlags, ReplyEmpty, SessionACL};
+
+use crate::error::{Error, Kind, Result};
+use crate::volume::{Ino, Volume};
+
+mod ops;
+mod types;
+
+use types::Answer;
+
+/// The largest read or write in one request, in bytes: what the kernel's 256 pages per request allow.
+pub const TRANSFER_LEN_MAX: u32 = 1 << 20;
+
+/// An attribute of the root directory that says where [`crate::mount::unmount`] hears how the mount ended. In
+/// `system.`, which needs no permission to read and which programs that copy attributes leave alone.
+pub const SESSION_ATTRIBUTE: &str = "system.hushfs.session";
+
+/// Requests that the kernel may send ahead of need. Its default of 16 starves parallel read-ahead.
+const BACKGROUND_MAX: u16 = 64;
+
+/// Threads that take requests. More did not help streams on two CPUs; these keep a slow read from stopping all.
+const THREADS: usize = 4;
+
+/// Wanted from the kernel where it offers them. Locks are not here, so the kernel keeps them itself; nor is the
+/// write-back cache, with which the kernel would own sizes and times; nor HANDLE_KILLPRIV_V2, under which it
+/// goes on honouring a set-user-id bit from its cache after a write has cleared it.
+const WANTED: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
+    .union(InitFlags::FUSE_PARALLEL_DIROPS)
+    .union(InitFlags::FUSE_ASYNC_DIO)
+    .union(InitFlags::FUSE_EXPORT_SUPPORT)
+    .union(InitFlags::FUSE_POSIX_ACL)
+    .union(InitFlags::FUSE_DONT_MASK)
+    .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
+    .union(InitFlags::FUSE_CACHE_SYMLINKS);
+
+/// A volume that answers the kernel.
+pub struct Session {
+    session: BackgroundSession,
+    /// Nothing is ever sent; hangs up when the last thread has let go of the volume.
+    gone: mpsc::Receiver<()>,
+}
+
+impl Session {
+    /// Answers the requests that come from `device`, an open `/dev/fuse` that is mounted already. `name` is the
+    /// value of [`SESSION_ATTRIBUTE`].
+    pub fn start(volume: Arc<dyn Volume>, device: OwnedFd, name: Option<String>) -> Result<Self> {
+        let (alive, gone) = mpsc::channel();
+        let adapter = Adapter {
+            volume,
+            name,
+            read_only: AtomicBool::new(false),
+            no_opendir: false,
+            _alive: alive,
+        };
+        let mut config = Config::default();
+        config.n_threads = Some(THREADS);
+        // The kernel checks who may ask (allow_other). fuser's own check would also refuse what the kernel
+        // sends for a program that has changed its user id: the flush behind close(2), for one.
+        let session = fuser::Session::from_fd(adapter, device, SessionACL::All, config)
+            .and_then(fuser::Session::spawn)
+            .map_err(|e| Error::new(Kind::Io(e), "/dev/fuse"))?;
+        Ok(Self { session, gone })
+    }
+
+    /// Waits for the end: until nothing is mounted and no thread can reach the volume. If a thread of fuser
+    /// fails, the others would go on without it: `abort` then has to break the connection.
+    pub fn join(self, abort: impl FnOnce()) -> Result<()> {
+        let result = self.session.join();
+        if result.is_err() {
+            abort();
+        }
+        let _ = self.gone.recv();
+        result.map_err(|e| Error::new(Kind::Io(e), "the FUSE session"))
+    }
+}
+
+struct Adapter {
+    volume: Arc<dyn Volume>,
+    name: Option<String>,
+    /// Set by the first panic: whatever it left half done, nothing is written on top.
+    read_only: AtomicBool,
+    no_opendir: bool,
+    _alive: mpsc::Sender<()>,
+}
+
+impl Adapter {
+    /// Runs one operation. A panic ends neither the thread nor the mount.
+    fn call<T>(
+        &self,
+        op: &'static str,
+        ino: INodeNo,
+        run: impl FnOnce(&dyn Volume, Ino) -> Result<T>,
+    ) -> Result<T, Errno> {
+        match catch_unwind(AssertUnwindSafe(|| run(&*self.volume, Ino(ino.0)))) {
+            Ok(result) => result.map_err(|e| errno(op, ino, &e)),
+            Err(panic) => {
+                self.read_only.store(true, Ordering::Relaxed);
+                let what = panic_text(&*panic);
+                log::error!("{op} of inode {ino} panicked; read-only from now on: {what}");
+                Err(Errno::EIO)
+            }
+        }
+    }
+
+    /// Runs one operation that changes something.
+    fn change<T>(
+        &self,
+        op: &'static str,
+        ino: INodeNo,
+        run: impl FnOnce(&dyn Volume, Ino) -> Result<T>,
+    ) -> Result<T, Errno> {
+        if self.read_only.load(Ordering::Relaxed) {
+            return Err(Errno::EROFS);
+        }
+        self.call(op, ino, run)
+    }
+
+    /// Replies when the volume says so, from whichever thread that is. A callback that is dropped unused drops
+    /// the reply, and fuser then sends EIO.
+    fn sync(&self, op: &'static str, ino: INodeNo, reply: ReplyEmpty) {
+        let _ = self.call(op, ino, |volume, node| {
+            let told =
+                move |result: Result<()>| reply.answer(result.map_err(|e| errno(op, ino, &e)));
+            volume.fsync(node, Box::new(told));
+            Ok(())
+        });
+    }
+}
+
+/// What a program is told of an error. What is wrong with the store, rather than with the question, is logged,
+/// here and nowhere else.
+fn errno(op: &str, ino: INodeNo, error: &Error) -> Errno {
+    if error.is_fault() {
+        log::warn!("{op} of inode {ino}: {error}");
+    }
+    Errno::from_i32(error.errno())
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}

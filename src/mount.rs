@@ -1,1 +1,139 @@
-//! Mounting.
+//! Mounting: builds everything top-down, and takes it down again.
+//!
+//! We mount ourselves and hand fuser the open device: fuser 0.18, left to unmount, takes away whatever is at the
+//! mount point once our own mount is gone, a stranger's included.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::crypto::MasterKey;
+use crate::error::Result;
+use crate::state::Place;
+use crate::store::{Access, DeviceId, DirStore};
+use crate::vault::{self, Vault};
+
+mod attach;
+mod background;
+mod farewell;
+mod point;
+mod session;
+
+pub use attach::Options;
+pub use point::check;
+pub use session::serve;
+
+/// How many files may be open at once, where the system lets us: each open pack is one.
+const OPEN_FILES: u64 = 65_536;
+
+/// All that a mount needs.
+pub struct Plan {
+    /// The directory of the library.
+    pub library: PathBuf,
+    /// Where it shall appear.
+    pub mountpoint: PathBuf,
+    /// Its key.
+    pub master: MasterKey,
+    /// This device's id in it.
+    pub device: DeviceId,
+    /// Where what was seen of it is remembered.
+    pub place: Option<Place>,
+    /// Serve in this process, rather than in one of its own.
+    pub foreground: bool,
+    /// Nothing is written.
+    pub read_only: bool,
+    /// Other users may use the mount, too.
+    pub allow_other: bool,
+    /// Bytes of decrypted blocks to keep.
+    pub cache_bytes: usize,
+    /// An index older than this machine has seen is accepted.
+    pub accept_rollback: bool,
+    /// Set-user-id bits mean nothing below the mount point.
+    pub nosuid: bool,
+    /// Device nodes cannot be opened below the mount point.
+    pub nodev: bool,
+    /// Nothing can be executed below the mount point.
+    pub noexec: bool,
+}
+
+/// Mounts a library. In the foreground it returns when the mount has ended; else as soon as the mount answers.
+///
+/// In the background everything happens in a child process. If that fails it has said why, and this process
+/// exits with its exit code: the function does not return. So there must be no other thread yet.
+pub fn run(plan: Plan) -> Result<()> {
+    let library = point::resolve(&plan.library)?;
+    let mountpoint = point::check(&plan.mountpoint, &library)?;
+    raise_open_files();
+    let ready = if plan.foreground {
+        None
+    } else {
+        match background::fork()? {
+            background::Side::Parent(child) => {
+                // This copy of the key is not needed any more.
+                drop(plan);
+                return child.wait();
+            }
+            background::Side::Child(ready) => {
+                plan.master.lock();
+                Some(ready)
+            }
+        }
+    };
+    let options = Options {
+        read_only: plan.read_only,
+        allow_other: plan.allow_other,
+        nosuid: plan.nosuid,
+        nodev: plan.nodev,
+        noexec: plan.noexec,
+    };
+    let vault = open(plan, &library)?;
+    serve(vault, &mountpoint, &options, || {
+        if let Some(ready) = ready {
+            ready.tell();
+        }
+    })
+}
+
+fn open(plan: Plan, library: &Path) -> Result<Arc<Vault>> {
+    let access = if plan.read_only {
+        Access::ReadOnly
+    } else {
+        Access::Write(plan.device)
+    };
+    let store = DirStore::open(library, access)?;
+    let options = vault::Options {
+        read_only: plan.read_only,
+        cache_bytes: plan.cache_bytes,
+        accept_rollback: plan.accept_rollback,
+        uid: rustix::process::getuid().as_raw(),
+        gid: rustix::process::getgid().as_raw(),
+    };
+    Vault::open(
+        Arc::new(store),
+        plan.master,
+        plan.device,
+        plan.place,
+        &options,
+    )
+}
+
+/// Ends the mount at `mountpoint`, and waits until all is written and the process behind it has let the library
+/// go. A mount that is in use is [`InUse`](crate::Kind::InUse); what the mount could not write is this
+/// function's error, too.
+pub fn unmount(mountpoint: &Path) -> Result<()> {
+    let entry = point::mounted(mountpoint)?;
+    // Connect first: afterwards nothing answers any more. Nobody there is no reason not to unmount.
+    let farewell = farewell::connect(&entry.point);
+    attach::detach(&entry.point, attach::Detach::Now)?;
+    farewell.map_or(Ok(()), |f| f.wait(&entry.point))
+}
+
+/// Failure is no harm: packs are then opened and closed more often.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.unwrap_or(OPEN_FILES).min(OPEN_FILES);
+    if limit.current.is_some_and(|current| current < wanted) {
+        limit.current = Some(wanted);
+        let _ = setrlimit(Resource::Nofile, limit);
+    }
+}

@@ -174,7 +174,7 @@ fn state_dir() -> Result<PathBuf> {
 }
 
 /// The absolute path without symbolic links, `.` and `..`, as far as it exists; what does not is appended as it is.
-fn canonical(path: &Path) -> Result<PathBuf> {
+pub(crate) fn canonical(path: &Path) -> Result<PathBuf> {
     let path = std::path::absolute(path).map_err(|e| Error::io(e, path))?;
     let mut known = path.as_path();
     let mut missing = Vec::new();

@@ -1,3 +1,193 @@
-//! Command line.
+//! The command line: what was typed ([`Cli`]), one file a verb, and how the program ends.
+//!
+//! Secrets come from a prompt, a file, a command or systemd (`secret`); they are never an argument, and never in
+//! what is printed or logged.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Parser, Subcommand};
+use log::Level;
+
+use crate::crypto::harden_process;
+use crate::error::Result;
+
+mod docs;
+mod info;
+mod init;
+mod key;
+mod library;
+mod mount;
+mod passwd;
+mod secret;
+mod umount;
+
+/// What the man page and `--help` say behind the commands.
+const AFTER_HELP: &str = "\
+Exit codes:
+  0  done
+  1  failed, in a way that has no number of its own
+  2  the command line makes no sense
+  3  wrong password, key file or recovery code
+  4  not a library, or one of a later version
+  5  something stored is damaged, missing or rolled back
+  6  in use: mounted already, or the mount point is busy
+  7  the kernel or fusermount3 refused the mount
+  8  the target exists, or is not empty
+  9  the system failed to read or write
+
+Environment:
+  HUSHFS_LOG             what to log: error, warn (default), info, debug, trace
+  CREDENTIALS_DIRECTORY  the password is read from hushfs.password in there (systemd)
+  XDG_STATE_HOME         where this machine remembers libraries [default: ~/.local/state]
+
+A secret comes from --password-file, --password-command or --key-file, else from
+systemd, else from the terminal, else from a line of standard input.";
+
+/// An encrypted library, mounted as a normal folder.
+#[derive(Parser, Debug)]
+#[command(name = "hushfs", version, about, after_help = AFTER_HELP, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Make a library, and show its recovery code
+    Init(init::InitArgs),
+    /// Mount a library
+    Mount(mount::MountArgs),
+    /// Unmount a library, and wait until everything is written
+    Umount(umount::UmountArgs),
+    /// Change the password; no file is encrypted anew
+    Passwd(passwd::PasswdArgs),
+    /// List, add and remove what opens a library: passwords and key files
+    Key(key::KeyArgs),
+    /// Say what is known of a library, and with a secret given, more
+    Info(info::InfoArgs),
+    /// Make man pages and completions
+    #[command(hide = true)]
+    Docs(docs::DocsArgs),
+}
+
 /// Runs the program.
-pub fn main() -> std::process::ExitCode { unimplemented!() }
+pub fn main() -> ExitCode {
+    harden_process();
+    start_log();
+    let typed = arguments(std::env::args_os().collect());
+    let cli = Cli::try_parse_from(typed).unwrap_or_else(|e| without_values(e).exit());
+    match run(&cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("hushfs: {e}");
+            ExitCode::from(e.exit_status() as u8)
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<()> {
+    match command {
+        Command::Init(args) => init::run(args),
+        Command::Mount(args) => mount::run(args),
+        Command::Umount(args) => umount::run(args),
+        Command::Passwd(args) => passwd::run(args),
+        Command::Key(args) => key::run(args),
+        Command::Info(args) => info::run(args),
+        Command::Docs(args) => docs::run(args),
+    }
+}
+
+/// As `/sbin/mount.hushfs` (a link to this program), which mount(8) calls for fstab(5), it is `hushfs mount`.
+fn arguments(mut typed: Vec<OsString>) -> Vec<OsString> {
+    let name = typed
+        .first()
+        .and_then(|program| Path::new(program).file_name());
+    if name.is_some_and(|name| name == "mount.hushfs") {
+        typed.insert(1, "mount".into());
+    }
+    typed
+}
+
+/// A value where none belongs may be a secret that somebody thought could be given here: it is not repeated, for
+/// what is printed ends in logs.
+fn without_values(mut error: clap::Error) -> clap::Error {
+    if matches!(
+        error.kind(),
+        ErrorKind::TooManyValues | ErrorKind::UnknownArgument
+    ) {
+        for kind in [ContextKind::InvalidArg, ContextKind::InvalidValue] {
+            if let Some(ContextValue::String(word)) = error.get(kind)
+                && !word.starts_with('-')
+            {
+                error.insert(kind, ContextValue::String("...".to_string()));
+            }
+        }
+    }
+    error
+}
+
+/// Warnings look like errors do; below them the module is told.
+fn start_log() {
+    let env = env_logger::Env::new().filter_or("HUSHFS_LOG", "warn");
+    env_logger::Builder::from_env(env)
+        .format(|out, record| match record.level() {
+            Level::Error => writeln!(out, "hushfs: {}", record.args()),
+            Level::Warn => writeln!(out, "hushfs: warning: {}", record.args()),
+            level => writeln!(
+                out,
+                "hushfs: {level} {}: {}",
+                record.target(),
+                record.args()
+            ),
+        })
+        .init();
+}
+
+/// For a terminal: what somebody else named must not move the cursor.
+fn printable(text: &str) -> String {
+    let shown = |c: char| {
+        if c.is_control() {
+            char::REPLACEMENT_CHARACTER
+        } else {
+            c
+        }
+    };
+    text.chars().map(shown).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_exit_codes_are_those_of_the_table() {
+        use crate::error::ExitStatus::*;
+        let all = [
+            Success, Failure, Usage, WrongKey, NotLibrary, Damaged, InUse, Mount, Exists, Io,
+        ];
+        for (number, status) in all.into_iter().enumerate() {
+            assert_eq!(status as usize, number);
+            assert!(AFTER_HELP.contains(&format!("\n  {number}  ")));
+        }
+    }
+
+    #[test]
+    fn mount_8_may_call_it() {
+        let typed = |words: &[&str]| arguments(words.iter().map(OsString::from).collect());
+        assert_eq!(
+            typed(&["/sbin/mount.hushfs", "a"]),
+            ["/sbin/mount.hushfs", "mount", "a"]
+        );
+        assert_eq!(typed(&["hushfs", "info"]), ["hushfs", "info"]);
+    }
+}

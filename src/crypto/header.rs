@@ -25,6 +25,13 @@ pub enum Magic {
 }
 
 impl Magic {
+    /// What a file that starts with `bytes` is.
+    pub fn from_bytes(bytes: &[u8; 8]) -> Option<Self> {
+        [Magic::Slot, Magic::Segment, Magic::Pack]
+            .into_iter()
+            .find(|m| m.bytes() == bytes)
+    }
+
     /// The bytes.
     pub fn bytes(self) -> &'static [u8; 8] {
         match self {

@@ -31,8 +31,16 @@ impl Packs {
     /// Keeps at most `open_max` published packs open, one at least.
     pub fn new(store: Arc<dyn Store>, master: Arc<MasterKey>, open_max: usize) -> Self {
         let open_max = NonZeroUsize::new(open_max).unwrap_or(NonZeroUsize::MIN);
-        let open = Open { published: LruCache::sparse(open_max), pinned: HashMap::new(), closed: 0 };
-        Self { store, master, open: Mutex::new(open) }
+        let open = Open {
+            published: LruCache::sparse(open_max),
+            pinned: HashMap::new(),
+            closed: 0,
+        };
+        Self {
+            store,
+            master,
+            open: Mutex::new(open),
+        }
     }
 
     /// The reader of a pack, opened where it is not. No lock is held over the opening.
@@ -47,10 +55,18 @@ impl Packs {
             }
             open.closed
         };
-        let reader = Arc::new(PackReader::open(self.store.open(Area::Data, id)?, id, &self.master)?);
+        let reader = Arc::new(PackReader::open(
+            self.store.open(Area::Data, id)?,
+            id,
+            &self.master,
+        )?);
         let mut open = self.open.lock();
         // A pack removed meanwhile must not stay open, or its room on the disk would stay taken.
-        let evicted = if open.closed == closed { open.published.push(id, Arc::clone(&reader)) } else { None };
+        let evicted = if open.closed == closed {
+            open.published.push(id, Arc::clone(&reader))
+        } else {
+            None
+        };
         drop(open);
         // Closing a file may take its time; not under the lock.
         drop(evicted);

@@ -6,18 +6,19 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
 mod faults;
 mod file;
+mod handle;
 #[cfg(test)]
 mod tests;
 
 use self::faults::Fate;
 pub use self::faults::Faults;
 use self::file::{MemoryFile, Random};
+use self::handle::Handle;
 use super::{Area, Growing, Object, ObjectId, Space, Store};
 use crate::error::{Error, Kind, Result};
 
@@ -68,7 +69,11 @@ impl State {
     }
 
     fn check_power(&self, place: Place, id: ObjectId) -> Result<()> {
-        if self.is_cut { Err(failed(power_is_gone(), place, id)) } else { Ok(()) }
+        if self.is_cut {
+            Err(failed(power_is_gone(), place, id))
+        } else {
+            Ok(())
+        }
     }
 
     /// Numbers an operation and says what becomes of it.
@@ -83,13 +88,20 @@ impl State {
     }
 
     fn used_bytes(&self) -> u64 {
-        self.areas.iter().chain([&self.new]).flat_map(Folder::values).map(|file| file.lock().bytes.len() as u64).sum()
+        self.areas
+            .iter()
+            .chain([&self.new])
+            .flat_map(Folder::values)
+            .map(|file| file.lock().bytes.len() as u64)
+            .sum()
     }
 
     /// Bytes that may still be written.
     fn free_bytes(&self) -> u64 {
         match self.faults.space_bytes {
-            Some(total) => total.saturating_sub(self.used_bytes()).saturating_sub(self.reserved_bytes),
+            Some(total) => total
+                .saturating_sub(self.used_bytes())
+                .saturating_sub(self.reserved_bytes),
             None => u64::MAX,
         }
     }
@@ -117,7 +129,10 @@ impl State {
     }
 
     fn publish(&mut self, id: ObjectId, area: Area) -> Result<()> {
-        let (from, to) = (self.new.contains_key(&id), self.areas[area as usize].contains_key(&id));
+        let (from, to) = (
+            self.new.contains_key(&id),
+            self.areas[area as usize].contains_key(&id),
+        );
         let errno = match (from, to) {
             (true, true) => libc::EEXIST,
             (false, false) => libc::ENOENT,
@@ -131,18 +146,34 @@ impl State {
         let file = self.new.remove(&id).expect("was just found");
         self.areas[area as usize].insert(id, file);
         // Both folders are synced.
-        self.removed.retain(|(place, ..)| place.is_some_and(|place| place != area));
+        self.removed
+            .retain(|(place, ..)| place.is_some_and(|place| place != area));
         Ok(())
     }
 
     /// The same, with files of its own.
     fn deep_clone(&self, mut copy: impl FnMut(&MemoryFile) -> MemoryFile) -> State {
         let mut copied = |file: &File| Arc::new(Mutex::new(copy(&file.lock())));
-        let mut folder = |from: &Folder| from.iter().map(|(id, file)| (*id, copied(file))).collect();
-        let areas = [folder(&self.areas[0]), folder(&self.areas[1]), folder(&self.areas[2])];
+        let mut folder =
+            |from: &Folder| from.iter().map(|(id, file)| (*id, copied(file))).collect();
+        let areas = [
+            folder(&self.areas[0]),
+            folder(&self.areas[1]),
+            folder(&self.areas[2]),
+        ];
         let new = folder(&self.new);
-        let removed = self.removed.iter().map(|(place, id, file)| (*place, *id, copied(file))).collect();
-        State { areas, new, removed, reserved_bytes: self.reserved_bytes, ..State::default() }
+        let removed = self
+            .removed
+            .iter()
+            .map(|(place, id, file)| (*place, *id, copied(file)))
+            .collect();
+        State {
+            areas,
+            new,
+            removed,
+            reserved_bytes: self.reserved_bytes,
+            ..State::default()
+        }
     }
 }
 
@@ -180,7 +211,9 @@ impl MemoryStore {
             // Cannot fail in a way that matters: it was found there when the cut came.
             let _ = after.publish(id, area);
         }
-        Self { state: Arc::new(Mutex::new(after)) }
+        Self {
+            state: Arc::new(Mutex::new(after)),
+        }
     }
 
     /// The library as it is found when the power is back. What was not durable is there, lost or torn, as `seed` has it.
@@ -201,18 +234,29 @@ impl MemoryStore {
                 after.folder(place).entry(id).or_insert(file);
             }
         }
-        Self { state: Arc::new(Mutex::new(after)) }
+        Self {
+            state: Arc::new(Mutex::new(after)),
+        }
     }
 
     /// Changes an object behind the program's back; none where it is not there. No operation, and durable.
-    pub fn with_object<R>(&self, area: Area, id: ObjectId, change: impl FnOnce(&mut Vec<u8>) -> R) -> Option<R> {
+    pub fn with_object<R>(
+        &self,
+        area: Area,
+        id: ObjectId,
+        change: impl FnOnce(&mut Vec<u8>) -> R,
+    ) -> Option<R> {
         let file = self.state.lock().folder(Some(area)).get(&id).cloned()?;
         let mut file = file.lock();
         Some(file.tamper(change))
     }
 
     /// The same for a growing file or a leftover.
-    pub fn with_leftover<R>(&self, id: ObjectId, change: impl FnOnce(&mut Vec<u8>) -> R) -> Option<R> {
+    pub fn with_leftover<R>(
+        &self,
+        id: ObjectId,
+        change: impl FnOnce(&mut Vec<u8>) -> R,
+    ) -> Option<R> {
         let file = self.state.lock().folder(None).get(&id).cloned()?;
         let mut file = file.lock();
         Some(file.tamper(change))
@@ -220,7 +264,12 @@ impl MemoryStore {
 
     /// The ids of an area's objects, in order.
     pub fn objects(&self, area: Area) -> Vec<ObjectId> {
-        self.state.lock().folder(Some(area)).keys().copied().collect()
+        self.state
+            .lock()
+            .folder(Some(area))
+            .keys()
+            .copied()
+            .collect()
     }
 
     /// An object's bytes.
@@ -251,111 +300,7 @@ impl MemoryStore {
     }
 
     fn open_file(&self, place: Place, id: ObjectId, file: &File) -> Handle {
-        let (write_failed, sync_failed) = Default::default();
-        Handle { state: Arc::clone(&self.state), file: Arc::clone(file), place, id, write_failed, sync_failed }
-    }
-}
-
-/// An open file.
-struct Handle {
-    state: Arc<Mutex<State>>,
-    file: File,
-    place: Place,
-    id: ObjectId,
-    write_failed: AtomicBool,
-    sync_failed: AtomicBool,
-}
-
-impl Handle {
-    fn poisoned(&self) -> Error {
-        Error::new(Kind::Poisoned, self.name())
-    }
-
-    fn try_write(&self, data: &[u8], cipher_offset: u64) -> Result<()> {
-        let mut state = self.state.lock();
-        let fate = state.begin();
-        let len = self.file.lock().bytes.len() as u64;
-        let growth = (cipher_offset + data.len() as u64).saturating_sub(len);
-        let lacking = growth.saturating_sub(state.free_bytes());
-        let (part, fate) = match fate {
-            Fate::Done if lacking > 0 => {
-                let full = io::Error::from_raw_os_error(libc::ENOSPC);
-                (data.len().saturating_sub(lacking as usize), Fate::Fails(full, 0))
-            }
-            Fate::Done => (data.len(), Fate::Done),
-            Fate::Fails(..) if state.is_cut => (0, fate),
-            Fate::Fails(_, chance) | Fate::Cut(chance) => (chance as usize % (data.len() + 1), fate),
-        };
-        self.file.lock().write(&data[..part], cipher_offset);
-        state.outcome(fate, self.place, self.id)
-    }
-
-    fn try_sync(&self) -> Result<()> {
-        let (fate, delay, writes) = {
-            let mut state = self.state.lock();
-            (state.begin(), state.faults.sync_delay, self.file.lock().unsynced.len())
-        };
-        // Not under the lock: others go on meanwhile, and what they write is not covered.
-        std::thread::sleep(delay);
-        let mut state = self.state.lock();
-        state.check_power(self.place, self.id)?;
-        let mut file = self.file.lock();
-        if matches!(fate, Fate::Done) {
-            file.sync(writes);
-            if !std::mem::replace(&mut file.is_named, true) {
-                state.removed.retain(|(place, ..)| place.is_some());
-            }
-        } else {
-            file.is_sync_lost = true;
-        }
-        drop(file);
-        state.outcome(fate, self.place, self.id)
-    }
-}
-
-impl Object for Handle {
-    fn name(&self) -> String {
-        name_of(self.place, self.id)
-    }
-
-    fn cipher_len(&self) -> Result<u64> {
-        self.state.lock().check_power(self.place, self.id)?;
-        Ok(self.file.lock().bytes.len() as u64)
-    }
-
-    fn read_at(&self, out: &mut [u8], cipher_offset: u64) -> Result<()> {
-        self.state.lock().check_power(self.place, self.id)?;
-        let file = self.file.lock();
-        let start = usize::try_from(cipher_offset).unwrap_or(usize::MAX);
-        match file.bytes.get(start..start.saturating_add(out.len())) {
-            Some(bytes) => out.copy_from_slice(bytes),
-            None => return Err(Error::damaged(self.name(), format_args!("ends after {} bytes", file.bytes.len()))),
-        }
-        Ok(())
-    }
-
-    fn prefetch(&self, _cipher_offset: u64, _cipher_len: u64) {}
-}
-
-impl Growing for Handle {
-    fn id(&self) -> ObjectId {
-        self.id
-    }
-
-    fn write_at(&self, data: &[u8], cipher_offset: u64) -> Result<()> {
-        if self.write_failed.load(Ordering::Acquire) || self.sync_failed.load(Ordering::Acquire) {
-            return Err(self.poisoned());
-        }
-        self.try_write(data, cipher_offset).inspect_err(|_| self.write_failed.store(true, Ordering::Release))
-    }
-
-    fn write_back(&self, _cipher_offset: u64, _cipher_len: u64) {}
-
-    fn sync(&self) -> Result<()> {
-        if self.sync_failed.load(Ordering::Acquire) {
-            return Err(self.poisoned());
-        }
-        self.try_sync().inspect_err(|_| self.sync_failed.store(true, Ordering::Release))
+        Handle::new(Arc::clone(&self.state), Arc::clone(file), place, id)
     }
 }
 
@@ -365,7 +310,11 @@ impl Store for MemoryStore {
         if state.is_cut {
             return Err(Error::new(Kind::Io(power_is_gone()), area.name()));
         }
-        Ok(state.folder(Some(area)).iter().map(|(id, file)| (*id, file.lock().bytes.len() as u64)).collect())
+        Ok(state
+            .folder(Some(area))
+            .iter()
+            .map(|(id, file)| (*id, file.lock().bytes.len() as u64))
+            .collect())
     }
 
     fn open(&self, area: Area, id: ObjectId) -> Result<Arc<dyn Object>> {
@@ -375,7 +324,9 @@ impl Store for MemoryStore {
     fn put(&self, area: Area, id: ObjectId, bytes: &[u8]) -> Result<()> {
         let mut state = self.state.lock();
         let fate = match state.begin() {
-            Fate::Done if state.areas[area as usize].contains_key(&id) || state.new.contains_key(&id) => {
+            Fate::Done
+                if state.areas[area as usize].contains_key(&id) || state.new.contains_key(&id) =>
+            {
                 Fate::Fails(io::Error::from_raw_os_error(libc::EEXIST), 0)
             }
             Fate::Done if bytes.len() as u64 > state.free_bytes() => {
@@ -385,12 +336,20 @@ impl Store for MemoryStore {
         };
         match fate {
             Fate::Done => {
-                state.areas[area as usize].insert(id, Arc::new(Mutex::new(MemoryFile::durable(bytes.to_vec()))));
-                state.removed.retain(|(place, ..)| place.is_some_and(|place| place != area));
+                state.areas[area as usize].insert(
+                    id,
+                    Arc::new(Mutex::new(MemoryFile::durable(bytes.to_vec()))),
+                );
+                state
+                    .removed
+                    .retain(|(place, ..)| place.is_some_and(|place| place != area));
             }
             // Half of the cuts come when all is written and about to be published.
             Fate::Cut(chance) if chance & 1 == 0 => {
-                state.new.insert(id, Arc::new(Mutex::new(MemoryFile::durable(bytes.to_vec()))));
+                state.new.insert(
+                    id,
+                    Arc::new(Mutex::new(MemoryFile::durable(bytes.to_vec()))),
+                );
                 state.publishing = Some((id, area));
             }
             Fate::Cut(chance) => {
@@ -410,7 +369,9 @@ impl Store for MemoryStore {
     fn create(&self, id: ObjectId) -> Result<Arc<dyn Growing>> {
         let mut state = self.state.lock();
         let fate = match state.begin() {
-            Fate::Done if state.new.contains_key(&id) => Fate::Fails(io::Error::from_raw_os_error(libc::EEXIST), 0),
+            Fate::Done if state.new.contains_key(&id) => {
+                Fate::Fails(io::Error::from_raw_os_error(libc::EEXIST), 0)
+            }
             fate => fate,
         };
         let file = File::default();
@@ -453,14 +414,25 @@ impl Store for MemoryStore {
     fn space(&self) -> Result<Space> {
         let state = self.state.lock();
         let total_bytes = state.faults.space_bytes.unwrap_or(1 << 50);
-        let free = total_bytes.saturating_sub(state.used_bytes()).saturating_sub(state.reserved_bytes);
-        Ok(Space { total_bytes, free_bytes: free, available_bytes: free, files: 0, files_free: 0 })
+        let free = total_bytes
+            .saturating_sub(state.used_bytes())
+            .saturating_sub(state.reserved_bytes);
+        Ok(Space {
+            total_bytes,
+            free_bytes: free,
+            available_bytes: free,
+            files: 0,
+            files_free: 0,
+        })
     }
 
     fn reserve(&self, bytes: u64) -> Result<()> {
         let mut state = self.state.lock();
         if state.free_bytes().saturating_add(state.reserved_bytes) < bytes {
-            return Err(Error::new(Kind::Io(io::Error::from_raw_os_error(libc::ENOSPC)), "new/reserve"));
+            return Err(Error::new(
+                Kind::Io(io::Error::from_raw_os_error(libc::ENOSPC)),
+                "new/reserve",
+            ));
         }
         state.reserved_bytes = bytes;
         Ok(())

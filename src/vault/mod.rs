@@ -1,22 +1,57 @@
 //! The native filesystem: an encrypted library as a [`Volume`](crate::volume::Volume).
+//!
+//! A change goes: validate against the tree, write a frame (`journal`), change the tree. A write goes: into the
+//! file's dirty buffer (`file`), later sealed into the open pack (`contents`) and framed. A read goes: extents
+//! from the tree, blocks from the cache or the store, the dirty buffer over them.
+//!
+//! Lock order, each only while needed: a file's `flushing`; the journal; the open pack; a file's state; the tree.
+//! A reader takes the last two only, and nothing holds those over I/O.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
 
+use parking_lot::{Mutex, RwLock};
+
+use crate::cache::{BlockCache, CacheStats};
 use crate::crypto::MasterKey;
-use crate::error::Result;
-use crate::state::Place;
-use crate::store::Store;
-use crate::store::DeviceId;
+use crate::error::{Error, Kind, Result};
+use crate::index::record::{Id, Record};
+use crate::index::{InodeIx, Published, Tree, check_rollback, replay};
+use crate::pack::Packs;
+use crate::state::{Place, Remembered};
+use crate::store::{DeviceId, Store};
+use crate::volume::{Handle, Ino, Time};
 
 pub mod acl;
+mod adopt;
+mod attrs;
+mod commit;
+mod contents;
+mod file;
+mod journal;
+mod maintain;
+mod names;
+mod read;
+mod volume;
+mod write;
+
+use commit::Committer;
+use contents::Contents;
+use file::OpenFile;
+use journal::{Journal, Start};
+
+/// Published packs that are kept open for reading.
+const OPEN_PACKS_MAX: usize = 512;
 
 /// How a library is opened.
 pub struct Options {
-    /// Nothing is written: leftovers are read, not adopted.
+    /// Nothing is written: leftovers stay where they are.
     pub read_only: bool,
     /// Bytes of decrypted blocks to keep.
     pub cache_bytes: usize,
-    /// An index older than this machine has seen is accepted.
+    /// An index older than this machine has seen is accepted, and so is one with gaps.
     pub accept_rollback: bool,
     /// Owner of the root directory of a new library.
     pub uid: u32,
@@ -25,11 +60,334 @@ pub struct Options {
 }
 
 /// An open library.
-pub struct Vault {}
+pub struct Vault {
+    core: Arc<Core>,
+    committer: Option<Committer>,
+}
+
+/// What the requests, the committer and the maintenance share.
+pub(crate) struct Core {
+    store: Arc<dyn Store>,
+    master: Arc<MasterKey>,
+    device: DeviceId,
+    place: Option<Place>,
+    read_only: bool,
+    /// Several devices write to this library, or once did.
+    shared: AtomicBool,
+    tree: RwLock<Tree>,
+    journal: Mutex<Journal>,
+    contents: Contents,
+    packs: Arc<Packs>,
+    cache: BlockCache,
+    files: Mutex<HashMap<Ino, Arc<OpenFile>>>,
+    handles: Mutex<HashMap<u64, OpenHandle>>,
+    next_handle: AtomicU64,
+    last_id: Mutex<u64>,
+    /// Bytes in dirty buffers, their cost counted in.
+    dirty_cost: AtomicUsize,
+    /// Bytes that may still be written before the store has to be asked again how much room it has.
+    room_bytes: AtomicI64,
+    commit: commit::Shared,
+    /// Segments that the newest base covers: may be removed.
+    covered: Mutex<Vec<Published>>,
+    /// The bases in use.
+    bases: Mutex<Vec<Published>>,
+    base_bytes: AtomicU64,
+    /// Something that the index names may be missing: nothing is collected.
+    has_gaps: bool,
+    /// Held, shared, from sealing into a pack to framing what was sealed: in between, the pack looks unused.
+    sealing: RwLock<()>,
+    /// Files that were closed in many pieces, and when.
+    fragmented: Mutex<Vec<(Ino, Instant)>>,
+    /// What earlier mounts left to be removed, is.
+    swept: AtomicBool,
+}
+
+struct OpenHandle {
+    ino: Ino,
+    /// Failures of the file that this handle has been told of, or that were before its time.
+    failures_seen: u64,
+    writes: bool,
+}
 
 impl Vault {
-    /// Opens a library: replays the index, adopts what a crash left, starts the committer.
-    pub fn open(_store: Arc<dyn Store>, _master: MasterKey, _device: DeviceId, _place: Option<Place>, _options: &Options) -> Result<Arc<Self>> {
-        unimplemented!()
+    /// Opens a library: replays the index, adopts what a crash left, starts the committer. A library without an
+    /// index is an empty one.
+    pub fn open(
+        store: Arc<dyn Store>,
+        master: MasterKey,
+        device: DeviceId,
+        place: Option<Place>,
+        options: &Options,
+    ) -> Result<Arc<Self>> {
+        let master = Arc::new(master);
+        let replayed = replay(
+            &*store,
+            &master,
+            Tree::new(options.uid, options.gid, Time::now()),
+        )?;
+        let remembered = place.as_ref().map(Place::load).transpose()?.flatten();
+        let checked = check_rollback(
+            remembered.as_ref().map_or(&[], |r| &r.heads),
+            &replayed.heads,
+        );
+        accept(options.accept_rollback, checked)?;
+        accept(options.accept_rollback, check_gaps(&replayed.gaps))?;
+        let slots = list_slots(&*store, &replayed.slots, &replayed.removed_slots)?;
+        let packs = Arc::new(Packs::new(store.clone(), master.clone(), OPEN_PACKS_MAX));
+        let shared = replayed.heads.keys().any(|d| *d != device);
+        let has_gaps = !replayed.gaps.is_empty();
+        let start = Start {
+            heads: replayed.heads,
+            base: replayed.base,
+            slots,
+            uncovered: replayed.uncovered,
+        };
+        let core = Arc::new(Core {
+            journal: Mutex::new(Journal::new(store.clone(), master.clone(), device, start)),
+            contents: Contents::new(store.clone(), master.clone(), device, packs.clone()),
+            tree: RwLock::new(replayed.tree),
+            packs,
+            cache: BlockCache::new(options.cache_bytes),
+            read_only: options.read_only,
+            shared: AtomicBool::new(shared),
+            files: Mutex::default(),
+            handles: Mutex::default(),
+            next_handle: AtomicU64::new(1),
+            last_id: Mutex::default(),
+            dirty_cost: AtomicUsize::new(0),
+            room_bytes: AtomicI64::new(0),
+            commit: commit::Shared::default(),
+            covered: Mutex::new(replayed.covered),
+            base_bytes: AtomicU64::new(replayed.base_bytes),
+            has_gaps,
+            bases: Mutex::new(replayed.bases),
+            sealing: RwLock::default(),
+            fragmented: Mutex::default(),
+            swept: AtomicBool::new(false),
+            store,
+            master,
+            device,
+            place,
+        });
+        if options.read_only {
+            return Ok(Arc::new(Self {
+                core,
+                committer: None,
+            }));
+        }
+        core.adopt_leftovers()?;
+        core.remember()?;
+        core.restore_reserve();
+        let committer = Committer::start(core.clone())?;
+        Ok(Arc::new(Self {
+            core,
+            committer: Some(committer),
+        }))
     }
+
+    /// How the cache of decrypted blocks does.
+    pub fn cache_stats(&self) -> CacheStats {
+        self.core.cache.stats()
+    }
+}
+
+fn accept(accept: bool, checked: Result<()>) -> Result<()> {
+    match checked {
+        Err(e) if accept => {
+            log::warn!("accepted: {e}");
+            Ok(())
+        }
+        checked => checked,
+    }
+}
+
+fn check_gaps(gaps: &[String]) -> Result<()> {
+    if gaps.is_empty() {
+        return Ok(());
+    }
+    let text = format!(
+        "the index is incomplete: {} missing or changed",
+        gaps.join(", ")
+    );
+    Err(Error::from(Kind::RolledBack(text.into()))
+        .hint("wait for the sync to finish, restore the index folder, or accept what is there with --accept-rollback"))
+}
+
+/// The slots there are now, and those that were removed; says so where one of those is back.
+fn list_slots(
+    store: &dyn Store,
+    listed: &[DeviceId],
+    removed: &[DeviceId],
+) -> Result<(Vec<DeviceId>, Vec<DeviceId>)> {
+    const REMOVED_MAX: usize = 1024;
+    let now: Vec<DeviceId> = store
+        .list(crate::store::Area::Key)?
+        .into_iter()
+        .map(|(id, _)| id)
+        .collect();
+    let gone = listed.iter().filter(|id| !now.contains(id));
+    let mut removed: Vec<DeviceId> = removed.iter().chain(gone).copied().collect();
+    removed.dedup();
+    for back in now.iter().filter(|id| removed.contains(id)) {
+        log::warn!(
+            "key/{back}: this slot was removed, and is back: its password or key file opens the library again"
+        );
+    }
+    let surplus = removed.len().saturating_sub(REMOVED_MAX);
+    removed.drain(..surplus);
+    Ok((now, removed))
+}
+
+impl Core {
+    /// Runs `build` against the tree as it is, and makes what it drafts take effect: all of it, or nothing.
+    fn transact<R>(&self, build: impl FnOnce(&Tree, &mut Draft) -> Result<R>) -> Result<R> {
+        self.writable()?;
+        let mut journal = self.journal.lock();
+        let mut draft = Draft {
+            wall: Time::now(),
+            records: Vec::new(),
+            unlinked: false,
+        };
+        let answer = build(&self.tree.read(), &mut draft)?;
+        if draft.records.is_empty() {
+            return Ok(answer);
+        }
+        if draft.unlinked {
+            // What happens to an inode without a name is for its handles only, and ends with them.
+            let mut tree = self.tree.write();
+            let counter = tree.next_counter();
+            let Draft { wall, records, .. } = draft;
+            let frame = crate::index::record::Frame {
+                counter,
+                wall,
+                durable_before: false,
+                records,
+            };
+            tree.apply_frame(0, &frame)
+                .map_err(|why| Error::damaged("an open file", why))?;
+            return Ok(answer);
+        }
+        journal.append(&self.tree, draft.wall, draft.records)?;
+        drop(journal);
+        self.commit.changed();
+        Ok(answer)
+    }
+
+    fn writable(&self) -> Result<()> {
+        if self.read_only {
+            Err(Kind::ReadOnly.into())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// An id for a new inode or link. The low half, which programs see, is the time in seconds and a count that
+    /// starts at random: so directories list, and packs are read, in the order in which things were made.
+    fn new_id(&self, tree: &Tree) -> Result<Id> {
+        let mut random = [0; 12];
+        crate::crypto::random(&mut random)?;
+        let (high, low) = random.split_at(8);
+        let high = high.iter().fold(0u128, |n, b| n << 8 | u128::from(*b));
+        let start = low.iter().fold(0u64, |n, b| n << 8 | u64::from(*b)) & ((1 << 29) - 1);
+        let seconds = u64::try_from(Time::now().sec).unwrap_or(0) & ((1 << 33) - 1);
+        let mut last = self.last_id.lock();
+        *last = if seconds > *last >> 30 {
+            seconds << 30 | start
+        } else {
+            *last + 1
+        };
+        while tree.find(Ino(*last)).is_some() {
+            *last += 1;
+        }
+        Ok(Id(high << 64 | u128::from(*last)))
+    }
+
+    /// The open file, made where it is not open.
+    fn file(&self, ino: Ino) -> Arc<OpenFile> {
+        self.files
+            .lock()
+            .entry(ino)
+            .or_insert_with(|| Arc::new(OpenFile::new(ino)))
+            .clone()
+    }
+
+    /// The open file, if it is open.
+    fn opened(&self, ino: Ino) -> Option<Arc<OpenFile>> {
+        self.files.lock().get(&ino).cloned()
+    }
+
+    /// Forgets the open file where nothing needs it; drops an inode that lost its last name and reference.
+    fn let_go(&self, ino: Ino, references: u32) {
+        let tree = self.tree.read();
+        let Some(ix) = tree.find(ino) else { return };
+        let inode = tree.inode(ix);
+        let unused = references > 0 && inode.let_go(references) && !inode.is_linked();
+        drop(tree);
+        if unused {
+            let _journal = self.journal.lock();
+            let mut tree = self.tree.write();
+            if let Some(ix) = tree.find(ino) {
+                tree.drop_if_unused(ix);
+            }
+        }
+        self.close_file(ino);
+    }
+
+    fn close_file(&self, ino: Ino) {
+        let mut files = self.files.lock();
+        let Some(file) = files.get(&ino) else { return };
+        let gone = self.tree.read().find(ino).is_none();
+        let mut state = file.state.lock();
+        if gone {
+            self.dirty_cost
+                .fetch_sub(state.dirty.cost(), Ordering::Relaxed);
+            state.dirty = Default::default();
+        }
+        let needed = state.handles > 0 || !state.dirty.is_empty() || state.leaving.is_some();
+        drop(state);
+        // One more holder than the map: somebody is at work on it, and will come by here again.
+        if gone || (!needed && Arc::strong_count(file) == 1) {
+            files.remove(&ino);
+        }
+    }
+
+    /// Remembers the heads outside of the library, so that an index that goes back is noticed.
+    fn remember(&self) -> Result<()> {
+        let Some(place) = &self.place else {
+            return Ok(());
+        };
+        let heads = self.journal.lock().heads.values().copied().collect();
+        place.save(&Remembered {
+            fingerprint: self.master.fingerprint(),
+            device: self.device,
+            heads,
+        })
+    }
+
+    /// The slot of an inode; ESTALE where it is gone.
+    fn find(&self, tree: &Tree, ino: Ino) -> Result<InodeIx> {
+        tree.find(ino).ok_or_else(|| Kind::Stale.into())
+    }
+
+    fn open_handle(&self, ino: Ino, writes: bool, failures_seen: u64) -> Handle {
+        let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.handles.lock().insert(
+            number,
+            OpenHandle {
+                ino,
+                failures_seen,
+                writes,
+            },
+        );
+        Handle(number)
+    }
+}
+
+/// Records that shall take effect together.
+pub(crate) struct Draft {
+    wall: Time,
+    records: Vec<Record>,
+    /// They are about an inode without a name.
+    unlinked: bool,
 }

@@ -1,0 +1,267 @@
+//! `hushfs info`: what can be said of a library, without its key and with it.
+
+use std::fmt::Write;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use rustix::fs::FlockOperation;
+
+use super::key::{kind_name, utc};
+use super::library::{Library, NEW, Slots, Unlocked};
+use super::printable;
+use super::secret::OpenArgs;
+use crate::crypto::FORMAT_VERSION;
+use crate::error::{Error, Kind, Result};
+use crate::state::Place;
+use crate::store::{Area, ObjectId};
+
+/// More files than these are not counted: of 64 MiB packs they are 64 TiB.
+const OBJECTS_MAX: usize = 1 << 20;
+
+/// What was typed.
+#[derive(Args, Debug)]
+pub struct InfoArgs {
+    /// The library's folder
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+/// One thing that is known; facts print in their order.
+pub enum Value {
+    Text(String),
+    Number(u64),
+    Flag(bool),
+    List(Vec<Facts>),
+}
+
+/// Named things that are known. Who knows more of a library (its index, say) adds to them.
+pub type Facts = Vec<(&'static str, Value)>;
+
+/// Prints what is known.
+pub fn run(args: &InfoArgs) -> Result<()> {
+    let library = Library::at(&args.dir)?;
+    let slots = library.slots()?;
+    if slots.good.is_empty() && slots.bad.is_empty() && !library.has_contents() {
+        return Err(Error::new(Kind::NotLibrary, args.dir.display()));
+    }
+    let mut facts = stored(&library, &slots)?;
+    if args.open.given() {
+        let unlocked = library.unlock(args.open.ask()?)?;
+        facts.extend(with_key(&library, &slots, &unlocked)?);
+    }
+    if args.json {
+        println!("{}", json(&facts));
+    } else {
+        print!("{}", text(&facts, 0));
+    }
+    Ok(())
+}
+
+/// What the folder shows to everybody.
+fn stored(library: &Library, slots: &Slots) -> Result<Facts> {
+    let mut facts: Facts = vec![
+        ("library", Value::Text(library.dir.display().to_string())),
+        ("format", Value::Number(FORMAT_VERSION.into())),
+    ];
+    let areas = [
+        (Area::Key, "slots", "slot_bytes"),
+        (Area::Index, "segments", "segment_bytes"),
+        (Area::Data, "packs", "pack_bytes"),
+    ];
+    for (area, count, bytes) in areas {
+        let objects = library.objects(area, OBJECTS_MAX)?;
+        let sum = objects.iter().map(|(_, len)| len).sum();
+        facts.push((count, Value::Number(objects.len() as u64)));
+        facts.push((bytes, Value::Number(sum)));
+    }
+    let bad = slots.bad.iter().map(|(id, e)| {
+        vec![
+            ("slot", Value::Text(id.to_string())),
+            ("error", Value::Text(e.to_string())),
+        ]
+    });
+    let good = slots.good.iter().map(|slot| {
+        vec![
+            ("slot", Value::Text(slot.id.to_string())),
+            ("kind", Value::Text(kind_name(slot.kind).to_string())),
+            ("made", Value::Text(utc(slot.created))),
+        ]
+    });
+    facts.push(("keys", Value::List(good.chain(bad).collect())));
+    facts.push(("growing", Value::List(growing(&library.dir.join(NEW))?)));
+    Ok(facts)
+}
+
+/// What lies in `new/`, for each device: files that a mount is writing, or that a crash left.
+fn growing(folder: &Path) -> Result<Vec<Facts>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::io(e, folder)),
+    };
+    let mut devices = Vec::new();
+    for entry in entries.flatten() {
+        let Some(device) = entry.file_name().to_str().and_then(ObjectId::parse) else {
+            continue;
+        };
+        let (mut files, mut bytes) = (0, 0);
+        for file in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
+            if file
+                .file_name()
+                .to_str()
+                .and_then(ObjectId::parse)
+                .is_some()
+            {
+                files += 1;
+                bytes += file.metadata().map_or(0, |meta| meta.len());
+            }
+        }
+        devices.push(vec![
+            ("device", Value::Text(device.to_string())),
+            ("files", Value::Number(files)),
+            ("bytes", Value::Number(bytes)),
+            (
+                "mounted",
+                Value::Flag(is_locked(&entry.path().join("lock"))),
+            ),
+        ]);
+    }
+    Ok(devices)
+}
+
+/// Whether a living process holds the lock of a device's folder.
+pub fn is_locked(lock: &Path) -> bool {
+    let Ok(file) = File::open(lock) else {
+        return false;
+    };
+    // Shared, and given back at once when the file is closed here.
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)
+        == Err(rustix::io::Errno::WOULDBLOCK)
+}
+
+/// What the key adds.
+fn with_key(library: &Library, slots: &Slots, unlocked: &Unlocked) -> Result<Facts> {
+    let fingerprint = unlocked.master.fingerprint();
+    let verified = slots
+        .good
+        .iter()
+        .filter(|slot| slot.verify(&unlocked.master).is_ok())
+        .count();
+    let mut facts: Facts = vec![
+        ("fingerprint", Value::Text(fingerprint.to_string())),
+        ("slots_verified", Value::Number(verified as u64)),
+        ("writable", Value::Flag(unlocked.writable)),
+    ];
+    if let Some(known) = Place::of(&library.dir)?.load()? {
+        let same = known.fingerprint == fingerprint;
+        facts.push(("remembered", Value::Flag(same)));
+        if same {
+            facts.push(("device", Value::Text(known.device.to_string())));
+        }
+    }
+    Ok(facts)
+}
+
+/// For people: one fact a line.
+fn text(facts: &Facts, indent: usize) -> String {
+    let mut out = String::new();
+    for (name, value) in facts {
+        let name = name.replace('_', " ");
+        let _ = match value {
+            Value::Text(value) => {
+                writeln!(out, "{:indent$}{name}: {}", "", printable(value))
+            }
+            Value::Number(value) => writeln!(out, "{:indent$}{name}: {value}", ""),
+            Value::Flag(true) => writeln!(out, "{:indent$}{name}: yes", ""),
+            Value::Flag(false) => writeln!(out, "{:indent$}{name}: no", ""),
+            Value::List(list) => {
+                for facts in list {
+                    let _ = writeln!(out, "{:indent$}{name}:", "");
+                    out += &text(facts, indent + 4);
+                }
+                Ok(())
+            }
+        };
+    }
+    out
+}
+
+/// For programs: one object on one line (RFC 8259).
+fn json(facts: &Facts) -> String {
+    let fields = facts.iter().map(|(name, value)| {
+        let value = match value {
+            Value::Text(value) => json_string(value),
+            Value::Number(value) => value.to_string(),
+            Value::Flag(value) => value.to_string(),
+            Value::List(list) => {
+                let items: Vec<_> = list.iter().map(json).collect();
+                format!("[{}]", items.join(","))
+            }
+        };
+        format!("{}:{value}", json_string(name))
+    });
+    format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
+}
+
+fn json_string(text: &str) -> String {
+    let mut out = String::from('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c < ' ' => {
+                let _ = write!(out, "\\u{:04x}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_print_for_people_and_programs() {
+        let facts: Facts = vec![
+            ("a_text", Value::Text("q\"\\\n\u{7f}é".to_string())),
+            ("number", Value::Number(u64::MAX)),
+            ("flag", Value::Flag(false)),
+            (
+                "list",
+                Value::List(vec![vec![("in", Value::Number(1))], vec![]]),
+            ),
+        ];
+        assert_eq!(
+            json(&facts),
+            "{\"a_text\":\"q\\\"\\\\\\u000a\u{7f}é\",\"number\":18446744073709551615,\
+             \"flag\":false,\"list\":[{\"in\":1},{}]}"
+        );
+        let text = text(&facts, 0);
+        assert!(
+            text.contains("flag: no\nlist:\n    in: 1\nlist:\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_lock_shows_while_it_is_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        assert!(!is_locked(&path));
+        let file = File::create(&path).unwrap();
+        assert!(!is_locked(&path));
+        rustix::fs::flock(&file, FlockOperation::LockExclusive).unwrap();
+        assert!(is_locked(&path));
+        drop(file);
+        assert!(!is_locked(&path));
+    }
+}

@@ -1,0 +1,76 @@
+//! `hushfs init`: makes a library.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::library::{Library, folders, remember};
+use super::secret::SecretArgs;
+use crate::crypto::MasterKey;
+use crate::error::{Error, Kind, Result};
+use crate::state::Place;
+
+/// What was typed.
+#[derive(Args, Debug)]
+pub struct InitArgs {
+    /// The folder; made where it is missing, else it must be empty
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    #[command(flatten)]
+    secret: SecretArgs,
+}
+
+/// Makes a library, and shows its recovery code.
+pub fn run(args: &InitArgs) -> Result<()> {
+    make(&args.dir, &args.secret).map(drop)
+}
+
+/// Makes a library in a folder that is missing or empty, and shows its recovery code.
+pub fn make(dir: &Path, secret: &SecretArgs) -> Result<MasterKey> {
+    if !is_vacant(dir)? {
+        return Err(if Library::at(dir)?.slots()?.good.is_empty() {
+            Error::new(Kind::NotEmpty, dir.display())
+                .hint("a library needs an empty folder of its own")
+        } else {
+            Error::new(Kind::Exists, dir.display())
+                .hint("it is a library already: `hushfs mount` mounts it")
+        });
+    }
+    let secret = secret.choose()?;
+    let master = MasterKey::generate()?;
+    let library = Library::make_folders(dir)?;
+    // The slot last: with it, and not before, the folder is a library.
+    library.add_slot(&master, &secret, "")?;
+    remember(&Place::of(dir)?, &master)?;
+    println!(
+        "{} is a library now. Its recovery code, which is not shown again:\n\n    {}\n\n\
+         Whoever has this code can read and change the library; without it, a lost password\n\
+         is a lost library. Write it down, and keep it away from the library.",
+        dir.display(),
+        *master.recovery_code()
+    );
+    Ok(master)
+}
+
+/// Whether a library can be made here: there is nothing, but for the empty folders that an `init` leaves that was cut
+/// short, and what a new ext4 has.
+pub fn is_vacant(dir: &Path) -> Result<bool> {
+    let at = |e| Error::io(e, dir);
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Err(e) => return Err(at(e)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(at)?;
+        let name = entry.file_name();
+        let ours = folders().iter().any(|folder| name == **folder);
+        let empty = || fs::read_dir(entry.path()).is_ok_and(|mut inside| inside.next().is_none());
+        if name != "lost+found" && !(ours && empty()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

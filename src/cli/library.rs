@@ -1,0 +1,319 @@
+//! The folder of a library, as far as the commands need it: its slots.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use super::secret::Opener;
+use crate::crypto::{KdfParams, MasterKey, SLOT_LEN, Secret, Slot, SlotKind, random};
+use crate::error::{Error, ExitStatus, Kind, Result};
+use crate::state::{Place, Remembered, replace_durably, sync_dir};
+use crate::store::{Area, DeviceId, ObjectId};
+
+/// The folder for files that still grow.
+pub const NEW: &str = "new";
+/// More slots than these are not looked at: nobody has so many, and a hostile store may.
+const SLOTS_MAX: usize = 1000;
+/// The most that trying passwords on slots may cost in all, in KiB of Argon2 times passes: half a minute.
+const WORK_TOTAL_MAX: u64 = 32 << 20;
+
+/// A library's folder.
+pub struct Library {
+    /// Where it is, as typed.
+    pub dir: PathBuf,
+}
+
+/// The files in `key/`, in the order of their names.
+pub struct Slots {
+    /// Those that parse.
+    pub good: Vec<Slot>,
+    /// Those that do not, and why.
+    pub bad: Vec<(ObjectId, Error)>,
+}
+
+/// An opened library.
+#[derive(Debug)]
+pub struct Unlocked {
+    /// Its key.
+    pub master: MasterKey,
+    /// The slot that opened it, and with what; none for the recovery code.
+    pub slot: Option<(ObjectId, SlotKind)>,
+    /// Whether this version may write to it.
+    pub writable: bool,
+}
+
+impl Library {
+    /// The library in a folder that is there.
+    pub fn at(dir: &Path) -> Result<Self> {
+        match fs::metadata(dir) {
+            Ok(meta) if meta.is_dir() => Ok(Self {
+                dir: dir.to_path_buf(),
+            }),
+            Ok(_) => Err(Error::new(Kind::NotLibrary, dir.display()).hint("it is not a folder")),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                Err(Error::new(Kind::NotLibrary, dir.display()).hint("there is no such folder"))
+            }
+            Err(e) => Err(Error::io(e, dir)),
+        }
+    }
+
+    /// Makes the folders of a library, for this user alone, where they are missing; durable on return.
+    pub fn make_folders(dir: &Path) -> Result<Self> {
+        let make = |path: &Path| {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(path)
+                .map_err(|e| Error::io(e, path))
+        };
+        make(dir)?;
+        for name in folders() {
+            make(&dir.join(name))?;
+        }
+        sync_dir(dir)?;
+        let parent = fs::canonicalize(dir).map_err(|e| Error::io(e, dir))?;
+        sync_dir(parent.parent().unwrap_or(Path::new("/")))?;
+        Self::at(dir)
+    }
+
+    /// Reads every slot file. No `key/` is no slot.
+    pub fn slots(&self) -> Result<Slots> {
+        let mut slots = Slots {
+            good: Vec::new(),
+            bad: Vec::new(),
+        };
+        for (id, _) in self.objects(Area::Key, SLOTS_MAX)? {
+            match self.read_slot(id) {
+                Ok(slot) => slots.good.push(slot),
+                Err(e) => slots.bad.push((id, e)),
+            }
+        }
+        Ok(slots)
+    }
+
+    /// The objects of an area with their lengths in bytes, in the order of their names; more than `count_max` are an
+    /// error.
+    pub fn objects(&self, area: Area, count_max: usize) -> Result<Vec<(ObjectId, u64)>> {
+        let folder = self.dir.join(area.name());
+        let at = |e| Error::io(e, &folder);
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(at(e)),
+        };
+        let mut objects = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(at)?;
+            let Some(id) = entry.file_name().to_str().and_then(ObjectId::parse) else {
+                continue;
+            };
+            // A file that a sync tool just took away is not there.
+            let Ok(meta) = entry.metadata() else { continue };
+            if objects.len() == count_max {
+                return Err(Error::damaged(
+                    folder.display(),
+                    format_args!("it has more than {count_max} files"),
+                ));
+            }
+            objects.push((id, meta.len()));
+        }
+        objects.sort_unstable();
+        Ok(objects)
+    }
+
+    fn read_slot(&self, id: ObjectId) -> Result<Slot> {
+        let path = self.slot_path(id);
+        let at = |e| Error::io(e, &path);
+        let mut bytes = Vec::with_capacity(SLOT_LEN + 1);
+        let file = File::open(&path).map_err(at)?;
+        file.take(SLOT_LEN as u64 + 1)
+            .read_to_end(&mut bytes)
+            .map_err(at)?;
+        Slot::parse(id, &bytes)
+    }
+
+    fn slot_path(&self, id: ObjectId) -> PathBuf {
+        self.dir.join(Area::Key.name()).join(id.to_string())
+    }
+
+    /// Opens the library. Files in `key/` that are no slots are reported, and passed over.
+    ///
+    /// [`Kind::NotLibrary`] where nothing is a slot, [`Kind::WrongKey`] where none opens, [`Kind::Damaged`] where the
+    /// secret fits a slot that was changed.
+    pub fn unlock(&self, opener: Opener) -> Result<Unlocked> {
+        let slots = self.slots()?;
+        for (_, e) in &slots.bad {
+            log::warn!("{}: {e}", self.dir.display());
+        }
+        match opener {
+            Opener::Secret(secret) => self.unlock_with(slots, &secret),
+            Opener::Recovery(master) => {
+                self.check_recovered(&slots, &master)?;
+                let writable = slots.good.iter().all(Slot::writable);
+                Ok(Unlocked {
+                    master,
+                    slot: None,
+                    writable,
+                })
+            }
+        }
+    }
+
+    fn unlock_with(&self, mut slots: Slots, secret: &Secret) -> Result<Unlocked> {
+        self.not_empty(&mut slots)?;
+        slots.good.retain(|slot| slot.kind == secret.kind());
+        if slots.good.is_empty() {
+            let kind = match secret.kind() {
+                SlotKind::Password => "no password opens this library: try --key-file",
+                SlotKind::KeyFile => "no key file opens this library",
+            };
+            return Err(Error::new(Kind::WrongKey, self.dir.display()).hint(kind));
+        }
+        // Cheap ones first, so that dear ones, put there by somebody else, keep nobody waiting.
+        let work = |slot: &Slot| slot.kdf.map_or(0, |kdf| kdf.work());
+        slots.good.sort_by_key(|slot| (work(slot), slot.id));
+        let mut total = 0;
+        let mut damage = None;
+        for slot in &slots.good {
+            total += work(slot);
+            if total > WORK_TOTAL_MAX {
+                log::warn!(
+                    "{}: its slots cost more than a library's should; not all were tried",
+                    self.dir.display()
+                );
+                break;
+            }
+            match slot.open(secret) {
+                Ok(master) => {
+                    return Ok(Unlocked {
+                        master,
+                        slot: Some((slot.id, slot.kind)),
+                        writable: slot.writable(),
+                    });
+                }
+                Err(e) if matches!(e.kind(), Kind::WrongKey) => {}
+                Err(e) if e.exit_status() == ExitStatus::Damaged => {
+                    log::warn!("{}: {e}", self.dir.display());
+                    damage = Some(e);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Err(damage.unwrap_or_else(|| {
+            Error::new(Kind::WrongKey, self.dir.display())
+                .hint("--recovery opens it with the recovery code")
+        }))
+    }
+
+    /// Refuses what has no slot.
+    fn not_empty(&self, slots: &mut Slots) -> Result<()> {
+        if !slots.good.is_empty() {
+            return Ok(());
+        }
+        // One of a later version, or one that may not be read, says more than that there is none.
+        let telling = |(_, e): &(ObjectId, Error)| !matches!(e.kind(), Kind::Damaged(_));
+        if let Some(at) = slots.bad.iter().position(telling) {
+            return Err(slots.bad.swap_remove(at).1);
+        }
+        let hint = if self.has_contents() {
+            "no file in its key folder is a slot: --recovery opens it with the recovery code"
+        } else {
+            "`hushfs init` makes one"
+        };
+        Err(Error::new(Kind::NotLibrary, self.dir.display()).hint(hint))
+    }
+
+    /// Whether it looks like a library that lost its `key/`.
+    pub fn has_contents(&self) -> bool {
+        [Area::Index, Area::Data]
+            .iter()
+            .any(|area| self.dir.join(area.name()).is_dir())
+    }
+
+    /// A recovery code that was typed well may be another library's: a slot, else this machine's memory tells.
+    fn check_recovered(&self, slots: &Slots, master: &MasterKey) -> Result<()> {
+        let foreign = || {
+            Error::new(Kind::WrongKey, self.dir.display())
+                .hint("this recovery code is another library's")
+        };
+        if slots.good.iter().any(|slot| slot.verify(master).is_ok()) {
+            return Ok(());
+        }
+        if !slots.good.is_empty() {
+            return Err(foreign());
+        }
+        if !self.has_contents() {
+            return Err(Error::new(Kind::NotLibrary, self.dir.display()));
+        }
+        match Place::of(&self.dir).and_then(|place| place.load()) {
+            Ok(Some(known)) if known.fingerprint != master.fingerprint() => Err(foreign()),
+            Ok(Some(_)) => Ok(()),
+            Ok(None) | Err(_) => {
+                log::warn!(
+                    "{}: it has no slot, so the recovery code is taken as this library's unchecked",
+                    self.dir.display()
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// Adds a slot; durable on return.
+    pub fn add_slot(&self, master: &MasterKey, secret: &Secret, label: &str) -> Result<ObjectId> {
+        let mut id = ObjectId([0; 16]);
+        random(&mut id.0)?;
+        let bytes = Slot::seal(id, master, secret, KdfParams::default(), label)?;
+        // A synced copy has no `new/`, and a library that is being recovered no `key/`.
+        Self::make_folders(&self.dir)?;
+        let temporary = self.dir.join(NEW).join(format!("{id}.slot"));
+        replace_durably(&temporary, &self.slot_path(id), &bytes)?;
+        Ok(id)
+    }
+
+    /// Removes a slot; durable on return.
+    pub fn remove_slot(&self, id: ObjectId) -> Result<()> {
+        let path = self.slot_path(id);
+        fs::remove_file(&path).map_err(|e| Error::io(e, &path))?;
+        sync_dir(&self.dir.join(Area::Key.name()))
+    }
+}
+
+/// The folders of a library.
+pub fn folders() -> [&'static str; 4] {
+    [Area::Key.name(), Area::Index.name(), Area::Data.name(), NEW]
+}
+
+/// What this machine remembers of the library at `dir`; where it remembers nothing, it gets a device id.
+///
+/// [`Kind::RolledBack`] where another library was there.
+pub fn recall(dir: &Path, master: &MasterKey) -> Result<(Place, DeviceId)> {
+    let place = Place::of(dir)?;
+    let fingerprint = master.fingerprint();
+    if let Some(known) = place.load()? {
+        if known.fingerprint != fingerprint {
+            let text = "another library than this machine remembers here";
+            return Err(
+                Error::new(Kind::RolledBack(text.into()), dir.display()).hint(format_args!(
+                    "where that is meant, remove {}",
+                    place.path().display()
+                )),
+            );
+        }
+        return Ok((place, known.device));
+    }
+    let device = remember(&place, master)?;
+    Ok((place, device))
+}
+
+/// Remembers the library from now on, under a new device id.
+pub fn remember(place: &Place, master: &MasterKey) -> Result<DeviceId> {
+    let mut device = ObjectId([0; 16]);
+    random(&mut device.0)?;
+    place.save(&Remembered {
+        fingerprint: master.fingerprint(),
+        device,
+        heads: Vec::new(),
+    })?;
+    Ok(device)
+}

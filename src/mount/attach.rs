@@ -1,0 +1,249 @@
+//! The system calls that mount and unmount: mount(2) as root, else through fusermount3.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+
+use crate::error::{Error, Kind, Result};
+use crate::fuse::TRANSFER_LEN_MAX;
+
+/// What the kernel's table calls a mount of ours.
+pub(super) const FS_TYPE: &str = "fuse.hushfs";
+
+/// What stands as its source. Never a path that a person chose: a comma in it would be read as further options.
+const SOURCE: &str = "hushfs";
+
+const HELPER: &str = "fusermount3";
+
+/// How the kernel treats the mount.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// The kernel refuses to write.
+    pub read_only: bool,
+    /// Users other than the one who mounts may use it, as far as modes and ACLs let them.
+    pub allow_other: bool,
+    /// Set-user-id bits mean nothing.
+    pub nosuid: bool,
+    /// Device nodes cannot be opened.
+    pub nodev: bool,
+    /// Nothing can be executed.
+    pub noexec: bool,
+}
+
+impl Options {
+    fn flags(&self) -> MountFlags {
+        let mut flags = MountFlags::empty();
+        flags.set(MountFlags::RDONLY, self.read_only);
+        flags.set(MountFlags::NOSUID, self.nosuid);
+        flags.set(MountFlags::NODEV, self.nodev);
+        flags.set(MountFlags::NOEXEC, self.noexec);
+        flags
+    }
+
+    /// Options of the filesystem type. Modes and ACLs are always checked by the kernel.
+    fn kernel(&self) -> String {
+        let other = if self.allow_other { ",allow_other" } else { "" };
+        format!("default_permissions,max_read={TRANSFER_LEN_MAX}{other}")
+    }
+
+    /// All options, as fusermount3 takes them. For ordinary users it adds nosuid and nodev in any case.
+    fn helper(&self) -> String {
+        let mut text = format!("fsname={SOURCE},subtype=hushfs,{}", self.kernel());
+        for (set, on, off) in [
+            (self.read_only, ",ro", ",rw"),
+            (self.nosuid, ",nosuid", ",suid"),
+            (self.nodev, ",nodev", ",dev"),
+            (self.noexec, ",noexec", ",exec"),
+        ] {
+            text.push_str(if set { on } else { off });
+        }
+        text
+    }
+}
+
+/// Mounts at `point`, and answers the device at which the kernel's requests arrive.
+pub(super) fn attach(point: &Path, options: &Options) -> Result<OwnedFd> {
+    if rustix::process::geteuid().is_root()
+        && let Some(device) = direct(point, options)?
+    {
+        return Ok(device);
+    }
+    helped(point, options)
+}
+
+/// By mount(2); `None` where this process may not, as root in a container may not.
+fn direct(point: &Path, options: &Options) -> Result<Option<OwnedFd>> {
+    let device = match rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+    {
+        Ok(device) => device,
+        Err(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => return Ok(None),
+        Err(e) => {
+            return Err(
+                Error::io(e.into(), "/dev/fuse").hint("the kernel needs FUSE: modprobe fuse")
+            );
+        }
+    };
+    let (uid, gid) = (
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw(),
+    );
+    let fd = device.as_raw_fd();
+    let data = format!(
+        "fd={fd},rootmode=40000,user_id={uid},group_id={gid},{}",
+        options.kernel()
+    );
+    let data = CString::new(data).expect("numbers and fixed words hold no zero byte");
+    match rustix::mount::mount(SOURCE, point, FS_TYPE, options.flags(), data.as_c_str()) {
+        Ok(()) => Ok(Some(device)),
+        Err(rustix::io::Errno::PERM) => Ok(None),
+        Err(e) => Err(refused(point, io::Error::from(e))),
+    }
+}
+
+fn refused(point: &Path, why: impl std::fmt::Display) -> Error {
+    Error::new(
+        Kind::Mount(format!("cannot be mounted: {why}").into()),
+        point.display(),
+    )
+}
+
+/// By the set-user-id program fusermount3, which sends the device through a socket.
+fn helped(point: &Path, options: &Options) -> Result<OwnedFd> {
+    let (ours, theirs) = UnixStream::pair().map_err(|e| refused(point, e))?;
+    let child = helper()
+        .arg("-o")
+        .arg(options.helper())
+        .arg("--")
+        .arg(point)
+        // As its standard input: the one descriptor that a child is given without racing other forks.
+        .env("_FUSE_COMMFD", "0")
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .spawn()
+        .map_err(helper_missing)?;
+    let device = receive(&ours);
+    // Without a mark to stay for, it ends when it has sent the device or an error.
+    drop(ours);
+    let output = child.wait_with_output().map_err(|e| refused(point, e))?;
+    match device {
+        Ok(Some(device)) if output.status.success() => Ok(device),
+        Ok(_) => Err(explain(point, &output)),
+        Err(e) => Err(refused(point, e)),
+    }
+}
+
+/// The command is dropped once spawned, and with it our copy of the socket's far end: so a helper that dies is
+/// seen as the end of the stream.
+fn receive(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    let mut byte = [0; 1];
+    let mut space = [const { std::mem::MaybeUninit::uninit() }; rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    rustix::io::retry_on_intr(|| {
+        rustix::net::recvmsg(
+            socket,
+            &mut [io::IoSliceMut::new(&mut byte)],
+            &mut control,
+            flags,
+        )
+    })?;
+    Ok(control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    }))
+}
+
+fn helper() -> Command {
+    let mut command = Command::new(HELPER);
+    // Its messages are read, so they have to be in one language.
+    command
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn helper_missing(e: io::Error) -> Error {
+    match e.kind() {
+        io::ErrorKind::NotFound => Error::new(Kind::Mount("is not installed".into()), HELPER)
+            .hint("ordinary users need it to mount: install the package fuse3"),
+        _ => Error::io(e, HELPER),
+    }
+}
+
+fn explain(point: &Path, output: &Output) -> Error {
+    let text = String::from_utf8_lossy(&output.stderr);
+    let text = text.trim().trim_start_matches("fusermount3: ");
+    let error = refused(
+        point,
+        if text.is_empty() {
+            "fusermount3 gave no reason"
+        } else {
+            text
+        },
+    );
+    if text.contains("user_allow_other") {
+        return error.hint("root has to add the line user_allow_other to /etc/fuse.conf");
+    }
+    if text.contains("/dev/fuse: Permission denied") {
+        return error.hint("root has to let users open it: chmod 666 /dev/fuse");
+    }
+    error
+}
+
+/// How a mount is taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Detach {
+    /// Only if nothing uses it.
+    Now,
+    /// From sight at once; it ends when nothing uses it any more.
+    Lazily,
+}
+
+/// Unmounts what is at `point`.
+pub(super) fn detach(point: &Path, how: Detach) -> Result<()> {
+    let flags = match how {
+        Detach::Now => UnmountFlags::NOFOLLOW,
+        Detach::Lazily => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
+    };
+    let failed = |why: &dyn std::fmt::Display| {
+        Error::new(
+            Kind::Mount(format!("cannot be unmounted: {why}").into()),
+            point.display(),
+        )
+    };
+    match rustix::mount::unmount(point, flags) {
+        Ok(()) => return Ok(()),
+        Err(rustix::io::Errno::PERM) => {}
+        Err(rustix::io::Errno::BUSY) => return Err(in_use(point)),
+        Err(e) => return Err(failed(&io::Error::from(e))),
+    }
+    let mut command = helper();
+    command.arg("-u");
+    if how == Detach::Lazily {
+        command.arg("-z");
+    }
+    let output = command
+        .arg("--")
+        .arg(point)
+        .output()
+        .map_err(helper_missing)?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    match output.status.success() {
+        true => Ok(()),
+        false if text.contains("busy") => Err(in_use(point)),
+        false => Err(failed(&text.trim().trim_start_matches("fusermount3: "))),
+    }
+}
+
+fn in_use(point: &Path) -> Error {
+    Error::new(Kind::InUse, point.display())
+        .hint("a program has a file or folder open there: fuser -vm names it")
+}

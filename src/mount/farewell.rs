@@ -1,0 +1,93 @@
+//! How `hushfs umount` hears that a mount has ended, and how: umount(2) returns before everything is written.
+//!
+//! The serving process listens on an abstract socket, whose name is an attribute of the mounted root directory.
+//! Who wants to know connects before unmounting, and is told when the volume is closed: one byte, 0 or the exit
+//! code, and the message. A process that dies tells nothing, and the connection ends.
+
+use std::io::{Read, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::path::Path;
+use std::time::Duration;
+
+use crate::error::{Error, Kind, Result};
+use crate::fuse::SESSION_ATTRIBUTE;
+
+/// How long the end may take: a full buffer, and the last pack and segment, on a slow disk.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The longest message told, in bytes, and the longest believed.
+const MESSAGE_LEN_MAX: usize = 4096;
+
+/// The serving side.
+pub(super) struct Farewell {
+    pub name: String,
+    listener: UnixListener,
+}
+
+impl Farewell {
+    /// Listens; `None` if that cannot be: unmounting then does not wait.
+    pub(super) fn listen() -> Option<Self> {
+        let pid = std::process::id();
+        // Names are free for all to take, so another one is tried.
+        (0..16).find_map(|attempt| {
+            let name = format!("hushfs-{pid}-{attempt}");
+            let listener =
+                UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).ok()?).ok()?;
+            listener.set_nonblocking(true).ok()?;
+            Some(Self { name, listener })
+        })
+    }
+
+    /// Tells those who wait. The library must be let go by now.
+    pub(super) fn tell(self, result: &Result<()>) {
+        let (code, text) = match result {
+            Ok(()) => (0, String::new()),
+            Err(e) => (e.exit_status() as u8, e.to_string()),
+        };
+        while let Ok((mut stream, _)) = self.listener.accept() {
+            // So little always fits in the socket's buffer; who has gone away is not waited for.
+            let mut message = vec![code];
+            message.extend_from_slice(&text.as_bytes()[..text.len().min(MESSAGE_LEN_MAX)]);
+            let _ = stream.set_nonblocking(true);
+            let _ = stream.write_all(&message);
+        }
+    }
+}
+
+/// The waiting side.
+pub(super) struct Connection(UnixStream);
+
+/// Connects to the process behind a mount; `None` where it does not say, or may not be asked by this user.
+pub(super) fn connect(point: &Path) -> Option<Connection> {
+    let mut value = [0; 64];
+    let (name, _) = rustix::fs::getxattr(point, SESSION_ATTRIBUTE, &mut value)
+        .ok()
+        .map(|len| value.split_at(len))?;
+    let stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(name).ok()?).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    Some(Connection(stream))
+}
+
+impl Connection {
+    /// Waits for the end, at most [`PATIENCE`].
+    pub(super) fn wait(self, point: &Path) -> Result<()> {
+        let mut message = Vec::new();
+        let limit = MESSAGE_LEN_MAX as u64 + 1;
+        if self.0.take(limit).read_to_end(&mut message).is_err() && message.is_empty() {
+            return Err(Error::new(Kind::TimedOut, point.display())
+                .hint("it is unmounted, but its process is still writing: wait for the process hushfs to end"));
+        }
+        match message.split_first() {
+            Some((0, _)) => Ok(()),
+            Some((_, text)) => Err(Error::from(Kind::Mount(
+                String::from_utf8_lossy(text).into(),
+            ))),
+            None => Err(Error::new(
+                Kind::Mount("its process died before all was written".into()),
+                point.display(),
+            )
+            .hint("nothing is lost that was closed: the next mount takes it over")),
+        }
+    }
+}

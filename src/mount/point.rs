@@ -1,0 +1,210 @@
+//! Mount points: what may be one, and what is mounted where.
+//!
+//! The kernel's table is asked, not the mount: one whose process is dead, or which is somebody else's, answers
+//! nothing.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Kind, Result};
+
+/// A line of `/proc/self/mountinfo`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// The mount's id, unique while it is there.
+    pub id: u64,
+    /// `MAJOR:MINOR` of its `st_dev`.
+    pub device: String,
+    /// Where it is.
+    pub point: PathBuf,
+    /// Its type, with the subtype: `fuse.hushfs`.
+    pub fs_type: String,
+}
+
+impl Entry {
+    fn parse(line: &[u8]) -> Option<Self> {
+        // id parent major:minor root point options [optional...] - type source options
+        let mut words = line.split(|&b| b == b' ');
+        let mut text = || words.next().and_then(|w| std::str::from_utf8(w).ok());
+        let id = text()?.parse().ok()?;
+        let device = text().and_then(|_parent| text())?.to_owned();
+        let point = words.nth(1).map(unescape)?;
+        words.find(|w| *w == b"-")?;
+        let fs_type = String::from_utf8(words.next()?.to_vec()).ok()?;
+        Some(Self {
+            id,
+            device,
+            point,
+            fs_type,
+        })
+    }
+
+    /// The part of the device number that differs between mounts; fusectl names the connection by it.
+    pub(super) fn minor(&self) -> &str {
+        self.device.rsplit(':').next().unwrap_or_default()
+    }
+
+    /// True for any mount that a process serves.
+    fn is_fuse(&self) -> bool {
+        self.fs_type == "fuse" || self.fs_type == "fuseblk" || self.fs_type.starts_with("fuse.")
+    }
+}
+
+/// Blanks, tabs, newlines and backslashes stand in the table as three octal digits.
+fn unescape(word: &[u8]) -> PathBuf {
+    let mut path = Vec::with_capacity(word.len());
+    let mut rest = word;
+    while let [byte, after @ ..] = rest {
+        rest = after;
+        match (byte, after) {
+            (
+                b'\\',
+                [
+                    a @ b'0'..=b'3',
+                    b @ b'0'..=b'7',
+                    c @ b'0'..=b'7',
+                    after @ ..,
+                ],
+            ) => {
+                path.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+                rest = after;
+            }
+            _ => path.push(*byte),
+        }
+    }
+    OsString::from_vec(path).into()
+}
+
+/// All that is mounted, the newest last.
+pub(super) fn table() -> Result<Vec<Entry>> {
+    const TABLE: &str = "/proc/self/mountinfo";
+    let bytes = std::fs::read(TABLE).map_err(|e| Error::io(e, TABLE))?;
+    Ok(bytes
+        .split(|&b| b == b'\n')
+        .filter_map(Entry::parse)
+        .collect())
+}
+
+/// What a path that ends in `point` meets: the newest of the mounts there.
+pub(super) fn top(point: &Path) -> Result<Option<Entry>> {
+    Ok(table()?.into_iter().rfind(|e| e.point == point))
+}
+
+/// The absolute path without links. A dead mount at its end, which answers nothing, is no obstacle.
+pub(super) fn resolve(path: &Path) -> Result<PathBuf> {
+    let parent_and_name = || {
+        let parent = match path.parent()? {
+            p if p.as_os_str().is_empty() => Path::new("."),
+            p => p,
+        };
+        Some(parent.canonicalize().ok()?.join(path.file_name()?))
+    };
+    match path.canonicalize() {
+        Ok(found) => Ok(found),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            Err(Error::new(Kind::NotFound, path.display()))
+        }
+        Err(e) => parent_and_name().ok_or_else(|| Error::io(e, path)),
+    }
+}
+
+/// Refuses what cannot be a mount point for `library` (a resolved path): a file, a place where FUSE is mounted already, and
+/// where one lies in the other. Answers its resolved path.
+pub fn check(mountpoint: &Path, library: &Path) -> Result<PathBuf> {
+    let refuse = |why: &str| Err(Error::new(Kind::Mount(why.into()), mountpoint.display()));
+    let point = resolve(mountpoint)?;
+    if let Some(entry) = top(&point)?.filter(Entry::is_fuse) {
+        // Attributes may still be cached; what statfs(2) says never is.
+        if rustix::fs::statfs(&point).err() == Some(rustix::io::Errno::NOTCONN) {
+            return refuse("a mount is here whose process has died")
+                .map_err(|e| e.hint(format_args!("umount {}", mountpoint.display())));
+        }
+        return Err(Error::new(Kind::InUse, mountpoint.display())
+            .hint(format_args!("{} is mounted there already", entry.fs_type)));
+    }
+    let meta = std::fs::metadata(&point).map_err(|e| Error::io(e, mountpoint))?;
+    if !meta.is_dir() {
+        return Err(Error::new(Kind::NotDirectory, mountpoint.display()));
+    }
+    // Each would need the other first: the mount would wait for itself.
+    if point.starts_with(library) {
+        return refuse("the mount point lies in the library");
+    }
+    if library.starts_with(&point) {
+        return refuse("the library lies in the mount point");
+    }
+    if point.as_os_str().as_bytes().contains(&0) {
+        return refuse("a path cannot hold a zero byte");
+    }
+    Ok(point)
+}
+
+/// The mount of ours at `mountpoint`.
+pub(super) fn mounted(mountpoint: &Path) -> Result<Entry> {
+    let point = resolve(mountpoint)?;
+    match top(&point)? {
+        Some(entry) if entry.fs_type == super::attach::FS_TYPE => Ok(entry),
+        _ => Err(Error::new(
+            Kind::Mount("no library is mounted here".into()),
+            mountpoint.display(),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_table_is_read() {
+        let line = b"36 35 0:52 / /mnt/my\\040music\\134x rw,nosuid shared:1 master:2 - fuse.hushfs hushfs rw,user_id=0";
+        let entry = Entry::parse(line).unwrap();
+        assert_eq!(entry.id, 36);
+        assert_eq!(entry.device, "0:52");
+        assert_eq!(entry.point, Path::new("/mnt/my music\\x"));
+        assert_eq!(entry.fs_type, "fuse.hushfs");
+        assert!(entry.is_fuse());
+        assert_eq!(Entry::parse(b"36 35 0:52 / /mnt"), None);
+        assert_eq!(Entry::parse(b""), None);
+    }
+
+    #[test]
+    fn fusectl_is_no_fuse_mount() {
+        let line = b"40 25 0:35 / /sys/fs/fuse/connections rw - fusectl fusectl rw";
+        assert!(!Entry::parse(line).unwrap().is_fuse());
+    }
+
+    #[test]
+    fn library_and_mount_point_may_not_lie_in_one_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().canonicalize().unwrap();
+        let inner = base.join("inner");
+        let beside = base.join("inner-2");
+        std::fs::create_dir(&inner).unwrap();
+        std::fs::create_dir(&beside).unwrap();
+        std::fs::write(base.join("file"), "").unwrap();
+        assert!(matches!(
+            check(&inner, &base).unwrap_err().kind(),
+            Kind::Mount(_)
+        ));
+        assert!(matches!(
+            check(&base, &inner).unwrap_err().kind(),
+            Kind::Mount(_)
+        ));
+        assert!(matches!(
+            check(&base, &base).unwrap_err().kind(),
+            Kind::Mount(_)
+        ));
+        assert!(matches!(
+            check(&base.join("file"), &inner).unwrap_err().kind(),
+            Kind::NotDirectory
+        ));
+        assert!(matches!(
+            check(&base.join("none"), &inner).unwrap_err().kind(),
+            Kind::NotFound
+        ));
+        assert_eq!(check(&beside, &inner).unwrap(), beside);
+    }
+}

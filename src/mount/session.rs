@@ -1,0 +1,237 @@
+//! From mounting a volume to closing it, whatever ends it.
+
+use std::env;
+use std::fs;
+use std::io::{self, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{self, FsMountFlags, FsOpenFlags, MountAttrFlags};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::attach::{self, Detach, Options};
+use super::farewell::Farewell;
+use super::point;
+use crate::error::{Error, Kind, Result};
+use crate::fuse;
+use crate::volume::Volume;
+
+/// How long programs that have files open may go on after a signal. Then the connection is cut: who stops a
+/// service waits for it, and what was written so far is kept either way.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// What the kernel reads ahead, in KiB. Its 128 halve the speed of streams; more than a request holds adds nothing.
+const READ_AHEAD_KIB: u32 = fuse::TRANSFER_LEN_MAX / 1024;
+
+/// Mounts `volume` at `mountpoint` (a resolved path) and serves it until it is unmounted: by `umount`, or by SIGINT, SIGTERM or
+/// SIGHUP. `ready` is called once the mount answers.
+///
+/// The volume is closed in any case, once, when nothing can reach it any more, and what that fails at is the
+/// error. The reference given should be the last: it is let go before those who wait for the end are told.
+pub fn serve(
+    volume: Arc<dyn Volume>,
+    mountpoint: &Path,
+    options: &Options,
+    ready: impl FnOnce(),
+) -> Result<()> {
+    let farewell = Farewell::listen();
+    let name = farewell.as_ref().map(|f| f.name.clone());
+    let served = mount_and_wait(Arc::clone(&volume), mountpoint, options, name, ready);
+    let closed = volume.close();
+    drop(volume);
+    if let (Err(_), Err(e)) = (&served, &closed) {
+        log::error!("closing {}: {e}", mountpoint.display());
+    }
+    let result = served.and(closed);
+    if let Some(farewell) = farewell {
+        farewell.tell(&result);
+    }
+    result
+}
+
+fn mount_and_wait(
+    volume: Arc<dyn Volume>,
+    mountpoint: &Path,
+    options: &Options,
+    name: Option<String>,
+    ready: impl FnOnce(),
+) -> Result<()> {
+    // Before the mount: no signal may meet a mount and end the process without unmounting.
+    let mut signals = Signals::new(signals()).map_err(|e| Error::new(Kind::Io(e), "signals"))?;
+    let handle = signals.handle();
+    let device = attach::attach(mountpoint, options)?;
+    let mount = Mounted::find(mountpoint)?;
+    // Hangs up when the session has ended.
+    let (running, ended) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let mount = &mount;
+        scope.spawn(move || {
+            if signals.forever().next().is_some() {
+                mount.end(&ended);
+            }
+        });
+        let result = fuse::Session::start(volume, device, name).and_then(|session| {
+            let answered = mount.answers();
+            match &answered {
+                Ok(()) => {
+                    mount.read_ahead();
+                    ready();
+                    notify("READY=1");
+                }
+                Err(_) => mount.detach(),
+            }
+            session.join(|| mount.cut()).and(answered)
+        });
+        drop(running);
+        handle.close();
+        result
+    })
+}
+
+/// SIGHUP only where nobody asked for it to be ignored, as nohup(1) does.
+fn signals() -> Vec<i32> {
+    // SAFETY: sigaction with no new action only fills in the old one, which is plain data.
+    let ignored = unsafe {
+        let mut old: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(SIGHUP, std::ptr::null(), &mut old) == 0
+            && old.sa_sigaction == libc::SIG_IGN
+    };
+    let mut signals = vec![SIGINT, SIGTERM];
+    if !ignored {
+        signals.push(SIGHUP);
+    }
+    signals
+}
+
+/// The mount, as the kernel's table knows it. Taken away when dropped, if it is still there.
+struct Mounted(point::Entry);
+
+impl Mounted {
+    fn find(mountpoint: &Path) -> Result<Self> {
+        let entry = point::top(mountpoint)?.filter(|e| e.fs_type == attach::FS_TYPE);
+        let lost = || {
+            Error::new(
+                Kind::Mount("was unmounted at once".into()),
+                mountpoint.display(),
+            )
+        };
+        entry.map(Self).ok_or_else(lost)
+    }
+
+    /// Makes sure that a program would be answered.
+    fn answers(&self) -> Result<()> {
+        match rustix::fs::statfs(&self.0.point) {
+            Ok(_) => Ok(()),
+            // Refused by the root directory's mode, or gone again already: that is an answer, too.
+            Err(rustix::io::Errno::ACCESS | rustix::io::Errno::NOTCONN) => Ok(()),
+            Err(e) => Err(Error::new(
+                Kind::Mount(format!("does not answer: {e}").into()),
+                self.0.point.display(),
+            )),
+        }
+    }
+
+    /// Only root may; streams are slower without.
+    fn read_ahead(&self) {
+        let _ = fs::write(
+            format!("/sys/class/bdi/{}/read_ahead_kb", self.0.device),
+            READ_AHEAD_KIB.to_string(),
+        );
+    }
+
+    /// Takes the mount from sight, lazily, and only while it is what is seen at its place: a stranger's mount on
+    /// top, or there instead, is left alone.
+    fn detach(&self) {
+        let Ok(table) = point::table() else { return };
+        let Some(now) = table
+            .iter()
+            .find(|e| e.id == self.0.id && e.device == self.0.device)
+        else {
+            return;
+        };
+        if table
+            .iter()
+            .rfind(|e| e.point == now.point)
+            .is_some_and(|top| top.id != now.id)
+        {
+            log::warn!(
+                "{}: something else is mounted on top, so it stays mounted",
+                now.point.display()
+            );
+            return;
+        }
+        if let Err(e) = attach::detach(&now.point, Detach::Lazily) {
+            log::warn!("{e}");
+        }
+    }
+
+    /// What a signal starts. Runs beside the session, which still answers.
+    fn end(&self, ended: &mpsc::Receiver<()>) {
+        notify("STOPPING=1");
+        // What programs wrote through memory maps is still the kernel's.
+        if let Ok(root) = fs::File::open(&self.0.point) {
+            let _ = rustix::fs::syncfs(root);
+        }
+        self.detach();
+        if ended.recv_timeout(GRACE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            log::warn!(
+                "{}: files are still open; they are cut off",
+                self.0.point.display()
+            );
+            self.cut();
+        }
+    }
+
+    /// Breaks the connection to the kernel: every program that still uses the mount is told ENOTCONN.
+    fn cut(&self) {
+        let abort = format!("{}/abort", self.0.minor());
+        let cut = fs::write(format!("/sys/fs/fuse/connections/{abort}"), "1");
+        if let Err(e) = cut.or_else(|_| write_fusectl(&abort)) {
+            log::warn!(
+                "cannot cut the connection to the kernel, so it ends with the last open file: {e}"
+            );
+        }
+    }
+}
+
+/// Where nobody has mounted fusectl, root can do without: a mount of it that is attached nowhere.
+fn write_fusectl(path: &str) -> io::Result<()> {
+    let context = mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    mount::fsconfig_create(&context)?;
+    let root = mount::fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )?;
+    let file = rustix::fs::openat(root, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    fs::File::from(file).write_all(b"1")
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        self.detach();
+    }
+}
+
+/// Tells the service manager, if there is one (sd_notify(3)).
+fn notify(state: &str) {
+    let Some(path) = env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let address = match path.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        _ => SocketAddr::from_pathname(&path),
+    };
+    let sent = address.and_then(|a| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &a));
+    if let Err(e) = sent {
+        log::warn!("{}: {e}", path.display());
+    }
+}

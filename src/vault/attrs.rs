@@ -1,0 +1,229 @@
+//! Attributes, extended attributes, and ACLs in step with the mode.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use super::acl::Acl;
+use super::names::{ACL_ACCESS, ACL_DEFAULT};
+use super::{Core, file};
+use crate::error::{Kind, Result};
+use crate::index::record::{AttrChange, Content, Record, XattrChange};
+use crate::index::{Inode, Tree};
+use crate::volume::{
+    Attr, FILE_LEN_MAX, FileKind, Ino, NAME_LEN_MAX, SetAttr, SetTime, Time, XATTR_LEN_MAX,
+    XattrMode,
+};
+
+/// All names of a file's extended attributes fit into what listxattr(2) can answer.
+const XATTR_LIST_LEN_MAX: usize = 65_536;
+
+impl Core {
+    /// Attributes with what is dirty counted in.
+    pub(super) fn with_dirty(&self, mut attr: Attr) -> Attr {
+        if attr.kind != FileKind::Regular {
+            return attr;
+        }
+        let Some(file) = self.opened(attr.ino) else {
+            return attr;
+        };
+        let state = file.state.lock();
+        // The tree once more, now that no flush can begin: it may have taken in what was dirty a moment ago.
+        let tree = self.tree.read();
+        if let Some(ix) = tree.find(attr.ino) {
+            attr = tree.attr(ix);
+            let covered =
+                |from, to| file::covered(tree.inode(ix).extents().overlapping(from, to), from, to);
+            let dirty = state.dirty.bytes_outside(covered);
+            let leaving = state
+                .leaving
+                .as_ref()
+                .map_or(0, |l| l.bytes_outside(covered));
+            attr.blocks_512 += (dirty + leaving).div_ceil(512);
+        }
+        attr.plain_size = state.plain_size.unwrap_or(attr.plain_size);
+        if let Some(mtime) = state.mtime {
+            (attr.mtime, attr.ctime) = (mtime, mtime.max(attr.ctime));
+        }
+        attr
+    }
+
+    pub(super) fn attr(&self, ino: Ino) -> Result<Attr> {
+        let tree = self.tree.read();
+        let attr = tree.attr(self.find(&tree, ino)?);
+        drop(tree);
+        Ok(self.with_dirty(attr))
+    }
+
+    pub(super) fn change_attrs(&self, ino: Ino, change: &SetAttr) -> Result<Attr> {
+        if let Some(plain_size) = change.plain_size {
+            self.truncate(ino, plain_size)?;
+        }
+        if change.mtime.is_some() {
+            // What is dirty has an mtime of its own, which must not come after this one.
+            self.flush_ino(ino)?;
+        }
+        self.transact(|tree, draft| {
+            let ix = self.find(tree, ino)?;
+            let inode = tree.inode(ix);
+            let at = |time: SetTime| match time {
+                SetTime::Now => draft.wall,
+                SetTime::At(time) => time,
+            };
+            let owner = (change.uid.is_some() || change.gid.is_some()).then(|| {
+                (
+                    change.uid.unwrap_or(tree.attr(ix).uid),
+                    change.gid.unwrap_or(inode.gid()),
+                )
+            });
+            let (atime, mtime) = (change.atime.map(at), change.mtime.map(at));
+            if change.perm.is_some() || owner.is_some() || atime.is_some() {
+                let attrs = AttrChange {
+                    inode: inode.id(),
+                    perm: change.perm.map(|p| p & 0o7777),
+                    owner,
+                    atime,
+                };
+                draft.records.push(Record::Attr(attrs));
+            }
+            if let (Some(perm), Some(value)) = (change.perm, inode.xattr(ACL_ACCESS)) {
+                let mut acl = Acl::parse(value)?;
+                acl.chmod(perm);
+                draft
+                    .records
+                    .push(set_xattr(inode, ACL_ACCESS, Some(acl.encode())));
+            }
+            if mtime.is_some() {
+                draft
+                    .records
+                    .push(content(tree, inode, inode.plain_size(), mtime));
+            }
+            draft.unlinked = !inode.is_linked();
+            Ok(())
+        })?;
+        self.attr(ino)
+    }
+
+    pub(super) fn truncate(&self, ino: Ino, plain_size: u64) -> Result<()> {
+        self.writable()?;
+        if plain_size > FILE_LEN_MAX {
+            return Err(Kind::FileTooLarge.into());
+        }
+        let file = self.file(ino);
+        let flushing = file.flushing.lock();
+        let cut = {
+            let mut state = file.state.lock();
+            let before = state.dirty.cost();
+            state.dirty.cut(plain_size, u64::MAX);
+            state.plain_size = state.plain_size.map(|_| plain_size);
+            state.mtime = state.mtime.map(|_| Time::now());
+            before - state.dirty.cost()
+        };
+        self.dirty_cost
+            .fetch_sub(cut, std::sync::atomic::Ordering::Relaxed);
+        let done = self.transact(|tree, draft| {
+            let inode = tree.inode(self.find(tree, ino)?);
+            match inode.kind() {
+                FileKind::Regular => {}
+                FileKind::Directory => return Err(Kind::IsDirectory.into()),
+                _ => return Err(Kind::InvalidArgument.into()),
+            }
+            draft.records.push(content(tree, inode, plain_size, None));
+            draft.unlinked = !inode.is_linked();
+            Ok(())
+        });
+        drop(flushing);
+        drop(file);
+        self.close_file(ino);
+        done
+    }
+
+    pub(super) fn xattr_value(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
+        let tree = self.tree.read();
+        let inode = tree.inode(self.find(&tree, ino)?);
+        inode
+            .xattr(name.as_bytes())
+            .map(<[u8]>::to_vec)
+            .ok_or_else(|| Kind::NoAttribute.into())
+    }
+
+    pub(super) fn xattr_names(&self, ino: Ino) -> Result<Vec<u8>> {
+        let tree = self.tree.read();
+        let inode = tree.inode(self.find(&tree, ino)?);
+        Ok(inode
+            .xattrs()
+            .flat_map(|(name, _)| name.iter().copied().chain([0]))
+            .collect())
+    }
+
+    pub(super) fn change_xattr(
+        &self,
+        ino: Ino,
+        name: &OsStr,
+        value: Option<&[u8]>,
+        mode: XattrMode,
+    ) -> Result<()> {
+        let name = name.as_bytes();
+        if name.is_empty() || name.len() > NAME_LEN_MAX {
+            return Err(Kind::BufferTooSmall.into());
+        }
+        if value.is_some_and(|v| v.len() > XATTR_LEN_MAX) {
+            return Err(Kind::TooBig.into());
+        }
+        self.transact(|tree, draft| {
+            let inode = tree.inode(self.find(tree, ino)?);
+            let there = inode.xattr(name).is_some();
+            match (mode, there) {
+                (XattrMode::Create, true) => return Err(Kind::Exists.into()),
+                (XattrMode::Replace, false) => return Err(Kind::NoAttribute.into()),
+                _ => {}
+            }
+            let names_len: usize = inode.xattrs().map(|(n, _)| n.len() + 1).sum();
+            if value.is_some() && !there && names_len + name.len() + 1 > XATTR_LIST_LEN_MAX {
+                return Err(Kind::NoSpace.into());
+            }
+            let mut value = value.map(<[u8]>::to_vec);
+            if let (ACL_ACCESS | ACL_DEFAULT, Some(acl)) = (name, &value) {
+                let acl = Acl::parse(acl)?;
+                if name == ACL_DEFAULT && inode.kind() != FileKind::Directory {
+                    return Err(Kind::AccessDenied.into());
+                }
+                if name == ACL_ACCESS {
+                    let (perm, is_mode_only) = acl.perm_of();
+                    let perm = Some(inode.perm() & 0o7000 | perm & 0o777);
+                    draft.records.push(Record::Attr(AttrChange {
+                        inode: inode.id(),
+                        perm,
+                        ..Default::default()
+                    }));
+                    value = value.filter(|_| !is_mode_only);
+                }
+            }
+            if value.is_some() || there {
+                draft.records.push(set_xattr(inode, name, value));
+            }
+            draft.unlinked = !inode.is_linked();
+            Ok(())
+        })
+    }
+}
+
+fn set_xattr(inode: &Inode, name: &[u8], value: Option<Vec<u8>>) -> Record {
+    Record::Xattr(XattrChange {
+        inode: inode.id(),
+        name: name.to_vec(),
+        value,
+    })
+}
+
+/// A change of length and mtime only.
+fn content(tree: &Tree, inode: &Inode, plain_size: u64, mtime: Option<Time>) -> Record {
+    let base = tree.wire(inode.version());
+    Record::Content(Content {
+        inode: inode.id(),
+        base,
+        plain_size,
+        mtime,
+        packs: Vec::new(),
+        splices: Vec::new(),
+    })
+}

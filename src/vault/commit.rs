@@ -1,0 +1,313 @@
+//! The committer: one thread that makes things durable and publishes them.
+//!
+//! All fsyncs that wait share one sync. Unasked, what is older than 5 s or exceeds 64 MiB is made durable, and the
+//! open segment is published when it is full, 30 s after the last change, or 5 minutes after the first.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Core;
+use crate::error::{Error, Kind, Result};
+use crate::store::{Area, Growing};
+use crate::volume::Done;
+
+/// What is dirty or not durable for so long, is made durable.
+const DURABLE_AFTER: Duration = Duration::from_secs(5);
+/// More than this is made durable at once, in bytes.
+const UNSYNCED_BYTES_MAX: u64 = 64 << 20;
+/// A segment is published so long after its last change.
+const IDLE_PUBLISH: Duration = Duration::from_secs(30);
+/// A segment is published so long after its first change.
+const LATEST_PUBLISH: Duration = Duration::from_secs(300);
+
+/// What requests say to the committer.
+#[derive(Default)]
+pub struct Shared {
+    state: Mutex<State>,
+    wake: Condvar,
+    has_changes: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Vec<Done>,
+    stop: bool,
+}
+
+impl Shared {
+    /// Something was written, or is dirty.
+    pub fn changed(&self) {
+        if !self.has_changes.swap(true, Ordering::Relaxed) {
+            // The first change after a while: the committer sleeps without a limit.
+            let _state = self.state.lock();
+            self.wake.notify_one();
+        }
+    }
+
+    /// Has `done` called when all that is framed now is durable.
+    pub fn request(&self, done: Done) {
+        self.state.lock().waiting.push(done);
+        self.wake.notify_one();
+    }
+}
+
+/// The running thread.
+pub struct Committer {
+    core: Arc<Core>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Committer {
+    /// Starts it.
+    pub fn start(core: Arc<Core>) -> Result<Self> {
+        let run = core.clone();
+        let thread = std::thread::Builder::new()
+            .name("committer".into())
+            .spawn(move || run.commit_until_stopped())
+            .map_err(|e| Error::new(Kind::Io(e), "the committer's thread"))?;
+        Ok(Self {
+            core,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Ends it, with everything flushed, durable and published.
+    pub fn stop(&self) -> Result<()> {
+        let Some(thread) = self.thread.lock().take() else {
+            return Ok(());
+        };
+        {
+            let mut state = self.core.commit.state.lock();
+            state.stop = true;
+            self.core.commit.wake.notify_one();
+        }
+        if thread.join().is_err() {
+            return Err(Error::new(Kind::Poisoned, "the committer"));
+        }
+        let core = &self.core;
+        core.flush_all()?;
+        let collects = !core.shared.load(Ordering::Relaxed) && !core.has_gaps;
+        let dead = if collects {
+            core.condemn()?
+        } else {
+            Vec::new()
+        };
+        core.publish()?;
+        if collects {
+            core.remove_condemned(&dead)?;
+        }
+        core.store.reserve(0)
+    }
+}
+
+impl Drop for Committer {
+    fn drop(&mut self) {
+        // Dropped without close: like a crash, but the thread must not outlive the store.
+        if let Some(thread) = self.thread.lock().take() {
+            self.core.commit.state.lock().stop = true;
+            self.core.commit.wake.notify_one();
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Core {
+    fn commit_until_stopped(&self) {
+        let mut last_sync = Instant::now();
+        loop {
+            let waiting = {
+                let mut state = self.commit.state.lock();
+                if state.stop {
+                    break;
+                }
+                if state.waiting.is_empty() {
+                    if self.commit.has_changes.load(Ordering::Relaxed) {
+                        self.commit
+                            .wake
+                            .wait_for(&mut state, Duration::from_millis(500));
+                    } else {
+                        self.commit.wake.wait(&mut state);
+                    }
+                }
+                std::mem::take(&mut state.waiting)
+            };
+            if !waiting.is_empty() {
+                let synced = self.sync();
+                last_sync = Instant::now();
+                answer(waiting, synced);
+            }
+            self.look_after(&mut last_sync);
+        }
+        let waiting = std::mem::take(&mut self.commit.state.lock().waiting);
+        if !waiting.is_empty() {
+            answer(waiting, self.sync());
+        }
+    }
+
+    /// What is due without anybody asking. Failures are logged: what failed stays dirty, and is tried again.
+    fn look_after(&self, last_sync: &mut Instant) {
+        let due = self.flush_old().and_then(|()| {
+            let pending = {
+                let journal = self.journal.lock();
+                journal.durable < journal.appended
+            };
+            let long = self.contents.unsynced_bytes() > UNSYNCED_BYTES_MAX;
+            if long || (pending && last_sync.elapsed() >= DURABLE_AFTER) {
+                *last_sync = Instant::now();
+                self.sync()?;
+                self.publish_packs()?;
+            }
+            let (full, changes) = {
+                let journal = self.journal.lock();
+                (journal.is_full(), journal.changes())
+            };
+            let old = changes.is_some_and(|(first, last)| {
+                last.elapsed() >= IDLE_PUBLISH || first.elapsed() >= LATEST_PUBLISH
+            });
+            if full || old {
+                self.publish()?;
+                self.restore_reserve();
+                self.maintain()?;
+            }
+            let waits = self.rewrite_fragmented()?;
+            let dirty = self.dirty_cost.load(Ordering::Relaxed) > 0;
+            let quiet = changes.is_none() && self.contents.is_idle() && !dirty && !waits;
+            self.commit.has_changes.store(!quiet, Ordering::Relaxed);
+            Ok(())
+        });
+        if let Err(e) = due {
+            log::warn!("{e}");
+            // A failure that lasts (a full disk) must not become a busy loop.
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    fn flush_old(&self) -> Result<()> {
+        let files: Vec<_> = self.files.lock().values().cloned().collect();
+        let old = |f: &Arc<super::file::OpenFile>| {
+            f.state
+                .lock()
+                .dirty_since
+                .is_some_and(|since| since.elapsed() >= DURABLE_AFTER)
+        };
+        let mut result = Ok(());
+        for file in files.into_iter().filter(old) {
+            let flushed = self.flush_file(&file);
+            let ino = file.ino;
+            drop(file);
+            self.close_file(ino);
+            result = result.and(flushed);
+        }
+        result
+    }
+
+    /// Makes everything durable that is framed now. The packs and the segment are synced side by side: should the
+    /// power go in between, a frame counts only if all that it names opens.
+    pub(super) fn sync(&self) -> Result<()> {
+        let (segment, appended) = {
+            let journal = self.journal.lock();
+            if journal.durable >= journal.appended {
+                return Ok(());
+            }
+            journal.sync_point()
+        };
+        let packs = self.contents.take_unsynced();
+        let synced = sync_all(segment.as_ref(), &packs);
+        if synced.is_err() {
+            self.contents.put_back_unsynced(packs);
+        }
+        synced?;
+        let mut journal = self.journal.lock();
+        journal.durable = journal.durable.max(appended);
+        Ok(())
+    }
+
+    /// Publishes the packs that are full.
+    fn publish_packs(&self) -> Result<()> {
+        let finished = self.contents.finished();
+        if finished.is_empty() {
+            return Ok(());
+        }
+        let wall = crate::volume::Time::now();
+        let records = finished
+            .iter()
+            .map(|p| crate::index::record::Record::Pack(*p))
+            .collect();
+        self.journal.lock().append(&self.tree, wall, records)?;
+        self.sync()?;
+        self.contents.publish(&finished)
+    }
+
+    /// Finishes the open pack and the open segment, and publishes both.
+    pub(super) fn publish(&self) -> Result<()> {
+        self.empty_spoiled()?;
+        let (closed, finished, appended) = {
+            let mut journal = self.journal.lock();
+            if journal.changes().is_none() && self.contents.is_idle() {
+                return Ok(());
+            }
+            // Under the journal's lock, so that no frame can name a pack that is still open when it closes.
+            self.contents.finish_open()?;
+            let finished = self.contents.finished();
+            if !finished.is_empty() {
+                let records = finished
+                    .iter()
+                    .map(|p| crate::index::record::Record::Pack(*p))
+                    .collect();
+                journal.append(&self.tree, crate::volume::Time::now(), records)?;
+            }
+            (journal.close_segment()?, finished, journal.appended)
+        };
+        let packs = self.contents.take_unsynced();
+        let synced = sync_all(closed.as_ref().map(|c| &c.file), &packs);
+        if synced.is_err() {
+            self.contents.put_back_unsynced(packs);
+        }
+        synced?;
+        self.contents.publish(&finished)?;
+        if let Some(closed) = closed {
+            self.store.publish(closed.id, Area::Index)?;
+        }
+        {
+            let mut journal = self.journal.lock();
+            journal.durable = journal.durable.max(appended);
+        }
+        self.remember()
+    }
+}
+
+fn answer(waiting: Vec<Done>, synced: Result<()>) {
+    let failed = synced
+        .as_ref()
+        .err()
+        .map(|e| (e.is_no_space(), e.to_string()));
+    if let Some((_, text)) = &failed {
+        log::error!("fsync: {text}");
+    }
+    for done in waiting {
+        done(match &failed {
+            None => Ok(()),
+            Some((true, _)) => Err(Kind::NoSpace.into()),
+            Some((false, text)) => Err(Error::damaged("fsync", text)),
+        });
+    }
+}
+
+fn sync_all(segment: Option<&Arc<dyn Growing>>, packs: &[Arc<dyn Growing>]) -> Result<()> {
+    std::thread::scope(|scope| {
+        // On a disk the two waits are one: the filesystem below commits both together.
+        let beside = segment
+            .filter(|_| !packs.is_empty())
+            .map(|s| scope.spawn(|| s.sync()));
+        let mut result = packs.iter().try_for_each(|p| p.sync());
+        result = result.and(match beside {
+            Some(thread) => thread.join().unwrap_or_else(|_| Err(Kind::Poisoned.into())),
+            None => segment.map_or(Ok(()), |s| s.sync()),
+        });
+        result
+    })
+}

@@ -1,0 +1,216 @@
+//! Where contents go: the device's open pack, and the finished ones that are not published yet.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::crypto::MasterKey;
+use crate::error::{Error, Kind, Result};
+use crate::index::record::{Id, PackLen, Splices};
+use crate::pack::{FinishedPack, Note, PackId, PackWriter, Packs};
+use crate::store::{Area, DeviceId, Growing, Store};
+
+/// All packs of this mount that are not published.
+pub struct Contents {
+    store: Arc<dyn Store>,
+    master: Arc<MasterKey>,
+    device: DeviceId,
+    packs: Arc<Packs>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    open: Option<PackWriter>,
+    finished: Vec<FinishedPack>,
+    /// A write to these failed: nothing is added, and what is live in them has to be copied out.
+    spoiled: HashMap<PackId, Arc<dyn Growing>>,
+    /// Written to since the last sync.
+    unsynced: HashMap<PackId, Arc<dyn Growing>>,
+    unsynced_bytes: u64,
+}
+
+/// Whose contents are sealed, for the catalogue.
+pub struct Subject {
+    /// The inode.
+    pub inode: Id,
+    /// Its path.
+    pub path: Vec<u8>,
+    /// The counter that the operation will have, or one a little below.
+    pub counter: u64,
+}
+
+impl Contents {
+    /// Contents that go to `store`; what grows is readable through `packs`.
+    pub fn new(
+        store: Arc<dyn Store>,
+        master: Arc<MasterKey>,
+        device: DeviceId,
+        packs: Arc<Packs>,
+    ) -> Self {
+        Self {
+            store,
+            master,
+            device,
+            packs,
+            inner: Mutex::default(),
+        }
+    }
+
+    /// Seals the concatenated `parts` at `plain_offset` of the file and notes where they went. As many runs as
+    /// packs have room for.
+    pub fn seal(
+        &self,
+        subject: &Subject,
+        plain_offset: u64,
+        parts: &[&[u8]],
+        out: &mut Splices,
+    ) -> Result<()> {
+        let mut inner = self.inner.lock();
+        let mut parts: Vec<&[u8]> = parts.iter().copied().filter(|p| !p.is_empty()).collect();
+        let mut at = plain_offset;
+        while !parts.is_empty() {
+            let writer = self.writer(&mut inner)?;
+            let (now, later) = split(&parts, writer.room() as usize);
+            let len: usize = now.iter().map(|p| p.len()).sum();
+            let note = Note {
+                inode: subject.inode.0,
+                path: &subject.path,
+                plain_offset: at,
+                counter: subject.counter,
+            };
+            let (id, file) = (writer.id(), writer.file());
+            let run = writer.append(&now, &note);
+            if run.is_err() {
+                inner.open = None;
+                inner.spoiled.insert(id, file.clone());
+            }
+            inner.unsynced.insert(id, file);
+            inner.unsynced_bytes += len as u64;
+            out.data(at, len as u64, run?, 0);
+            at += len as u64;
+            parts = later;
+        }
+        Ok(())
+    }
+
+    /// The open pack, with room in it.
+    fn writer<'a>(&self, inner: &'a mut Inner) -> Result<&'a mut PackWriter> {
+        if inner.open.as_ref().is_some_and(|w| w.room() == 0) {
+            self.finish(inner)?;
+        }
+        if inner.open.is_none() {
+            let writer = PackWriter::create(&*self.store, &self.master, self.device)?;
+            self.packs.pin(writer.id(), writer.file())?;
+            inner.open = Some(writer);
+        }
+        inner
+            .open
+            .as_mut()
+            .ok_or_else(|| Error::from(Kind::Poisoned))
+    }
+
+    fn finish(&self, inner: &mut Inner) -> Result<()> {
+        let Some(writer) = inner.open.take() else {
+            return Ok(());
+        };
+        let (id, file) = (writer.id(), writer.file());
+        if writer.is_empty() {
+            self.packs.forget(id);
+            return self.store.discard(id);
+        }
+        match writer.finish() {
+            Ok(pack) => {
+                inner.unsynced.insert(id, pack.file.clone());
+                inner.finished.push(pack);
+                Ok(())
+            }
+            Err(e) => {
+                inner.spoiled.insert(id, file);
+                Err(e)
+            }
+        }
+    }
+
+    /// Ends the open pack, whatever is in it.
+    pub fn finish_open(&self) -> Result<()> {
+        self.finish(&mut self.inner.lock())
+    }
+
+    /// Whether anything lies in packs that are not published.
+    pub fn is_idle(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.open.is_none() && inner.finished.is_empty() && inner.spoiled.is_empty()
+    }
+
+    /// Bytes written since the last sync.
+    pub fn unsynced_bytes(&self) -> u64 {
+        self.inner.lock().unsynced_bytes
+    }
+
+    /// Packs that failed.
+    pub fn spoiled(&self) -> Vec<PackId> {
+        self.inner.lock().spoiled.keys().copied().collect()
+    }
+
+    /// Nothing refers to this failed pack any more.
+    pub fn discard_spoiled(&self, id: PackId) -> Result<()> {
+        self.packs.forget(id);
+        let mut inner = self.inner.lock();
+        inner.spoiled.remove(&id);
+        inner.unsynced.remove(&id);
+        drop(inner);
+        self.store.discard(id)
+    }
+
+    /// The files that have to be synced for all that was sealed so far to be durable.
+    pub fn take_unsynced(&self) -> Vec<Arc<dyn Growing>> {
+        let mut inner = self.inner.lock();
+        inner.unsynced_bytes = 0;
+        std::mem::take(&mut inner.unsynced).into_values().collect()
+    }
+
+    /// A sync failed: the files have to be synced again.
+    pub fn put_back_unsynced(&self, files: Vec<Arc<dyn Growing>>) {
+        let mut inner = self.inner.lock();
+        for file in files {
+            inner.unsynced.insert(file.id(), file);
+        }
+    }
+
+    /// The lengths of the finished packs that are not published.
+    pub fn finished(&self) -> Vec<PackLen> {
+        let inner = self.inner.lock();
+        inner
+            .finished
+            .iter()
+            .map(|p| PackLen {
+                pack: p.id,
+                cipher_len: p.cipher_len,
+            })
+            .collect()
+    }
+
+    /// Publishes the finished packs among `packs`, which are synced.
+    pub fn publish(&self, packs: &[PackLen]) -> Result<()> {
+        for pack in packs {
+            self.store.publish(pack.pack, Area::Data)?;
+            self.packs.unpin(pack.pack);
+            self.inner.lock().finished.retain(|f| f.id != pack.pack);
+        }
+        Ok(())
+    }
+}
+
+/// The first `len` bytes of the concatenated parts, and the others.
+fn split<'a>(parts: &[&'a [u8]], mut len: usize) -> (Vec<&'a [u8]>, Vec<&'a [u8]>) {
+    let (mut now, mut later) = (Vec::new(), Vec::new());
+    for part in parts {
+        let (a, b) = part.split_at(part.len().min(len));
+        len -= a.len();
+        now.extend(Some(a).filter(|a| !a.is_empty()));
+        later.extend(Some(b).filter(|b| !b.is_empty()));
+    }
+    (now, later)
+}

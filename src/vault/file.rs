@@ -1,0 +1,282 @@
+//! An open file: what was written and is not yet in a pack.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use crate::index::extents::Extent;
+use crate::volume::{Ino, Time};
+
+/// A buffer grows to at most this many bytes; more becomes another one behind it.
+const CHUNK_LEN_MAX: usize = 1 << 20;
+/// What a buffer costs beside its bytes: the bound on dirty memory counts it, so that tiny writes are bounded too.
+const CHUNK_COST: usize = 96;
+
+/// Written ranges of a file: disjoint buffers, by offset.
+#[derive(Debug, Default)]
+pub struct Dirty {
+    chunks: BTreeMap<u64, Vec<u8>>,
+    cost: usize,
+}
+
+impl Dirty {
+    /// What it costs in memory, in bytes.
+    pub fn cost(&self) -> usize {
+        self.cost
+    }
+
+    /// Whether nothing was written.
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// How many buffers there are.
+    pub fn chunk_count(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// Writes `data` over what is there.
+    pub fn write(&mut self, mut plain_offset: u64, mut data: &[u8]) {
+        while !data.is_empty() {
+            let taken = self.write_some(plain_offset, data);
+            plain_offset += taken as u64;
+            data = &data[taken..];
+        }
+    }
+
+    /// Writes a part of `data`: into the buffer that it starts in, onto the one that it continues, or as a new one.
+    fn write_some(&mut self, at: u64, data: &[u8]) -> usize {
+        let next = self.chunks.range(at + 1..).next().map(|(start, _)| *start);
+        let room = next.map_or(usize::MAX, |start| {
+            usize::try_from(start - at).unwrap_or(usize::MAX)
+        });
+        if let Some((start, chunk)) = self.chunks.range_mut(..=at).next_back() {
+            let skip = (at - start) as usize;
+            if skip < chunk.len() {
+                let len = data.len().min(chunk.len() - skip);
+                chunk[skip..skip + len].copy_from_slice(&data[..len]);
+                return len;
+            }
+            if skip == chunk.len() && chunk.len() < CHUNK_LEN_MAX {
+                let len = data.len().min(room).min(CHUNK_LEN_MAX - chunk.len());
+                chunk.extend_from_slice(&data[..len]);
+                self.cost += len;
+                return len;
+            }
+        }
+        let len = data.len().min(room).min(CHUNK_LEN_MAX);
+        self.chunks.insert(at, data[..len].to_vec());
+        self.cost += len + CHUNK_COST;
+        len
+    }
+
+    /// Forgets what was written at `from..to`.
+    pub fn cut(&mut self, from: u64, to: u64) {
+        while let Some((&start, chunk)) = self.chunks.range_mut(..to).next_back() {
+            let end = start + chunk.len() as u64;
+            if end <= from {
+                return;
+            }
+            let tail = if end > to {
+                chunk[(to - start) as usize..].to_vec()
+            } else {
+                Vec::new()
+            };
+            if start < from {
+                let keep = (from - start) as usize;
+                self.cost -= chunk.len() - keep;
+                chunk.truncate(keep);
+            } else {
+                self.cost -= chunk.len() + CHUNK_COST;
+                self.chunks.remove(&start);
+            }
+            if !tail.is_empty() {
+                self.cost += tail.len() + CHUNK_COST;
+                self.chunks.insert(to, tail);
+            }
+        }
+    }
+
+    /// What was written at `from..to`, ascending.
+    pub fn parts(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, &[u8])> {
+        let first = self
+            .chunks
+            .range(..=from)
+            .next_back()
+            .map_or(from, |(start, _)| *start);
+        self.chunks
+            .range(first..to.max(first))
+            .filter_map(move |(&start, chunk)| {
+                let (a, b) = (start.max(from), (start + chunk.len() as u64).min(to));
+                (a < b).then(|| (a, &chunk[(a - start) as usize..(b - start) as usize]))
+            })
+    }
+
+    /// The written ranges, ascending; adjacent buffers are one range.
+    pub fn ranges(&self) -> Vec<(u64, Vec<&[u8]>)> {
+        let mut ranges: Vec<(u64, Vec<&[u8]>)> = Vec::new();
+        let mut end = None;
+        for (&start, chunk) in &self.chunks {
+            match ranges.last_mut() {
+                Some((_, parts)) if end == Some(start) => parts.push(chunk),
+                _ => ranges.push((start, vec![chunk])),
+            }
+            end = Some(start + chunk.len() as u64);
+        }
+        ranges
+    }
+
+    /// Takes in what is older than itself: a flush that failed gives its data back.
+    pub fn put_under(&mut self, older: &Dirty) {
+        let newer = std::mem::take(self);
+        for (start, chunk) in &older.chunks {
+            self.write(*start, chunk);
+        }
+        for (start, chunk) in newer.chunks {
+            self.write(start, &chunk);
+        }
+    }
+
+    /// Bytes that are in none of `extents`, which are those of the file.
+    pub fn bytes_outside(&self, extents: impl Fn(u64, u64) -> u64) -> u64 {
+        self.chunks
+            .iter()
+            .map(|(start, chunk)| chunk.len() as u64 - extents(*start, *start + chunk.len() as u64))
+            .sum()
+    }
+}
+
+/// Bytes of `from..to` that `extents` (which overlap it) cover.
+pub fn covered(extents: &[Extent], from: u64, to: u64) -> u64 {
+    extents
+        .iter()
+        .map(|e| u64::from(e.clip(from, to).plain_len))
+        .sum()
+}
+
+/// A regular file that is open, or has something that is not in a pack yet.
+#[derive(Debug)]
+pub struct OpenFile {
+    /// Which file.
+    pub ino: Ino,
+    /// Held by whoever moves data from the buffer into packs, or changes the contents in another way than write.
+    pub flushing: Mutex<()>,
+    /// What was written.
+    pub state: Mutex<FileState>,
+    /// How it is read.
+    pub pattern: ReadPattern,
+}
+
+/// What was written to a file and is not in the tree.
+#[derive(Debug, Default)]
+pub struct FileState {
+    /// Handles open.
+    pub handles: u32,
+    /// Not yet on its way.
+    pub dirty: Dirty,
+    /// On its way into a pack: still shown to readers.
+    pub leaving: Option<Arc<Dirty>>,
+    /// The length, where it is not the tree's.
+    pub plain_size: Option<u64>,
+    /// When it was last written, where the tree does not say.
+    pub mtime: Option<Time>,
+    /// Since when something is dirty.
+    pub dirty_since: Option<Instant>,
+    /// How often writing data out failed, and the last time's errno kind: each handle is told once.
+    pub failures: u64,
+    /// Whether the last failure was a full disk.
+    pub failed_for_space: bool,
+}
+
+impl OpenFile {
+    /// A file without anything dirty.
+    pub fn new(ino: Ino) -> Self {
+        Self {
+            ino,
+            flushing: Mutex::new(()),
+            state: Mutex::default(),
+            pattern: ReadPattern::default(),
+        }
+    }
+}
+
+/// Tells a reader who goes through the file from one who jumps.
+#[derive(Debug, Default)]
+pub struct ReadPattern {
+    end: AtomicU64,
+    streak: AtomicU64,
+    /// Up to where the store was told to read ahead.
+    pub ahead: AtomicU64,
+}
+
+impl ReadPattern {
+    /// Notes a read; true where it is one of a sequence. Requests of one reader overtake each other by some
+    /// read-ahead windows, so near the last end counts as at it.
+    pub fn note(&self, plain_offset: u64, len: usize) -> bool {
+        const NEAR: u64 = 1 << 20;
+        let end = self.end.swap(plain_offset + len as u64, Ordering::Relaxed);
+        if plain_offset.abs_diff(end) > NEAR || len < 16 * 1024 {
+            self.streak.store(0, Ordering::Relaxed);
+            self.ahead.store(0, Ordering::Relaxed);
+            return false;
+        }
+        self.streak.fetch_add(1, Ordering::Relaxed) >= 1 || plain_offset == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn dirty_ranges_hold_what_was_written_last(
+            ops in proptest::collection::vec((0u64..200, 0usize..60, any::<u8>(), 0u8..4), 1..40)
+        ) {
+            let mut dirty = Dirty::default();
+            let mut model: Vec<Option<u8>> = vec![None; 300];
+            for (at, len, byte, what) in ops {
+                let range = at as usize..at as usize + len;
+                match what {
+                    0 => {
+                        dirty.cut(at, at + len as u64);
+                        model[range].fill(None);
+                    }
+                    1 => {
+                        // A flush of everything fails while this is written.
+                        let older = std::mem::take(&mut dirty);
+                        dirty.write(at, &vec![byte; len]);
+                        dirty.put_under(&older);
+                        model[range].fill(Some(byte));
+                    }
+                    _ => {
+                        dirty.write(at, &vec![byte; len]);
+                        model[range].fill(Some(byte));
+                    }
+                }
+                let mut seen = vec![0; 300];
+                for (at, part) in dirty.parts(0, 300) {
+                    seen[at as usize..at as usize + part.len()].copy_from_slice(part);
+                }
+                let expected: Vec<u8> = model.iter().map(|b| b.unwrap_or(0)).collect();
+                prop_assert_eq!(seen, expected);
+                let mut covered = vec![false; 300];
+                let mut cost = 0;
+                for (start, parts) in dirty.ranges() {
+                    let mut at = start as usize;
+                    for part in parts {
+                        covered[at..at + part.len()].fill(true);
+                        at += part.len();
+                        cost += part.len() + CHUNK_COST;
+                    }
+                }
+                prop_assert_eq!(covered, model.iter().map(Option::is_some).collect::<Vec<_>>());
+                prop_assert_eq!(cost, dirty.cost());
+            }
+        }
+    }
+}

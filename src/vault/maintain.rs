@@ -1,0 +1,350 @@
+//! What keeps a library small and fast: bases, collection, and rewriting what lies in too many pieces.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::Core;
+use super::contents::Subject;
+use crate::error::{Kind, Result};
+use crate::index::record::{BaseRef, Frame, Record, Relocate, Splices};
+use crate::index::{BaseCursor, Published, SegmentWriter};
+use crate::pack::{PackId, PackReader};
+use crate::store::Area;
+use crate::volume::{Ino, Time};
+
+/// Fewer bytes of segments than this are not worth a base: they replay in milliseconds.
+const BASE_WORTH_BYTES: u64 = 4 << 20;
+/// More segments than this are, however short.
+const SEGMENTS_MAX: usize = 200;
+/// Records in a frame of a base, and so how long the tree is locked for one.
+const RECORDS_PER_FRAME: usize = 512;
+/// A file whose extents are shorter on average is rewritten, in bytes.
+const EXTENT_LEN_MIN: u64 = 64 * 1024;
+/// A file in fewer extents is left alone.
+const EXTENTS_MIN: usize = 16;
+/// A file is rewritten so long after it was closed: who writes in rounds is not hindered.
+const REWRITE_AFTER: Duration = Duration::from_secs(10);
+/// What is read and sealed in one piece, in bytes.
+const REWRITE_LEN: u64 = 4 << 20;
+
+impl Core {
+    /// After a publication: a base where one is due, and the collection of what is dead.
+    pub(super) fn maintain(&self) -> Result<()> {
+        if self.is_base_due() {
+            self.write_base()?;
+        }
+        self.collect()
+    }
+
+    fn is_base_due(&self) -> bool {
+        let journal = self.journal.lock();
+        let bytes: u64 = journal.uncovered.iter().map(|s| s.cipher_len).sum();
+        let worth = (self.base_bytes.load(Ordering::Relaxed) / 2).max(BASE_WORTH_BYTES);
+        !self.has_gaps && (bytes > worth || journal.uncovered.len() > SEGMENTS_MAX)
+    }
+
+    /// Writes a base of all published segments, in slices, while work goes on. What changes meanwhile may be in it
+    /// or not: the segment that has those changes is published first, and the base says that it needs it.
+    fn write_base(&self) -> Result<()> {
+        let (opening, from, covered) = {
+            let mut journal = self.journal.lock();
+            let from = journal.ensure_open(&self.tree)?;
+            (
+                journal.opening(0, Some(Vec::new())),
+                from,
+                journal.uncovered.clone(),
+            )
+        };
+        let table = self.tree.read().stamp_table(from);
+        let opening = crate::index::record::Opening {
+            stamp_segments: Some(table.segments.clone()),
+            ..opening
+        };
+        let mut writer = SegmentWriter::create(&*self.store, &self.master, &opening)?;
+        let mut cursor = BaseCursor::Inodes(0);
+        while cursor != BaseCursor::End {
+            let Some((records, next)) =
+                self.tree
+                    .read()
+                    .base_records(cursor, RECORDS_PER_FRAME, &table)
+            else {
+                return self.store.discard(writer.id());
+            };
+            cursor = next;
+            let frame = Frame {
+                counter: 0,
+                wall: Time::default(),
+                durable_before: false,
+                records,
+            };
+            if let Err(e) = writer.append(&frame) {
+                self.store.discard(writer.id())?;
+                return Err(e);
+            }
+        }
+        self.publish()?;
+        let needs = {
+            let journal = self.journal.lock();
+            let new = journal
+                .heads
+                .get(&self.device)
+                .filter(|h| opening.heads.iter().all(|old| old != *h));
+            new.copied().into_iter().collect()
+        };
+        let base = writer.close(needs)?;
+        base.file.sync()?;
+        self.store.publish(base.id, Area::Index)?;
+        let mut journal = self.journal.lock();
+        journal.base = Some(BaseRef {
+            segment: base.id,
+            sha256: base.sha256,
+        });
+        journal
+            .uncovered
+            .retain(|s| !covered.iter().any(|c| c.id == s.id));
+        drop(journal);
+        self.base_bytes.store(base.cipher_len, Ordering::Relaxed);
+        let mut superfluous = self.covered.lock();
+        superfluous.extend(covered);
+        superfluous.extend(self.bases.lock().drain(..));
+        self.bases.lock().push(Published {
+            id: base.id,
+            device: self.device,
+            number: 0,
+            cipher_len: base.cipher_len,
+        });
+        Ok(())
+    }
+
+    /// Removes what nothing refers to: packs without a live byte, and segments that the base covers. Only in a
+    /// library that one device alone writes to; the others' view is not known.
+    pub(super) fn collect(&self) -> Result<()> {
+        if self.shared.load(Ordering::Relaxed) || self.has_gaps {
+            return Ok(());
+        }
+        let dead = self.condemn()?;
+        // Gone only when the record that says so is durable: else a crash would bring back a name without contents.
+        self.sync()?;
+        self.remove_condemned(&dead)
+    }
+
+    /// Frames the condemnation of every published pack without a live byte; answers them.
+    pub(super) fn condemn(&self) -> Result<Vec<PackId>> {
+        // No flush is between sealing into a pack and framing what it sealed.
+        let _sealing = self.sealing.write();
+        let unpublished = self.contents.finished();
+        self.transact(|tree, draft| {
+            let is_dead = |p: &&crate::index::PackInfo| {
+                p.cipher_len.is_some() && p.live_plain_bytes == 0 && !p.condemned
+            };
+            let dead = tree.packs().iter().filter(is_dead).map(|p| p.id);
+            let dead: Vec<PackId> = dead
+                .filter(|id| unpublished.iter().all(|u| u.pack != *id))
+                .collect();
+            if !dead.is_empty() {
+                draft.records.push(Record::Condemn(dead.clone()));
+            }
+            Ok(dead)
+        })
+    }
+
+    /// Removes packs whose condemnation is durable, and segments that the base makes superfluous.
+    pub(super) fn remove_condemned(&self, dead: &[PackId]) -> Result<()> {
+        for id in dead {
+            self.packs.forget(*id);
+            self.store.remove(Area::Data, *id)?;
+        }
+        if !self.swept.swap(true, Ordering::Relaxed) {
+            self.sweep()?;
+        }
+        let covered = std::mem::take(&mut *self.covered.lock());
+        covered
+            .iter()
+            .try_for_each(|segment| self.store.remove(Area::Index, segment.id))
+    }
+
+    /// Once a mount: packs that were condemned and are still there, and packs of this device that no record names
+    /// (a crash came between their publication and the record's).
+    fn sweep(&self) -> Result<()> {
+        let unpublished = self.contents.finished();
+        for (id, _) in self.store.list(Area::Data)? {
+            let info = self.tree.read().find_pack(id).copied();
+            let garbage = match info {
+                Some(info) => info.condemned && info.live_plain_bytes == 0,
+                None => unpublished.iter().all(|u| u.pack != id) && self.is_own_pack(id),
+            };
+            if garbage {
+                log::info!("data/{id}: nothing refers to it, removed");
+                self.packs.forget(id);
+                self.store.remove(Area::Data, id)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_own_pack(&self, id: PackId) -> bool {
+        let trailer = self
+            .store
+            .open(Area::Data, id)
+            .and_then(|object| PackReader::open(object, id, &self.master));
+        trailer
+            .and_then(|reader| reader.trailer())
+            .is_ok_and(|trailer| trailer.device == self.device)
+    }
+
+    /// Copies what is live in packs that a write failed in, so that those can go.
+    pub(super) fn empty_spoiled(&self) -> Result<()> {
+        for id in self.contents.spoiled() {
+            let users: Vec<(Ino, Vec<(u64, u64)>)> = self.tree.read().users_of(id);
+            for (ino, ranges) in users {
+                self.copy_ranges(ino, &ranges)?;
+            }
+            let live = self
+                .tree
+                .read()
+                .find_pack(id)
+                .map_or(0, |p| p.live_plain_bytes);
+            if live == 0 {
+                self.contents.discard_spoiled(id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes a file that was closed, to be rewritten where it lies in too many pieces.
+    pub(super) fn note_closed(&self, ino: Ino) {
+        const QUEUE_MAX: usize = 1024;
+        let fragmented = {
+            let tree = self.tree.read();
+            tree.find(ino).is_some_and(|ix| {
+                let extents = tree.inode(ix).extents();
+                let count = extents.as_slice().len();
+                count >= EXTENTS_MIN && extents.plain_bytes() / (count as u64) < EXTENT_LEN_MIN
+            })
+        };
+        if fragmented {
+            let mut queue = self.fragmented.lock();
+            queue.retain(|(other, _)| *other != ino);
+            if queue.len() < QUEUE_MAX {
+                queue.push((ino, Instant::now()));
+            }
+            self.commit.changed();
+        }
+    }
+
+    /// Rewrites one file that was closed a while ago. True where more wait.
+    pub(super) fn rewrite_fragmented(&self) -> Result<bool> {
+        let due = {
+            let mut queue = self.fragmented.lock();
+            let due = queue
+                .iter()
+                .position(|(_, closed)| closed.elapsed() >= REWRITE_AFTER);
+            due.map(|i| queue.remove(i).0)
+        };
+        if let Some(ino) = due {
+            if self.opened(ino).is_none() {
+                self.rewrite(ino)?;
+            }
+        }
+        Ok(!self.fragmented.lock().is_empty())
+    }
+
+    fn rewrite(&self, ino: Ino) -> Result<()> {
+        let plain_size = match self.locate(ino, 0, 0) {
+            Ok(located) => located.plain_size,
+            Err(_) => return Ok(()), // removed meanwhile
+        };
+        let mut at = 0;
+        while at < plain_size {
+            let end = (at + REWRITE_LEN).min(plain_size);
+            let located = self.locate(ino, at, end)?;
+            let bytes: u64 = located
+                .extents
+                .iter()
+                .map(|(e, _)| u64::from(e.plain_len))
+                .sum();
+            let count = located.extents.len() as u64;
+            // Holes stay holes: only what lies between them is copied.
+            if count > 1
+                && bytes / count < EXTENT_LEN_MIN
+                && !self.copy_ranges(ino, &joined(&located.extents))?
+            {
+                return Ok(()); // written to meanwhile: it will be closed again
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Seals ranges of a file anew and frames where they are now. False where the file was written to meanwhile:
+    /// then the copies count for nothing.
+    fn copy_ranges(&self, ino: Ino, ranges: &[(u64, u64)]) -> Result<bool> {
+        let _sealing = self.sealing.read();
+        let (subject, version) = {
+            let tree = self.tree.read();
+            let Some(ix) = tree.find(ino) else {
+                return Ok(true);
+            };
+            let inode = tree.inode(ix);
+            let subject = Subject {
+                inode: inode.id(),
+                path: tree.path(ix),
+                counter: tree.next_counter(),
+            };
+            (subject, inode.version())
+        };
+        let mut splices = Splices::default();
+        for (from, to) in ranges {
+            let mut at = *from;
+            while at < *to {
+                let end = (at + REWRITE_LEN).min(*to);
+                let located = self.locate(ino, at, end)?;
+                let mut plain = vec![0; (end - at) as usize];
+                self.fill(&located.extents, at, &mut plain, true)?;
+                self.contents.seal(&subject, at, &[&plain], &mut splices)?;
+                at = end;
+            }
+        }
+        let Splices {
+            packs,
+            list: splices,
+        } = splices;
+        self.transact(|tree, draft| {
+            let Some(ix) = tree.find(ino) else {
+                return Ok(true);
+            };
+            let inode = tree.inode(ix);
+            if inode.version() != version {
+                return Ok(false);
+            }
+            draft.unlinked = !inode.is_linked();
+            let version = tree.wire(version);
+            draft.records.push(Record::Relocate(Relocate {
+                inode: inode.id(),
+                version,
+                packs,
+                splices,
+            }));
+            Ok(true)
+        })
+        .or_else(|e| {
+            if matches!(e.kind(), Kind::Stale) {
+                Ok(true)
+            } else {
+                Err(e)
+            }
+        })
+    }
+}
+
+/// Ranges without holes that the extents (ascending) cover.
+fn joined(extents: &[(crate::index::extents::Extent, PackId)]) -> Vec<(u64, u64)> {
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    for (e, _) in extents {
+        match ranges.last_mut() {
+            Some((_, end)) if *end == e.plain_offset => *end = e.plain_end(),
+            _ => ranges.push((e.plain_offset, e.plain_end())),
+        }
+    }
+    ranges
+}

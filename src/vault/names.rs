@@ -1,0 +1,336 @@
+//! Names: making, linking, moving and removing them.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use super::acl::Acl;
+use super::{Core, Draft};
+use crate::error::{Kind, Result};
+use crate::index::record::{LinkAt, NewInode, Record, Unlink, XattrChange};
+use crate::index::{InodeIx, LinkIx, Tree};
+use crate::volume::{Attr, Caller, FileKind, Ino, NAME_LEN_MAX, RenameMode, TARGET_LEN_MAX};
+
+pub(super) const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
+pub(super) const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
+
+const S_ISGID: u16 = 0o2000;
+
+/// A new inode as it was asked for.
+pub(super) struct Wanted<'a> {
+    pub kind: FileKind,
+    pub perm: u16,
+    pub rdev: u32,
+    pub target: &'a [u8],
+}
+
+/// An entry of a directory.
+pub(super) struct Listed {
+    pub cookie: u64,
+    pub name: Vec<u8>,
+    pub attr: Attr,
+    /// The kernel will hold a reference to it.
+    pub held: bool,
+}
+
+impl Core {
+    /// A directory that names can be made in.
+    fn directory(&self, tree: &Tree, ino: Ino) -> Result<InodeIx> {
+        let ix = self.find(tree, ino)?;
+        let inode = tree.inode(ix);
+        match inode.kind() {
+            FileKind::Directory if inode.is_linked() => Ok(ix),
+            FileKind::Directory => Err(Kind::NotFound.into()),
+            _ => Err(Kind::NotDirectory.into()),
+        }
+    }
+
+    fn name<'a>(&self, name: &'a OsStr) -> Result<&'a [u8]> {
+        let name = name.as_bytes();
+        if name.len() > NAME_LEN_MAX {
+            Err(Kind::NameTooLong.into())
+        } else {
+            Ok(name)
+        }
+    }
+
+    fn existing(&self, tree: &Tree, parent: InodeIx, name: &[u8]) -> Result<LinkIx> {
+        tree.child(parent, name)
+            .ok_or_else(|| Kind::NotFound.into())
+    }
+
+    pub(super) fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr> {
+        let name = self.name(name)?;
+        let tree = self.tree.read();
+        let dir = self.find(&tree, parent)?;
+        let ix = match name {
+            b"." => dir,
+            b".." => tree.parent(dir),
+            _ if tree.inode(dir).kind() != FileKind::Directory => {
+                return Err(Kind::NotDirectory.into());
+            }
+            _ => tree.link(self.existing(&tree, dir, name)?).inode(),
+        };
+        tree.inode(ix).hold(1);
+        let attr = tree.attr(ix);
+        drop(tree);
+        Ok(self.with_dirty(attr))
+    }
+
+    /// At most `count` entries of a directory behind `cookie`, `.` and `..` first. With `hold`, each
+    /// other one is held by a reference.
+    pub(super) fn list(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        count: usize,
+        hold: bool,
+    ) -> Result<Vec<Listed>> {
+        let tree = self.tree.read();
+        let dir = self.find(&tree, ino)?;
+        if tree.inode(dir).kind() != FileKind::Directory {
+            return Err(Kind::NotDirectory.into());
+        }
+        let dots = [(1, &b"."[..], dir), (2, b"..", tree.parent(dir))]
+            .into_iter()
+            .filter(|(at, ..)| *at > cookie);
+        let names = tree
+            .entries(dir, cookie.max(2))
+            .map(|(at, link)| (at, link.name(), link.inode()));
+        let listed = dots.chain(names).take(count).map(|(cookie, name, ix)| {
+            let held = hold && cookie > 2;
+            tree.inode(ix).hold(u32::from(held));
+            Listed {
+                cookie,
+                name: name.to_vec(),
+                attr: tree.attr(ix),
+                held,
+            }
+        });
+        Ok(listed.collect())
+    }
+
+    pub(super) fn make(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        wanted: &Wanted<'_>,
+        caller: Caller,
+    ) -> Result<Attr> {
+        let name = self.name(name)?;
+        if wanted.target.len() > TARGET_LEN_MAX {
+            return Err(Kind::NameTooLong.into());
+        }
+        let id = self.transact(|tree, draft| {
+            let dir = self.directory(tree, parent)?;
+            if tree.child(dir, name).is_some() {
+                return Err(Kind::Exists.into());
+            }
+            let id = self.new_id(tree)?;
+            let folder = tree.inode(dir);
+            let is_dir = wanted.kind == FileKind::Directory;
+            let (mut perm, acls) = inherited(folder.xattr(ACL_DEFAULT), wanted, caller.umask)?;
+            let inherits_group = folder.perm() & S_ISGID != 0;
+            if inherits_group && is_dir {
+                perm |= S_ISGID;
+            }
+            draft.records.push(Record::Inode(NewInode {
+                id,
+                kind: wanted.kind,
+                perm,
+                uid: caller.uid,
+                gid: if inherits_group {
+                    folder.gid()
+                } else {
+                    caller.gid
+                },
+                rdev: wanted.rdev,
+                target: wanted.target.to_vec(),
+            }));
+            let place = LinkAt {
+                link: id,
+                inode: None,
+                parent: folder.id(),
+                name: name.to_vec(),
+            };
+            draft.records.push(Record::Link(place));
+            for (name, value) in acls {
+                draft.records.push(Record::Xattr(XattrChange {
+                    inode: id,
+                    name: name.to_vec(),
+                    value: Some(value),
+                }));
+            }
+            Ok(id)
+        })?;
+        let tree = self.tree.read();
+        let ix = tree.find_id(id).ok_or(Kind::Stale)?;
+        tree.inode(ix).hold(1);
+        Ok(tree.attr(ix))
+    }
+
+    pub(super) fn make_link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
+        let name = self.name(name)?;
+        self.flush_ino(ino)?;
+        self.transact(|tree, draft| {
+            let ix = self.find(tree, ino)?;
+            let inode = tree.inode(ix);
+            if inode.kind() == FileKind::Directory {
+                return Err(Kind::NotPermitted.into());
+            }
+            if !inode.is_linked() {
+                return Err(Kind::NotFound.into());
+            }
+            let dir = self.directory(tree, parent)?;
+            if tree.child(dir, name).is_some() {
+                return Err(Kind::Exists.into());
+            }
+            let link = self.new_id(tree)?;
+            let place = LinkAt {
+                link,
+                inode: Some(inode.id()),
+                parent: tree.inode(dir).id(),
+                name: name.to_vec(),
+            };
+            draft.records.push(Record::Link(place));
+            Ok(())
+        })?;
+        let tree = self.tree.read();
+        let ix = self.find(&tree, ino)?;
+        tree.inode(ix).hold(1);
+        let attr = tree.attr(ix);
+        drop(tree);
+        Ok(self.with_dirty(attr))
+    }
+
+    pub(super) fn remove_name(&self, parent: Ino, name: &OsStr, directory: bool) -> Result<()> {
+        let name = self.name(name)?;
+        let ino = self.transact(|tree, draft| {
+            let dir = self.directory(tree, parent)?;
+            let link = self.existing(tree, dir, name)?;
+            let ix = tree.link(link).inode();
+            let inode = tree.inode(ix);
+            match (inode.kind() == FileKind::Directory, directory) {
+                (true, false) => return Err(Kind::IsDirectory.into()),
+                (false, true) => return Err(Kind::NotDirectory.into()),
+                (true, true) if !inode.is_empty_dir() => return Err(Kind::NotEmpty.into()),
+                _ => draft.unlink(tree, link),
+            }
+            Ok(tree.ino(ix))
+        })?;
+        self.close_file(ino);
+        Ok(())
+    }
+
+    pub(super) fn move_name(
+        &self,
+        (parent, name): (Ino, &OsStr),
+        (new_parent, new_name): (Ino, &OsStr),
+        mode: RenameMode,
+    ) -> Result<()> {
+        let (name, new_name) = (self.name(name)?, self.name(new_name)?);
+        // What is moved into place must be there whole: programs write new and rename without fsync.
+        let moved = {
+            let tree = self.tree.read();
+            let dir = self.directory(&tree, parent)?;
+            let link = self.existing(&tree, dir, name)?;
+            tree.ino(tree.link(link).inode())
+        };
+        self.flush_ino(moved)?;
+        let replaced = self.transact(|tree, draft| {
+            let from = self.directory(tree, parent)?;
+            let to = self.directory(tree, new_parent)?;
+            let source = self.existing(tree, from, name)?;
+            let target = tree.child(to, new_name);
+            let source_ix = tree.link(source).inode();
+            if tree.inode(source_ix).kind() == FileKind::Directory && tree.is_within(to, source_ix)
+            {
+                return Err(Kind::InvalidArgument.into());
+            }
+            match (mode, target) {
+                (RenameMode::NoReplace, Some(_)) => return Err(Kind::Exists.into()),
+                (RenameMode::Exchange, None) => return Err(Kind::NotFound.into()),
+                (RenameMode::Exchange, Some(target)) => {
+                    let target_ix = tree.link(target).inode();
+                    if tree.inode(target_ix).kind() == FileKind::Directory
+                        && tree.is_within(from, target_ix)
+                    {
+                        return Err(Kind::InvalidArgument.into());
+                    }
+                    if source != target {
+                        draft.place(tree, target, from, name);
+                        draft.place(tree, source, to, new_name);
+                    }
+                    return Ok(None);
+                }
+                (_, Some(target)) => {
+                    let target_ix = tree.link(target).inode();
+                    if target_ix == source_ix {
+                        // Two names of one inode: rename(2) leaves both.
+                        return Ok(None);
+                    }
+                    check_replace(tree, source_ix, target_ix)?;
+                    draft.unlink(tree, target);
+                    draft.place(tree, source, to, new_name);
+                    return Ok(Some(tree.ino(target_ix)));
+                }
+                (_, None) => draft.place(tree, source, to, new_name),
+            }
+            Ok(None)
+        })?;
+        replaced.into_iter().for_each(|ino| self.close_file(ino));
+        Ok(())
+    }
+}
+
+fn check_replace(tree: &Tree, source: InodeIx, target: InodeIx) -> Result<()> {
+    let is_dir = |ix| tree.inode(ix).kind() == FileKind::Directory;
+    match (is_dir(source), is_dir(target)) {
+        (true, false) => Err(Kind::NotDirectory.into()),
+        (false, true) => Err(Kind::IsDirectory.into()),
+        (true, true) if !tree.inode(target).is_empty_dir() => Err(Kind::NotEmpty.into()),
+        _ => Ok(()),
+    }
+}
+
+type Xattrs = Vec<(&'static [u8], Vec<u8>)>;
+
+/// Permission bits and ACLs of a new inode: from the folder's default ACL where it has one, else by the umask.
+fn inherited(default: Option<&[u8]>, wanted: &Wanted<'_>, umask: u16) -> Result<(u16, Xattrs)> {
+    if wanted.kind == FileKind::Symlink {
+        return Ok((0o777, Vec::new()));
+    }
+    let Some(value) = default else {
+        return Ok((wanted.perm & !umask & 0o7777, Vec::new()));
+    };
+    let acl = Acl::parse(value)?;
+    let (perm, access) = Acl::inherit(&acl, wanted.perm);
+    let mut acls: Xattrs = Vec::new();
+    acls.extend(access.map(|a| (ACL_ACCESS, a.encode())));
+    if wanted.kind == FileKind::Directory {
+        acls.push((ACL_DEFAULT, value.to_vec()));
+    }
+    Ok((perm, acls))
+}
+
+impl Draft {
+    fn unlink(&mut self, tree: &Tree, link: LinkIx) {
+        let link = tree.link(link);
+        let inode = tree.inode(link.inode());
+        self.records.push(Record::Unlink(Unlink {
+            link: link.id(),
+            inode: (link.id() != inode.id()).then_some(inode.id()),
+            seen: tree.wire(inode.version()),
+        }));
+    }
+
+    fn place(&mut self, tree: &Tree, link: LinkIx, parent: InodeIx, name: &[u8]) {
+        let link = tree.link(link);
+        let inode = tree.inode(link.inode()).id();
+        self.records.push(Record::Link(LinkAt {
+            link: link.id(),
+            inode: (link.id() != inode).then_some(inode),
+            parent: tree.inode(parent).id(),
+            name: name.to_vec(),
+        }));
+    }
+}

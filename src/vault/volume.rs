@@ -1,0 +1,298 @@
+//! The vault as a volume: each request in a line or two.
+
+use std::ffi::OsStr;
+use std::sync::atomic::Ordering;
+
+use super::names::Wanted;
+use super::{Core, Vault};
+use crate::error::{Error, Kind, Result};
+use crate::volume::*;
+
+impl Vault {
+    fn core(&self) -> &Core {
+        &self.core
+    }
+}
+
+impl Volume for Vault {
+    fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr> {
+        self.core().lookup(parent, name)
+    }
+
+    fn forget(&self, ino: Ino, count: u64) {
+        self.core()
+            .let_go(ino, u32::try_from(count).unwrap_or(u32::MAX));
+    }
+
+    fn getattr(&self, ino: Ino) -> Result<Attr> {
+        self.core().attr(ino)
+    }
+
+    fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        let core = self.core();
+        let tree = core.tree.read();
+        let target = tree
+            .inode(core.find(&tree, ino)?)
+            .target()
+            .map(<[u8]>::to_vec);
+        target.ok_or_else(|| Kind::InvalidArgument.into())
+    }
+
+    fn open(&self, ino: Ino, flags: i32) -> Result<Handle> {
+        let core = self.core();
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        if writes || flags & libc::O_TRUNC != 0 {
+            core.writable()?;
+        }
+        {
+            let tree = core.tree.read();
+            let inode = tree.inode(core.find(&tree, ino)?);
+            if inode.kind() == FileKind::Directory {
+                return Err(Kind::IsDirectory.into());
+            }
+            inode.hold(1);
+        }
+        let failures = {
+            let file = core.file(ino);
+            let mut state = file.state.lock();
+            state.handles += 1;
+            state.failures
+        };
+        let handle = core.open_handle(ino, writes, failures);
+        if flags & libc::O_TRUNC != 0 {
+            if let Err(e) = core.truncate(ino, 0) {
+                self.release(ino, handle);
+                return Err(e);
+            }
+        }
+        Ok(handle)
+    }
+
+    fn release(&self, _ino: Ino, handle: Handle) {
+        let core = self.core();
+        let Some(open) = core.handles.lock().remove(&handle.0) else {
+            return;
+        };
+        if open.writes {
+            // What mmap left after the last close. Nobody is there to be told; it stays dirty and is tried again.
+            if let Err(e) = core.flush_ino(open.ino) {
+                log::warn!(
+                    "inode {}: not written out when it was closed: {e}",
+                    open.ino.0
+                );
+            }
+        }
+        if let Some(file) = core.opened(open.ino) {
+            let mut state = file.state.lock();
+            state.handles = state.handles.saturating_sub(1);
+        }
+        core.let_go(open.ino, 1);
+        if open.writes {
+            core.note_closed(open.ino);
+        }
+    }
+
+    fn read(&self, ino: Ino, _handle: Handle, plain_offset: u64, out: &mut [u8]) -> Result<usize> {
+        self.core().read_file(ino, plain_offset, out)
+    }
+
+    fn lseek(&self, ino: Ino, plain_offset: u64, whence: Whence) -> Result<u64> {
+        self.core().seek(ino, plain_offset, whence)
+    }
+
+    fn readdir(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        plus: bool,
+        take: &mut dyn FnMut(Dirent<'_>) -> bool,
+    ) -> Result<()> {
+        use std::os::unix::ffi::OsStrExt;
+        const BATCH: usize = 128;
+        let core = self.core();
+        let mut cookie = cookie;
+        loop {
+            let batch = core.list(ino, cookie, BATCH, plus)?;
+            let last = batch.len() < BATCH;
+            for (i, entry) in batch.iter().enumerate() {
+                let attr = plus.then(|| core.with_dirty(entry.attr));
+                let (name, cookie) = (OsStr::from_bytes(&entry.name), entry.cookie);
+                if !take(Dirent {
+                    ino: entry.attr.ino,
+                    kind: entry.attr.kind,
+                    name,
+                    cookie,
+                    attr,
+                }) {
+                    batch[i..]
+                        .iter()
+                        .filter(|e| e.held)
+                        .for_each(|e| core.let_go(e.attr.ino, 1));
+                    return Ok(());
+                }
+            }
+            match batch.last() {
+                Some(entry) if !last => cookie = entry.cookie,
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    fn statfs(&self) -> Result<Statfs> {
+        const UNIT: u64 = 4096;
+        let core = self.core();
+        let space = core.store.space()?;
+        let dirty = core.dirty_cost.load(Ordering::Relaxed) as u64;
+        let files = core.tree.read().inode_count();
+        Ok(Statfs {
+            block_bytes: UNIT as u32,
+            blocks: space.total_bytes / UNIT,
+            blocks_free: space.free_bytes.saturating_sub(dirty) / UNIT,
+            blocks_available: space.available_bytes.saturating_sub(dirty) / UNIT,
+            files: files + u64::from(u32::MAX),
+            files_free: u64::from(u32::MAX),
+        })
+    }
+
+    fn getxattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
+        self.core().xattr_value(ino, name)
+    }
+
+    fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
+        self.core().xattr_names(ino)
+    }
+
+    fn setattr(&self, ino: Ino, change: &SetAttr) -> Result<Attr> {
+        self.core().change_attrs(ino, change)
+    }
+
+    fn mknod(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        kind: FileKind,
+        perm: u16,
+        rdev: u32,
+        caller: Caller,
+    ) -> Result<Attr> {
+        self.core().make(
+            parent,
+            name,
+            &Wanted {
+                kind,
+                perm,
+                rdev,
+                target: &[],
+            },
+            caller,
+        )
+    }
+
+    fn mkdir(&self, parent: Ino, name: &OsStr, perm: u16, caller: Caller) -> Result<Attr> {
+        self.core().make(
+            parent,
+            name,
+            &Wanted {
+                kind: FileKind::Directory,
+                perm,
+                rdev: 0,
+                target: &[],
+            },
+            caller,
+        )
+    }
+
+    fn symlink(&self, parent: Ino, name: &OsStr, target: &[u8], caller: Caller) -> Result<Attr> {
+        self.core().make(
+            parent,
+            name,
+            &Wanted {
+                kind: FileKind::Symlink,
+                perm: 0o777,
+                rdev: 0,
+                target,
+            },
+            caller,
+        )
+    }
+
+    fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
+        self.core().make_link(ino, parent, name)
+    }
+
+    fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        self.core().remove_name(parent, name, false)
+    }
+
+    fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        self.core().remove_name(parent, name, true)
+    }
+
+    fn rename(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        new_parent: Ino,
+        new_name: &OsStr,
+        mode: RenameMode,
+    ) -> Result<()> {
+        self.core()
+            .move_name((parent, name), (new_parent, new_name), mode)
+    }
+
+    fn write(&self, ino: Ino, handle: Handle, plain_offset: u64, data: &[u8]) -> Result<()> {
+        self.core().write_file(ino, handle, plain_offset, data)
+    }
+
+    fn flush(&self, ino: Ino, handle: Handle) -> Result<()> {
+        self.core().flush_handle(ino, handle)
+    }
+
+    fn fsync(&self, ino: Ino, done: Done) {
+        let core = self.core();
+        if core.read_only {
+            return done(Ok(()));
+        }
+        match core.flush_ino(ino) {
+            Ok(()) => core.commit.request(done),
+            Err(e) => done(Err(e)),
+        }
+    }
+
+    fn fallocate(
+        &self,
+        ino: Ino,
+        plain_offset: u64,
+        plain_len: u64,
+        mode: Fallocate,
+    ) -> Result<()> {
+        self.core().allocate(ino, plain_offset, plain_len, mode)
+    }
+
+    fn copy_file_range(
+        &self,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<u64> {
+        self.core()
+            .share_range(from, from_offset, to, to_offset, len)
+    }
+
+    fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
+        self.core().change_xattr(ino, name, Some(value), mode)
+    }
+
+    fn removexattr(&self, ino: Ino, name: &OsStr) -> Result<()> {
+        self.core()
+            .change_xattr(ino, name, None, XattrMode::Replace)
+    }
+
+    fn close(&self) -> Result<()> {
+        self.committer.as_ref().map_or(Ok(()), |c| {
+            c.stop().map_err(|e: Error| e.about("closing the library"))
+        })
+    }
+}

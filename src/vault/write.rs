@@ -1,0 +1,443 @@
+//! Writing: into the dirty buffer; out of it, sealed, into packs; and the other ways to change contents.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::Core;
+use super::contents::Subject;
+use super::file::{Dirty, OpenFile};
+use super::journal::RESERVE_BYTES;
+use crate::error::{Error, Kind, Result};
+use crate::index::record::{Content, Record, Splices};
+use crate::pack::BLOCK_PLAIN_LEN;
+use crate::volume::{FILE_LEN_MAX, Fallocate, FileKind, Handle, Ino, Time};
+
+/// Dirty memory of all files together, in bytes; who writes more, writes it out first.
+const DIRTY_COST_MAX: usize = 32 << 20;
+/// A file that is written in long pieces is written out when it has this much.
+const STREAM_LEN: usize = 4 << 20;
+/// Pieces that a block-aligned range may be in; more, and it is rewritten as one block.
+const PIECES_MAX: usize = 8;
+
+impl Core {
+    pub(super) fn write_file(
+        &self,
+        ino: Ino,
+        handle: Handle,
+        plain_offset: u64,
+        data: &[u8],
+    ) -> Result<()> {
+        self.writable()?;
+        let end = plain_offset
+            .checked_add(data.len() as u64)
+            .filter(|end| *end <= FILE_LEN_MAX);
+        let end = end.ok_or(Kind::FileTooLarge)?;
+        self.take_room(data.len())?;
+        let file = self.file(ino);
+        let tree_size = {
+            let tree = self.tree.read();
+            let inode = tree.inode(self.find(&tree, ino)?);
+            match inode.kind() {
+                FileKind::Regular => inode.plain_size(),
+                _ => return Err(Kind::InvalidArgument.into()),
+            }
+        };
+        let flush_now = {
+            let mut state = file.state.lock();
+            let before = state.dirty.cost();
+            state.dirty.write(plain_offset, data);
+            let cost = state.dirty.cost();
+            state.plain_size = Some(state.plain_size.unwrap_or(tree_size).max(end));
+            state.mtime = Some(Time::now());
+            state.dirty_since.get_or_insert_with(Instant::now);
+            let all = self.dirty_cost.fetch_add(cost - before, Ordering::Relaxed) + cost - before;
+            let is_stream =
+                cost >= STREAM_LEN && cost / state.dirty.chunk_count().max(1) >= 64 * 1024;
+            is_stream || all >= DIRTY_COST_MAX
+        };
+        if flush_now {
+            let flushed = self.flush_file(&file);
+            if let Err(e) = flushed {
+                // This caller hears of it now; the other handles, when they close.
+                self.note_told(handle, &file);
+                return Err(e);
+            }
+            if self.dirty_cost.load(Ordering::Relaxed) >= DIRTY_COST_MAX {
+                self.flush_all()?;
+            }
+        } else {
+            self.commit.changed();
+        }
+        Ok(())
+    }
+
+    /// Takes `len` bytes of the room in the store, or says that it is full.
+    fn take_room(&self, len: usize) -> Result<()> {
+        if self.room_bytes.fetch_sub(len as i64, Ordering::Relaxed) >= len as i64 {
+            return Ok(());
+        }
+        if self.look_for_room()? < len as i64 {
+            return Err(Kind::NoSpace.into());
+        }
+        self.room_bytes.fetch_sub(len as i64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Asks the store how much room there is; answers what is left when all that is dirty is written.
+    pub(super) fn look_for_room(&self) -> Result<i64> {
+        /// After so much, ask again: others write to the disk, too.
+        const ASK_AGAIN_BYTES: i64 = 64 << 20;
+        let free = self.store.space()?.available_bytes;
+        // The reserve is held as a file already; what a pack adds to contents comes on top.
+        let promised = self.dirty_cost.load(Ordering::Relaxed) as u64 + RESERVE_BYTES / 4;
+        let room = free.saturating_sub(promised) as i64;
+        self.room_bytes
+            .store(room.min(ASK_AGAIN_BYTES), Ordering::Relaxed);
+        Ok(room)
+    }
+
+    /// Holds the reserve again, once there is room for it.
+    pub(super) fn restore_reserve(&self) {
+        let room = self.store.space().map_or(0, |s| s.available_bytes);
+        if room > 2 * RESERVE_BYTES {
+            if let Err(e) = self.store.reserve(RESERVE_BYTES) {
+                log::debug!("no reserve: {e}");
+            }
+        }
+    }
+
+    /// Writes out what is dirty in a file, if it is open.
+    pub(super) fn flush_ino(&self, ino: Ino) -> Result<()> {
+        let Some(file) = self.opened(ino) else {
+            return Ok(());
+        };
+        self.flush_file(&file)
+    }
+
+    /// Writes out what is dirty in every file.
+    pub(super) fn flush_all(&self) -> Result<()> {
+        let files: Vec<Arc<OpenFile>> = self.files.lock().values().cloned().collect();
+        let mut result = Ok(());
+        for file in files {
+            let flushed = self.flush_file(&file);
+            let ino = file.ino;
+            drop(file);
+            self.close_file(ino);
+            result = result.and(flushed);
+        }
+        result
+    }
+
+    /// Seals what is dirty into packs, and frames it. What could not be written stays dirty.
+    pub(super) fn flush_file(&self, file: &OpenFile) -> Result<()> {
+        let _flushing = file.flushing.lock();
+        let (dirty, plain_size, mtime) = {
+            let mut state = file.state.lock();
+            if state.dirty.is_empty() && state.plain_size.is_none() {
+                return Ok(());
+            }
+            let dirty = Arc::new(std::mem::take(&mut state.dirty));
+            state.leaving = Some(dirty.clone());
+            state.dirty_since = None;
+            (dirty, state.plain_size, state.mtime)
+        };
+        let flushed = self.write_out(file.ino, &dirty, plain_size, mtime);
+        let mut state = file.state.lock();
+        state.leaving = None;
+        match flushed {
+            Ok(()) => {
+                // A write since then has its own length and time.
+                if state.dirty.is_empty() {
+                    (state.plain_size, state.mtime) = (None, None);
+                }
+                self.dirty_cost.fetch_sub(dirty.cost(), Ordering::Relaxed);
+                Ok(())
+            }
+            Err(e) => {
+                let before = state.dirty.cost() + dirty.cost();
+                state.dirty.put_under(&dirty);
+                self.dirty_cost
+                    .fetch_sub(before - state.dirty.cost(), Ordering::Relaxed);
+                state.dirty_since = Some(Instant::now());
+                state.failures += 1;
+                state.failed_for_space = e.is_no_space();
+                Err(e)
+            }
+        }
+    }
+
+    fn write_out(
+        &self,
+        ino: Ino,
+        dirty: &Dirty,
+        plain_size: Option<u64>,
+        mtime: Option<Time>,
+    ) -> Result<()> {
+        let (subject, extents) = {
+            let tree = self.tree.read();
+            // Its last name and handle are gone: nobody will ask.
+            let Some(ix) = tree.find(ino) else {
+                return Ok(());
+            };
+            let inode = tree.inode(ix);
+            let subject = Subject {
+                inode: inode.id(),
+                path: tree.path(ix),
+                counter: tree.next_counter(),
+            };
+            (subject, inode.extents().as_slice().len())
+        };
+        let _sealing = self.sealing.read();
+        let mut splices = Splices::default();
+        let mut done = 0;
+        for (at, parts) in dirty.ranges() {
+            let end = at + parts.iter().map(|p| p.len() as u64).sum::<u64>();
+            if end <= done {
+                continue; // was taken along with the block of an earlier range
+            }
+            match self.whole_block(ino, dirty, at, end, plain_size, extents) {
+                Some(block) => {
+                    let (block_at, bytes) = block?;
+                    self.contents
+                        .seal(&subject, block_at, &[&bytes], &mut splices)?;
+                    done = block_at + bytes.len() as u64;
+                }
+                None => self.contents.seal(&subject, at, &parts, &mut splices)?,
+            }
+        }
+        let Splices {
+            packs,
+            list: splices,
+        } = splices;
+        self.transact(|tree, draft| {
+            let Some(ix) = tree.find(ino) else {
+                return Ok(());
+            };
+            let inode = tree.inode(ix);
+            let (base, plain_size) = (
+                tree.wire(inode.version()),
+                plain_size.unwrap_or(inode.plain_size()),
+            );
+            draft.records.push(Record::Content(Content {
+                inode: inode.id(),
+                base,
+                plain_size,
+                mtime,
+                packs,
+                splices,
+            }));
+            draft.unlinked = !inode.is_linked();
+            Ok(())
+        })
+    }
+
+    /// Where a dirty range lies within one block of a file that is in too many pieces there: the whole block as it
+    /// is now, to be sealed in one piece.
+    fn whole_block(
+        &self,
+        ino: Ino,
+        dirty: &Dirty,
+        at: u64,
+        end: u64,
+        plain_size: Option<u64>,
+        extents: usize,
+    ) -> Option<Result<(u64, Vec<u8>)>> {
+        let block_len = u64::from(BLOCK_PLAIN_LEN);
+        let block_at = at / block_len * block_len;
+        if extents < PIECES_MAX || end > block_at + block_len {
+            return None;
+        }
+        let located = match self.locate(ino, block_at, block_at + block_len) {
+            Ok(located) => located,
+            Err(e) => return Some(Err(e)),
+        };
+        if located.extents.len() < PIECES_MAX {
+            return None;
+        }
+        let block_end = plain_size
+            .unwrap_or(located.plain_size)
+            .min(block_at + block_len);
+        let mut block = vec![0; (block_end - block_at) as usize];
+        let filled = self.fill(&located.extents, block_at, &mut block, false);
+        for (at, part) in dirty.parts(block_at, block_end) {
+            let from = (at - block_at) as usize;
+            block[from..from + part.len()].copy_from_slice(part);
+        }
+        Some(filled.map(|()| (block_at, block)))
+    }
+
+    /// Notes that a handle was told of the last failure.
+    fn note_told(&self, handle: Handle, file: &OpenFile) {
+        let failures = file.state.lock().failures;
+        if let Some(handle) = self.handles.lock().get_mut(&handle.0) {
+            handle.failures_seen = failures;
+        }
+    }
+
+    /// What close(2) waits for: everything is out of this process. A failure that the handle was not told of is
+    /// told now, once.
+    pub(super) fn flush_handle(&self, ino: Ino, handle: Handle) -> Result<()> {
+        if self.read_only || !self.handles.lock().get(&handle.0).is_some_and(|h| h.writes) {
+            return Ok(());
+        }
+        let Some(file) = self.opened(ino) else {
+            return Ok(());
+        };
+        let flushed = self.flush_file(&file);
+        let (failures, for_space) = {
+            let state = file.state.lock();
+            (state.failures, state.failed_for_space)
+        };
+        let mut handles = self.handles.lock();
+        let Some(handle) = handles.get_mut(&handle.0) else {
+            return flushed;
+        };
+        let told = std::mem::replace(&mut handle.failures_seen, failures);
+        match flushed {
+            Ok(()) if told < failures && for_space => Err(Kind::NoSpace.into()),
+            Ok(()) if told < failures => Err(Error::from(Kind::Poisoned)),
+            flushed => flushed,
+        }
+    }
+
+    pub(super) fn allocate(
+        &self,
+        ino: Ino,
+        plain_offset: u64,
+        plain_len: u64,
+        mode: Fallocate,
+    ) -> Result<()> {
+        self.writable()?;
+        let end = plain_offset
+            .checked_add(plain_len)
+            .filter(|end| *end <= FILE_LEN_MAX)
+            .ok_or(Kind::FileTooLarge)?;
+        if plain_len == 0 {
+            return Err(Kind::InvalidArgument.into());
+        }
+        if mode == (Fallocate::Allocate { keep_size: false })
+            && self.look_for_room()? < plain_len.min(1 << 60) as i64
+        {
+            return Err(Kind::NoSpace.into());
+        }
+        self.change_ranges(ino, |plain_size, splices| match mode {
+            Fallocate::Allocate { keep_size } => (!keep_size && end > plain_size).then_some(end),
+            Fallocate::PunchHole => {
+                splices.hole(
+                    plain_offset,
+                    end.min(plain_size).saturating_sub(plain_offset),
+                );
+                Some(plain_size)
+            }
+            Fallocate::ZeroRange { keep_size } => {
+                splices.hole(
+                    plain_offset,
+                    end.min(plain_size).saturating_sub(plain_offset),
+                );
+                Some(if keep_size {
+                    plain_size
+                } else {
+                    plain_size.max(end)
+                })
+            }
+        })
+    }
+
+    /// Flushes, then frames what `change` says: the new length, and splices; `None` changes nothing.
+    fn change_ranges(
+        &self,
+        ino: Ino,
+        change: impl FnOnce(u64, &mut Splices) -> Option<u64>,
+    ) -> Result<()> {
+        self.flush_ino(ino)?;
+        self.transact(|tree, draft| {
+            let inode = tree.inode(self.find(tree, ino)?);
+            if inode.kind() != FileKind::Regular {
+                return Err(Kind::InvalidArgument.into());
+            }
+            let mut splices = Splices::default();
+            let Some(plain_size) = change(inode.plain_size(), &mut splices) else {
+                return Ok(());
+            };
+            let base = tree.wire(inode.version());
+            let Splices {
+                packs,
+                list: splices,
+            } = splices;
+            draft.records.push(Record::Content(Content {
+                inode: inode.id(),
+                base,
+                plain_size,
+                mtime: None,
+                packs,
+                splices,
+            }));
+            draft.unlinked = !inode.is_linked();
+            Ok(())
+        })
+    }
+
+    /// Lets a range of one file show what a range of another does; nothing is copied.
+    pub(super) fn share_range(
+        &self,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<u64> {
+        self.writable()?;
+        self.flush_ino(from)?;
+        self.flush_ino(to)?;
+        self.transact(|tree, draft| {
+            let (source, target) = (
+                tree.inode(self.find(tree, from)?),
+                tree.inode(self.find(tree, to)?),
+            );
+            if source.kind() != FileKind::Regular || target.kind() != FileKind::Regular {
+                return Err(Kind::InvalidArgument.into());
+            }
+            let len = len.min(source.plain_size().saturating_sub(from_offset));
+            let Some(to_end) = to_offset
+                .checked_add(len)
+                .filter(|end| *end <= FILE_LEN_MAX)
+            else {
+                return Err(Kind::FileTooLarge.into());
+            };
+            if len == 0 {
+                return Ok(0);
+            }
+            let mut splices = Splices::default();
+            let (mut at, from_end) = (from_offset, from_offset + len);
+            let moved = |plain_offset: u64| plain_offset - from_offset + to_offset;
+            for e in source.extents().overlapping(from_offset, from_end) {
+                let e = e.clip(from_offset, from_end);
+                splices.hole(moved(at), e.plain_offset - at);
+                let pack = tree.pack(e.pack).id;
+                let run = crate::pack::Run {
+                    pack,
+                    cipher_offset: e.cipher_offset,
+                    plain_len: e.run_len,
+                };
+                splices.data(moved(e.plain_offset), u64::from(e.plain_len), run, e.start);
+                at = e.plain_end();
+            }
+            splices.hole(moved(at), from_end - at);
+            let Splices {
+                packs,
+                list: splices,
+            } = splices;
+            draft.records.push(Record::Content(Content {
+                inode: target.id(),
+                base: tree.wire(target.version()),
+                plain_size: target.plain_size().max(to_end),
+                mtime: None,
+                packs,
+                splices,
+            }));
+            draft.unlinked = !target.is_linked();
+            Ok(len)
+        })
+    }
+}

@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""fsx (crates.io) over a mount: random operations on one file, every read compared with what should be there.
+
+The seeds are fixed but for one, which is printed: `fsx.py` with FSX_SEED set repeats it.
+"""
+import os
+import secrets
+from common import REPO, main, run
+
+CONFIG = """
+flen = %d
+nomsyncafterwrite = %s
+[opsize]
+max = %d
+[weights]
+close_open = 1
+invalidate = 1
+read = 10
+write = 10
+mapread = 10
+mapwrite = 10
+truncate = 5
+fsync = 0.3
+fdatasync = 0.3
+posix_fallocate = 3
+punch_hole = 3
+sendfile = 1
+posix_fadvise = 1
+copy_file_range = 3
+"""
+
+
+def fsx(library, seed, operations, length=256 << 10, largest=64 << 10, msync=True):
+    config = library.base / "fsx.toml"
+    config.write_text(CONFIG % (length, "false" if msync else "true", largest))
+    run(REPO / "target/tools/bin/fsx", "-f", config, "-N", operations, "-S", seed, "-P", library.base, library.mnt / f"fsx-{seed}",
+        timeout=600, env=dict(library.env, RUST_BACKTRACE="0"))
+
+
+def test_small_file(library):
+    fsx(library, 1, 100_000)
+
+
+def test_large_operations(library):
+    """Over many blocks at once, in a file of several MiB."""
+    fsx(library, 2, 10_000, 8 << 20, 1 << 20)
+
+
+def test_lazy_maps(library):
+    """What is written through a map reaches the file when the kernel finds it right, not by msync."""
+    fsx(library, 9, 30_000, msync=False)
+
+
+def test_remounted(library):
+    """In pieces with a remount between: each finds the file of the one before, and truncates it."""
+    for seed in range(3, 8):
+        fsx(library, 3, 2_000)
+        library.remount()
+
+
+def test_random_seed(library):
+    seed = int(os.environ.get("FSX_SEED") or secrets.randbits(32))
+    print(f"      FSX_SEED={seed}")
+    fsx(library, seed, 30_000)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+"""The ways to begin and to end a mount, and what the exit codes say."""
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from common import PROGRAM, Library, check, content, drop_caches, main, mounts, run, same, stored_bytes, until, workplace
+
+DATA = content("mounting", 200_000)
+
+
+def serving(library):
+    """The ids of the processes that name this library's directory."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.fsencode(library.dir) in (process / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+        except OSError:  # it has just ended
+            pass
+    return found
+
+
+def kept(library):
+    drop_caches()
+    library.mount()
+    same((library.mnt / "file").read_bytes(), DATA, "what was written before the mount ended")
+    library.umount()
+
+
+def end_in_the_background(library, *end):
+    """`mount` returns when the mount answers; after `end` there is no process, and nothing is lost."""
+    library.init()
+    library.hushfs("mount", "--password-file", library.password_file, library.dir, library.mnt)
+    check(library.answers(), "mount has returned, and the mount does not answer")
+    check(serving(library), "no process serves the mount")
+    (library.mnt / "file").write_bytes(DATA)
+    run(*end)
+    check(not mounts(library.mnt), "the mount is still there")
+    return library
+
+
+def with_library(case):
+    """For cases that mount in their own way: a library without a mount, ended whatever happens."""
+    def test():
+        library = Library(workplace(case.__name__))
+        try:
+            case(library)
+        finally:
+            library.close()
+            for pid in serving(library):
+                os.kill(pid, signal.SIGKILL)
+            run("rm", "-rf", "--one-file-system", library.base)
+    return test
+
+
+@with_library
+def test_background_hushfs_umount(library):
+    end_in_the_background(library, PROGRAM, "umount", library.mnt)
+    same(serving(library), [], "processes right after `hushfs umount`, which waits for them")
+    kept(library)
+
+
+@with_library
+def test_background_umount(library):
+    end_in_the_background(library, *(["umount"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]), library.mnt)
+    until(lambda: not serving(library), "the process ends")
+    kept(library)
+
+
+@with_library
+def test_background_fusermount(library):
+    end_in_the_background(library, "fusermount3", "-u", library.mnt)
+    until(lambda: not serving(library), "the process ends")
+    kept(library)
+
+
+def test_sigterm(library):
+    signalled(library, signal.SIGTERM)
+
+
+def test_sigint(library):
+    signalled(library, signal.SIGINT)
+
+
+def signalled(library, which):
+    (library.mnt / "file").write_bytes(DATA)
+    library.process.send_signal(which)
+    same(library.process.wait(30), 0, f"exit code after {which.name}")
+    library.process = None
+    same(mounts(library.mnt), [], "mounts")
+    kept(library)
+
+
+@with_library
+def test_create(library):
+    """--create makes the library and the mount point where they are missing."""
+    library.mnt.rmdir()
+    library.mount("--create")
+    (library.mnt / "file").write_bytes(DATA)
+    library.umount()
+    kept(library)
+
+
+def test_read_only(library):
+    (library.mnt / "file").write_bytes(DATA)
+    library.umount()
+    before = stored_bytes(library)
+    for option in (["--read-only"], ["-o", "ro"]):
+        library.mount(*option)
+        same((library.mnt / "file").read_bytes(), DATA, "content")
+        for change in (lambda: (library.mnt / "new").write_bytes(b""), lambda: (library.mnt / "file").unlink(),
+                       lambda: (library.mnt / "file").chmod(0o600), lambda: open(library.mnt / "file", "r+")):
+            try:
+                change()
+                check(False, f"a change under {option} went through")
+            except OSError as e:
+                same(e.strerror, os.strerror(30), "the error of a change")
+        library.umount()
+    same(stored_bytes(library), before, "bytes in the library after reading only")
+
+
+def test_refusals(library):
+    """Each error has its exit code."""
+    wrong, other, elsewhere = library.base / "wrong", library.base / "other", library.base / "elsewhere"
+    wrong.write_text("not the password\n")
+    other.mkdir()
+    elsewhere.mkdir()
+    right = ["--password-file", library.password_file]
+    library.hushfs("init", *right, library.dir, ok=(8,))
+    library.hushfs("mount", *right, library.dir, elsewhere, ok=(6,), timeout=30)
+    library.umount()
+    (other / "a file").write_bytes(b"not a library")
+    library.hushfs("init", *right, other, ok=(8,))
+    library.hushfs("mount", *right, other, elsewhere, ok=(4,))
+    library.hushfs("mount", "--password-file", wrong, library.dir, elsewhere, ok=(3,))
+    library.hushfs("mount", "--no-such-option", library.dir, elsewhere, ok=(2,))
+    library.hushfs("umount", elsewhere, ok=(1, 2, 7))
+    same(mounts(elsewhere), [], "mounts")
+
+
+def test_second_reader(library):
+    """Read-only mounts are not refused beside the one that writes."""
+    (library.mnt / "file").write_bytes(DATA)
+    library.umount()
+    library.mount()
+    second = Library(library.base / "second")
+    second.dir, second.env = library.dir, library.env
+    try:
+        second.mount("--read-only")
+        same((second.mnt / "file").read_bytes(), DATA, "content through the second mount")
+        second.umount()
+    finally:
+        second.close()
+
+
+def test_mount_time(library):
+    library.umount()
+    started = time.monotonic()
+    library.mount()
+    check(time.monotonic() - started < 2, "mounting an empty library takes 2 s and more")
+
+
+if __name__ == "__main__":
+    main()
