@@ -1,5 +1,10 @@
 //! The program as people and scripts run it. Nothing is mounted here.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy.toml allows it in tests, and means functions marked so"
+)]
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};

@@ -380,6 +380,8 @@ mod tests {
             assert!(key.open(b"", &sealed, &mut plain));
             assert_eq!(plain, pieces.concat());
             assert!(key.seal_into(b"", pieces, &mut sealed[1..]).is_err());
+            sealed.push(0);
+            assert!(key.seal_into(b"", pieces, &mut sealed).is_err());
         }
     }
 
