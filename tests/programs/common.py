@@ -143,12 +143,16 @@ class Library:
         self.process.wait(30)
         self.process = None
 
-    def close(self):
-        """Leaves no mount and no process, whatever state they are in."""
+    def clear(self):
+        """Takes away what is mounted, dead or alive."""
         while mounts(self.mnt):
             lazily = ["umount", "-l", self.mnt] if os.geteuid() == 0 else ["fusermount3", "-uz", self.mnt]
             if subprocess.run(lazily, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode != 0:
                 break
+
+    def close(self):
+        """Leaves no mount and no process, whatever state they are in."""
+        self.clear()
         if self.process is not None:
             try:
                 self.process.wait(10)
@@ -165,8 +169,8 @@ def drop_caches():
 
 
 def stored_bytes(library):
-    """How much the directory of the library holds, as a sync tool would count it."""
-    return sum(p.stat().st_size for p in library.dir.rglob("*") if p.is_file())
+    """How much the directory of the library holds for a sync tool, which leaves `new/` out: so unmount or remount first."""
+    return sum(p.stat().st_size for p in library.dir.rglob("*") if p.is_file() and p.parent.parent != library.dir / "new")
 
 
 def content(seed, length):
@@ -269,7 +273,8 @@ def same_tree(got, expected, what):
 
 def workplace(name):
     parent = Path(os.environ.get("HUSHFS_TEST_WORK") or "/var/tmp")
-    path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
+    # Short: the names of sockets below it have to fit into 108 bytes.
+    path = Path(tempfile.mkdtemp(prefix=f"{name[:3]}-", dir=parent))
     path.chmod(0o755)  # other users are part of several cases
     return path
 

@@ -60,6 +60,7 @@ def killed(library, mode, synchronous):
         time.sleep(seconds)
         library.kill()
         out, _ = w.communicate(timeout=60)
+        library.clear()
         told = int(out.split()[-1]) if out.split() else 0
         library.mount()
         found = rows(path, name)
@@ -78,6 +79,7 @@ def test_wal_killed_without_fsync(library):
     w = writer(path, "wal", "normal", "x", 2000)
     w.communicate(timeout=120)  # it has ended, so it has closed the file
     library.kill()
+    library.clear()
     library.mount()
     same(rows(path, "x"), list(range(2000)), "rows after kill -9")
 
