@@ -35,7 +35,7 @@ impl Tree {
             mark(inode.created);
             mark(inode.version);
             if let Some(x) = &inode.extra {
-                [x.perm_at, x.owner_at, x.atime_at]
+                [x.perm_at, x.owner_at, x.atime.map(|(_, at)| at)]
                     .into_iter()
                     .flatten()
                     .for_each(&mut mark);
@@ -89,7 +89,7 @@ impl Tree {
                     if records.len() >= count {
                         return Some((records, BaseCursor::Links(slot)));
                     }
-                    let (id, inode) = (link.id(), self.inode(link.inode).id());
+                    let (id, inode) = (self.link_id(LinkIx(slot)), self.inode(link.inode).id());
                     let parent = self.inode(link.parent).id();
                     let place = LinkAt {
                         link: id,
@@ -167,9 +167,9 @@ impl Tree {
             created: stamp(inode.created)?,
             perm_at: own(extra.and_then(|x| x.perm_at))?,
             owner_at: own(extra.and_then(|x| x.owner_at))?,
-            atime_at: own(extra.and_then(|x| x.atime_at))?,
+            atime_at: own(extra.and_then(|x| x.atime).map(|(_, at)| at))?,
             version: stamp(inode.version)?,
-            atime: inode.atime.into(),
+            atime: inode.atime().into(),
             mtime: inode.mtime.into(),
             ctime: inode.ctime.into(),
             btime: inode.btime.into(),
