@@ -5,9 +5,10 @@
 //! a loop somewhat longer than itself.)
 
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use lru::LruCache;
+use parking_lot::{Mutex, MutexGuard};
 
 /// What a block costs besides its bytes: the list's node, the table's slot, reference counts, the allocator's share.
 const BOOKKEEPING: usize = 100;
@@ -111,7 +112,9 @@ impl Shard {
         self.protected.put(key, Arc::clone(&plain));
         // A quarter stays for probation: with less, a block is gone before it is asked for again.
         while self.protected_bytes > self.bytes_max / 4 * 3 {
-            let Some((key, demoted)) = self.protected.pop_lru() else { break };
+            let Some((key, demoted)) = self.protected.pop_lru() else {
+                break;
+            };
             self.protected_bytes -= weight(&demoted);
             self.probation_bytes += weight(&demoted);
             self.probation.put(key, demoted);
@@ -121,7 +124,10 @@ impl Shard {
 
     fn insert(&mut self, key: BlockKey, plain: Arc<[u8]>) {
         // Blocks never change, so one that is here already is the same.
-        if weight(&plain) > self.bytes_max || self.protected.contains(&key) || self.probation.contains(&key) {
+        if weight(&plain) > self.bytes_max
+            || self.protected.contains(&key)
+            || self.probation.contains(&key)
+        {
             return;
         }
         while self.probation_bytes + self.protected_bytes + weight(&plain) > self.bytes_max {
@@ -145,7 +151,11 @@ impl BlockCache {
             0 => 0,
             _ => 1 << (bytes_max / SHARD_BYTES_MIN).clamp(1, SHARDS_MAX).ilog2(),
         };
-        Self { shards: (0..shards).map(|_| Mutex::new(Shard::new(bytes_max / shards))).collect() }
+        Self {
+            shards: (0..shards)
+                .map(|_| Mutex::new(Shard::new(bytes_max / shards)))
+                .collect(),
+        }
     }
 
     fn shard(&self, key: BlockKey) -> Option<MutexGuard<'_, Shard>> {
@@ -154,8 +164,7 @@ impl BlockCache {
         hasher.write_u32(key.pack);
         hasher.write_u32(key.cipher_offset);
         let number = (hasher.0 >> 40) as usize & self.shards.len().checked_sub(1)?;
-        // A panic under the lock leaves the counts of bytes too high at worst.
-        Some(self.shards[number].lock().unwrap_or_else(PoisonError::into_inner))
+        Some(self.shards[number].lock())
     }
 
     /// The block, if it is here.
@@ -165,7 +174,8 @@ impl BlockCache {
 
     /// Whether the block is here. Not a look-up: counts and order stay.
     pub fn contains(&self, key: BlockKey) -> bool {
-        self.shard(key).is_some_and(|s| s.protected.contains(&key) || s.probation.contains(&key))
+        self.shard(key)
+            .is_some_and(|s| s.protected.contains(&key) || s.probation.contains(&key))
     }
 
     /// Adds a block, whose bytes are the same every time.
@@ -179,7 +189,7 @@ impl BlockCache {
     pub fn stats(&self) -> CacheStats {
         let mut stats = CacheStats::default();
         for shard in &self.shards {
-            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let shard = shard.lock();
             stats.hits += shard.hits;
             stats.misses += shard.misses;
             stats.blocks += (shard.probation.len() + shard.protected.len()) as u64;
@@ -196,7 +206,10 @@ mod tests {
     use super::*;
 
     fn key(n: u32) -> BlockKey {
-        BlockKey { pack: n / 4000, cipher_offset: 48 + n % 4000 * 16412 }
+        BlockKey {
+            pack: n / 4000,
+            cipher_offset: 48 + n % 4000 * 16412,
+        }
     }
 
     fn block(len: usize) -> Arc<[u8]> {
@@ -226,7 +239,15 @@ mod tests {
         assert!(cache.get(key(1)).is_none());
         cache.insert(key(1), Arc::from(&b"one"[..]));
         assert_eq!(cache.get(key(1)).as_deref(), Some(&b"one"[..]));
-        assert_eq!(cache.stats(), CacheStats { hits: 1, misses: 1, blocks: 1, bytes: 103 });
+        assert_eq!(
+            cache.stats(),
+            CacheStats {
+                hits: 1,
+                misses: 1,
+                blocks: 1,
+                bytes: 103
+            }
+        );
     }
 
     #[test]
@@ -290,6 +311,21 @@ mod tests {
         assert!(ratio > 0.5, "{ratio}");
     }
 
+    #[test]
+    fn what_is_read_now_gets_in_beside_what_was_read_before() {
+        const CAPACITY: u32 = 1000;
+        let plain = block(1024);
+        let cache = BlockCache::new(CAPACITY as usize * weight(&plain));
+        for n in (0..CAPACITY).chain(0..CAPACITY).chain(0..CAPACITY) {
+            read(&cache, n, &plain);
+        }
+        let mut hits = 0;
+        for n in (0..CAPACITY / 5).chain(0..CAPACITY / 5) {
+            hits += u32::from(read(&cache, 10 * CAPACITY + n, &plain));
+        }
+        assert_eq!(hits, CAPACITY / 5, "the second time, all");
+    }
+
     proptest! {
         #[test]
         fn the_bound_holds_after_every_step(
@@ -304,7 +340,7 @@ mod tests {
                     cache.get(key(n));
                 }
                 let held: usize = cache.shards.iter().map(|shard| {
-                    let shard = shard.lock().unwrap();
+                    let shard = shard.lock();
                     shard.probation.iter().chain(shard.protected.iter()).map(|(_, plain)| weight(plain)).sum::<usize>()
                 }).sum();
                 prop_assert!(held <= bytes_max);

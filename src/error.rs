@@ -125,7 +125,11 @@ pub enum ExitStatus {
 impl Error {
     /// An error about `subject`: a path, an object, a name.
     pub fn new(kind: Kind, subject: impl fmt::Display) -> Self {
-        Self { kind, subject: Some(subject.to_string().into()), hint: None }
+        Self {
+            kind,
+            subject: Some(subject.to_string().into()),
+            hint: None,
+        }
     }
 
     /// An I/O error at `path`.
@@ -153,7 +157,8 @@ impl Error {
     /// Says what this was about, where that is not said yet.
     #[must_use]
     pub fn about(mut self, subject: impl fmt::Display) -> Self {
-        self.subject.get_or_insert_with(|| subject.to_string().into());
+        self.subject
+            .get_or_insert_with(|| subject.to_string().into());
         self
     }
 
@@ -232,7 +237,11 @@ impl Error {
 
 impl From<Kind> for Error {
     fn from(kind: Kind) -> Self {
-        Self { kind, subject: None, hint: None }
+        Self {
+            kind,
+            subject: None,
+            hint: None,
+        }
     }
 }
 
@@ -302,8 +311,12 @@ mod tests {
 
     #[test]
     fn a_message_says_which_file_and_what_to_do() {
-        let e = Error::damaged("data/00ff", "block at 48 does not open").hint("restore it from a copy");
-        assert_eq!(e.to_string(), "data/00ff: damaged: block at 48 does not open (restore it from a copy)");
+        let e =
+            Error::damaged("data/00ff", "block at 48 does not open").hint("restore it from a copy");
+        assert_eq!(
+            e.to_string(),
+            "data/00ff: damaged: block at 48 does not open (restore it from a copy)"
+        );
         assert_eq!(e.errno(), libc::EIO);
         assert_eq!(e.exit_status(), ExitStatus::Damaged);
     }
@@ -314,6 +327,9 @@ mod tests {
         let denied = Error::io(io::Error::from_raw_os_error(libc::EACCES), "/x");
         assert_eq!((full.errno(), denied.errno()), (libc::ENOSPC, libc::EIO));
         // No OS code at all must not turn into success or something a program acts on.
-        assert_eq!(Error::io(io::Error::from(io::ErrorKind::NotFound), "/x").errno(), libc::EIO);
+        assert_eq!(
+            Error::io(io::Error::from(io::ErrorKind::NotFound), "/x").errno(),
+            libc::EIO
+        );
     }
 }

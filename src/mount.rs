@@ -19,6 +19,7 @@ mod point;
 mod session;
 
 pub use attach::Options;
+pub use point::check;
 pub use session::serve;
 
 /// How many files may be open at once, where the system lets us: each open pack is one.
@@ -71,7 +72,10 @@ pub fn run(plan: Plan) -> Result<()> {
                 drop(plan);
                 return child.wait();
             }
-            background::Side::Child(ready) => Some(ready),
+            background::Side::Child(ready) => {
+                plan.master.lock();
+                Some(ready)
+            }
         }
     };
     let options = Options {
@@ -90,7 +94,11 @@ pub fn run(plan: Plan) -> Result<()> {
 }
 
 fn open(plan: Plan, library: &Path) -> Result<Arc<Vault>> {
-    let access = if plan.read_only { Access::ReadOnly } else { Access::Write(plan.device) };
+    let access = if plan.read_only {
+        Access::ReadOnly
+    } else {
+        Access::Write(plan.device)
+    };
     let store = DirStore::open(library, access)?;
     let options = vault::Options {
         read_only: plan.read_only,
@@ -99,7 +107,13 @@ fn open(plan: Plan, library: &Path) -> Result<Arc<Vault>> {
         uid: rustix::process::getuid().as_raw(),
         gid: rustix::process::getgid().as_raw(),
     };
-    Vault::open(Arc::new(store), plan.master, plan.device, plan.place, &options)
+    Vault::open(
+        Arc::new(store),
+        plan.master,
+        plan.device,
+        plan.place,
+        &options,
+    )
 }
 
 /// Ends the mount at `mountpoint`, and waits until all is written and the process behind it has let the library

@@ -40,7 +40,10 @@ impl Time {
     /// The system's clock.
     pub fn now() -> Self {
         let t = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-        Self { sec: t.tv_sec, nsec: t.tv_nsec as u32 }
+        Self {
+            sec: t.tv_sec,
+            nsec: t.tv_nsec as u32,
+        }
     }
 }
 
@@ -246,12 +249,22 @@ pub trait Volume: Send + Sync {
     /// Opens a directory.
     fn opendir(&self, ino: Ino) -> Result<Handle> {
         let attr = self.getattr(ino)?;
-        if attr.kind == FileKind::Directory { Ok(Handle(0)) } else { Err(Kind::NotDirectory.into()) }
+        if attr.kind == FileKind::Directory {
+            Ok(Handle(0))
+        } else {
+            Err(Kind::NotDirectory.into())
+        }
     }
     /// Closes a handle of a directory.
     fn releasedir(&self, _ino: Ino, _handle: Handle) {}
     /// Hands the entries behind `cookie` (0: from the start) to `take` until it says false; `.` and `..` come first.
-    fn readdir(&self, ino: Ino, cookie: u64, plus: bool, take: &mut dyn FnMut(Dirent<'_>) -> bool) -> Result<()>;
+    fn readdir(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        plus: bool,
+        take: &mut dyn FnMut(Dirent<'_>) -> bool,
+    ) -> Result<()>;
 
     /// What statfs(2) says.
     fn statfs(&self) -> Result<Statfs>;
@@ -270,11 +283,26 @@ pub trait Volume: Send + Sync {
         Err(Kind::ReadOnly.into())
     }
     /// Makes a file that is not a directory. `perm` is as asked for, before the umask.
-    fn mknod(&self, _parent: Ino, _name: &OsStr, _kind: FileKind, _perm: u16, _rdev: u32, _caller: Caller) -> Result<Attr> {
+    fn mknod(
+        &self,
+        _parent: Ino,
+        _name: &OsStr,
+        _kind: FileKind,
+        _perm: u16,
+        _rdev: u32,
+        _caller: Caller,
+    ) -> Result<Attr> {
         Err(Kind::ReadOnly.into())
     }
     /// Makes a regular file and opens it with the flags of open(2).
-    fn create(&self, parent: Ino, name: &OsStr, perm: u16, _flags: i32, caller: Caller) -> Result<(Attr, Handle)> {
+    fn create(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        perm: u16,
+        _flags: i32,
+        caller: Caller,
+    ) -> Result<(Attr, Handle)> {
         let attr = self.mknod(parent, name, FileKind::Regular, perm, 0, caller)?;
         // O_EXCL and O_CREAT are done with; O_TRUNC on a new file changes nothing.
         match self.open(attr.ino, libc::O_RDWR) {
@@ -290,7 +318,13 @@ pub trait Volume: Send + Sync {
         Err(Kind::ReadOnly.into())
     }
     /// Makes a symbolic link to `target`.
-    fn symlink(&self, _parent: Ino, _name: &OsStr, _target: &[u8], _caller: Caller) -> Result<Attr> {
+    fn symlink(
+        &self,
+        _parent: Ino,
+        _name: &OsStr,
+        _target: &[u8],
+        _caller: Caller,
+    ) -> Result<Attr> {
         Err(Kind::ReadOnly.into())
     }
     /// Gives `ino` another name.
@@ -306,7 +340,14 @@ pub trait Volume: Send + Sync {
         Err(Kind::ReadOnly.into())
     }
     /// Moves a name.
-    fn rename(&self, _parent: Ino, _name: &OsStr, _new_parent: Ino, _new_name: &OsStr, _mode: RenameMode) -> Result<()> {
+    fn rename(
+        &self,
+        _parent: Ino,
+        _name: &OsStr,
+        _new_parent: Ino,
+        _new_name: &OsStr,
+        _mode: RenameMode,
+    ) -> Result<()> {
         Err(Kind::ReadOnly.into())
     }
     /// Writes all of `data` at `plain_offset`.
@@ -322,11 +363,24 @@ pub trait Volume: Send + Sync {
         done(Ok(()));
     }
     /// fallocate(2).
-    fn fallocate(&self, _ino: Ino, _plain_offset: u64, _plain_len: u64, _mode: Fallocate) -> Result<()> {
+    fn fallocate(
+        &self,
+        _ino: Ino,
+        _plain_offset: u64,
+        _plain_len: u64,
+        _mode: Fallocate,
+    ) -> Result<()> {
         Err(Kind::NotSupported.into())
     }
     /// Copies a range, sharing storage where it can; answers the bytes copied, fewer only where the source ends.
-    fn copy_file_range(&self, _from: Ino, _from_offset: u64, _to: Ino, _to_offset: u64, _len: u64) -> Result<u64> {
+    fn copy_file_range(
+        &self,
+        _from: Ino,
+        _from_offset: u64,
+        _to: Ino,
+        _to_offset: u64,
+        _len: u64,
+    ) -> Result<u64> {
         Err(Kind::NotSupported.into())
     }
     /// Sets an extended attribute.

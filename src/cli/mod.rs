@@ -8,6 +8,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 use log::Level;
 
@@ -77,7 +78,8 @@ enum Command {
 pub fn main() -> ExitCode {
     harden_process();
     start_log();
-    let cli = Cli::parse_from(arguments(std::env::args_os().collect()));
+    let typed = arguments(std::env::args_os().collect());
+    let cli = Cli::try_parse_from(typed).unwrap_or_else(|e| without_values(e).exit());
     match run(&cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -108,6 +110,24 @@ fn arguments(mut typed: Vec<OsString>) -> Vec<OsString> {
         typed.insert(1, "mount".into());
     }
     typed
+}
+
+/// A value where none belongs may be a secret that somebody thought could be given here: it is not repeated, for
+/// what is printed ends in logs.
+fn without_values(mut error: clap::Error) -> clap::Error {
+    if matches!(
+        error.kind(),
+        ErrorKind::TooManyValues | ErrorKind::UnknownArgument
+    ) {
+        for kind in [ContextKind::InvalidArg, ContextKind::InvalidValue] {
+            if let Some(ContextValue::String(word)) = error.get(kind)
+                && !word.starts_with('-')
+            {
+                error.insert(kind, ContextValue::String("...".to_string()));
+            }
+        }
+    }
+    error
 }
 
 /// Warnings look like errors do; below them the module is told.

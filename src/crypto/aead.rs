@@ -1,6 +1,6 @@
 //! AES-256-GCM (NIST SP 800-38D): one message, one random nonce.
 //!
-//! Two implementations of one interface: [`aws`] for speed, [`pure`] for machines without a C compiler. Tests hold
+//! Two implementations of one interface: `aws` for speed, `pure` for machines without a C compiler. Tests hold
 //! each against the other and both against published vectors.
 
 use super::random;
@@ -380,6 +380,8 @@ mod tests {
             assert!(key.open(b"", &sealed, &mut plain));
             assert_eq!(plain, pieces.concat());
             assert!(key.seal_into(b"", pieces, &mut sealed[1..]).is_err());
+            sealed.push(0);
+            assert!(key.seal_into(b"", pieces, &mut sealed).is_err());
         }
     }
 

@@ -27,7 +27,9 @@ pub enum Magic {
 impl Magic {
     /// What a file that starts with `bytes` is.
     pub fn from_bytes(bytes: &[u8; 8]) -> Option<Self> {
-        [Magic::Slot, Magic::Segment, Magic::Pack].into_iter().find(|m| m.bytes() == bytes)
+        [Magic::Slot, Magic::Segment, Magic::Pack]
+            .into_iter()
+            .find(|m| m.bytes() == bytes)
     }
 
     /// The bytes.

@@ -234,6 +234,27 @@ mod tests {
     }
 
     #[test]
+    fn the_key_is_kept_out_of_dumps_and_swap() {
+        let master = key(1);
+        let at = master.page.as_ptr() as usize;
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        // The mapping may be one with the next: the kernel joins what is alike.
+        let mut lines = maps.lines().skip_while(|line| {
+            let (start, rest) = line.split_once('-').unwrap_or_default();
+            let end = rest.split(' ').next().unwrap_or_default();
+            let hex = |digits| usize::from_str_radix(digits, 16).ok();
+            !matches!((hex(start), hex(end)), (Some(start), Some(end)) if (start..end).contains(&at))
+        });
+        let flags = lines.find(|line| line.starts_with("VmFlags:"));
+        let flags: Vec<_> = flags.unwrap().split(' ').collect();
+        assert!(flags.contains(&"dd"), "{flags:?}");
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock);
+        if limit.current.is_none_or(|bytes| bytes >= 1 << 16) {
+            assert!(flags.contains(&"lo"), "{flags:?}");
+        }
+    }
+
+    #[test]
     fn keys_are_random_and_debug_shows_none() {
         let (one, other) = (
             MasterKey::generate().unwrap(),

@@ -3,12 +3,16 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    Errno, FileAttr, FileType, FopenFlags, Generation, INodeNo, RenameFlags, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr,
+    Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, RenameFlags, ReplyAttr,
+    ReplyData, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
     Request, TimeOrNow,
 };
 
 use crate::error::{Kind, Result};
-use crate::volume::{Attr, Caller, Fallocate, FileKind, RenameMode, SetTime, Time, XATTR_LEN_MAX, XattrMode};
+use crate::volume::{
+    Attr, Caller, Fallocate, FileKind, Handle, NAME_LEN_MAX, RenameMode, SetTime, Statfs, Time,
+    XATTR_LEN_MAX, XattrMode,
+};
 
 /// How long the kernel may keep names, their absence, and attributes.
 pub(super) const TTL: Duration = Duration::from_secs(24 * 60 * 60);
@@ -23,7 +27,8 @@ pub(super) fn system_time(time: Time) -> SystemTime {
         false => UNIX_EPOCH.checked_add(seconds),
     };
     let nanoseconds = Duration::from_nanos(time.nsec.into());
-    base.and_then(|t| t.checked_add(nanoseconds)).unwrap_or(UNIX_EPOCH)
+    base.and_then(|t| t.checked_add(nanoseconds))
+        .unwrap_or(UNIX_EPOCH)
 }
 
 pub(super) fn set_time(time: TimeOrNow) -> SetTime {
@@ -31,12 +36,18 @@ pub(super) fn set_time(time: TimeOrNow) -> SetTime {
         return SetTime::Now;
     };
     SetTime::At(match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => Time { sec: after.as_secs() as i64, nsec: after.subsec_nanos() },
+        Ok(after) => Time {
+            sec: after.as_secs() as i64,
+            nsec: after.subsec_nanos(),
+        },
         // fuser 0.18 takes the nanoseconds of a time before 1970 off instead of adding them. Doing the same
         // again gives back what the kernel sent.
         Err(before) => {
             let before = before.duration();
-            Time { sec: 0i64.wrapping_sub_unsigned(before.as_secs()), nsec: before.subsec_nanos() }
+            Time {
+                sec: 0i64.wrapping_sub_unsigned(before.as_secs()),
+                nsec: before.subsec_nanos(),
+            }
         }
     })
 }
@@ -111,7 +122,11 @@ pub(super) fn perm(mode: u32) -> u16 {
 }
 
 pub(super) fn caller(req: &Request, umask: u32) -> Caller {
-    Caller { uid: req.uid(), gid: req.gid(), umask: (umask & 0o777) as u16 }
+    Caller {
+        uid: req.uid(),
+        gid: req.gid(),
+        umask: (umask & 0o777) as u16,
+    }
 }
 
 pub(super) fn fopen_flags(flags: i32) -> FopenFlags {
@@ -155,29 +170,60 @@ pub(super) fn xattr_mode(flags: i32) -> Result<XattrMode> {
     })
 }
 
-pub(super) fn reply_empty(reply: ReplyEmpty, result: Result<(), Errno>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(e) => reply.error(e),
+/// A reply that is the result of one call.
+pub(super) trait Answer<T>: Sized {
+    fn give(self, value: T);
+    fn fail(self, errno: Errno);
+
+    fn answer(self, result: Result<T, Errno>) {
+        match result {
+            Ok(value) => self.give(value),
+            Err(errno) => self.fail(errno),
+        }
     }
 }
 
-pub(super) fn reply_entry(reply: ReplyEntry, result: Result<Attr, Errno>) {
-    match result {
-        Ok(attr) => reply.entry(&TTL, &file_attr(&attr), GENERATION),
-        Err(e) => reply.error(e),
-    }
+macro_rules! answer {
+    ($reply:ty, $value:ty, |$this:ident, $given:pat_param| $give:expr) => {
+        impl Answer<$value> for $reply {
+            fn give(self, $given: $value) {
+                let $this = self;
+                $give
+            }
+            fn fail(self, errno: Errno) {
+                self.error(errno)
+            }
+        }
+    };
 }
 
-pub(super) fn reply_attr(reply: ReplyAttr, result: Result<Attr, Errno>) {
-    match result {
-        Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
-        Err(e) => reply.error(e),
-    }
-}
+answer!(ReplyEmpty, (), |reply, ()| reply.ok());
+answer!(ReplyEntry, Attr, |reply, attr| reply.entry(
+    &TTL,
+    &file_attr(&attr),
+    GENERATION
+));
+answer!(ReplyAttr, Attr, |reply, attr| reply
+    .attr(&TTL, &file_attr(&attr)));
+answer!(ReplyData, Vec<u8>, |reply, data| reply.data(&data));
+answer!(ReplyWrite, u32, |reply, count| reply.written(count));
+answer!(ReplyLseek, u64, |reply, offset| reply.offset(offset as i64));
+answer!(ReplyOpen, (Handle, FopenFlags), |reply, (handle, flags)| {
+    reply.opened(FileHandle(handle.0), flags)
+});
+answer!(ReplyStatfs, Statfs, |reply, s| reply.statfs(
+    s.blocks,
+    s.blocks_free,
+    s.blocks_available,
+    s.files,
+    s.files_free,
+    s.block_bytes,
+    NAME_LEN_MAX as u32,
+    s.block_bytes,
+));
 
 /// The protocol of getxattr(2) and listxattr(2): a size of 0 asks how much there is.
-pub(super) fn reply_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {
+pub(super) fn answer_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {
     match result {
         Ok(value) if value.len() > XATTR_LEN_MAX => reply.error(Errno::E2BIG),
         Ok(value) if size == 0 => reply.size(value.len() as u32),
@@ -195,30 +241,62 @@ mod tests {
     fn times_before_1970_survive_both_ways() {
         for time in [
             Time { sec: 0, nsec: 1 },
-            Time { sec: -1, nsec: 999_999_999 },
+            Time {
+                sec: -1,
+                nsec: 999_999_999,
+            },
             Time { sec: -2, nsec: 0 },
-            Time { sec: i64::MAX, nsec: 999_999_999 },
-            Time { sec: i64::MIN, nsec: 0 },
+            Time {
+                sec: i64::MAX,
+                nsec: 999_999_999,
+            },
+            Time {
+                sec: i64::MIN,
+                nsec: 0,
+            },
         ] {
             // As fuser's replies do it.
             let (sec, nsec) = match system_time(time).duration_since(UNIX_EPOCH) {
                 Ok(d) => (d.as_secs() as i64, d.subsec_nanos()),
-                Err(e) if e.duration().subsec_nanos() == 0 => (0i64.wrapping_sub_unsigned(e.duration().as_secs()), 0),
-                Err(e) => (-(e.duration().as_secs() as i64) - 1, 1_000_000_000 - e.duration().subsec_nanos()),
+                Err(e) if e.duration().subsec_nanos() == 0 => {
+                    (0i64.wrapping_sub_unsigned(e.duration().as_secs()), 0)
+                }
+                Err(e) => (
+                    -(e.duration().as_secs() as i64) - 1,
+                    1_000_000_000 - e.duration().subsec_nanos(),
+                ),
             };
             assert_eq!(Time { sec, nsec }, time);
         }
         // As fuser's requests do it: -1.25 s comes as (-2, 750 ms) and is made into 2.75 s before 1970.
-        let SetTime::At(time) = set_time(TimeOrNow::SpecificTime(UNIX_EPOCH - Duration::new(2, 750_000_000))) else {
+        let SetTime::At(time) = set_time(TimeOrNow::SpecificTime(
+            UNIX_EPOCH - Duration::new(2, 750_000_000),
+        )) else {
             panic!("a time is a time");
         };
-        assert_eq!(time, Time { sec: -2, nsec: 750_000_000 });
+        assert_eq!(
+            time,
+            Time {
+                sec: -2,
+                nsec: 750_000_000
+            }
+        );
     }
 
     #[test]
     fn flags_that_are_not_known_are_refused() {
-        assert!(matches!(fallocate_mode(libc::FALLOC_FL_COLLAPSE_RANGE).unwrap_err().kind(), Kind::NotSupported));
-        assert!(matches!(fallocate_mode(libc::FALLOC_FL_PUNCH_HOLE).unwrap_err().kind(), Kind::NotSupported));
+        assert!(matches!(
+            fallocate_mode(libc::FALLOC_FL_COLLAPSE_RANGE)
+                .unwrap_err()
+                .kind(),
+            Kind::NotSupported
+        ));
+        assert!(matches!(
+            fallocate_mode(libc::FALLOC_FL_PUNCH_HOLE)
+                .unwrap_err()
+                .kind(),
+            Kind::NotSupported
+        ));
         assert_eq!(fallocate_mode(3).unwrap(), Fallocate::PunchHole);
         assert!(rename_mode(RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_EXCHANGE).is_err());
         assert!(rename_mode(RenameFlags::RENAME_WHITEOUT).is_err());

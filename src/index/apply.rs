@@ -46,7 +46,13 @@ impl Tree {
         Ok(())
     }
 
-    fn apply(&mut self, at: Stamp, wall: Time, record: &Record, moving: &[LinkIx]) -> Result<(), Refusal> {
+    fn apply(
+        &mut self,
+        at: Stamp,
+        wall: Time,
+        record: &Record,
+        moving: &[LinkIx],
+    ) -> Result<(), Refusal> {
         match record {
             Record::Inode(new) => self.create(at, wall, new),
             Record::Link(link) => self.place(at, wall, link, moving),
@@ -69,7 +75,9 @@ impl Tree {
                 }
                 Ok(())
             }
-            Record::BaseInode(_) | Record::BaseLink(_) => Err("a record of a base in a frame that is not one's"),
+            Record::BaseInode(_) | Record::BaseLink(_) => {
+                Err("a record of a base in a frame that is not one's")
+            }
         }
     }
 
@@ -105,7 +113,12 @@ impl Tree {
         let low = inode.id[1];
         let taken = self.find(crate::volume::Ino(low)).is_some();
         let ix = InodeIx(self.inodes.insert(inode));
-        let Self { by_id, inodes, hash, .. } = self;
+        let Self {
+            by_id,
+            inodes,
+            hash,
+            ..
+        } = self;
         use std::hash::BuildHasher;
         by_id.insert_unique(hash.hash_one(low), ix, |ix| {
             hash.hash_one(inodes.get(ix.0).expect("the table holds slots in use").id[1])
@@ -128,10 +141,20 @@ impl Tree {
         self.is_later(stamp, self.link(link).at).then_some(link)
     }
 
-    fn place(&mut self, at: Stamp, wall: Time, to: &LinkAt, moving: &[LinkIx]) -> Result<(), Refusal> {
+    fn place(
+        &mut self,
+        at: Stamp,
+        wall: Time,
+        to: &LinkAt,
+        moving: &[LinkIx],
+    ) -> Result<(), Refusal> {
         check_name(&to.name)?;
-        let Some(inode) = self.find_id(to.inode.unwrap_or(to.link)) else { return Ok(()) };
-        let Some(parent) = self.find_id(to.parent) else { return Ok(()) };
+        let Some(inode) = self.find_id(to.inode.unwrap_or(to.link)) else {
+            return Ok(());
+        };
+        let Some(parent) = self.find_id(to.parent) else {
+            return Ok(());
+        };
         if self.inode(parent).kind != FileKind::Directory {
             return Err("a link below something that is not a directory");
         }
@@ -155,7 +178,13 @@ impl Tree {
                 (l.parent, l.name, l.at) = (parent, to.name.as_slice().into(), at);
                 link
             }
-            None => self.insert_link(Link { id: halves(to.link), inode, parent, name: to.name.as_slice().into(), at }),
+            None => self.insert_link(Link {
+                id: halves(to.link),
+                inode,
+                parent,
+                name: to.name.as_slice().into(),
+                at,
+            }),
         };
         self.attach(link, at, wall);
         Ok(())
@@ -184,9 +213,18 @@ impl Tree {
     /// Puts a link into its directory.
     pub(super) fn attach(&mut self, ix: LinkIx, at: Stamp, wall: Time) {
         let link = self.link(ix);
-        let (parent, inode, mut cookie) = (link.parent, link.inode, (link.id[1] & (u64::MAX >> 1)).max(COOKIE_MIN));
+        let (parent, inode, mut cookie) = (
+            link.parent,
+            link.inode,
+            (link.id[1] & (u64::MAX >> 1)).max(COOKIE_MIN),
+        );
         let hash = self.name_hash(parent, &link.name);
-        let Self { by_name, links, hash: build, .. } = self;
+        let Self {
+            by_name,
+            links,
+            hash: build,
+            ..
+        } = self;
         use std::hash::BuildHasher;
         by_name.insert_unique(hash, ix, |ix| {
             let link = links.get(ix.0).expect("the table holds slots in use");
@@ -209,7 +247,11 @@ impl Tree {
     /// Takes a link out of its directory; the link stays.
     fn detach(&mut self, ix: LinkIx, at: Stamp, wall: Time) {
         let link = self.link(ix);
-        let (parent, inode, cookie) = (link.parent, link.inode, (link.id[1] & (u64::MAX >> 1)).max(COOKIE_MIN));
+        let (parent, inode, cookie) = (
+            link.parent,
+            link.inode,
+            (link.id[1] & (u64::MAX >> 1)).max(COOKIE_MIN),
+        );
         let hash = self.name_hash(parent, &link.name);
         if let Ok(entry) = self.by_name.find_entry(hash, |other| *other == ix) {
             entry.remove();
@@ -218,7 +260,10 @@ impl Tree {
         let dir = self.inode_mut(parent);
         dir.count = dir.count.saturating_sub(u32::from(is_dir));
         if let Body::Entries(entries) = &mut dir.body {
-            let place = entries.range(cookie..).find(|(_, other)| **other == ix).map(|(c, _)| *c);
+            let place = entries
+                .range(cookie..)
+                .find(|(_, other)| **other == ix)
+                .map(|(c, _)| *c);
             place.and_then(|c| entries.remove(&c));
         }
         self.touch(parent, at, wall);
@@ -234,8 +279,12 @@ impl Tree {
     }
 
     fn unlink(&mut self, at: Stamp, wall: Time, gone: &Unlink) {
-        let Some(inode) = self.find_id(gone.inode.unwrap_or(gone.link)) else { return };
-        let Some(ix) = self.find_link(inode, gone.link) else { return };
+        let Some(inode) = self.find_id(gone.inode.unwrap_or(gone.link)) else {
+            return;
+        };
+        let Some(ix) = self.find_link(inode, gone.link) else {
+            return;
+        };
         if !self.is_later(at, self.link(ix).at) {
             return;
         }
@@ -263,22 +312,35 @@ impl Tree {
             return;
         }
         let low = inode.id[1];
-        let Some(inode) = self.inodes.remove(ix.0) else { return };
+        let Some(inode) = self.inodes.remove(ix.0) else {
+            return;
+        };
         for e in inode.extents().as_slice() {
             let pack = &mut self.packs[e.pack as usize];
             pack.live_plain_bytes = pack.live_plain_bytes.saturating_sub(u64::from(e.plain_len));
         }
         use std::hash::BuildHasher;
-        if let Ok(entry) = self.by_id.find_entry(self.hash.hash_one(low), |other| *other == ix) {
+        if let Ok(entry) = self
+            .by_id
+            .find_entry(self.hash.hash_one(low), |other| *other == ix)
+        {
             entry.remove();
         }
         self.renumbered.retain(|_, other| *other != ix);
     }
 
     fn change_attr(&mut self, at: Stamp, wall: Time, change: &AttrChange) {
-        let Some(ix) = self.find_id(change.inode) else { return };
+        let Some(ix) = self.find_id(change.inode) else {
+            return;
+        };
         let inode = self.inode(ix);
-        let set_at = |own: fn(&Extra) -> Option<Stamp>| inode.extra.as_deref().and_then(own).unwrap_or(inode.created);
+        let set_at = |own: fn(&Extra) -> Option<Stamp>| {
+            inode
+                .extra
+                .as_deref()
+                .and_then(own)
+                .unwrap_or(inode.created)
+        };
         let newer = [
             self.is_later(at, set_at(|x| x.perm_at)),
             self.is_later(at, set_at(|x| x.owner_at)),
@@ -301,7 +363,9 @@ impl Tree {
     }
 
     fn change_content(&mut self, at: Stamp, wall: Time, content: &Content) -> Result<(), Refusal> {
-        let Some(ix) = self.find_id(content.inode) else { return Ok(()) };
+        let Some(ix) = self.find_id(content.inode) else {
+            return Ok(());
+        };
         if !self.is_later(at, self.inode(ix).version) {
             return Ok(());
         }
@@ -318,7 +382,9 @@ impl Tree {
     }
 
     fn relocate(&mut self, moved: &Relocate) -> Result<(), Refusal> {
-        let Some(ix) = self.find_id(moved.inode) else { return Ok(()) };
+        let Some(ix) = self.find_id(moved.inode) else {
+            return Ok(());
+        };
         if self.wire(self.inode(ix).version) != moved.version {
             return Ok(());
         }
@@ -330,7 +396,9 @@ impl Tree {
     fn splice(&mut self, ix: InodeIx, pieces: &[Piece], plain_size: Option<u64>) {
         let Self { inodes, packs, .. } = self;
         let inode = inodes.get_mut(ix.0).expect("found by the caller");
-        let Body::Extents(extents) = &mut inode.body else { return };
+        let Body::Extents(extents) = &mut inode.body else {
+            return;
+        };
         let mut moved = |pack: u32, by: i64| {
             let live = &mut packs[pack as usize].live_plain_bytes;
             *live = live.saturating_add_signed(by);
@@ -346,25 +414,47 @@ impl Tree {
     fn pieces(&mut self, packs: &[PackId], splices: &[Splice]) -> Result<Vec<Piece>, Refusal> {
         let numbers: Vec<u32> = packs.iter().map(|id| self.intern_pack(*id)).collect();
         let mut end = 0;
-        splices.iter().map(|s| {
-            if s.plain_offset < end || s.plain_len == 0 || s.plain_len > FILE_LEN_MAX - s.plain_offset.min(FILE_LEN_MAX) {
-                return Err("splices that overlap or run out of the file");
-            }
-            end = s.plain_offset + s.plain_len;
-            let extent = s.source.map(|source| extent(s, &source, &numbers)).transpose()?;
-            Ok(Piece { plain_offset: s.plain_offset, plain_len: s.plain_len, extent })
-        })
-        .collect()
+        splices
+            .iter()
+            .map(|s| {
+                if s.plain_offset < end
+                    || s.plain_len == 0
+                    || s.plain_len > FILE_LEN_MAX - s.plain_offset.min(FILE_LEN_MAX)
+                {
+                    return Err("splices that overlap or run out of the file");
+                }
+                end = s.plain_offset + s.plain_len;
+                let extent = s
+                    .source
+                    .map(|source| extent(s, &source, &numbers))
+                    .transpose()?;
+                Ok(Piece {
+                    plain_offset: s.plain_offset,
+                    plain_len: s.plain_len,
+                    extent,
+                })
+            })
+            .collect()
     }
 
     fn change_xattr(&mut self, at: Stamp, wall: Time, change: &XattrChange) -> Result<(), Refusal> {
-        let too_long = change.name.len() > NAME_LEN_MAX || change.value.as_ref().is_some_and(|v| v.len() > XATTR_LEN_MAX);
+        let too_long = change.name.len() > NAME_LEN_MAX
+            || change
+                .value
+                .as_ref()
+                .is_some_and(|v| v.len() > XATTR_LEN_MAX);
         if change.name.is_empty() || too_long {
             return Err("an extended attribute of impossible length");
         }
-        let Some(ix) = self.find_id(change.inode) else { return Ok(()) };
+        let Some(ix) = self.find_id(change.inode) else {
+            return Ok(());
+        };
         let extra = self.inode(ix).extra.as_ref();
-        let place = extra.and_then(|x| x.xattrs.iter().position(|(name, ..)| **name == *change.name));
+        let place = extra.and_then(|x| {
+            x.xattrs
+                .iter()
+                .position(|(name, ..)| **name == *change.name)
+        });
         let set_at = place.and_then(|i| extra.map(|x| x.xattrs[i].2));
         if set_at.is_some_and(|set_at| !self.is_later(at, set_at)) {
             return Ok(());
@@ -374,7 +464,9 @@ impl Tree {
         let xattrs = &mut inode.extra_mut().xattrs;
         match (&change.value, place) {
             (Some(value), Some(i)) => (xattrs[i].1, xattrs[i].2) = (value.as_slice().into(), at),
-            (Some(value), None) => xattrs.push((change.name.as_slice().into(), value.as_slice().into(), at)),
+            (Some(value), None) => {
+                xattrs.push((change.name.as_slice().into(), value.as_slice().into(), at))
+            }
             (None, Some(i)) => {
                 xattrs.remove(i);
             }
@@ -395,8 +487,14 @@ impl Tree {
     /// Applies a record of a base, whose stamps name segments by `numbers`.
     pub fn apply_base(&mut self, record: &Record, numbers: &[u32]) -> Result<(), Refusal> {
         let stamp = |s: BaseStamp| {
-            let segment = *numbers.get(s.segment as usize).ok_or("a stamp of a segment that is not in the list")?;
-            if s.counter > COUNTER_MAX { Err("counter absurdly ahead") } else { Ok(Stamp::new(s.counter, segment)) }
+            let segment = *numbers
+                .get(s.segment as usize)
+                .ok_or("a stamp of a segment that is not in the list")?;
+            if s.counter > COUNTER_MAX {
+                Err("counter absurdly ahead")
+            } else {
+                Ok(Stamp::new(s.counter, segment))
+            }
         };
         match record {
             Record::BaseInode(base) => self.apply_base_inode(base, &stamp),
@@ -404,7 +502,14 @@ impl Tree {
                 let at = stamp(base.at)?;
                 self.counter = self.counter.max(at.counter());
                 let parent = self.find_id(base.link.parent);
-                let times = parent.map(|p| (p, self.inode(p).mtime, self.inode(p).ctime, self.inode(p).version));
+                let times = parent.map(|p| {
+                    (
+                        p,
+                        self.inode(p).mtime,
+                        self.inode(p).ctime,
+                        self.inode(p).version,
+                    )
+                });
                 let inode = self.find_id(base.link.inode.unwrap_or(base.link.link));
                 let ctime = inode.map(|i| (i, self.inode(i).ctime));
                 self.place(at, Time::default(), &base.link, &[])?;
@@ -438,27 +543,40 @@ impl Tree {
         } else {
             self.create(created, base.btime, &base.inode)?;
         }
-        let Some(ix) = self.find_id(base.inode.id) else { return Ok(()) };
+        let Some(ix) = self.find_id(base.inode.id) else {
+            return Ok(());
+        };
         let pieces = self.pieces(&base.packs, &base.splices)?;
         if base.plain_size > FILE_LEN_MAX {
             return Err("a file longer than files can be");
         }
-        self.splice(ix, &pieces, (base.inode.kind == FileKind::Regular).then_some(base.plain_size));
+        self.splice(
+            ix,
+            &pieces,
+            (base.inode.kind == FileKind::Regular).then_some(base.plain_size),
+        );
         let inode = self.inode_mut(ix);
-        (inode.perm, inode.uid, inode.gid) = (base.inode.perm & 0o7777, base.inode.uid, base.inode.gid);
+        (inode.perm, inode.uid, inode.gid) =
+            (base.inode.perm & 0o7777, base.inode.uid, base.inode.gid);
         inode.version = version;
         (inode.atime, inode.mtime) = (base.atime.into(), base.mtime.into());
         (inode.ctime, inode.btime) = (base.ctime.into(), base.btime.into());
         let mut newest = version.counter().max(created.counter());
         for (own, at) in [(0, base.perm_at), (1, base.owner_at), (2, base.atime_at)] {
-            let Some(at) = at.map(stamp).transpose()? else { continue };
+            let Some(at) = at.map(stamp).transpose()? else {
+                continue;
+            };
             let extra = inode.extra_mut();
             *[&mut extra.perm_at, &mut extra.owner_at, &mut extra.atime_at][own] = Some(at);
             newest = newest.max(at.counter());
         }
         for x in &base.xattrs {
             let at = stamp(x.at)?;
-            inode.extra_mut().xattrs.push((x.name.as_slice().into(), x.value.as_slice().into(), at));
+            inode.extra_mut().xattrs.push((
+                x.name.as_slice().into(),
+                x.value.as_slice().into(),
+                at,
+            ));
             newest = newest.max(at.counter());
         }
         self.counter = self.counter.max(newest);
@@ -467,8 +585,12 @@ impl Tree {
 
     /// Ends a replay: inodes without a name go. They were open when the last segment was written.
     pub fn drop_unlinked(&mut self) {
-        let unlinked: Vec<InodeIx> =
-            self.inodes.iter_from(0).filter(|(_, inode)| !inode.is_linked()).map(|(at, _)| InodeIx(at)).collect();
+        let unlinked: Vec<InodeIx> = self
+            .inodes
+            .iter_from(0)
+            .filter(|(_, inode)| !inode.is_linked())
+            .map(|(at, _)| InodeIx(at))
+            .collect();
         unlinked.into_iter().for_each(|ix| self.drop_if_unused(ix));
     }
 }
@@ -487,14 +609,25 @@ fn body(new: &NewInode) -> Result<Body, Refusal> {
 
 fn check_name(name: &[u8]) -> Result<(), Refusal> {
     let impossible = name.is_empty() || name.len() > NAME_LEN_MAX || name == b"." || name == b"..";
-    if impossible || name.iter().any(|c| matches!(c, b'/' | 0)) { Err("a name that cannot be") } else { Ok(()) }
+    if impossible || name.iter().any(|c| matches!(c, b'/' | 0)) {
+        Err("a name that cannot be")
+    } else {
+        Ok(())
+    }
 }
 
 fn extent(s: &Splice, source: &Source, numbers: &[u32]) -> Result<Extent, Refusal> {
-    let pack = *numbers.get(source.pack as usize).ok_or("a pack that is not in the record's list")?;
-    let run = Run { pack: PackId::default(), cipher_offset: source.cipher_offset, plain_len: source.run_len };
+    let pack = *numbers
+        .get(source.pack as usize)
+        .ok_or("a pack that is not in the record's list")?;
+    let run = Run {
+        pack: PackId::default(),
+        cipher_offset: source.cipher_offset,
+        plain_len: source.run_len,
+    };
     let fits = source.run_len <= PACK_CIPHER_LEN
-        && u64::from(source.cipher_offset) + u64::from(run.cipher_len()) <= u64::from(PACK_CIPHER_LEN);
+        && u64::from(source.cipher_offset) + u64::from(run.cipher_len())
+            <= u64::from(PACK_CIPHER_LEN);
     if !fits || u64::from(source.start) + s.plain_len > u64::from(source.run_len) {
         return Err("an extent that runs out of its run or pack");
     }

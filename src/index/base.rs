@@ -35,12 +35,18 @@ impl Tree {
             mark(inode.created);
             mark(inode.version);
             if let Some(x) = &inode.extra {
-                [x.perm_at, x.owner_at, x.atime_at].into_iter().flatten().for_each(&mut mark);
+                [x.perm_at, x.owner_at, x.atime_at]
+                    .into_iter()
+                    .flatten()
+                    .for_each(&mut mark);
                 x.xattrs.iter().for_each(|(.., at)| mark(*at));
             }
         }
         self.links.iter_from(0).for_each(|(_, link)| mark(link.at));
-        let mut table = StampTable { places: vec![None; used.len()], segments: Vec::new() };
+        let mut table = StampTable {
+            places: vec![None; used.len()],
+            segments: Vec::new(),
+        };
         for (number, _) in used.iter().enumerate().filter(|(_, used)| **used) {
             table.places[number] = Some(table.segments.len() as u32);
             table.segments.push(self.segments[number]);
@@ -50,10 +56,18 @@ impl Tree {
 
     /// The next records of a base, about `count` of them; `None` where a stamp is not in the table (the segment that
     /// it names was begun after the table was made), and the base has to be given up.
-    pub fn base_records(&self, at: BaseCursor, count: usize, table: &StampTable) -> Option<(Vec<Record>, BaseCursor)> {
+    pub fn base_records(
+        &self,
+        at: BaseCursor,
+        count: usize,
+        table: &StampTable,
+    ) -> Option<(Vec<Record>, BaseCursor)> {
         let stamp = |s: Stamp| {
             let segment = table.places.get(s.segment as usize).copied().flatten()?;
-            Some(BaseStamp { counter: s.counter(), segment })
+            Some(BaseStamp {
+                counter: s.counter(),
+                segment,
+            })
         };
         let mut records = Vec::with_capacity(count);
         let mut weight = 0;
@@ -77,8 +91,16 @@ impl Tree {
                     }
                     let (id, inode) = (link.id(), self.inode(link.inode).id());
                     let parent = self.inode(link.parent).id();
-                    let place = LinkAt { link: id, inode: (id != inode).then_some(inode), parent, name: link.name.to_vec() };
-                    records.push(Record::BaseLink(BaseLink { link: place, at: stamp(link.at)? }));
+                    let place = LinkAt {
+                        link: id,
+                        inode: (id != inode).then_some(inode),
+                        parent,
+                        name: link.name.to_vec(),
+                    };
+                    records.push(Record::BaseLink(BaseLink {
+                        link: place,
+                        at: stamp(link.at)?,
+                    }));
                 }
                 Some((records, BaseCursor::Packs(0)))
             }
@@ -88,18 +110,36 @@ impl Tree {
                 for pack in packs.clone().filter(|p| p.condemned) {
                     records.push(Record::Condemn(vec![pack.id]));
                 }
-                let lens = packs.clone().filter(|p| p.live_plain_bytes > 0 && !p.condemned);
+                let lens = packs
+                    .clone()
+                    .filter(|p| p.live_plain_bytes > 0 && !p.condemned);
                 records.extend(lens.filter_map(|p| {
-                    p.cipher_len.map(|cipher_len| Record::Pack(PackLen { pack: p.id, cipher_len }))
+                    p.cipher_len.map(|cipher_len| {
+                        Record::Pack(PackLen {
+                            pack: p.id,
+                            cipher_len,
+                        })
+                    })
                 }));
                 let next = from + packs.len() as u32;
-                Some((records, if next as usize >= self.packs.len() { BaseCursor::End } else { BaseCursor::Packs(next) }))
+                Some((
+                    records,
+                    if next as usize >= self.packs.len() {
+                        BaseCursor::End
+                    } else {
+                        BaseCursor::Packs(next)
+                    },
+                ))
             }
             BaseCursor::End => Some((records, BaseCursor::End)),
         }
     }
 
-    fn base_inode(&self, inode: &Inode, stamp: &impl Fn(Stamp) -> Option<BaseStamp>) -> Option<BaseInode> {
+    fn base_inode(
+        &self,
+        inode: &Inode,
+        stamp: &impl Fn(Stamp) -> Option<BaseStamp>,
+    ) -> Option<BaseInode> {
         let extra = inode.extra.as_deref();
         let own = |at: Option<Stamp>| match at {
             Some(at) => stamp(at).map(Some),
@@ -108,7 +148,11 @@ impl Tree {
         let splices = self.splices(inode.extents());
         let mut xattrs = Vec::new();
         for (name, value, at) in extra.iter().flat_map(|x| &x.xattrs) {
-            xattrs.push(BaseXattr { name: name.to_vec(), value: value.to_vec(), at: stamp(*at)? });
+            xattrs.push(BaseXattr {
+                name: name.to_vec(),
+                value: value.to_vec(),
+                at: stamp(*at)?,
+            });
         }
         Some(BaseInode {
             inode: NewInode {
@@ -140,7 +184,11 @@ impl Tree {
     pub fn splices(&self, extents: &Extents) -> Splices {
         let mut splices = Splices::default();
         for e in extents.as_slice() {
-            let run = Run { pack: self.packs[e.pack as usize].id, cipher_offset: e.cipher_offset, plain_len: e.run_len };
+            let run = Run {
+                pack: self.packs[e.pack as usize].id,
+                cipher_offset: e.cipher_offset,
+                plain_len: e.run_len,
+            };
             splices.data(e.plain_offset, u64::from(e.plain_len), run, e.start);
         }
         splices

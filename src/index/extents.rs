@@ -30,7 +30,12 @@ impl Extent {
         let skip = from.saturating_sub(self.plain_offset) as u32;
         let end = to.min(self.plain_end());
         let plain_offset = self.plain_offset + u64::from(skip);
-        Self { plain_offset, plain_len: (end - plain_offset) as u32, start: self.start + skip, ..*self }
+        Self {
+            plain_offset,
+            plain_len: (end - plain_offset) as u32,
+            start: self.start + skip,
+            ..*self
+        }
     }
 
     /// Takes `next` in, where the two are one piece of one run.
@@ -38,7 +43,8 @@ impl Extent {
         if self.pack != next.pack || self.plain_end() != next.plain_offset {
             return false;
         }
-        let same_run = self.cipher_offset == next.cipher_offset && self.start + self.plain_len == next.start;
+        let same_run =
+            self.cipher_offset == next.cipher_offset && self.start + self.plain_len == next.start;
         if same_run {
             // One of the two may have been sealed onto later: the longer run has the same blocks.
             self.run_len = self.run_len.max(next.run_len);
@@ -46,7 +52,11 @@ impl Extent {
             return true;
         }
         // A run of whole blocks goes on in the run that was sealed right behind it.
-        let behind = Run { pack: Default::default(), cipher_offset: self.cipher_offset, plain_len: self.run_len };
+        let behind = Run {
+            pack: Default::default(),
+            cipher_offset: self.cipher_offset,
+            plain_len: self.run_len,
+        };
         let joined = next.start == 0
             && self.start + self.plain_len == self.run_len
             && self.run_len.is_multiple_of(BLOCK_PLAIN_LEN)
@@ -86,7 +96,10 @@ pub struct Extents {
 
 impl Extents {
     /// No bytes at all.
-    pub const EMPTY: Self = Self { list: Vec::new(), plain_bytes: 0 };
+    pub const EMPTY: Self = Self {
+        list: Vec::new(),
+        plain_bytes: 0,
+    };
 
     /// All of them.
     pub fn as_slice(&self) -> &[Extent] {
@@ -103,9 +116,13 @@ impl Extents {
     /// Puts `pieces` (ascending, disjoint) in place of what is there. `moved` hears, for each extent that goes or
     /// comes, its pack and its length, negative where it goes.
     pub fn splice(&mut self, pieces: &[Piece], moved: &mut impl FnMut(u32, i64)) {
-        let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { return };
+        let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
+            return;
+        };
         // The extent before the first piece is taken along: the piece may continue it.
-        let lo = self.list.partition_point(|e| e.plain_end() < first.plain_offset);
+        let lo = self
+            .list
+            .partition_point(|e| e.plain_end() < first.plain_offset);
         let hi = lo + self.list[lo..].partition_point(|e| e.plain_offset < last.plain_end());
         let merged = merge(&self.list[lo..hi], pieces);
         for e in &self.list[lo..hi] {
@@ -167,7 +184,11 @@ fn merge(old: &[Extent], pieces: &[Piece]) -> Vec<Extent> {
     for piece in pieces {
         while let Some(e) = current.filter(|e| e.plain_offset < piece.plain_offset) {
             push(e.clip(0, piece.plain_offset.min(e.plain_end())));
-            current = if e.plain_end() > piece.plain_offset { Some(e) } else { olds.next() };
+            current = if e.plain_end() > piece.plain_offset {
+                Some(e)
+            } else {
+                olds.next()
+            };
             if current == Some(e) {
                 break;
             }
@@ -195,7 +216,14 @@ mod tests {
     const SPACE: usize = 96;
 
     fn extent(plain_offset: u64, plain_len: u32, pack: u32, start: u32) -> Extent {
-        Extent { plain_offset, plain_len, pack, cipher_offset: 48, run_len: 1000, start }
+        Extent {
+            plain_offset,
+            plain_len,
+            pack,
+            cipher_offset: 48,
+            run_len: 1000,
+            start,
+        }
     }
 
     /// What every byte shows: (pack, place in the run), or nothing.
@@ -275,10 +303,26 @@ mod tests {
         for i in 0..4u64 {
             let run_len = 4 * BLOCK_PLAIN_LEN;
             let plain_offset = i * u64::from(run_len);
-            let e = Extent { plain_offset, plain_len: run_len, pack: 0, cipher_offset, run_len, start: 0 };
-            let piece = Piece { plain_offset, plain_len: u64::from(run_len), extent: Some(e) };
+            let e = Extent {
+                plain_offset,
+                plain_len: run_len,
+                pack: 0,
+                cipher_offset,
+                run_len,
+                start: 0,
+            };
+            let piece = Piece {
+                plain_offset,
+                plain_len: u64::from(run_len),
+                extent: Some(e),
+            };
             extents.splice(&[piece], &mut |_, _| {});
-            cipher_offset += Run { pack: Default::default(), cipher_offset, plain_len: run_len }.cipher_len();
+            cipher_offset += Run {
+                pack: Default::default(),
+                cipher_offset,
+                plain_len: run_len,
+            }
+            .cipher_len();
         }
         assert_eq!(extents.as_slice().len(), 1);
         assert_eq!(extents.as_slice()[0].run_len, 16 * BLOCK_PLAIN_LEN);

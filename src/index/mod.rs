@@ -10,5 +10,8 @@ mod tree;
 
 pub use base::{BaseCursor, StampTable};
 pub use replay::{Published, Replayed, check_rollback, replay};
-pub use segment::{ClosedSegment, Ending, Extent as SegmentExtent, SEGMENT_CIPHER_LEN, SegmentReader, SegmentWriter};
+pub use segment::{
+    ClosedSegment, Ending, Extent as SegmentExtent, SEGMENT_CIPHER_LEN, SegmentReader,
+    SegmentWriter,
+};
 pub use tree::{Inode, InodeIx, Link, LinkIx, PackInfo, ROOT_IX, Stamp, Tree};

@@ -28,7 +28,11 @@ impl Id {
 }
 
 impl<C> Encode<C> for Id {
-    fn encode<W: encode::Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
+    fn encode<W: encode::Write>(
+        &self,
+        e: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), encode::Error<W::Error>> {
         e.bytes(&self.0.to_be_bytes())?.ok()
     }
 }
@@ -40,7 +44,11 @@ impl<'b, C> Decode<'b, C> for Id {
 }
 
 impl<C> Encode<C> for ObjectId {
-    fn encode<W: encode::Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
+    fn encode<W: encode::Write>(
+        &self,
+        e: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), encode::Error<W::Error>> {
         e.bytes(&self.0)?.ok()
     }
 }
@@ -52,11 +60,17 @@ impl<'b, C> Decode<'b, C> for ObjectId {
 }
 
 fn sixteen(d: &mut Decoder<'_>) -> Result<[u8; 16], decode::Error> {
-    d.bytes()?.try_into().map_err(|_| decode::Error::message("an id is 16 bytes"))
+    d.bytes()?
+        .try_into()
+        .map_err(|_| decode::Error::message("an id is 16 bytes"))
 }
 
 impl<C> Encode<C> for Time {
-    fn encode<W: encode::Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
+    fn encode<W: encode::Write>(
+        &self,
+        e: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), encode::Error<W::Error>> {
         e.array(2)?.i64(self.sec)?.u32(self.nsec)?.ok()
     }
 }
@@ -75,7 +89,11 @@ impl<'b, C> Decode<'b, C> for Time {
 }
 
 impl<C> Encode<C> for Head {
-    fn encode<W: encode::Write>(&self, e: &mut Encoder<W>, c: &mut C) -> Result<(), encode::Error<W::Error>> {
+    fn encode<W: encode::Write>(
+        &self,
+        e: &mut Encoder<W>,
+        c: &mut C,
+    ) -> Result<(), encode::Error<W::Error>> {
         e.array(3)?;
         self.device.encode(e, c)?;
         e.u64(self.number)?.bytes(&self.sha256)?.ok()
@@ -89,13 +107,24 @@ impl<'b, C> Decode<'b, C> for Head {
         }
         let device = ObjectId::decode(d, c)?;
         let number = d.u64()?;
-        let sha256 = d.bytes()?.try_into().map_err(|_| decode::Error::message("a digest is 32 bytes"))?;
-        Ok(Self { device, number, sha256 })
+        let sha256 = d
+            .bytes()?
+            .try_into()
+            .map_err(|_| decode::Error::message("a digest is 32 bytes"))?;
+        Ok(Self {
+            device,
+            number,
+            sha256,
+        })
     }
 }
 
 impl<C> Encode<C> for FileKind {
-    fn encode<W: encode::Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
+    fn encode<W: encode::Write>(
+        &self,
+        e: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), encode::Error<W::Error>> {
         e.u8(*self as u8)?.ok()
     }
 }
@@ -426,18 +455,35 @@ impl Splices {
     /// Adds bytes `start..start + plain_len` of `run` at `plain_offset`.
     pub fn data(&mut self, plain_offset: u64, plain_len: u64, run: Run, start: u32) {
         // Few packs, and mostly the last one: a search from the end is short.
-        let pack = self.packs.iter().rposition(|p| *p == run.pack).unwrap_or_else(|| {
-            self.packs.push(run.pack);
-            self.packs.len() - 1
-        }) as u32;
-        let source = Source { pack, cipher_offset: run.cipher_offset, run_len: run.plain_len, start };
-        self.list.push(Splice { plain_offset, plain_len, source: Some(source) });
+        let pack = self
+            .packs
+            .iter()
+            .rposition(|p| *p == run.pack)
+            .unwrap_or_else(|| {
+                self.packs.push(run.pack);
+                self.packs.len() - 1
+            }) as u32;
+        let source = Source {
+            pack,
+            cipher_offset: run.cipher_offset,
+            run_len: run.plain_len,
+            start,
+        };
+        self.list.push(Splice {
+            plain_offset,
+            plain_len,
+            source: Some(source),
+        });
     }
 
     /// Adds a hole.
     pub fn hole(&mut self, plain_offset: u64, plain_len: u64) {
         if plain_len > 0 {
-            self.list.push(Splice { plain_offset, plain_len, source: None });
+            self.list.push(Splice {
+                plain_offset,
+                plain_len,
+                source: None,
+            });
         }
     }
 }
@@ -581,16 +627,36 @@ mod tests {
     #[test]
     fn a_frame_comes_back_as_it_was() {
         let pack = ObjectId([7; 16]);
-        let stamp = WireStamp { counter: 5, segment: ObjectId([9; 16]) };
+        let stamp = WireStamp {
+            counter: 5,
+            segment: ObjectId([9; 16]),
+        };
         let mut splices = Splices::default();
-        splices.data(0, 10, Run { pack, cipher_offset: 48, plain_len: 30 }, 20);
+        splices.data(
+            0,
+            10,
+            Run {
+                pack,
+                cipher_offset: 48,
+                plain_len: 30,
+            },
+            20,
+        );
         splices.hole(10, 5);
         let frame = Frame {
             counter: 6,
-            wall: Time { sec: -1, nsec: 999_999_999 },
+            wall: Time {
+                sec: -1,
+                nsec: 999_999_999,
+            },
             durable_before: true,
             records: vec![
-                Record::Link(LinkAt { link: Id(2), inode: None, parent: ROOT_ID, name: b"\xff\xfe".to_vec() }),
+                Record::Link(LinkAt {
+                    link: Id(2),
+                    inode: None,
+                    parent: ROOT_ID,
+                    name: b"\xff\xfe".to_vec(),
+                }),
                 Record::Content(Content {
                     inode: Id(2),
                     base: stamp,
@@ -599,7 +665,11 @@ mod tests {
                     packs: splices.packs,
                     splices: splices.list,
                 }),
-                Record::Xattr(XattrChange { inode: Id(2), name: b"user.a".to_vec(), value: None }),
+                Record::Xattr(XattrChange {
+                    inode: Id(2),
+                    name: b"user.a".to_vec(),
+                    value: None,
+                }),
                 Record::Condemn(vec![pack]),
             ],
         };
@@ -613,7 +683,10 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused() {
         assert!(from_cbor::<Id>(&to_cbor(&minicbor::bytes::ByteVec::from(vec![0; 15]))).is_err());
-        assert!(from_cbor::<Time>(&[0x82, 0x00, 0x1a, 0x3b, 0x9a, 0xca, 0x00]).is_err(), "a whole second of nanoseconds");
+        assert!(
+            from_cbor::<Time>(&[0x82, 0x00, 0x1a, 0x3b, 0x9a, 0xca, 0x00]).is_err(),
+            "a whole second of nanoseconds"
+        );
         assert!(from_cbor::<FileKind>(&[0x07]).is_err());
     }
 }

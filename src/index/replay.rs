@@ -70,7 +70,9 @@ pub fn replay(store: &dyn Store, master: &MasterKey, tree: Tree) -> Result<Repla
         gaps: Vec::new(),
         needs: Vec::new(),
     };
-    let (bases, segments): (Vec<Found>, Vec<Found>) = found.into_iter().partition(|f| f.opening.stamp_segments.is_some());
+    let (bases, segments): (Vec<Found>, Vec<Found>) = found
+        .into_iter()
+        .partition(|f| f.opening.stamp_segments.is_some());
     apply_bases(store, master, bases, &mut out)?;
     apply_segments(store, master, segments, &mut out)?;
     out.tree.drop_unlinked();
@@ -79,23 +81,45 @@ pub fn replay(store: &dyn Store, master: &MasterKey, tree: Tree) -> Result<Repla
 
 fn openings(store: &dyn Store, master: &MasterKey) -> Result<Vec<Found>> {
     let listed = store.list(Area::Index)?;
-    listed.into_iter().map(|(id, cipher_len)| {
-        let reader = SegmentReader::open(store.open(Area::Index, id)?, id, master, Extent::Published)?;
-        let opening = reader.opening().clone();
-        let published = Published { id, device: opening.device, number: opening.number, cipher_len };
-        Ok(Found { published, opening })
-    })
-    .collect()
+    listed
+        .into_iter()
+        .map(|(id, cipher_len)| {
+            let reader =
+                SegmentReader::open(store.open(Area::Index, id)?, id, master, Extent::Published)?;
+            let opening = reader.opening().clone();
+            let published = Published {
+                id,
+                device: opening.device,
+                number: opening.number,
+                cipher_len,
+            };
+            Ok(Found { published, opening })
+        })
+        .collect()
 }
 
 /// Whether everything that `heads` covers is in `other`.
 fn is_covered(heads: &[Head], other: &[Head]) -> bool {
-    heads.iter().all(|h| other.iter().any(|o| o.device == h.device && o.number >= h.number))
+    heads.iter().all(|h| {
+        other
+            .iter()
+            .any(|o| o.device == h.device && o.number >= h.number)
+    })
 }
 
-fn apply_bases(store: &dyn Store, master: &MasterKey, mut bases: Vec<Found>, out: &mut Replayed) -> Result<()> {
+fn apply_bases(
+    store: &dyn Store,
+    master: &MasterKey,
+    mut bases: Vec<Found>,
+    out: &mut Replayed,
+) -> Result<()> {
     // Newest first: what covers more segments comes earlier, so that only bases with something of their own stay.
-    bases.sort_by_key(|b| std::cmp::Reverse((b.opening.heads.iter().map(|h| h.number).sum::<u64>(), b.published.id)));
+    bases.sort_by_key(|b| {
+        std::cmp::Reverse((
+            b.opening.heads.iter().map(|h| h.number).sum::<u64>(),
+            b.published.id,
+        ))
+    });
     let mut used: Vec<Vec<Head>> = Vec::new();
     for base in bases {
         let heads = &base.opening.heads;
@@ -105,8 +129,14 @@ fn apply_bases(store: &dyn Store, master: &MasterKey, mut bases: Vec<Found>, out
         }
         let sha256 = apply_base(store, master, base.published.id, out)?;
         if out.base.is_none() {
-            out.base = Some(BaseRef { segment: base.published.id, sha256 });
-            (out.slots, out.removed_slots) = (base.opening.slots.clone(), base.opening.removed_slots.clone());
+            out.base = Some(BaseRef {
+                segment: base.published.id,
+                sha256,
+            });
+            (out.slots, out.removed_slots) = (
+                base.opening.slots.clone(),
+                base.opening.removed_slots.clone(),
+            );
         }
         out.base_bytes += base.published.cipher_len;
         out.bases.push(base.published);
@@ -125,18 +155,26 @@ fn raise(heads: &mut BTreeMap<DeviceId, Head>, head: Head) {
     }
 }
 
-fn apply_base(store: &dyn Store, master: &MasterKey, id: SegmentId, out: &mut Replayed) -> Result<[u8; 32]> {
+fn apply_base(
+    store: &dyn Store,
+    master: &MasterKey,
+    id: SegmentId,
+    out: &mut Replayed,
+) -> Result<[u8; 32]> {
     let reader = SegmentReader::open(store.open(Area::Index, id)?, id, master, Extent::Published)?;
     let table = reader.opening().stamp_segments.clone().unwrap_or_default();
     let numbers: Vec<u32> = table.iter().map(|s| out.tree.intern_segment(*s)).collect();
     let name = reader.name().to_owned();
     let ending = reader.frames(|frame| {
         for record in &frame.records {
-            out.tree.apply_base(record, &numbers).map_err(|why| Error::damaged(&name, why))?;
+            out.tree
+                .apply_base(record, &numbers)
+                .map_err(|why| Error::damaged(&name, why))?;
         }
         Ok(())
     })?;
-    out.needs.extend(ending.closing.into_iter().flat_map(|c| c.needs));
+    out.needs
+        .extend(ending.closing.into_iter().flat_map(|c| c.needs));
     Ok(ending.sha256)
 }
 
@@ -144,11 +182,20 @@ fn need_text(head: &Head) -> String {
     format!("segment {} of device {}", head.number, head.device)
 }
 
-fn apply_segments(store: &dyn Store, master: &MasterKey, segments: Vec<Found>, out: &mut Replayed) -> Result<()> {
+fn apply_segments(
+    store: &dyn Store,
+    master: &MasterKey,
+    segments: Vec<Found>,
+    out: &mut Replayed,
+) -> Result<()> {
     let mut queues: BTreeMap<DeviceId, Vec<Found>> = BTreeMap::new();
     for segment in segments {
         let device = segment.published.device;
-        if out.heads.get(&device).is_some_and(|h| h.number >= segment.published.number) {
+        if out
+            .heads
+            .get(&device)
+            .is_some_and(|h| h.number >= segment.published.number)
+        {
             out.covered.push(segment.published);
         } else {
             queues.entry(device).or_default().push(segment);
@@ -156,21 +203,32 @@ fn apply_segments(store: &dyn Store, master: &MasterKey, segments: Vec<Found>, o
     }
     for queue in queues.values_mut() {
         queue.sort_by_key(|s| std::cmp::Reverse(s.published.number));
-        let forked = queue.windows(2).find(|w| w[0].published.number == w[1].published.number);
+        let forked = queue
+            .windows(2)
+            .find(|w| w[0].published.number == w[1].published.number);
         if let Some(fork) = forked {
-            let what = format_args!("two segments with number {} of one device", fork[0].published.number);
-            return Err(Error::damaged(format_args!("index/{}", fork[0].published.id), what)
-                .hint("was the library copied and written in two places?"));
+            let what = format_args!(
+                "two segments with number {} of one device",
+                fork[0].published.number
+            );
+            return Err(
+                Error::damaged(format_args!("index/{}", fork[0].published.id), what)
+                    .hint("was the library copied and written in two places?"),
+            );
         }
     }
     // What a segment's writer had applied comes before it. Where that is missing, it is said, and the rest goes on.
     while !queues.is_empty() {
-        let ready = queues.iter().find(|(_, q)| q.last().is_some_and(|s| satisfied(&s.opening, &out.heads)));
+        let ready = queues
+            .iter()
+            .find(|(_, q)| q.last().is_some_and(|s| satisfied(&s.opening, &out.heads)));
         let device = match ready.or_else(|| queues.iter().next()) {
             Some((device, _)) => *device,
             None => break,
         };
-        let Some(queue) = queues.get_mut(&device) else { break };
+        let Some(queue) = queues.get_mut(&device) else {
+            break;
+        };
         let Some(next) = queue.pop() else { break };
         if queue.is_empty() {
             queues.remove(&device);
@@ -178,13 +236,22 @@ fn apply_segments(store: &dyn Store, master: &MasterKey, segments: Vec<Found>, o
         note_gaps(&next, out);
         apply_segment(store, master, &next, out)?;
     }
-    let missing = |need: &&Head| out.heads.get(&need.device).is_none_or(|have| have.number < need.number);
-    out.gaps.extend(out.needs.iter().filter(missing).map(need_text));
+    let missing = |need: &&Head| {
+        out.heads
+            .get(&need.device)
+            .is_none_or(|have| have.number < need.number)
+    };
+    out.gaps
+        .extend(out.needs.iter().filter(missing).map(need_text));
     Ok(())
 }
 
 fn satisfied(opening: &Opening, heads: &BTreeMap<DeviceId, Head>) -> bool {
-    opening.heads.iter().all(|h| heads.get(&h.device).is_some_and(|have| have.number >= h.number))
+    opening.heads.iter().all(|h| {
+        heads
+            .get(&h.device)
+            .is_some_and(|have| have.number >= h.number)
+    })
 }
 
 fn note_gaps(segment: &Found, out: &mut Replayed) {
@@ -194,12 +261,22 @@ fn note_gaps(segment: &Found, out: &mut Replayed) {
             out.gaps.push(need_text(head));
         }
         if have.is_some_and(|have| have.number == head.number && have.sha256 != head.sha256) {
-            out.gaps.push(format!("{} as it was when segment {} was written", need_text(head), segment.published.id));
+            out.gaps.push(format!(
+                "{} as it was when segment {} was written",
+                need_text(head),
+                segment.published.id
+            ));
         }
     }
-    let own = out.heads.get(&segment.published.device).map_or(0, |h| h.number);
+    let own = out
+        .heads
+        .get(&segment.published.device)
+        .map_or(0, |h| h.number);
     for number in (own + 1..segment.published.number).take(16) {
-        out.gaps.push(format!("segment {number} of device {}", segment.published.device));
+        out.gaps.push(format!(
+            "segment {number} of device {}",
+            segment.published.device
+        ));
     }
     if let Some(base) = segment.opening.newest_base {
         // A newer base may have taken its place; where none has, its segments are gone with it.
@@ -209,16 +286,39 @@ fn note_gaps(segment: &Found, out: &mut Replayed) {
     }
 }
 
-fn apply_segment(store: &dyn Store, master: &MasterKey, found: &Found, out: &mut Replayed) -> Result<()> {
-    let Published { id, device, number, .. } = found.published;
+fn apply_segment(
+    store: &dyn Store,
+    master: &MasterKey,
+    found: &Found,
+    out: &mut Replayed,
+) -> Result<()> {
+    let Published {
+        id, device, number, ..
+    } = found.published;
     let reader = SegmentReader::open(store.open(Area::Index, id)?, id, master, Extent::Published)?;
-    let segment = out.tree.intern_segment(StampSegment { segment: id, device, number });
+    let segment = out.tree.intern_segment(StampSegment {
+        segment: id,
+        device,
+        number,
+    });
     let name = reader.name().to_owned();
     let ending = reader.frames(|frame| {
-        out.tree.apply_frame(segment, &frame).map_err(|why| Error::damaged(&name, why))
+        out.tree
+            .apply_frame(segment, &frame)
+            .map_err(|why| Error::damaged(&name, why))
     })?;
-    raise(&mut out.heads, Head { device, number, sha256: ending.sha256 });
-    (out.slots, out.removed_slots) = (found.opening.slots.clone(), found.opening.removed_slots.clone());
+    raise(
+        &mut out.heads,
+        Head {
+            device,
+            number,
+            sha256: ending.sha256,
+        },
+    );
+    (out.slots, out.removed_slots) = (
+        found.opening.slots.clone(),
+        found.opening.removed_slots.clone(),
+    );
     out.uncovered.push(found.published);
     Ok(())
 }
@@ -228,7 +328,10 @@ pub fn check_rollback(remembered: &[Head], heads: &BTreeMap<DeviceId, Head>) -> 
     let gone: Vec<String> = remembered
         .iter()
         .filter(|seen| match heads.get(&seen.device) {
-            Some(have) => have.number < seen.number || (have.number == seen.number && have.sha256 != seen.sha256),
+            Some(have) => {
+                have.number < seen.number
+                    || (have.number == seen.number && have.sha256 != seen.sha256)
+            }
             None => true,
         })
         .map(need_text)
@@ -236,7 +339,10 @@ pub fn check_rollback(remembered: &[Head], heads: &BTreeMap<DeviceId, Head>) -> 
     if gone.is_empty() {
         return Ok(());
     }
-    let text = format!("the index is older than this machine has seen: {} is gone or was changed", gone.join(", "));
+    let text = format!(
+        "the index is older than this machine has seen: {} is gone or was changed",
+        gone.join(", ")
+    );
     Err(Error::from(Kind::RolledBack(text.into()))
         .hint("wait for the sync to finish, restore the index folder, or accept the older state with --accept-rollback"))
 }

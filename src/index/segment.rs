@@ -121,22 +121,34 @@ impl SegmentWriter {
 
     /// Adds the closing frame, padding and trailer.
     pub fn close(mut self, needs: Vec<crate::state::Head>) -> Result<ClosedSegment> {
-        let closing = to_cbor(&Closing { frames: self.frames, needs });
+        let closing = to_cbor(&Closing {
+            frames: self.frames,
+            needs,
+        });
         self.seal_message(Part::Closing, &closing)?;
         let true_len = self.cipher_len + self.buffer.len() as u64;
         let padded_len = padme_len(true_len + TRAILER_SEALED_LEN as u64, PADDING_FLOOR);
         let from = self.buffer.len();
-        self.buffer.resize((padded_len - self.cipher_len) as usize - TRAILER_SEALED_LEN, 0);
+        self.buffer.resize(
+            (padded_len - self.cipher_len) as usize - TRAILER_SEALED_LEN,
+            0,
+        );
         random(&mut self.buffer[from..])?;
         let mut trailer = [0; TRAILER_PLAIN_LEN];
         trailer[..8].copy_from_slice(&true_len.to_le_bytes());
         trailer[8..24].copy_from_slice(&self.device.0);
         trailer[24..].copy_from_slice(&self.number.to_le_bytes());
         let at = padded_len - TRAILER_SEALED_LEN as u64;
-        self.key.seal(&aad(Part::Trailer, at), &[&trailer], &mut self.buffer)?;
+        self.key
+            .seal(&aad(Part::Trailer, at), &[&trailer], &mut self.buffer)?;
         self.flush_buffer()?;
         let sha256 = self.digest.finalize().into();
-        Ok(ClosedSegment { id: self.id, sha256, cipher_len: self.cipher_len, file: self.file })
+        Ok(ClosedSegment {
+            id: self.id,
+            sha256,
+            cipher_len: self.cipher_len,
+            file: self.file,
+        })
     }
 
     fn write_message(&mut self, part: Part, plain: &[u8]) -> Result<()> {
@@ -156,8 +168,13 @@ impl SegmentWriter {
         }
         let at = self.cipher_len + self.buffer.len() as u64;
         let len = (plain.len() as u32).to_le_bytes();
-        self.key.seal(&aad(Part::Length, at), &[&len], &mut self.buffer)?;
-        self.key.seal(&aad(part, at + LENGTH_SEALED_LEN as u64), &[plain], &mut self.buffer)
+        self.key
+            .seal(&aad(Part::Length, at), &[&len], &mut self.buffer)?;
+        self.key.seal(
+            &aad(part, at + LENGTH_SEALED_LEN as u64),
+            &[plain],
+            &mut self.buffer,
+        )
     }
 
     fn flush_buffer(&mut self) -> Result<()> {
@@ -212,7 +229,12 @@ pub struct Ending {
 
 impl SegmentReader {
     /// Opens a segment and reads its opening.
-    pub fn open(object: Arc<dyn Object>, id: SegmentId, master: &MasterKey, extent: Extent) -> Result<Self> {
+    pub fn open(
+        object: Arc<dyn Object>,
+        id: SegmentId,
+        master: &MasterKey,
+        extent: Extent,
+    ) -> Result<Self> {
         let name = object.name();
         let mut bytes = [0; HEADER_LEN];
         object.read_at(&mut bytes, 0)?;
@@ -236,9 +258,24 @@ impl SegmentReader {
         };
         let at = HEADER_LEN as u64;
         let (buffer, buffer_at) = (Vec::new(), at);
-        let mut reader =
-            Self { object, name, id, key, extent, true_len, file_len, at, buffer, buffer_at, digest, frames: 0, opening };
-        let Some((Part::Frame, plain)) = reader.message()? else { return Err(reader.damaged("no opening frame")) };
+        let mut reader = Self {
+            object,
+            name,
+            id,
+            key,
+            extent,
+            true_len,
+            file_len,
+            at,
+            buffer,
+            buffer_at,
+            digest,
+            frames: 0,
+            opening,
+        };
+        let Some((Part::Frame, plain)) = reader.message()? else {
+            return Err(reader.damaged("no opening frame"));
+        };
         reader.opening = from_cbor(&plain).map_err(|e| reader.damaged(e))?;
         Ok(reader)
     }
@@ -290,11 +327,18 @@ impl SegmentReader {
                 self.consume(step);
             }
         }
-        Ok(Ending { closing, sha256: self.digest.finalize().into(), cipher_len: self.file_len })
+        Ok(Ending {
+            closing,
+            sha256: self.digest.finalize().into(),
+            cipher_len: self.file_len,
+        })
     }
 
     fn damaged(&self, check: impl std::fmt::Display) -> Error {
-        Error::damaged(&self.name, format_args!("{check} (frame {} at byte {})", self.frames, self.at))
+        Error::damaged(
+            &self.name,
+            format_args!("{check} (frame {} at byte {})", self.frames, self.at),
+        )
     }
 
     /// The next message; `None` where a leftover ends or is torn.
@@ -308,7 +352,11 @@ impl SegmentReader {
         }
         self.fill(LENGTH_SEALED_LEN)?;
         let mut len = [0; 4];
-        if !self.key.open(&aad(Part::Length, self.at), self.peek(0, LENGTH_SEALED_LEN), &mut len) {
+        if !self.key.open(
+            &aad(Part::Length, self.at),
+            self.peek(0, LENGTH_SEALED_LEN),
+            &mut len,
+        ) {
             return torn(self, "a frame's length does not open");
         }
         let plain_len = u32::from_le_bytes(len) as usize;
@@ -324,7 +372,11 @@ impl SegmentReader {
         let at = self.at + LENGTH_SEALED_LEN as u64;
         let mut plain = vec![0; plain_len];
         for part in [Part::Frame, Part::Closing] {
-            if self.key.open(&aad(part, at), self.peek(LENGTH_SEALED_LEN, sealed_len), &mut plain) {
+            if self.key.open(
+                &aad(part, at),
+                self.peek(LENGTH_SEALED_LEN, sealed_len),
+                &mut plain,
+            ) {
                 self.consume(whole);
                 self.frames += 1;
                 return Ok(Some((part, plain)));
@@ -369,9 +421,14 @@ fn read_trailer(object: &dyn Object, key: &SealKey, file_len: u64, name: &str) -
     object.read_at(&mut sealed, at)?;
     let mut trailer = [0; TRAILER_PLAIN_LEN];
     if !key.open(&aad(Part::Trailer, at), &sealed, &mut trailer) {
-        return Err(Error::damaged(name, "the trailer does not open: cut, changed, or of another library"));
+        return Err(Error::damaged(
+            name,
+            "the trailer does not open: cut, changed, or of another library",
+        ));
     }
     let mut true_len = [0; 8];
     true_len.copy_from_slice(&trailer[..8]);
-    Some(u64::from_le_bytes(true_len)).filter(|len| *len <= at).ok_or_else(|| Error::damaged(name, "impossible length"))
+    Some(u64::from_le_bytes(true_len))
+        .filter(|len| *len <= at)
+        .ok_or_else(|| Error::damaged(name, "impossible length"))
 }

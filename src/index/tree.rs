@@ -36,7 +36,10 @@ pub struct Stamp {
 impl Stamp {
     /// A stamp of segment number `segment`.
     pub fn new(counter: u64, segment: u32) -> Self {
-        Self { counter: [(counter >> 32) as u32, counter as u32], segment }
+        Self {
+            counter: [(counter >> 32) as u32, counter as u32],
+            segment,
+        }
     }
     /// The Lamport counter.
     pub fn counter(self) -> u64 {
@@ -56,7 +59,10 @@ impl From<Time> for PackedTime {
 
 impl From<PackedTime> for Time {
     fn from(PackedTime([high, low, nsec]): PackedTime) -> Self {
-        Self { sec: (i64::from(high as i32)) << 32 | i64::from(low), nsec }
+        Self {
+            sec: (i64::from(high as i32)) << 32 | i64::from(low),
+            nsec,
+        }
     }
 }
 
@@ -156,7 +162,9 @@ impl Inode {
     }
     /// Extended attributes: names and values.
     pub fn xattrs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.extra.iter().flat_map(|x| x.xattrs.iter().map(|(n, v, _)| (&**n, &**v)))
+        self.extra
+            .iter()
+            .flat_map(|x| x.xattrs.iter().map(|(n, v, _)| (&**n, &**v)))
     }
     /// The value of one.
     pub fn xattr(&self, name: &[u8]) -> Option<&[u8]> {
@@ -170,7 +178,9 @@ impl Inode {
     pub fn let_go(&self, count: u32) -> bool {
         let before = self
             .refs
-            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| Some(n.saturating_sub(count)))
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| {
+                Some(n.saturating_sub(count))
+            })
             .unwrap_or_else(|n| n);
         before <= count
     }
@@ -263,7 +273,11 @@ impl Tree {
             counter: 0,
         };
         // Number 0 of the table of segments is the one of what no record made: the root.
-        let none = tree.intern_segment(StampSegment { segment: SegmentId::default(), device: Default::default(), number: 0 });
+        let none = tree.intern_segment(StampSegment {
+            segment: SegmentId::default(),
+            device: Default::default(),
+            number: 0,
+        });
         let origin = Stamp::new(0, none);
         tree.insert_inode(Inode {
             id: halves(ROOT_ID),
@@ -290,16 +304,22 @@ impl Tree {
 
     /// The inode in a slot, which must be in use.
     pub fn inode(&self, ix: InodeIx) -> &Inode {
-        self.inodes.get(ix.0).expect("slots of inodes are only held while the inode lives")
+        self.inodes
+            .get(ix.0)
+            .expect("slots of inodes are only held while the inode lives")
     }
 
     pub(super) fn inode_mut(&mut self, ix: InodeIx) -> &mut Inode {
-        self.inodes.get_mut(ix.0).expect("slots of inodes are only held while the inode lives")
+        self.inodes
+            .get_mut(ix.0)
+            .expect("slots of inodes are only held while the inode lives")
     }
 
     /// The link in a slot, which must be in use.
     pub fn link(&self, ix: LinkIx) -> &Link {
-        self.links.get(ix.0).expect("slots of links are only held while the link lives")
+        self.links
+            .get(ix.0)
+            .expect("slots of links are only held while the link lives")
     }
 
     /// The inode that programs know by `ino`.
@@ -307,14 +327,20 @@ impl Tree {
         if let Some(ix) = self.renumbered.get(&ino.0) {
             return Some(*ix);
         }
-        let found = self.by_id.find(self.hash.hash_one(ino.0), |ix| self.inode(*ix).id[1] == ino.0);
+        let found = self.by_id.find(self.hash.hash_one(ino.0), |ix| {
+            self.inode(*ix).id[1] == ino.0
+        });
         found.copied()
     }
 
     /// The inode with this id.
     pub fn find_id(&self, id: Id) -> Option<InodeIx> {
         let halves = halves(id);
-        self.by_id.find(self.hash.hash_one(halves[1]), |ix| self.inode(*ix).id == halves).copied()
+        self.by_id
+            .find(self.hash.hash_one(halves[1]), |ix| {
+                self.inode(*ix).id == halves
+            })
+            .copied()
     }
 
     /// The number by which programs know an inode.
@@ -323,7 +349,11 @@ impl Tree {
         if self.renumbered.is_empty() {
             return Ino(own);
         }
-        Ino(self.renumbered.iter().find(|(_, other)| **other == ix).map_or(own, |(ino, _)| *ino))
+        Ino(self
+            .renumbered
+            .iter()
+            .find(|(_, other)| **other == ix)
+            .map_or(own, |(ino, _)| *ino))
     }
 
     /// The link `name` in a directory.
@@ -342,7 +372,9 @@ impl Tree {
     /// The link with this id, of this inode.
     pub fn find_link(&self, inode: InodeIx, link: Id) -> Option<LinkIx> {
         let first = self.inode(inode).first_link;
-        first.filter(|ix| self.link(*ix).id == halves(link)).or_else(|| self.other_links.get(&link).copied())
+        first
+            .filter(|ix| self.link(*ix).id == halves(link))
+            .or_else(|| self.other_links.get(&link).copied())
     }
 
     /// The entries of a directory behind `cookie`, with their cookies.
@@ -351,12 +383,17 @@ impl Tree {
             Body::Entries(e) => Some(e.range(cookie.saturating_add(1)..)),
             _ => None,
         };
-        entries.into_iter().flatten().map(|(cookie, ix)| (*cookie, self.link(*ix)))
+        entries
+            .into_iter()
+            .flatten()
+            .map(|(cookie, ix)| (*cookie, self.link(*ix)))
     }
 
     /// The directory above; the root's is the root.
     pub fn parent(&self, dir: InodeIx) -> InodeIx {
-        self.inode(dir).first_link.map_or(ROOT_IX, |l| self.link(l).parent)
+        self.inode(dir)
+            .first_link
+            .map_or(ROOT_IX, |l| self.link(l).parent)
     }
 
     /// Whether `dir` is `ancestor` or lies below it.
@@ -401,7 +438,11 @@ impl Tree {
             ino: self.ino(ix),
             kind: inode.kind,
             perm: inode.perm,
-            nlink: if inode.kind == FileKind::Directory { inode.count + 2 } else { inode.count },
+            nlink: if inode.kind == FileKind::Directory {
+                inode.count + 2
+            } else {
+                inode.count
+            },
             uid: inode.uid,
             gid: inode.gid,
             rdev: inode.rdev,
@@ -426,10 +467,16 @@ impl Tree {
 
     /// The files that refer to a pack, with the ranges that lie in it.
     pub fn users_of(&self, id: PackId) -> Vec<(Ino, Vec<(u64, u64)>)> {
-        let Some(number) = self.pack_numbers.get(&id) else { return Vec::new() };
+        let Some(number) = self.pack_numbers.get(&id) else {
+            return Vec::new();
+        };
         let mut users = Vec::new();
         for (at, inode) in self.inodes.iter_from(0) {
-            let inside = inode.extents().as_slice().iter().filter(|e| e.pack == *number);
+            let inside = inode
+                .extents()
+                .as_slice()
+                .iter()
+                .filter(|e| e.pack == *number);
             let ranges: Vec<(u64, u64)> = inside.map(|e| (e.plain_offset, e.plain_end())).collect();
             if !ranges.is_empty() {
                 users.push((self.ino(InodeIx(at)), ranges));
@@ -451,17 +498,25 @@ impl Tree {
     /// The pack's number, a new one where it has none.
     pub fn intern_pack(&mut self, id: PackId) -> u32 {
         *self.pack_numbers.entry(id).or_insert_with(|| {
-            self.packs.push(PackInfo { id, cipher_len: None, live_plain_bytes: 0, condemned: false });
+            self.packs.push(PackInfo {
+                id,
+                cipher_len: None,
+                live_plain_bytes: 0,
+                condemned: false,
+            });
             (self.packs.len() - 1) as u32
         })
     }
 
     /// The segment's number, a new one where it has none.
     pub fn intern_segment(&mut self, segment: StampSegment) -> u32 {
-        *self.segment_numbers.entry(segment.segment).or_insert_with(|| {
-            self.segments.push(segment);
-            (self.segments.len() - 1) as u32
-        })
+        *self
+            .segment_numbers
+            .entry(segment.segment)
+            .or_insert_with(|| {
+                self.segments.push(segment);
+                (self.segments.len() - 1) as u32
+            })
     }
 
     /// Segment number `number` is called `id` from now on.
@@ -474,7 +529,10 @@ impl Tree {
 
     /// A stamp as records spell it.
     pub fn wire(&self, stamp: Stamp) -> WireStamp {
-        WireStamp { counter: stamp.counter(), segment: self.segments[stamp.segment as usize].segment }
+        WireStamp {
+            counter: stamp.counter(),
+            segment: self.segments[stamp.segment as usize].segment,
+        }
     }
 
     /// The counter that the next record gets.
@@ -498,7 +556,10 @@ pub(super) struct Slab<T> {
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Self { slots: Vec::new(), free: Vec::new() }
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+        }
     }
 }
 

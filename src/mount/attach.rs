@@ -80,14 +80,25 @@ pub(super) fn attach(point: &Path, options: &Options) -> Result<OwnedFd> {
 
 /// By mount(2); `None` where this process may not, as root in a container may not.
 fn direct(point: &Path, options: &Options) -> Result<Option<OwnedFd>> {
-    let device = match rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
+    let device = match rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+    {
         Ok(device) => device,
         Err(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => return Ok(None),
-        Err(e) => return Err(Error::io(e.into(), "/dev/fuse").hint("the kernel needs FUSE: modprobe fuse")),
+        Err(e) => {
+            return Err(
+                Error::io(e.into(), "/dev/fuse").hint("the kernel needs FUSE: modprobe fuse")
+            );
+        }
     };
-    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let (uid, gid) = (
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw(),
+    );
     let fd = device.as_raw_fd();
-    let data = format!("fd={fd},rootmode=40000,user_id={uid},group_id={gid},{}", options.kernel());
+    let data = format!(
+        "fd={fd},rootmode=40000,user_id={uid},group_id={gid},{}",
+        options.kernel()
+    );
     let data = CString::new(data).expect("numbers and fixed words hold no zero byte");
     match rustix::mount::mount(SOURCE, point, FS_TYPE, options.flags(), data.as_c_str()) {
         Ok(()) => Ok(Some(device)),
@@ -97,7 +108,10 @@ fn direct(point: &Path, options: &Options) -> Result<Option<OwnedFd>> {
 }
 
 fn refused(point: &Path, why: impl std::fmt::Display) -> Error {
-    Error::new(Kind::Mount(format!("cannot be mounted: {why}").into()), point.display())
+    Error::new(
+        Kind::Mount(format!("cannot be mounted: {why}").into()),
+        point.display(),
+    )
 }
 
 /// By the set-user-id program fusermount3, which sends the device through a socket.
@@ -131,7 +145,14 @@ fn receive(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     let mut space = [const { std::mem::MaybeUninit::uninit() }; rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC;
-    rustix::io::retry_on_intr(|| rustix::net::recvmsg(socket, &mut [io::IoSliceMut::new(&mut byte)], &mut control, flags))?;
+    rustix::io::retry_on_intr(|| {
+        rustix::net::recvmsg(
+            socket,
+            &mut [io::IoSliceMut::new(&mut byte)],
+            &mut control,
+            flags,
+        )
+    })?;
     Ok(control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
         _ => None,
@@ -141,7 +162,11 @@ fn receive(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
 fn helper() -> Command {
     let mut command = Command::new(HELPER);
     // Its messages are read, so they have to be in one language.
-    command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     command
 }
 
@@ -156,9 +181,19 @@ fn helper_missing(e: io::Error) -> Error {
 fn explain(point: &Path, output: &Output) -> Error {
     let text = String::from_utf8_lossy(&output.stderr);
     let text = text.trim().trim_start_matches("fusermount3: ");
-    let error = refused(point, if text.is_empty() { "fusermount3 gave no reason" } else { text });
+    let error = refused(
+        point,
+        if text.is_empty() {
+            "fusermount3 gave no reason"
+        } else {
+            text
+        },
+    );
     if text.contains("user_allow_other") {
         return error.hint("root has to add the line user_allow_other to /etc/fuse.conf");
+    }
+    if text.contains("/dev/fuse: Permission denied") {
+        return error.hint("root has to let users open it: chmod 666 /dev/fuse");
     }
     error
 }
@@ -178,8 +213,12 @@ pub(super) fn detach(point: &Path, how: Detach) -> Result<()> {
         Detach::Now => UnmountFlags::NOFOLLOW,
         Detach::Lazily => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
     };
-    let failed =
-        |why: &dyn std::fmt::Display| Error::new(Kind::Mount(format!("cannot be unmounted: {why}").into()), point.display());
+    let failed = |why: &dyn std::fmt::Display| {
+        Error::new(
+            Kind::Mount(format!("cannot be unmounted: {why}").into()),
+            point.display(),
+        )
+    };
     match rustix::mount::unmount(point, flags) {
         Ok(()) => return Ok(()),
         Err(rustix::io::Errno::PERM) => {}
@@ -191,7 +230,11 @@ pub(super) fn detach(point: &Path, how: Detach) -> Result<()> {
     if how == Detach::Lazily {
         command.arg("-z");
     }
-    let output = command.arg("--").arg(point).output().map_err(helper_missing)?;
+    let output = command
+        .arg("--")
+        .arg(point)
+        .output()
+        .map_err(helper_missing)?;
     let text = String::from_utf8_lossy(&output.stderr);
     match output.status.success() {
         true => Ok(()),
@@ -201,5 +244,6 @@ pub(super) fn detach(point: &Path, how: Detach) -> Result<()> {
 }
 
 fn in_use(point: &Path) -> Error {
-    Error::new(Kind::InUse, point.display()).hint("a program has a file or folder open there: fuser -vm names it")
+    Error::new(Kind::InUse, point.display())
+        .hint("a program has a file or folder open there: fuser -vm names it")
 }

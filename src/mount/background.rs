@@ -55,14 +55,20 @@ impl Child {
         if self.ready.read_exact(&mut [0]).is_ok() {
             return Ok(());
         }
-        let status = rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(self.pid), WaitOptions::empty()));
+        let status = rustix::io::retry_on_intr(|| {
+            rustix::process::waitpid(Some(self.pid), WaitOptions::empty())
+        });
         let status = status.ok().flatten().map(|(_, status)| status);
         match status.and_then(|s| s.exit_status()) {
             Some(code) if code != 0 => std::process::exit(code),
             Some(_) => Ok(()),
             None => {
-                let why = status.and_then(|s| s.terminating_signal()).map_or_else(String::new, |s| format!(" (signal {s})"));
-                Err(Error::from(Kind::Mount(format!("the background process was killed{why}").into())))
+                let why = status
+                    .and_then(|s| s.terminating_signal())
+                    .map_or_else(String::new, |s| format!(" (signal {s})"));
+                Err(Error::from(Kind::Mount(
+                    format!("the background process was killed{why}").into(),
+                )))
             }
         }
     }
@@ -73,13 +79,20 @@ impl Ready {
     pub(super) fn tell(mut self) {
         // A working directory would keep its filesystem from being unmounted.
         let _ = rustix::process::chdir("/");
-        let null = File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+        let null = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .map(OwnedFd::from);
         if let Ok(null) = &null {
             let _ = rustix::stdio::dup2_stdin(null);
             let _ = rustix::stdio::dup2_stdout(null);
             // A pipe must be let go: who started us may wait for its end. A file was meant for the log.
             if !is_file(io::stderr()) {
-                let _ = syslog().map_or_else(|_| rustix::stdio::dup2_stderr(null), rustix::stdio::dup2_stderr);
+                let _ = syslog().map_or_else(
+                    |_| rustix::stdio::dup2_stderr(null),
+                    rustix::stdio::dup2_stderr,
+                );
             }
         }
         // The parent may be gone; nobody then waits.
@@ -88,7 +101,8 @@ impl Ready {
 }
 
 fn is_file(fd: impl AsFd) -> bool {
-    rustix::fs::fstat(fd).is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file())
+    rustix::fs::fstat(fd)
+        .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file())
 }
 
 /// The system's log as a place to write to: each write is a message.

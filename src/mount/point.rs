@@ -33,7 +33,17 @@ impl Entry {
         let point = words.nth(1).map(unescape)?;
         words.find(|w| *w == b"-")?;
         let fs_type = String::from_utf8(words.next()?.to_vec()).ok()?;
-        Some(Self { id, device, point, fs_type })
+        Some(Self {
+            id,
+            device,
+            point,
+            fs_type,
+        })
+    }
+
+    /// The part of the device number that differs between mounts; fusectl names the connection by it.
+    pub(super) fn minor(&self) -> &str {
+        self.device.rsplit(':').next().unwrap_or_default()
     }
 
     /// True for any mount that a process serves.
@@ -49,7 +59,15 @@ fn unescape(word: &[u8]) -> PathBuf {
     while let [byte, after @ ..] = rest {
         rest = after;
         match (byte, after) {
-            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) => {
+            (
+                b'\\',
+                [
+                    a @ b'0'..=b'3',
+                    b @ b'0'..=b'7',
+                    c @ b'0'..=b'7',
+                    after @ ..,
+                ],
+            ) => {
                 path.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
                 rest = after;
             }
@@ -63,7 +81,10 @@ fn unescape(word: &[u8]) -> PathBuf {
 pub(super) fn table() -> Result<Vec<Entry>> {
     const TABLE: &str = "/proc/self/mountinfo";
     let bytes = std::fs::read(TABLE).map_err(|e| Error::io(e, TABLE))?;
-    Ok(bytes.split(|&b| b == b'\n').filter_map(Entry::parse).collect())
+    Ok(bytes
+        .split(|&b| b == b'\n')
+        .filter_map(Entry::parse)
+        .collect())
 }
 
 /// What a path that ends in `point` meets: the newest of the mounts there.
@@ -82,22 +103,26 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf> {
     };
     match path.canonicalize() {
         Ok(found) => Ok(found),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(Error::new(Kind::NotFound, path.display())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            Err(Error::new(Kind::NotFound, path.display()))
+        }
         Err(e) => parent_and_name().ok_or_else(|| Error::io(e, path)),
     }
 }
 
-/// Refuses what cannot be a mount point for `library`; answers its resolved path.
-pub(super) fn check(mountpoint: &Path, library: &Path) -> Result<PathBuf> {
+/// Refuses what cannot be a mount point for `library` (a resolved path): a file, a place where FUSE is mounted already, and
+/// where one lies in the other. Answers its resolved path.
+pub fn check(mountpoint: &Path, library: &Path) -> Result<PathBuf> {
     let refuse = |why: &str| Err(Error::new(Kind::Mount(why.into()), mountpoint.display()));
     let point = resolve(mountpoint)?;
     if let Some(entry) = top(&point)?.filter(Entry::is_fuse) {
-        return match std::fs::metadata(&point) {
-            Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => refuse("a mount is here whose process has died")
-                .map_err(|e| e.hint(format_args!("umount {}", mountpoint.display()))),
-            _ => Err(Error::new(Kind::InUse, mountpoint.display())
-                .hint(format_args!("{} is mounted there already; hushfs umount ends it", entry.fs_type))),
-        };
+        // Attributes may still be cached; what statfs(2) says never is.
+        if rustix::fs::statfs(&point).err() == Some(rustix::io::Errno::NOTCONN) {
+            return refuse("a mount is here whose process has died")
+                .map_err(|e| e.hint(format_args!("umount {}", mountpoint.display())));
+        }
+        return Err(Error::new(Kind::InUse, mountpoint.display())
+            .hint(format_args!("{} is mounted there already", entry.fs_type)));
     }
     let meta = std::fs::metadata(&point).map_err(|e| Error::io(e, mountpoint))?;
     if !meta.is_dir() {
@@ -121,7 +146,10 @@ pub(super) fn mounted(mountpoint: &Path) -> Result<Entry> {
     let point = resolve(mountpoint)?;
     match top(&point)? {
         Some(entry) if entry.fs_type == super::attach::FS_TYPE => Ok(entry),
-        _ => Err(Error::new(Kind::Mount("no library is mounted here".into()), mountpoint.display())),
+        _ => Err(Error::new(
+            Kind::Mount("no library is mounted here".into()),
+            mountpoint.display(),
+        )),
     }
 }
 
@@ -157,11 +185,26 @@ mod tests {
         std::fs::create_dir(&inner).unwrap();
         std::fs::create_dir(&beside).unwrap();
         std::fs::write(base.join("file"), "").unwrap();
-        assert!(matches!(check(&inner, &base).unwrap_err().kind(), Kind::Mount(_)));
-        assert!(matches!(check(&base, &inner).unwrap_err().kind(), Kind::Mount(_)));
-        assert!(matches!(check(&base, &base).unwrap_err().kind(), Kind::Mount(_)));
-        assert!(matches!(check(&base.join("file"), &inner).unwrap_err().kind(), Kind::NotDirectory));
-        assert!(matches!(check(&base.join("none"), &inner).unwrap_err().kind(), Kind::NotFound));
+        assert!(matches!(
+            check(&inner, &base).unwrap_err().kind(),
+            Kind::Mount(_)
+        ));
+        assert!(matches!(
+            check(&base, &inner).unwrap_err().kind(),
+            Kind::Mount(_)
+        ));
+        assert!(matches!(
+            check(&base, &base).unwrap_err().kind(),
+            Kind::Mount(_)
+        ));
+        assert!(matches!(
+            check(&base.join("file"), &inner).unwrap_err().kind(),
+            Kind::NotDirectory
+        ));
+        assert!(matches!(
+            check(&base.join("none"), &inner).unwrap_err().kind(),
+            Kind::NotFound
+        ));
         assert_eq!(check(&beside, &inner).unwrap(), beside);
     }
 }

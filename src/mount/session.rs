@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs;
+use std::io::{self, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -11,6 +12,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{self, FsMountFlags, FsOpenFlags, MountAttrFlags};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -33,7 +36,12 @@ const READ_AHEAD_KIB: u32 = fuse::TRANSFER_LEN_MAX / 1024;
 ///
 /// The volume is closed in any case, once, when nothing can reach it any more, and what that fails at is the
 /// error. The reference given should be the last: it is let go before those who wait for the end are told.
-pub fn serve(volume: Arc<dyn Volume>, mountpoint: &Path, options: &Options, ready: impl FnOnce()) -> Result<()> {
+pub fn serve(
+    volume: Arc<dyn Volume>,
+    mountpoint: &Path,
+    options: &Options,
+    ready: impl FnOnce(),
+) -> Result<()> {
     let farewell = Farewell::listen();
     let name = farewell.as_ref().map(|f| f.name.clone());
     let served = mount_and_wait(Arc::clone(&volume), mountpoint, options, name, ready);
@@ -93,7 +101,8 @@ fn signals() -> Vec<i32> {
     // SAFETY: sigaction with no new action only fills in the old one, which is plain data.
     let ignored = unsafe {
         let mut old: libc::sigaction = std::mem::zeroed();
-        libc::sigaction(SIGHUP, std::ptr::null(), &mut old) == 0 && old.sa_sigaction == libc::SIG_IGN
+        libc::sigaction(SIGHUP, std::ptr::null(), &mut old) == 0
+            && old.sa_sigaction == libc::SIG_IGN
     };
     let mut signals = vec![SIGINT, SIGTERM];
     if !ignored {
@@ -108,7 +117,12 @@ struct Mounted(point::Entry);
 impl Mounted {
     fn find(mountpoint: &Path) -> Result<Self> {
         let entry = point::top(mountpoint)?.filter(|e| e.fs_type == attach::FS_TYPE);
-        let lost = || Error::new(Kind::Mount("was unmounted at once".into()), mountpoint.display());
+        let lost = || {
+            Error::new(
+                Kind::Mount("was unmounted at once".into()),
+                mountpoint.display(),
+            )
+        };
         entry.map(Self).ok_or_else(lost)
     }
 
@@ -118,22 +132,40 @@ impl Mounted {
             Ok(_) => Ok(()),
             // Refused by the root directory's mode, or gone again already: that is an answer, too.
             Err(rustix::io::Errno::ACCESS | rustix::io::Errno::NOTCONN) => Ok(()),
-            Err(e) => Err(Error::new(Kind::Mount(format!("does not answer: {e}").into()), self.0.point.display())),
+            Err(e) => Err(Error::new(
+                Kind::Mount(format!("does not answer: {e}").into()),
+                self.0.point.display(),
+            )),
         }
     }
 
     /// Only root may; streams are slower without.
     fn read_ahead(&self) {
-        let _ = fs::write(format!("/sys/class/bdi/{}/read_ahead_kb", self.0.device), READ_AHEAD_KIB.to_string());
+        let _ = fs::write(
+            format!("/sys/class/bdi/{}/read_ahead_kb", self.0.device),
+            READ_AHEAD_KIB.to_string(),
+        );
     }
 
     /// Takes the mount from sight, lazily, and only while it is what is seen at its place: a stranger's mount on
     /// top, or there instead, is left alone.
     fn detach(&self) {
         let Ok(table) = point::table() else { return };
-        let Some(now) = table.iter().find(|e| e.id == self.0.id && e.device == self.0.device) else { return };
-        if table.iter().rfind(|e| e.point == now.point).is_some_and(|top| top.id != now.id) {
-            log::warn!("{}: something else is mounted on top, so it stays mounted", now.point.display());
+        let Some(now) = table
+            .iter()
+            .find(|e| e.id == self.0.id && e.device == self.0.device)
+        else {
+            return;
+        };
+        if table
+            .iter()
+            .rfind(|e| e.point == now.point)
+            .is_some_and(|top| top.id != now.id)
+        {
+            log::warn!(
+                "{}: something else is mounted on top, so it stays mounted",
+                now.point.display()
+            );
             return;
         }
         if let Err(e) = attach::detach(&now.point, Detach::Lazily) {
@@ -150,18 +182,37 @@ impl Mounted {
         }
         self.detach();
         if ended.recv_timeout(GRACE) == Err(mpsc::RecvTimeoutError::Timeout) {
-            log::warn!("{}: files are still open; they are cut off", self.0.point.display());
+            log::warn!(
+                "{}: still in use; what uses it is cut off",
+                self.0.point.display()
+            );
             self.cut();
         }
     }
 
     /// Breaks the connection to the kernel: every program that still uses the mount is told ENOTCONN.
     fn cut(&self) {
-        let minor = self.0.device.rsplit(':').next().unwrap_or_default();
-        if let Err(e) = fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1") {
-            log::warn!("cannot cut the connection to the kernel, so it ends with the last open file: {e}");
+        let abort = format!("{}/abort", self.0.minor());
+        let cut = fs::write(format!("/sys/fs/fuse/connections/{abort}"), "1");
+        if let Err(e) = cut.or_else(|_| write_fusectl(&abort)) {
+            log::warn!(
+                "cannot cut the connection to the kernel, so it ends with the last open file: {e}"
+            );
         }
     }
+}
+
+/// Where nobody has mounted fusectl, root can do without: a mount of it that is attached nowhere.
+fn write_fusectl(path: &str) -> io::Result<()> {
+    let context = mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    mount::fsconfig_create(&context)?;
+    let root = mount::fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )?;
+    let file = rustix::fs::openat(root, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    fs::File::from(file).write_all(b"1")
 }
 
 impl Drop for Mounted {
@@ -172,7 +223,9 @@ impl Drop for Mounted {
 
 /// Tells the service manager, if there is one (sd_notify(3)).
 fn notify(state: &str) {
-    let Some(path) = env::var_os("NOTIFY_SOCKET") else { return };
+    let Some(path) = env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
     let address = match path.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
         _ => SocketAddr::from_pathname(&path),

@@ -69,17 +69,26 @@ impl Catalogue {
             self.last_path.extend_from_slice(path);
         }
         let mut e = Encoder::new(&mut self.runs);
+        encoded(e.array(6).and_then(|e| {
+            e.u32(run.cipher_offset)?
+                .u32(run.plain_len)?
+                .bytes(&note.inode.to_le_bytes())
+        }));
         encoded(
-            e.array(6).and_then(|e| e.u32(run.cipher_offset)?.u32(run.plain_len)?.bytes(&note.inode.to_le_bytes())),
+            e.u32(self.path_count - 1)
+                .and_then(|e| e.u64(note.plain_offset)?.u64(note.counter)),
         );
-        encoded(e.u32(self.path_count - 1).and_then(|e| e.u64(note.plain_offset)?.u64(note.counter)));
         self.run_count += 1;
     }
 
     /// The three array heads and the two bodies, to be sealed as one message.
     pub fn heads(&self) -> ([Vec<u8>; 2], [&[u8]; 2]) {
         let mut first = Vec::new();
-        encoded(Encoder::new(&mut first).array(2).and_then(|e| e.array(u64::from(self.path_count))));
+        encoded(
+            Encoder::new(&mut first)
+                .array(2)
+                .and_then(|e| e.array(u64::from(self.path_count))),
+        );
         let mut second = Vec::new();
         encoded(Encoder::new(&mut second).array(u64::from(self.run_count)));
         ([first, second], [&self.paths, &self.runs])
@@ -89,7 +98,8 @@ impl Catalogue {
 /// Decodes a catalogue. The error says what does not hold; `end` is where the blocks of the pack end.
 pub(super) fn decode(bytes: &[u8], pack: PackId, end: u32) -> Result<Vec<CatalogueEntry>, String> {
     let mut d = Decoder::new(bytes);
-    let entries = decode_arrays(&mut d, pack).map_err(|e| format!("the catalogue is not what it should be: {e}"))?;
+    let entries = decode_arrays(&mut d, pack)
+        .map_err(|e| format!("the catalogue is not what it should be: {e}"))?;
     if d.position() != bytes.len() {
         return Err("the catalogue goes on behind its end".into());
     }
@@ -100,12 +110,18 @@ pub(super) fn decode(bytes: &[u8], pack: PackId, end: u32) -> Result<Vec<Catalog
             || u64::from(run.cipher_offset) + u64::from(run.cipher_len()) > u64::from(end)
     };
     match entries.iter().find(|entry| outside(&entry.run)) {
-        Some(entry) => Err(format!("the catalogue names a run at {} that cannot be", entry.run.cipher_offset)),
+        Some(entry) => Err(format!(
+            "the catalogue names a run at {} that cannot be",
+            entry.run.cipher_offset
+        )),
         None => Ok(entries),
     }
 }
 
-fn decode_arrays(d: &mut Decoder<'_>, pack: PackId) -> Result<Vec<CatalogueEntry>, minicbor::decode::Error> {
+fn decode_arrays(
+    d: &mut Decoder<'_>,
+    pack: PackId,
+) -> Result<Vec<CatalogueEntry>, minicbor::decode::Error> {
     expect_array(d, 2)?;
     // Counts size nothing in advance: each element takes bytes of the message, whose length is bounded.
     let mut paths: Vec<Arc<[u8]>> = Vec::new();
@@ -115,9 +131,18 @@ fn decode_arrays(d: &mut Decoder<'_>, pack: PackId) -> Result<Vec<CatalogueEntry
     let mut entries = Vec::new();
     for _ in 0..definite_array(d)? {
         expect_array(d, 6)?;
-        let run = Run { pack, cipher_offset: d.u32()?, plain_len: d.u32()? };
-        let inode = d.bytes()?.try_into().map_err(|_| minicbor::decode::Error::message("inode is not 16 bytes"))?;
-        let path = paths.get(d.u32()? as usize).ok_or_else(|| minicbor::decode::Error::message("no such path"))?;
+        let run = Run {
+            pack,
+            cipher_offset: d.u32()?,
+            plain_len: d.u32()?,
+        };
+        let inode = d
+            .bytes()?
+            .try_into()
+            .map_err(|_| minicbor::decode::Error::message("inode is not 16 bytes"))?;
+        let path = paths
+            .get(d.u32()? as usize)
+            .ok_or_else(|| minicbor::decode::Error::message("no such path"))?;
         entries.push(CatalogueEntry {
             run,
             inode: u128::from_le_bytes(inode),
@@ -130,9 +155,14 @@ fn decode_arrays(d: &mut Decoder<'_>, pack: PackId) -> Result<Vec<CatalogueEntry
 }
 
 fn definite_array(d: &mut Decoder<'_>) -> Result<u64, minicbor::decode::Error> {
-    d.array()?.ok_or_else(|| minicbor::decode::Error::message("array without a length"))
+    d.array()?
+        .ok_or_else(|| minicbor::decode::Error::message("array without a length"))
 }
 
 fn expect_array(d: &mut Decoder<'_>, len: u64) -> Result<(), minicbor::decode::Error> {
-    if definite_array(d)? == len { Ok(()) } else { Err(minicbor::decode::Error::message("wrong number of fields")) }
+    if definite_array(d)? == len {
+        Ok(())
+    } else {
+        Err(minicbor::decode::Error::message("wrong number of fields"))
+    }
 }

@@ -26,7 +26,17 @@ mod tests {
     #[test]
     fn lengths_are_those_of_the_paper() {
         // From the reference implementation of the authors.
-        for (len, padded) in [(0, 0), (1, 1), (2, 2), (7, 7), (8, 8), (9, 10), (17, 18), (33, 36), (1000, 1024)] {
+        for (len, padded) in [
+            (0, 0),
+            (1, 1),
+            (2, 2),
+            (7, 7),
+            (8, 8),
+            (9, 10),
+            (17, 18),
+            (33, 36),
+            (1000, 1024),
+        ] {
             assert_eq!(padme_len(len, 0), padded, "of {len}");
         }
         assert_eq!(padme_len(1, 65_536), 65_536);

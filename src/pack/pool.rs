@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use lru::LruCache;
+use parking_lot::Mutex;
 
 use super::{PackId, PackReader};
 use crate::crypto::MasterKey;
@@ -30,19 +31,22 @@ impl Packs {
     /// Keeps at most `open_max` published packs open, one at least.
     pub fn new(store: Arc<dyn Store>, master: Arc<MasterKey>, open_max: usize) -> Self {
         let open_max = NonZeroUsize::new(open_max).unwrap_or(NonZeroUsize::MIN);
-        let open = Open { published: LruCache::sparse(open_max), pinned: HashMap::new(), closed: 0 };
-        Self { store, master, open: Mutex::new(open) }
-    }
-
-    /// A panic while the lock was held leaves at most a pack unlisted, so nobody else need fail for it.
-    fn lock(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        let open = Open {
+            published: LruCache::sparse(open_max),
+            pinned: HashMap::new(),
+            closed: 0,
+        };
+        Self {
+            store,
+            master,
+            open: Mutex::new(open),
+        }
     }
 
     /// The reader of a pack, opened where it is not. No lock is held over the opening.
     pub fn get(&self, id: PackId) -> Result<Arc<PackReader>> {
         let closed = {
-            let mut open = self.lock();
+            let mut open = self.open.lock();
             if let Some(reader) = open.pinned.get(&id) {
                 return Ok(Arc::clone(reader));
             }
@@ -51,10 +55,18 @@ impl Packs {
             }
             open.closed
         };
-        let reader = Arc::new(PackReader::open(self.store.open(Area::Data, id)?, id, &self.master)?);
-        let mut open = self.lock();
+        let reader = Arc::new(PackReader::open(
+            self.store.open(Area::Data, id)?,
+            id,
+            &self.master,
+        )?);
+        let mut open = self.open.lock();
         // A pack removed meanwhile must not stay open, or its room on the disk would stay taken.
-        let evicted = if open.closed == closed { open.published.push(id, Arc::clone(&reader)) } else { None };
+        let evicted = if open.closed == closed {
+            open.published.push(id, Arc::clone(&reader))
+        } else {
+            None
+        };
         drop(open);
         // Closing a file may take its time; not under the lock.
         drop(evicted);
@@ -64,19 +76,19 @@ impl Packs {
     /// Adds a pack that still grows (or a leftover); it stays until [`Packs::unpin`].
     pub fn pin(&self, id: PackId, object: Arc<dyn Object>) -> Result<()> {
         let reader = Arc::new(PackReader::open(object, id, &self.master)?);
-        self.lock().pinned.insert(id, reader);
+        self.open.lock().pinned.insert(id, reader);
         Ok(())
     }
 
     /// From now on it is one of the published packs: opened anew when it is asked for, under its published name.
     pub fn unpin(&self, id: PackId) {
-        let reader = self.lock().pinned.remove(&id);
+        let reader = self.open.lock().pinned.remove(&id);
         drop(reader);
     }
 
     /// Closes it: it is about to be removed.
     pub fn forget(&self, id: PackId) {
-        let mut open = self.lock();
+        let mut open = self.open.lock();
         open.closed += 1;
         let readers = (open.published.pop(&id), open.pinned.remove(&id));
         drop(open);
@@ -85,7 +97,7 @@ impl Packs {
 
     /// How many packs are open: published, pinned.
     pub fn open_count(&self) -> (usize, usize) {
-        let open = self.lock();
+        let open = self.open.lock();
         (open.published.len(), open.pinned.len())
     }
 }

@@ -42,7 +42,9 @@ impl Trailer {
     }
 
     fn decode(bytes: &[u8; TRAILER_PLAIN_LEN]) -> Self {
-        let number = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let number = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
         let mut device = [0; 16];
         device.copy_from_slice(&bytes[12..28]);
         Self {
@@ -55,9 +57,10 @@ impl Trailer {
     }
 
     /// Whether the places that it names can be, in a pack of `cipher_len` bytes.
-    fn is_possible(&self, cipher_len: u64) -> bool {
-        let end =
-            u64::from(self.catalogue_cipher_offset) + u64::from(self.catalogue_cipher_len) + TRAILER_CIPHER_LEN as u64;
+    pub(super) fn is_possible(&self, cipher_len: u64) -> bool {
+        let end = u64::from(self.catalogue_cipher_offset)
+            + u64::from(self.catalogue_cipher_len)
+            + TRAILER_CIPHER_LEN as u64;
         self.catalogue_cipher_offset as usize >= HEADER_LEN
             && (SEAL_OVERHEAD as u32..=CATALOGUE_CIPHER_MAX).contains(&self.catalogue_cipher_len)
             && u64::from(self.true_cipher_len) == end
@@ -78,7 +81,11 @@ impl PackReader {
         let mut header = [0; HEADER_LEN];
         object.read_at(&mut header, 0)?;
         let header = Header::decode(&header, Magic::Pack, id, &object.name())?;
-        Ok(Self { id, object, key: master.object_key(&header) })
+        Ok(Self {
+            id,
+            object,
+            key: master.object_key(&header),
+        })
     }
 
     /// Its id.
@@ -95,12 +102,15 @@ impl PackReader {
         let in_pack = run.pack == self.id
             && (1..=PACK_CIPHER_LEN).contains(&run.plain_len)
             && run.cipher_offset as usize >= HEADER_LEN
-            && u64::from(run.cipher_offset) + u64::from(run.cipher_len()) <= u64::from(PACK_CIPHER_LEN);
+            && u64::from(run.cipher_offset) + u64::from(run.cipher_len())
+                <= u64::from(PACK_CIPHER_LEN);
         if in_pack && blocks.start < blocks.end && blocks.end <= run.blocks() {
             return Ok(());
         }
         let (offset, len) = (run.cipher_offset, run.plain_len);
-        Err(self.damaged(format_args!("cannot hold blocks {blocks:?} of a run at {offset} of {len} bytes")))
+        Err(self.damaged(format_args!(
+            "cannot hold blocks {blocks:?} of a run at {offset} of {len} bytes"
+        )))
     }
 
     /// Reads the sealed bytes of adjacent blocks of a run, in one read, to `sealed` (cleared first).
@@ -113,7 +123,9 @@ impl PackReader {
         let end = run.block_cipher_offset(last) + run.block_plain_len(last) + SEAL_OVERHEAD as u32;
         // Not cleared: every byte is read over, so only what is longer than the last time costs a fill.
         sealed.resize((end - start) as usize, 0);
-        self.object.read_at(sealed, u64::from(start)).inspect_err(|_| sealed.clear())
+        self.object
+            .read_at(sealed, u64::from(start))
+            .inspect_err(|_| sealed.clear())
     }
 
     /// Opens block `block` of `run` from its sealed bytes into `plain`, exactly `run.block_plain_len(block)` long.
@@ -122,9 +134,16 @@ impl PackReader {
     pub fn open_block(&self, run: &Run, block: u32, sealed: &[u8], plain: &mut [u8]) -> Result<()> {
         self.check_run(run, &(block..block.saturating_add(1)))?;
         let cipher_offset = run.block_cipher_offset(block);
-        let fits = plain.len() == run.block_plain_len(block) as usize && sealed.len() == plain.len() + SEAL_OVERHEAD;
+        let fits = plain.len() == run.block_plain_len(block) as usize
+            && sealed.len() == plain.len() + SEAL_OVERHEAD;
         debug_assert!(fits, "callers size their buffers by the run");
-        if fits && self.key.open(&message_aad(MessageKind::Block, cipher_offset), sealed, plain) {
+        if fits
+            && self.key.open(
+                &message_aad(MessageKind::Block, cipher_offset),
+                sealed,
+                plain,
+            )
+        {
             return Ok(());
         }
         Err(self.damaged(format_args!("the block at {cipher_offset} does not open")))
@@ -132,20 +151,27 @@ impl PackReader {
 
     /// Says that these bytes of the pack will be read soon.
     pub fn prefetch(&self, cipher_offset: u32, cipher_len: u32) {
-        self.object.prefetch(u64::from(cipher_offset), u64::from(cipher_len));
+        self.object
+            .prefetch(u64::from(cipher_offset), u64::from(cipher_len));
     }
 
     /// Opens the trailer; only finished packs have one.
     pub fn trailer(&self) -> Result<Trailer> {
         let cipher_len = self.object.cipher_len()?;
-        if cipher_len < (HEADER_LEN + TRAILER_CIPHER_LEN) as u64 || cipher_len > u64::from(PACK_CIPHER_LEN) {
+        if cipher_len < (HEADER_LEN + TRAILER_CIPHER_LEN) as u64
+            || cipher_len > u64::from(PACK_CIPHER_LEN)
+        {
             return Err(self.damaged(format_args!("no pack is {cipher_len} bytes long")));
         }
         let offset = cipher_len as u32 - TRAILER_CIPHER_LEN as u32;
         let mut sealed = [0; TRAILER_CIPHER_LEN];
         self.object.read_at(&mut sealed, u64::from(offset))?;
         let mut plain = [0; TRAILER_PLAIN_LEN];
-        if !self.key.open(&message_aad(MessageKind::Trailer, offset), &sealed, &mut plain) {
+        if !self.key.open(
+            &message_aad(MessageKind::Trailer, offset),
+            &sealed,
+            &mut plain,
+        ) {
             return Err(self.damaged(format_args!("the trailer at {offset} does not open")));
         }
         let trailer = Trailer::decode(&plain);
@@ -162,10 +188,15 @@ impl PackReader {
         let mut sealed = vec![0; trailer.catalogue_cipher_len as usize];
         self.object.read_at(&mut sealed, u64::from(offset))?;
         let mut plain = vec![0; sealed.len() - SEAL_OVERHEAD];
-        if !self.key.open(&message_aad(MessageKind::Catalogue, offset), &sealed, &mut plain) {
+        if !self.key.open(
+            &message_aad(MessageKind::Catalogue, offset),
+            &sealed,
+            &mut plain,
+        ) {
             return Err(self.damaged(format_args!("the catalogue at {offset} does not open")));
         }
-        let entries = catalogue::decode(&plain, self.id, offset).map_err(|check| self.damaged(check))?;
+        let entries =
+            catalogue::decode(&plain, self.id, offset).map_err(|check| self.damaged(check))?;
         if entries.len() != trailer.runs as usize {
             return Err(self.damaged("catalogue and trailer name different numbers of runs"));
         }

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use super::catalogue::{CATALOGUE_PLAIN_MAX, Catalogue, NOTE_LEN_MAX};
 use super::reader::{TRAILER_CIPHER_LEN, Trailer};
-use super::{BLOCK_CIPHER_LEN, BLOCK_PLAIN_LEN, MessageKind, PACK_CIPHER_LEN, PackId, Run, message_aad, padme_len};
+use super::{
+    BLOCK_CIPHER_LEN, BLOCK_PLAIN_LEN, MessageKind, PACK_CIPHER_LEN, PackId, Run, message_aad,
+    padme_len,
+};
 use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, random};
 use crate::error::{Error, Kind, Result};
 use crate::store::{DeviceId, Growing, ObjectId, Store};
@@ -119,7 +122,11 @@ impl PackWriter {
         if plain_len == 0 || plain_len > self.room() as usize {
             return Err(Error::new(Kind::InvalidArgument, self.file.name()));
         }
-        let run = Run { pack: self.id, cipher_offset: self.cipher_len, plain_len: plain_len as u32 };
+        let run = Run {
+            pack: self.id,
+            cipher_offset: self.cipher_len,
+            plain_len: plain_len as u32,
+        };
         if let Err(e) = self.write_run(plain, &run) {
             self.spoiled = true;
             return Err(e.about(self.file.name()));
@@ -130,7 +137,10 @@ impl PackWriter {
 
     fn write_run(&mut self, plain: &[&[u8]], run: &Run) -> Result<()> {
         let mut sealed = std::mem::take(&mut self.sealed);
-        let mut pieces = Pieces { rest: plain, used: 0 };
+        let mut pieces = Pieces {
+            rest: plain,
+            used: 0,
+        };
         let mut block_plain = Vec::with_capacity(plain.len().min(4));
         let mut filled = 0;
         for block in 0..run.blocks() {
@@ -141,7 +151,8 @@ impl PackWriter {
             }
             pieces.take(plain_len, &mut block_plain);
             let aad = message_aad(MessageKind::Block, run.block_cipher_offset(block));
-            self.key.seal_into(&aad, &block_plain, &mut sealed[filled..end])?;
+            self.key
+                .seal_into(&aad, &block_plain, &mut sealed[filled..end])?;
             if cfg!(debug_assertions) && block == 0 {
                 self.assert_opens(&aad, &sealed[filled..end], &block_plain);
             }
@@ -162,8 +173,14 @@ impl PackWriter {
     /// What was just sealed opens again: whoever breaks one side of the pair hears of it in every debug build.
     fn assert_opens(&self, aad: &[u8], sealed: &[u8], plain: &[&[u8]]) {
         let mut back = vec![0; sealed.len() - SEAL_OVERHEAD];
-        assert!(self.key.open(aad, sealed, &mut back), "a sealed block opens");
-        assert!(back == plain.concat(), "a sealed block opens to what it was");
+        assert!(
+            self.key.open(aad, sealed, &mut back),
+            "a sealed block opens"
+        );
+        assert!(
+            back == plain.concat(),
+            "a sealed block opens to what it was"
+        );
     }
 
     fn write(&mut self, sealed: &[u8]) -> Result<()> {
@@ -171,7 +188,8 @@ impl PackWriter {
         self.cipher_len += sealed.len() as u32;
         let waiting = self.cipher_len - self.written_back;
         if waiting >= WRITE_BACK_LEN {
-            self.file.write_back(u64::from(self.written_back), u64::from(waiting));
+            self.file
+                .write_back(u64::from(self.written_back), u64::from(waiting));
             self.written_back = self.cipher_len;
         }
         Ok(())
@@ -196,12 +214,20 @@ impl PackWriter {
         let (heads, bodies) = self.catalogue.heads();
         let plain = [&heads[0][..], bodies[0], &heads[1], bodies[1]];
         let mut end = Vec::new();
-        self.key.seal(&message_aad(MessageKind::Catalogue, catalogue_cipher_offset), &plain, &mut end)?;
+        self.key.seal(
+            &message_aad(MessageKind::Catalogue, catalogue_cipher_offset),
+            &plain,
+            &mut end,
+        )?;
         let catalogue_cipher_len = end.len() as u32;
 
-        let true_cipher_len = catalogue_cipher_offset + catalogue_cipher_len + TRAILER_CIPHER_LEN as u32;
+        let true_cipher_len =
+            catalogue_cipher_offset + catalogue_cipher_len + TRAILER_CIPHER_LEN as u32;
         let cipher_len = padme_len(u64::from(true_cipher_len), PACK_LEN_FLOOR) as u32;
-        debug_assert!(cipher_len <= PACK_CIPHER_LEN, "room() keeps place for the end");
+        debug_assert!(
+            cipher_len <= PACK_CIPHER_LEN,
+            "room() keeps place for the end"
+        );
         let padding = (cipher_len - true_cipher_len) as usize;
         end.resize(end.len() + padding, 0);
         random(&mut end[catalogue_cipher_len as usize..])?;
@@ -217,8 +243,15 @@ impl PackWriter {
         self.key.seal(&aad, &[&trailer.encode()], &mut end)?;
         self.write(&end)?;
         debug_assert_eq!(self.cipher_len, cipher_len);
-        self.file.write_back(u64::from(self.written_back), u64::from(cipher_len - self.written_back));
-        Ok(FinishedPack { id: self.id, cipher_len, file: self.file })
+        self.file.write_back(
+            u64::from(self.written_back),
+            u64::from(cipher_len - self.written_back),
+        );
+        Ok(FinishedPack {
+            id: self.id,
+            cipher_len,
+            file: self.file,
+        })
     }
 }
 
@@ -234,7 +267,10 @@ impl<'a> Pieces<'a> {
     fn take(&mut self, mut len: usize, block: &mut Vec<&'a [u8]>) {
         block.clear();
         while len > 0 {
-            let (first, rest) = self.rest.split_first().expect("a run is as long as its pieces");
+            let (first, rest) = self
+                .rest
+                .split_first()
+                .expect("a run is as long as its pieces");
             let part = &first[self.used..];
             let taken = part.len().min(len);
             block.push(&part[..taken]);

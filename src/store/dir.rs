@@ -12,7 +12,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{
+    AtFlags, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags,
+};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::file::{GrowingFile, StoredFile, io_error, sync_folder};
@@ -23,9 +25,14 @@ use crate::error::{Error, Kind, Result};
 const OBJECTS_MAX: usize = 4 << 20;
 const FOLDER_MODE: Mode = Mode::RWXU;
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
-const FOLDER_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const FOLDER_FLAGS: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 // NONBLOCK: a pipe under an object's name must not hold up the mount.
-const FILE_FLAGS: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+const FILE_FLAGS: OFlags = OFlags::NOFOLLOW
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::CLOEXEC);
 
 /// What may be done to a library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +70,12 @@ impl DirStore {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = retry_on_intr(|| rustix::fs::open(library, flags, Mode::empty()))
             .map_err(|e| Error::io(e.into(), library))?;
-        let mut store = Self { path: library.into(), root, areas: Default::default(), own: None };
+        let mut store = Self {
+            path: library.into(),
+            root,
+            areas: Default::default(),
+            own: None,
+        };
         if let Access::Write(device) = access {
             store.own = Some(store.prepare(device)?);
         }
@@ -83,7 +95,11 @@ impl DirStore {
             self.areas[area as usize].get_or_init(|| fd);
         }
         sync_folder(&self.root, &self.path.display().to_string())?;
-        Ok(Own { folder: Arc::new(folder), name, _lock: lock })
+        Ok(Own {
+            folder: Arc::new(folder),
+            name,
+            _lock: lock,
+        })
     }
 
     fn make_folder(&self, parent: &OwnedFd, folder: &str, name: &str) -> Result<OwnedFd> {
@@ -96,9 +112,15 @@ impl DirStore {
 
     fn lock(&self, folder: &OwnedFd, name: &str) -> Result<OwnedFd> {
         let name = format!("{name}/lock");
-        let fd =
-            retry_on_intr(|| rustix::fs::openat(folder, "lock", OFlags::RDWR | OFlags::CREATE | FILE_FLAGS, FILE_MODE))
-                .map_err(|e| self.path_error(e, &name))?;
+        let fd = retry_on_intr(|| {
+            rustix::fs::openat(
+                folder,
+                "lock",
+                OFlags::RDWR | OFlags::CREATE | FILE_FLAGS,
+                FILE_MODE,
+            )
+        })
+        .map_err(|e| self.path_error(e, &name))?;
         match retry_on_intr(|| rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)) {
             Ok(()) => Ok(fd),
             Err(Errno::WOULDBLOCK) => Err(Error::new(Kind::InUse, self.path.display())
@@ -109,12 +131,18 @@ impl DirStore {
 
     /// Publishing is a rename, which does not work across filesystems: better said now than when data are at stake.
     fn check_same_filesystem(&self, a: &OwnedFd, b: &OwnedFd, name: &str) -> Result<()> {
-        let device = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|s| s.st_dev).map_err(|e| self.path_error(e, name));
+        let device = |fd: &OwnedFd| {
+            rustix::fs::fstat(fd)
+                .map(|s| s.st_dev)
+                .map_err(|e| self.path_error(e, name))
+        };
         if device(a)? == device(b)? {
             return Ok(());
         }
-        Err(Error::new(Kind::CrossDevice, self.path.join(name).display())
-            .hint("key, index, data and new must lie on one filesystem"))
+        Err(
+            Error::new(Kind::CrossDevice, self.path.join(name).display())
+                .hint("key, index, data and new must lie on one filesystem"),
+        )
     }
 
     fn path_error(&self, errno: Errno, name: &str) -> Error {
@@ -136,7 +164,9 @@ impl DirStore {
 
     /// This device's folder and an area's, for writing.
     fn own(&self) -> Result<&Own> {
-        self.own.as_ref().ok_or_else(|| Error::new(Kind::ReadOnly, self.path.display()))
+        self.own
+            .as_ref()
+            .ok_or_else(|| Error::new(Kind::ReadOnly, self.path.display()))
     }
 
     fn area_to_write(&self, area: Area) -> Result<BorrowedFd<'_>> {
@@ -151,17 +181,24 @@ impl DirStore {
         for entry in Dir::read_from(folder).map_err(|e| self.path_error(e, name))? {
             let entry = entry.map_err(|e| self.path_error(e, name))?;
             let Some(id) = entry.file_name().to_str().ok().and_then(ObjectId::parse) else {
-                if !matches!(entry.file_name().to_bytes(), b"." | b".." | b"lock" | b"reserve") {
-                    log::debug!("{name}/{}: not an object, passed over", entry.file_name().to_string_lossy());
+                if !matches!(
+                    entry.file_name().to_bytes(),
+                    b"." | b".." | b"lock" | b"reserve"
+                ) {
+                    log::debug!(
+                        "{name}/{}: not an object, passed over",
+                        entry.file_name().to_string_lossy()
+                    );
                 }
                 continue;
             };
-            let stat = match rustix::fs::statat(folder, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => stat,
-                // Removed meanwhile.
-                Err(Errno::NOENT) => continue,
-                Err(e) => return Err(io_error(e, &format!("{name}/{id}"))),
-            };
+            let stat =
+                match rustix::fs::statat(folder, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(stat) => stat,
+                    // Removed meanwhile.
+                    Err(Errno::NOENT) => continue,
+                    Err(e) => return Err(io_error(e, &format!("{name}/{id}"))),
+                };
             if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
                 log::debug!("{name}/{id}: not a regular file, passed over");
                 continue;
@@ -179,9 +216,14 @@ impl DirStore {
         let own = self.own()?;
         let name = format!("{}/{id}", own.name);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | FILE_FLAGS;
-        let fd = retry_on_intr(|| rustix::fs::openat(&*own.folder, id.to_string(), flags, FILE_MODE))
-            .map_err(|e| io_error(e, &name))?;
-        Ok(GrowingFile::new(StoredFile { fd, name }, id, Arc::clone(&own.folder)))
+        let fd =
+            retry_on_intr(|| rustix::fs::openat(&*own.folder, id.to_string(), flags, FILE_MODE))
+                .map_err(|e| io_error(e, &name))?;
+        Ok(GrowingFile::new(
+            StoredFile { fd, name },
+            id,
+            Arc::clone(&own.folder),
+        ))
     }
 }
 
@@ -190,9 +232,16 @@ fn open_folder(parent: &OwnedFd, folder: &str) -> Result<OwnedFd, Errno> {
 }
 
 /// Opens a regular file; [`Kind::Missing`] where there is none.
-fn open_file(folder: BorrowedFd<'_>, id: ObjectId, flags: OFlags, name: String) -> Result<StoredFile> {
+fn open_file(
+    folder: BorrowedFd<'_>,
+    id: ObjectId,
+    flags: OFlags,
+    name: String,
+) -> Result<StoredFile> {
     let not_regular = || Error::damaged(&name, "is not a regular file");
-    let fd = match retry_on_intr(|| rustix::fs::openat(folder, id.to_string(), flags | FILE_FLAGS, Mode::empty())) {
+    let fd = match retry_on_intr(|| {
+        rustix::fs::openat(folder, id.to_string(), flags | FILE_FLAGS, Mode::empty())
+    }) {
         Ok(fd) => fd,
         Err(Errno::NOENT) => return Err(Error::new(Kind::Missing, name)),
         Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Err(not_regular()),
@@ -255,7 +304,10 @@ impl Store for DirStore {
 
     fn put(&self, area: Area, id: ObjectId, bytes: &[u8]) -> Result<()> {
         let file = self.create_file(id)?;
-        let done = file.write_at(bytes, 0).and_then(|()| file.sync()).and_then(|()| self.publish(id, area));
+        let done = file
+            .write_at(bytes, 0)
+            .and_then(|()| file.sync())
+            .and_then(|()| self.publish(id, area));
         if done.is_err() {
             // What is left of it would be adopted for a growing file at the next mount.
             let _ = self.discard(id);
@@ -264,7 +316,11 @@ impl Store for DirStore {
     }
 
     fn remove(&self, area: Area, id: ObjectId) -> Result<()> {
-        unlink(self.area_to_write(area)?, &id.to_string(), &format!("{}/{id}", area.name()))
+        unlink(
+            self.area_to_write(area)?,
+            &id.to_string(),
+            &format!("{}/{id}", area.name()),
+        )
     }
 
     fn create(&self, id: ObjectId) -> Result<Arc<dyn Growing>> {
@@ -276,7 +332,9 @@ impl Store for DirStore {
         let own = self.own()?;
         let (file, name) = (id.to_string(), format!("{}/{id}", own.name));
         match trim(own.folder.as_fd(), id, &name) {
-            Ok(()) => rename_new(own.folder.as_fd(), target, &file).map_err(|e| io_error(e, &name))?,
+            Ok(()) => {
+                rename_new(own.folder.as_fd(), target, &file).map_err(|e| io_error(e, &name))?
+            }
             // Tried before, and only the syncs below failed: so this call may be repeated.
             Err(e) if matches!(e.kind(), Kind::Missing) => drop(self.open(area, id)?),
             Err(e) => return Err(e),
@@ -287,18 +345,35 @@ impl Store for DirStore {
 
     fn discard(&self, id: ObjectId) -> Result<()> {
         let own = self.own()?;
-        unlink(own.folder.as_fd(), &id.to_string(), &format!("{}/{id}", own.name))
+        unlink(
+            own.folder.as_fd(),
+            &id.to_string(),
+            &format!("{}/{id}", own.name),
+        )
     }
 
     fn leftovers(&self) -> Result<Vec<ObjectId>> {
         let own = self.own()?;
-        Ok(self.objects(own.folder.as_fd(), &own.name)?.into_iter().map(|(id, _)| id).collect())
+        Ok(self
+            .objects(own.folder.as_fd(), &own.name)?
+            .into_iter()
+            .map(|(id, _)| id)
+            .collect())
     }
 
     fn open_leftover(&self, id: ObjectId) -> Result<Arc<dyn Growing>> {
         let own = self.own()?;
-        let file = open_file(own.folder.as_fd(), id, OFlags::RDWR, format!("{}/{id}", own.name))?;
-        Ok(Arc::new(GrowingFile::new(file, id, Arc::clone(&own.folder))))
+        let file = open_file(
+            own.folder.as_fd(),
+            id,
+            OFlags::RDWR,
+            format!("{}/{id}", own.name),
+        )?;
+        Ok(Arc::new(GrowingFile::new(
+            file,
+            id,
+            Arc::clone(&own.folder),
+        )))
     }
 
     fn space(&self) -> Result<Space> {

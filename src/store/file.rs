@@ -58,7 +58,10 @@ impl Object for StoredFile {
             match retry_on_intr(|| rustix::io::pread(&self.fd, &mut *rest, at)) {
                 Ok(0) => {
                     let end = self.cipher_len()?;
-                    return Err(Error::damaged(&self.name, format_args!("ends after {end} bytes")));
+                    return Err(Error::damaged(
+                        &self.name,
+                        format_args!("ends after {end} bytes"),
+                    ));
                 }
                 Ok(n) => done += n,
                 Err(e) => return Err(io_error(e, &self.name)),
@@ -117,7 +120,12 @@ impl GrowingFile {
         }
         let start = allocated.max(end - len as u64);
         let target = end + ALLOCATE_AHEAD;
-        let _ = rustix::fs::fallocate(&self.file.fd, FallocateFlags::KEEP_SIZE, start, target - start);
+        let _ = rustix::fs::fallocate(
+            &self.file.fd,
+            FallocateFlags::KEEP_SIZE,
+            start,
+            target - start,
+        );
         self.allocated.store(target, Ordering::Relaxed);
     }
 
@@ -126,7 +134,9 @@ impl GrowingFile {
         let mut done = 0;
         while done < data.len() {
             let rest = &data[done..];
-            match retry_on_intr(|| rustix::io::pwrite(&self.file.fd, rest, cipher_offset + done as u64)) {
+            match retry_on_intr(|| {
+                rustix::io::pwrite(&self.file.fd, rest, cipher_offset + done as u64)
+            }) {
                 Ok(0) => return Err(Error::io(io::ErrorKind::WriteZero.into(), &self.file.name)),
                 Ok(n) => done += n,
                 Err(e) => return Err(io_error(e, &self.file.name)),
@@ -136,7 +146,8 @@ impl GrowingFile {
     }
 
     fn try_sync(&self) -> Result<()> {
-        retry_on_intr(|| rustix::fs::fdatasync(&self.file.fd)).map_err(|e| io_error(e, &self.file.name))?;
+        retry_on_intr(|| rustix::fs::fdatasync(&self.file.fd))
+            .map_err(|e| io_error(e, &self.file.name))?;
         if !self.named.load(Ordering::Acquire) {
             sync_folder(&*self.folder, &self.file.name)?;
             self.named.store(true, Ordering::Release);
@@ -173,14 +184,23 @@ impl Growing for GrowingFile {
         if self.write_failed.load(Ordering::Acquire) || self.sync_failed.load(Ordering::Acquire) {
             return Err(self.poisoned());
         }
-        self.try_write(data, cipher_offset).inspect_err(|_| self.write_failed.store(true, Ordering::Release))
+        self.try_write(data, cipher_offset)
+            .inspect_err(|_| self.write_failed.store(true, Ordering::Release))
     }
 
     fn write_back(&self, cipher_offset: u64, cipher_len: u64) {
-        let (Ok(offset), Ok(len)) = (i64::try_from(cipher_offset), i64::try_from(cipher_len)) else { return };
+        let (Ok(offset), Ok(len)) = (i64::try_from(cipher_offset), i64::try_from(cipher_len))
+        else {
+            return;
+        };
         // SAFETY: the call takes no pointers, and the descriptor is open as long as `self` is.
         unsafe {
-            libc::sync_file_range(self.file.fd.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE);
+            libc::sync_file_range(
+                self.file.fd.as_raw_fd(),
+                offset,
+                len,
+                libc::SYNC_FILE_RANGE_WRITE,
+            );
         }
     }
 
@@ -188,6 +208,7 @@ impl Growing for GrowingFile {
         if self.sync_failed.load(Ordering::Acquire) {
             return Err(self.poisoned());
         }
-        self.try_sync().inspect_err(|_| self.sync_failed.store(true, Ordering::Release))
+        self.try_sync()
+            .inspect_err(|_| self.sync_failed.store(true, Ordering::Release))
     }
 }

@@ -5,17 +5,20 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 mod faults;
 mod file;
+mod handle;
 #[cfg(test)]
 mod tests;
 
 use self::faults::Fate;
 pub use self::faults::Faults;
 use self::file::{MemoryFile, Random};
+use self::handle::Handle;
 use super::{Area, Growing, Object, ObjectId, Space, Store};
 use crate::error::{Error, Kind, Result};
 
@@ -45,11 +48,6 @@ pub struct MemoryStore {
     state: Arc<Mutex<State>>,
 }
 
-/// The data are plain values, whole between any two statements; a panicking test must not hide its cause.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn power_is_gone() -> io::Error {
     io::Error::other("the power is gone")
 }
@@ -71,7 +69,11 @@ impl State {
     }
 
     fn check_power(&self, place: Place, id: ObjectId) -> Result<()> {
-        if self.is_cut { Err(failed(power_is_gone(), place, id)) } else { Ok(()) }
+        if self.is_cut {
+            Err(failed(power_is_gone(), place, id))
+        } else {
+            Ok(())
+        }
     }
 
     /// Numbers an operation and says what becomes of it.
@@ -86,13 +88,20 @@ impl State {
     }
 
     fn used_bytes(&self) -> u64 {
-        self.areas.iter().chain([&self.new]).flat_map(Folder::values).map(|file| lock(file).bytes.len() as u64).sum()
+        self.areas
+            .iter()
+            .chain([&self.new])
+            .flat_map(Folder::values)
+            .map(|file| file.lock().bytes.len() as u64)
+            .sum()
     }
 
     /// Bytes that may still be written.
     fn free_bytes(&self) -> u64 {
         match self.faults.space_bytes {
-            Some(total) => total.saturating_sub(self.used_bytes()).saturating_sub(self.reserved_bytes),
+            Some(total) => total
+                .saturating_sub(self.used_bytes())
+                .saturating_sub(self.reserved_bytes),
             None => u64::MAX,
         }
     }
@@ -120,7 +129,10 @@ impl State {
     }
 
     fn publish(&mut self, id: ObjectId, area: Area) -> Result<()> {
-        let (from, to) = (self.new.contains_key(&id), self.areas[area as usize].contains_key(&id));
+        let (from, to) = (
+            self.new.contains_key(&id),
+            self.areas[area as usize].contains_key(&id),
+        );
         let errno = match (from, to) {
             (true, true) => libc::EEXIST,
             (false, false) => libc::ENOENT,
@@ -134,18 +146,34 @@ impl State {
         let file = self.new.remove(&id).expect("was just found");
         self.areas[area as usize].insert(id, file);
         // Both folders are synced.
-        self.removed.retain(|(place, ..)| place.is_some_and(|place| place != area));
+        self.removed
+            .retain(|(place, ..)| place.is_some_and(|place| place != area));
         Ok(())
     }
 
     /// The same, with files of its own.
     fn deep_clone(&self, mut copy: impl FnMut(&MemoryFile) -> MemoryFile) -> State {
-        let mut copied = |file: &File| Arc::new(Mutex::new(copy(&lock(file))));
-        let mut folder = |from: &Folder| from.iter().map(|(id, file)| (*id, copied(file))).collect();
-        let areas = [folder(&self.areas[0]), folder(&self.areas[1]), folder(&self.areas[2])];
+        let mut copied = |file: &File| Arc::new(Mutex::new(copy(&file.lock())));
+        let mut folder =
+            |from: &Folder| from.iter().map(|(id, file)| (*id, copied(file))).collect();
+        let areas = [
+            folder(&self.areas[0]),
+            folder(&self.areas[1]),
+            folder(&self.areas[2]),
+        ];
         let new = folder(&self.new);
-        let removed = self.removed.iter().map(|(place, id, file)| (*place, *id, copied(file))).collect();
-        State { areas, new, removed, reserved_bytes: self.reserved_bytes, ..State::default() }
+        let removed = self
+            .removed
+            .iter()
+            .map(|(place, id, file)| (*place, *id, copied(file)))
+            .collect();
+        State {
+            areas,
+            new,
+            removed,
+            reserved_bytes: self.reserved_bytes,
+            ..State::default()
+        }
     }
 }
 
@@ -164,18 +192,18 @@ impl MemoryStore {
 
     /// Replaces the faults to come. The counter of operations goes on.
     pub fn set_faults(&self, faults: Faults) {
-        lock(&self.state).faults = faults;
+        self.state.lock().faults = faults;
     }
 
     /// How many operations there were so far.
     pub fn operations(&self) -> u64 {
-        lock(&self.state).operations
+        self.state.lock().operations
     }
 
     /// The library as the next process finds it after this one was killed: all that was written is there, and
     /// may still be lost in a cut. A perfect disk from now on; its operations are numbered from 0.
     pub fn after_kill(&self) -> MemoryStore {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let mut after = state.deep_clone(MemoryFile::clone);
         if let Some((id, area)) = state.publishing
             && Random::new(state.faults.seed ^ state.operations).coin()
@@ -183,15 +211,17 @@ impl MemoryStore {
             // Cannot fail in a way that matters: it was found there when the cut came.
             let _ = after.publish(id, area);
         }
-        Self { state: Arc::new(Mutex::new(after)) }
+        Self {
+            state: Arc::new(Mutex::new(after)),
+        }
     }
 
     /// The library as it is found when the power is back. What was not durable is there, lost or torn, as `seed` has it.
     pub fn after_power_cut(&self, seed: u64) -> MemoryStore {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let mut random = Random::new(seed);
         let mut after = state.deep_clone(|file| file.after_power_cut(&mut random));
-        let unnamed = |id: &ObjectId| state.new.get(id).is_some_and(|file| !lock(file).is_named);
+        let unnamed = |id: &ObjectId| state.new.get(id).is_some_and(|file| !file.lock().is_named);
         after.new.retain(|id, _| !unnamed(id) || random.coin());
         if let Some((id, area)) = state.publishing
             && random.coin()
@@ -204,26 +234,42 @@ impl MemoryStore {
                 after.folder(place).entry(id).or_insert(file);
             }
         }
-        Self { state: Arc::new(Mutex::new(after)) }
+        Self {
+            state: Arc::new(Mutex::new(after)),
+        }
     }
 
     /// Changes an object behind the program's back; none where it is not there. No operation, and durable.
-    pub fn with_object<R>(&self, area: Area, id: ObjectId, change: impl FnOnce(&mut Vec<u8>) -> R) -> Option<R> {
-        let file = lock(&self.state).folder(Some(area)).get(&id).cloned()?;
-        let mut file = lock(&file);
+    pub fn with_object<R>(
+        &self,
+        area: Area,
+        id: ObjectId,
+        change: impl FnOnce(&mut Vec<u8>) -> R,
+    ) -> Option<R> {
+        let file = self.state.lock().folder(Some(area)).get(&id).cloned()?;
+        let mut file = file.lock();
         Some(file.tamper(change))
     }
 
     /// The same for a growing file or a leftover.
-    pub fn with_leftover<R>(&self, id: ObjectId, change: impl FnOnce(&mut Vec<u8>) -> R) -> Option<R> {
-        let file = lock(&self.state).folder(None).get(&id).cloned()?;
-        let mut file = lock(&file);
+    pub fn with_leftover<R>(
+        &self,
+        id: ObjectId,
+        change: impl FnOnce(&mut Vec<u8>) -> R,
+    ) -> Option<R> {
+        let file = self.state.lock().folder(None).get(&id).cloned()?;
+        let mut file = file.lock();
         Some(file.tamper(change))
     }
 
     /// The ids of an area's objects, in order.
     pub fn objects(&self, area: Area) -> Vec<ObjectId> {
-        lock(&self.state).folder(Some(area)).keys().copied().collect()
+        self.state
+            .lock()
+            .folder(Some(area))
+            .keys()
+            .copied()
+            .collect()
     }
 
     /// An object's bytes.
@@ -234,18 +280,18 @@ impl MemoryStore {
     /// Puts an object there, as a file copier does; one that is there is replaced.
     pub fn insert_object(&self, area: Area, id: ObjectId, bytes: Vec<u8>) {
         let file = Arc::new(Mutex::new(MemoryFile::durable(bytes)));
-        lock(&self.state).folder(Some(area)).insert(id, file);
+        self.state.lock().folder(Some(area)).insert(id, file);
     }
 
     /// Takes an object away, as an attacker does; its bytes, if it was there.
     pub fn take_object(&self, area: Area, id: ObjectId) -> Option<Vec<u8>> {
-        let file = lock(&self.state).folder(Some(area)).remove(&id)?;
-        let bytes = lock(&file).bytes.clone();
+        let file = self.state.lock().folder(Some(area)).remove(&id)?;
+        let bytes = file.lock().bytes.clone();
         Some(bytes)
     }
 
     fn handle(&self, place: Place, id: ObjectId) -> Result<Handle> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.check_power(place, id)?;
         match state.folder(place).get(&id) {
             Some(file) => Ok(self.open_file(place, id, file)),
@@ -254,121 +300,21 @@ impl MemoryStore {
     }
 
     fn open_file(&self, place: Place, id: ObjectId, file: &File) -> Handle {
-        let (write_failed, sync_failed) = Default::default();
-        Handle { state: Arc::clone(&self.state), file: Arc::clone(file), place, id, write_failed, sync_failed }
-    }
-}
-
-/// An open file.
-struct Handle {
-    state: Arc<Mutex<State>>,
-    file: File,
-    place: Place,
-    id: ObjectId,
-    write_failed: AtomicBool,
-    sync_failed: AtomicBool,
-}
-
-impl Handle {
-    fn poisoned(&self) -> Error {
-        Error::new(Kind::Poisoned, self.name())
-    }
-
-    fn try_write(&self, data: &[u8], cipher_offset: u64) -> Result<()> {
-        let mut state = lock(&self.state);
-        let fate = state.begin();
-        let len = lock(&self.file).bytes.len() as u64;
-        let growth = (cipher_offset + data.len() as u64).saturating_sub(len);
-        let lacking = growth.saturating_sub(state.free_bytes());
-        let (part, fate) = match fate {
-            Fate::Done if lacking > 0 => {
-                let full = io::Error::from_raw_os_error(libc::ENOSPC);
-                (data.len().saturating_sub(lacking as usize), Fate::Fails(full, 0))
-            }
-            Fate::Done => (data.len(), Fate::Done),
-            Fate::Fails(..) if state.is_cut => (0, fate),
-            Fate::Fails(_, chance) | Fate::Cut(chance) => (chance as usize % (data.len() + 1), fate),
-        };
-        lock(&self.file).write(&data[..part], cipher_offset);
-        state.outcome(fate, self.place, self.id)
-    }
-
-    fn try_sync(&self) -> Result<()> {
-        let (fate, delay, writes) = {
-            let mut state = lock(&self.state);
-            (state.begin(), state.faults.sync_delay, lock(&self.file).unsynced.len())
-        };
-        // Not under the lock: others go on meanwhile, and what they write is not covered.
-        std::thread::sleep(delay);
-        let mut state = lock(&self.state);
-        state.check_power(self.place, self.id)?;
-        let mut file = lock(&self.file);
-        if matches!(fate, Fate::Done) {
-            file.sync(writes);
-            if !std::mem::replace(&mut file.is_named, true) {
-                state.removed.retain(|(place, ..)| place.is_some());
-            }
-        } else {
-            file.is_sync_lost = true;
-        }
-        drop(file);
-        state.outcome(fate, self.place, self.id)
-    }
-}
-
-impl Object for Handle {
-    fn name(&self) -> String {
-        name_of(self.place, self.id)
-    }
-
-    fn cipher_len(&self) -> Result<u64> {
-        lock(&self.state).check_power(self.place, self.id)?;
-        Ok(lock(&self.file).bytes.len() as u64)
-    }
-
-    fn read_at(&self, out: &mut [u8], cipher_offset: u64) -> Result<()> {
-        lock(&self.state).check_power(self.place, self.id)?;
-        let file = lock(&self.file);
-        let start = usize::try_from(cipher_offset).unwrap_or(usize::MAX);
-        match file.bytes.get(start..start.saturating_add(out.len())) {
-            Some(bytes) => out.copy_from_slice(bytes),
-            None => return Err(Error::damaged(self.name(), format_args!("ends after {} bytes", file.bytes.len()))),
-        }
-        Ok(())
-    }
-
-    fn prefetch(&self, _cipher_offset: u64, _cipher_len: u64) {}
-}
-
-impl Growing for Handle {
-    fn id(&self) -> ObjectId {
-        self.id
-    }
-
-    fn write_at(&self, data: &[u8], cipher_offset: u64) -> Result<()> {
-        if self.write_failed.load(Ordering::Acquire) || self.sync_failed.load(Ordering::Acquire) {
-            return Err(self.poisoned());
-        }
-        self.try_write(data, cipher_offset).inspect_err(|_| self.write_failed.store(true, Ordering::Release))
-    }
-
-    fn write_back(&self, _cipher_offset: u64, _cipher_len: u64) {}
-
-    fn sync(&self) -> Result<()> {
-        if self.sync_failed.load(Ordering::Acquire) {
-            return Err(self.poisoned());
-        }
-        self.try_sync().inspect_err(|_| self.sync_failed.store(true, Ordering::Release))
+        Handle::new(Arc::clone(&self.state), Arc::clone(file), place, id)
     }
 }
 
 impl Store for MemoryStore {
     fn list(&self, area: Area) -> Result<Vec<(ObjectId, u64)>> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if state.is_cut {
             return Err(Error::new(Kind::Io(power_is_gone()), area.name()));
         }
-        Ok(state.folder(Some(area)).iter().map(|(id, file)| (*id, lock(file).bytes.len() as u64)).collect())
+        Ok(state
+            .folder(Some(area))
+            .iter()
+            .map(|(id, file)| (*id, file.lock().bytes.len() as u64))
+            .collect())
     }
 
     fn open(&self, area: Area, id: ObjectId) -> Result<Arc<dyn Object>> {
@@ -376,9 +322,11 @@ impl Store for MemoryStore {
     }
 
     fn put(&self, area: Area, id: ObjectId, bytes: &[u8]) -> Result<()> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let fate = match state.begin() {
-            Fate::Done if state.areas[area as usize].contains_key(&id) || state.new.contains_key(&id) => {
+            Fate::Done
+                if state.areas[area as usize].contains_key(&id) || state.new.contains_key(&id) =>
+            {
                 Fate::Fails(io::Error::from_raw_os_error(libc::EEXIST), 0)
             }
             Fate::Done if bytes.len() as u64 > state.free_bytes() => {
@@ -388,12 +336,20 @@ impl Store for MemoryStore {
         };
         match fate {
             Fate::Done => {
-                state.areas[area as usize].insert(id, Arc::new(Mutex::new(MemoryFile::durable(bytes.to_vec()))));
-                state.removed.retain(|(place, ..)| place.is_some_and(|place| place != area));
+                state.areas[area as usize].insert(
+                    id,
+                    Arc::new(Mutex::new(MemoryFile::durable(bytes.to_vec()))),
+                );
+                state
+                    .removed
+                    .retain(|(place, ..)| place.is_some_and(|place| place != area));
             }
             // Half of the cuts come when all is written and about to be published.
             Fate::Cut(chance) if chance & 1 == 0 => {
-                state.new.insert(id, Arc::new(Mutex::new(MemoryFile::durable(bytes.to_vec()))));
+                state.new.insert(
+                    id,
+                    Arc::new(Mutex::new(MemoryFile::durable(bytes.to_vec()))),
+                );
                 state.publishing = Some((id, area));
             }
             Fate::Cut(chance) => {
@@ -407,13 +363,15 @@ impl Store for MemoryStore {
     }
 
     fn remove(&self, area: Area, id: ObjectId) -> Result<()> {
-        lock(&self.state).remove(Some(area), id)
+        self.state.lock().remove(Some(area), id)
     }
 
     fn create(&self, id: ObjectId) -> Result<Arc<dyn Growing>> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let fate = match state.begin() {
-            Fate::Done if state.new.contains_key(&id) => Fate::Fails(io::Error::from_raw_os_error(libc::EEXIST), 0),
+            Fate::Done if state.new.contains_key(&id) => {
+                Fate::Fails(io::Error::from_raw_os_error(libc::EEXIST), 0)
+            }
             fate => fate,
         };
         let file = File::default();
@@ -425,7 +383,7 @@ impl Store for MemoryStore {
     }
 
     fn publish(&self, id: ObjectId, area: Area) -> Result<()> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         match state.begin() {
             Fate::Done => state.publish(id, area),
             fate => {
@@ -438,11 +396,11 @@ impl Store for MemoryStore {
     }
 
     fn discard(&self, id: ObjectId) -> Result<()> {
-        lock(&self.state).remove(None, id)
+        self.state.lock().remove(None, id)
     }
 
     fn leftovers(&self) -> Result<Vec<ObjectId>> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if state.is_cut {
             return Err(Error::new(Kind::Io(power_is_gone()), "new"));
         }
@@ -454,16 +412,27 @@ impl Store for MemoryStore {
     }
 
     fn space(&self) -> Result<Space> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let total_bytes = state.faults.space_bytes.unwrap_or(1 << 50);
-        let free = total_bytes.saturating_sub(state.used_bytes()).saturating_sub(state.reserved_bytes);
-        Ok(Space { total_bytes, free_bytes: free, available_bytes: free, files: 0, files_free: 0 })
+        let free = total_bytes
+            .saturating_sub(state.used_bytes())
+            .saturating_sub(state.reserved_bytes);
+        Ok(Space {
+            total_bytes,
+            free_bytes: free,
+            available_bytes: free,
+            files: 0,
+            files_free: 0,
+        })
     }
 
     fn reserve(&self, bytes: u64) -> Result<()> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if state.free_bytes().saturating_add(state.reserved_bytes) < bytes {
-            return Err(Error::new(Kind::Io(io::Error::from_raw_os_error(libc::ENOSPC)), "new/reserve"));
+            return Err(Error::new(
+                Kind::Io(io::Error::from_raw_os_error(libc::ENOSPC)),
+                "new/reserve",
+            ));
         }
         state.reserved_bytes = bytes;
         Ok(())

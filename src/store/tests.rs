@@ -24,16 +24,29 @@ fn read(object: &dyn Object) -> Vec<u8> {
 
 /// What every store does.
 fn keeps_the_contract(store: &dyn Store) {
-    assert!(Area::ALL.iter().all(|area| store.list(*area).unwrap().is_empty()));
+    assert!(
+        Area::ALL
+            .iter()
+            .all(|area| store.list(*area).unwrap().is_empty())
+    );
     store.put(Area::Key, id(1), b"slot").unwrap();
     assert_eq!(store.list(Area::Key).unwrap(), [(id(1), 4)]);
-    assert!(store.put(Area::Key, id(1), b"other").is_err(), "an object is never replaced");
-    assert!(store.leftovers().unwrap().is_empty(), "and nothing is left of the attempt");
+    assert!(
+        store.put(Area::Key, id(1), b"other").is_err(),
+        "an object is never replaced"
+    );
+    assert!(
+        store.leftovers().unwrap().is_empty(),
+        "and nothing is left of the attempt"
+    );
     assert_eq!(read(&*store.open(Area::Key, id(1)).unwrap()), b"slot");
 
     let missing = store.open(Area::Data, id(2)).err().unwrap();
     assert!(matches!(missing.kind(), Kind::Missing));
-    assert_eq!(missing.to_string(), format!("data/{}: is missing from the library", id(2)));
+    assert_eq!(
+        missing.to_string(),
+        format!("data/{}: is missing from the library", id(2))
+    );
 
     let file = store.create(id(2)).unwrap();
     assert!(store.create(id(2)).is_err());
@@ -48,19 +61,33 @@ fn keeps_the_contract(store: &dyn Store) {
     let short = file.read_at(&mut part, 9).unwrap_err().to_string();
     assert!(short.ends_with(": damaged: ends after 13 bytes"), "{short}");
     assert_eq!(store.leftovers().unwrap(), [id(2)]);
-    assert_eq!(read(&*store.open_leftover(id(2)).unwrap()), b"0123456789abc");
+    assert_eq!(
+        read(&*store.open_leftover(id(2)).unwrap()),
+        b"0123456789abc"
+    );
     file.sync().unwrap();
     store.publish(id(2), Area::Data).unwrap();
-    store.publish(id(2), Area::Data).expect("may be repeated after an error");
+    store
+        .publish(id(2), Area::Data)
+        .expect("may be repeated after an error");
     assert!(store.leftovers().unwrap().is_empty());
     assert_eq!(store.list(Area::Data).unwrap(), [(id(2), 13)]);
     let object = store.open(Area::Data, id(2)).unwrap();
     assert_eq!(object.name(), format!("data/{}", id(2)));
-    assert_eq!((read(&*object), read(&*file)), (b"0123456789abc".to_vec(), b"0123456789abc".to_vec()));
+    assert_eq!(
+        (read(&*object), read(&*file)),
+        (b"0123456789abc".to_vec(), b"0123456789abc".to_vec())
+    );
 
-    assert!(store.publish(id(3), Area::Data).is_err(), "there is nothing to publish");
+    assert!(
+        store.publish(id(3), Area::Data).is_err(),
+        "there is nothing to publish"
+    );
     store.create(id(2)).unwrap();
-    assert!(store.publish(id(2), Area::Data).is_err(), "what is published is not replaced");
+    assert!(
+        store.publish(id(2), Area::Data).is_err(),
+        "what is published is not replaced"
+    );
     assert_eq!(read(&*object), b"0123456789abc");
     store.discard(id(2)).unwrap();
     store.discard(id(2)).unwrap();
@@ -86,7 +113,14 @@ fn a_directory_and_memory_keep_the_contract() {
 fn only_lower_case_hex_is_a_name() {
     let name = "00112233445566778899aabbccddeeff";
     assert_eq!(ObjectId::parse(name).unwrap().to_string(), name);
-    for wrong in ["", "0", &name[1..], &format!("{name}0"), &name.to_uppercase(), &name.replace('f', "g")] {
+    for wrong in [
+        "",
+        "0",
+        &name[1..],
+        &format!("{name}0"),
+        &name.to_uppercase(),
+        &name.replace('f', "g"),
+    ] {
         assert_eq!(ObjectId::parse(wrong), None, "{wrong}");
     }
 }
@@ -95,9 +129,14 @@ fn only_lower_case_hex_is_a_name() {
 fn one_device_mounts_a_library_once() {
     let dir = tempfile::tempdir().unwrap();
     let first = open(dir.path());
-    let e = DirStore::open(dir.path(), Access::Write(DEVICE)).err().unwrap();
+    let e = DirStore::open(dir.path(), Access::Write(DEVICE))
+        .err()
+        .unwrap();
     assert!(matches!(e.kind(), Kind::InUse));
-    assert!(e.to_string().contains("already mounted by this device"), "{e}");
+    assert!(
+        e.to_string().contains("already mounted by this device"),
+        "{e}"
+    );
     DirStore::open(dir.path(), Access::Write(id(5))).expect("another device is another folder");
     DirStore::open(dir.path(), Access::ReadOnly).expect("reading needs no lock");
     drop(first);
@@ -108,7 +147,10 @@ fn one_device_mounts_a_library_once() {
 fn reading_only_leaves_no_trace() {
     let dir = tempfile::tempdir().unwrap();
     let store = DirStore::open(dir.path(), Access::ReadOnly).unwrap();
-    assert!(store.list(Area::Index).unwrap().is_empty(), "a folder that is not there is empty");
+    assert!(
+        store.list(Area::Index).unwrap().is_empty(),
+        "a folder that is not there is empty"
+    );
     let refused = [
         store.put(Area::Key, id(1), b"x"),
         store.remove(Area::Key, id(1)),
@@ -118,7 +160,11 @@ fn reading_only_leaves_no_trace() {
         store.leftovers().map(drop),
         store.reserve(1),
     ];
-    assert!(refused.iter().all(|done| matches!(done.as_ref().unwrap_err().kind(), Kind::ReadOnly)));
+    assert!(
+        refused
+            .iter()
+            .all(|done| matches!(done.as_ref().unwrap_err().kind(), Kind::ReadOnly))
+    );
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     // Folders that a copier makes later are found.
     open(dir.path()).put(Area::Index, id(1), b"x").unwrap();
@@ -130,7 +176,13 @@ fn files_and_folders_are_their_owners_alone() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     store.put(Area::Key, id(1), b"x").unwrap();
-    let mode = |path: &str| fs::metadata(dir.path().join(path)).unwrap().permissions().mode() & 0o777;
+    let mode = |path: &str| {
+        fs::metadata(dir.path().join(path))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777
+    };
     assert_eq!(mode(&format!("key/{}", id(1))), 0o600);
     for folder in ["key", "index", "data", "new", &format!("new/{DEVICE}")] {
         assert_eq!(mode(folder), 0o700, "{folder}");
@@ -150,7 +202,10 @@ fn a_library_that_moves_takes_its_writers_along() {
     file.sync().unwrap();
     store.publish(id(1), Area::Data).unwrap();
     store.put(Area::Index, id(2), b"y").unwrap();
-    assert!(new.join(format!("data/{}", id(1))).exists() && new.join(format!("index/{}", id(2))).exists());
+    assert!(
+        new.join(format!("data/{}", id(1))).exists()
+            && new.join(format!("index/{}", id(2))).exists()
+    );
     assert_eq!(fs::read_dir(&old).unwrap().count(), 0);
 }
 
@@ -165,13 +220,22 @@ fn what_is_no_object_is_passed_over_and_nothing_hangs() {
     fs::write(dir.path().join("outside"), b"secret").unwrap();
     symlink("../outside", data.join(id(2).to_string())).unwrap();
     let pipe = data.join(id(3).to_string());
-    let made = rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0);
+    let made = rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &pipe,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RWXU,
+        0,
+    );
     made.unwrap();
     fs::write(data.join(id(4).to_string()), b"good").unwrap();
     assert_eq!(store.list(Area::Data).unwrap(), [(id(4), 4)]);
     for n in [1, 2, 3] {
         let e = store.open(Area::Data, id(n)).err().unwrap();
-        assert_eq!(e.to_string(), format!("data/{}: damaged: is not a regular file", id(n)));
+        assert_eq!(
+            e.to_string(),
+            format!("data/{}: damaged: is not a regular file", id(n))
+        );
     }
 }
 
@@ -180,9 +244,16 @@ fn an_area_that_is_a_link_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("elsewhere")).unwrap();
     symlink("elsewhere", dir.path().join("data")).unwrap();
-    let e = DirStore::open(dir.path(), Access::Write(DEVICE)).err().unwrap();
+    let e = DirStore::open(dir.path(), Access::Write(DEVICE))
+        .err()
+        .unwrap();
     assert!(e.to_string().contains("/data: "), "{e}");
-    assert!(DirStore::open(dir.path(), Access::ReadOnly).unwrap().list(Area::Data).is_err());
+    assert!(
+        DirStore::open(dir.path(), Access::ReadOnly)
+            .unwrap()
+            .list(Area::Data)
+            .is_err()
+    );
 }
 
 #[test]
@@ -194,14 +265,22 @@ fn room_ahead_of_appends_is_given_back_when_published() {
         file.write_at(&[7; 4096], n * 4096).unwrap();
     }
     file.sync().unwrap();
-    assert_eq!(file.cipher_len().unwrap(), 40960, "the length is that of what was written");
+    assert_eq!(
+        file.cipher_len().unwrap(),
+        40960,
+        "the length is that of what was written"
+    );
     let new = dir.path().join(format!("new/{DEVICE}/{}", id(1)));
     // A filesystem that cannot allocate ahead has nothing to give back.
     let ahead = fs::metadata(&new).unwrap().blocks() * 512;
     store.publish(id(1), Area::Index).unwrap();
     let after = fs::metadata(dir.path().join(format!("index/{}", id(1)))).unwrap();
     assert_eq!(after.size(), 40960);
-    assert!(after.blocks() * 512 <= 40960 + 8192, "{ahead} before, {} after", after.blocks() * 512);
+    assert!(
+        after.blocks() * 512 <= 40960 + 8192,
+        "{ahead} before, {} after",
+        after.blocks() * 512
+    );
 }
 
 #[test]
@@ -214,7 +293,10 @@ fn the_reserve_holds_room_and_lets_go_of_it() {
     assert!(fs::metadata(&path).unwrap().blocks() * 512 >= 4 << 20);
     store.reserve(1 << 20).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().len(), 1 << 20);
-    assert!(store.leftovers().unwrap().is_empty(), "neither reserve nor lock is a leftover");
+    assert!(
+        store.leftovers().unwrap().is_empty(),
+        "neither reserve nor lock is a leftover"
+    );
     store.reserve(0).unwrap();
     store.reserve(0).unwrap();
     assert!(!path.exists());
@@ -225,14 +307,37 @@ fn the_reserve_holds_room_and_lets_go_of_it() {
 fn after_an_error_a_growing_file_refuses() {
     let dir = tempfile::tempdir().unwrap();
     let folder = std::sync::Arc::new(fs::File::open(dir.path()).unwrap().into());
-    let growing = |fd| GrowingFile::new(StoredFile { fd, name: "new/x".into() }, id(1), std::sync::Arc::clone(&folder));
+    let growing = |fd| {
+        GrowingFile::new(
+            StoredFile {
+                fd,
+                name: "new/x".into(),
+            },
+            id(1),
+            std::sync::Arc::clone(&folder),
+        )
+    };
     fs::write(dir.path().join("x"), b"x").unwrap();
     let unwritable = growing(fs::File::open(dir.path().join("x")).unwrap().into());
-    assert!(matches!(unwritable.write_at(b"y", 1).unwrap_err().kind(), Kind::Io(_)));
-    assert!(matches!(unwritable.write_at(b"y", 1).unwrap_err().kind(), Kind::Poisoned));
-    unwritable.sync().expect("what was written before may be made durable");
+    assert!(matches!(
+        unwritable.write_at(b"y", 1).unwrap_err().kind(),
+        Kind::Io(_)
+    ));
+    assert!(matches!(
+        unwritable.write_at(b"y", 1).unwrap_err().kind(),
+        Kind::Poisoned
+    ));
+    unwritable
+        .sync()
+        .expect("what was written before may be made durable");
     let unsyncable = growing(rustix::pipe::pipe().unwrap().0);
     assert!(matches!(unsyncable.sync().unwrap_err().kind(), Kind::Io(_)));
-    assert!(matches!(unsyncable.sync().unwrap_err().kind(), Kind::Poisoned));
-    assert!(matches!(unsyncable.write_at(b"y", 0).unwrap_err().kind(), Kind::Poisoned));
+    assert!(matches!(
+        unsyncable.sync().unwrap_err().kind(),
+        Kind::Poisoned
+    ));
+    assert!(matches!(
+        unsyncable.write_at(b"y", 0).unwrap_err().kind(),
+        Kind::Poisoned
+    ));
 }

@@ -49,7 +49,10 @@ impl Core {
         let mut renamed: Vec<(ObjectId, ObjectId)> = Vec::new();
         for segment in &mut left.segments {
             for (old, new) in &renamed {
-                segment.frames.iter_mut().for_each(|f| rename_segment(&mut f.records, *old, *new));
+                segment
+                    .frames
+                    .iter_mut()
+                    .for_each(|f| rename_segment(&mut f.records, *old, *new));
             }
             let whole = self.adopt_segment(segment, &left.packs, &mut renamed)?;
             if !whole {
@@ -60,13 +63,25 @@ impl Core {
             self.packs.forget(id);
             self.store.discard(id)?;
         }
-        log::info!("{} files that were left over are adopted", left.segments.len() + left.packs.len() + left.garbage.len());
+        log::info!(
+            "{} files that were left over are adopted",
+            left.segments.len() + left.packs.len() + left.garbage.len()
+        );
         Ok(())
     }
 
     fn sort_leftovers(&self, found: &[ObjectId]) -> Result<Leftovers> {
-        let mut left = Leftovers { segments: Vec::new(), packs: HashMap::new(), garbage: Vec::new() };
-        let published = self.journal.lock().heads.get(&self.device).map_or(0, |h| h.number);
+        let mut left = Leftovers {
+            segments: Vec::new(),
+            packs: HashMap::new(),
+            garbage: Vec::new(),
+        };
+        let published = self
+            .journal
+            .lock()
+            .heads
+            .get(&self.device)
+            .map_or(0, |h| h.number);
         for id in found {
             let file = self.store.open_leftover(*id)?;
             match magic(&*file)? {
@@ -117,7 +132,11 @@ impl Core {
                 Ok(())
             })?;
         }
-        Ok(LeftSegment { id, opening, frames })
+        Ok(LeftSegment {
+            id,
+            opening,
+            frames,
+        })
     }
 
     /// Copies one segment and publishes the copy. False where it ended before its end.
@@ -131,9 +150,17 @@ impl Core {
         opening.adopts = Some(left.id);
         let mut writer = SegmentWriter::create(&*self.store, &self.master, &opening)?;
         renamed.push((left.id, writer.id()));
-        let stamp = StampSegment { segment: writer.id(), device: self.device, number: opening.number };
+        let stamp = StampSegment {
+            segment: writer.id(),
+            device: self.device,
+            number: opening.number,
+        };
         let number_in_tree = self.tree.write().intern_segment(stamp);
-        let durable = left.frames.iter().rposition(|f| f.durable_before).unwrap_or(0);
+        let durable = left
+            .frames
+            .iter()
+            .rposition(|f| f.durable_before)
+            .unwrap_or(0);
         let mut whole = true;
         for (i, frame) in left.frames.iter_mut().enumerate() {
             rename_segment(&mut frame.records, left.id, writer.id());
@@ -144,11 +171,17 @@ impl Core {
                     whole = false;
                     break;
                 }
-                Err(e) => return Err(e.hint("the library was not closed cleanly, and what was durable is damaged")),
+                Err(e) => {
+                    return Err(e.hint(
+                        "the library was not closed cleanly, and what was durable is damaged",
+                    ));
+                }
             }
             writer.append(frame)?;
             let applied = self.tree.write().apply_frame(number_in_tree, frame);
-            applied.map_err(|why| Error::damaged(format_args!("new/{}/{}", self.device, left.id), why))?;
+            applied.map_err(|why| {
+                Error::damaged(format_args!("new/{}/{}", self.device, left.id), why)
+            })?;
         }
         self.finish_adopted(writer)?;
         Ok(whole)
@@ -160,7 +193,12 @@ impl Core {
         if !finished.is_empty() {
             let counter = self.tree.read().next_counter();
             let records = finished.iter().map(|p| Record::Pack(*p)).collect();
-            let frame = Frame { counter, wall: crate::volume::Time::now(), durable_before: false, records };
+            let frame = Frame {
+                counter,
+                wall: crate::volume::Time::now(),
+                durable_before: false,
+                records,
+            };
             writer.append(&frame)?;
             let applied = self.tree.write().apply_frame(0, &frame);
             applied.map_err(|why| Error::damaged("adopted packs", why))?;
@@ -174,14 +212,30 @@ impl Core {
         self.contents.publish(&finished)?;
         self.store.publish(closed.id, Area::Index)?;
         let mut journal = self.journal.lock();
-        journal.heads.insert(self.device, Head { device: self.device, number, sha256: closed.sha256 });
+        journal.heads.insert(
+            self.device,
+            Head {
+                device: self.device,
+                number,
+                sha256: closed.sha256,
+            },
+        );
         let cipher_len = closed.cipher_len;
-        journal.uncovered.push(Published { id: closed.id, device: self.device, number, cipher_len });
+        journal.uncovered.push(Published {
+            id: closed.id,
+            device: self.device,
+            number,
+            cipher_len,
+        });
         Ok(())
     }
 
     /// Makes sure that what a frame names opens, and lets it name copies of what lies in leftovers.
-    fn adopt_contents(&self, frame: &mut Frame, leftovers: &HashMap<PackId, Arc<dyn Growing>>) -> Result<()> {
+    fn adopt_contents(
+        &self,
+        frame: &mut Frame,
+        leftovers: &HashMap<PackId, Arc<dyn Growing>>,
+    ) -> Result<()> {
         let counter = frame.counter;
         for record in &mut frame.records {
             let (inode, packs, splices) = match record {
@@ -191,9 +245,15 @@ impl Core {
             };
             let path = {
                 let tree = self.tree.read();
-                tree.find_id(inode).map(|ix| tree.path(ix)).unwrap_or_default()
+                tree.find_id(inode)
+                    .map(|ix| tree.path(ix))
+                    .unwrap_or_default()
             };
-            let subject = Subject { inode, path, counter };
+            let subject = Subject {
+                inode,
+                path,
+                counter,
+            };
             let mut adopted = Splices::default();
             for splice in splices.iter() {
                 self.adopt_splice(&subject, packs, splice, leftovers, &mut adopted)?;
@@ -215,8 +275,14 @@ impl Core {
             out.hole(splice.plain_offset, splice.plain_len);
             return Ok(());
         };
-        let id = *packs.get(source.pack as usize).ok_or_else(|| Error::damaged("a leftover frame", "unknown pack"))?;
-        let run = crate::pack::Run { pack: id, cipher_offset: source.cipher_offset, plain_len: source.run_len };
+        let id = *packs
+            .get(source.pack as usize)
+            .ok_or_else(|| Error::damaged("a leftover frame", "unknown pack"))?;
+        let run = crate::pack::Run {
+            pack: id,
+            cipher_offset: source.cipher_offset,
+            plain_len: source.run_len,
+        };
         // The largest piece that is sealed is a pack long; what is read at once is less.
         const STEP: u64 = 4 << 20;
         let mut done = 0;
@@ -234,7 +300,8 @@ impl Core {
             let mut plain = vec![0; len as usize];
             self.fill(&[(extent, id)], 0, &mut plain, true)?;
             if leftovers.contains_key(&id) {
-                self.contents.seal(subject, splice.plain_offset + done, &[&plain], out)?;
+                self.contents
+                    .seal(subject, splice.plain_offset + done, &[&plain], out)?;
             }
             done += len;
         }
@@ -247,7 +314,9 @@ impl Core {
     /// A pack that a frame calls finished must be there at that length.
     fn adopt_pack_lengths(&self, records: &[Record]) -> Result<()> {
         for record in records {
-            let Record::Pack(PackLen { pack, cipher_len }) = record else { continue };
+            let Record::Pack(PackLen { pack, cipher_len }) = record else {
+                continue;
+            };
             let len = match self.store.open(Area::Data, *pack) {
                 Ok(object) => object.cipher_len()?,
                 // Collected since: nothing in it is live.
@@ -255,7 +324,10 @@ impl Core {
                 Err(e) => return Err(e),
             };
             if len != u64::from(*cipher_len) {
-                return Err(Error::damaged(format_args!("data/{pack}"), "it is not as long as its writer said"));
+                return Err(Error::damaged(
+                    format_args!("data/{pack}"),
+                    "it is not as long as its writer said",
+                ));
             }
         }
         Ok(())

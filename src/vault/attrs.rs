@@ -9,7 +9,10 @@ use super::{Core, file};
 use crate::error::{Kind, Result};
 use crate::index::record::{AttrChange, Content, Record, XattrChange};
 use crate::index::{Inode, Tree};
-use crate::volume::{Attr, FILE_LEN_MAX, FileKind, Ino, NAME_LEN_MAX, SetAttr, SetTime, Time, XATTR_LEN_MAX, XattrMode};
+use crate::volume::{
+    Attr, FILE_LEN_MAX, FileKind, Ino, NAME_LEN_MAX, SetAttr, SetTime, Time, XATTR_LEN_MAX,
+    XattrMode,
+};
 
 /// All names of a file's extended attributes fit into what listxattr(2) can answer.
 const XATTR_LIST_LEN_MAX: usize = 65_536;
@@ -20,15 +23,21 @@ impl Core {
         if attr.kind != FileKind::Regular {
             return attr;
         }
-        let Some(file) = self.opened(attr.ino) else { return attr };
+        let Some(file) = self.opened(attr.ino) else {
+            return attr;
+        };
         let state = file.state.lock();
         // The tree once more, now that no flush can begin: it may have taken in what was dirty a moment ago.
         let tree = self.tree.read();
         if let Some(ix) = tree.find(attr.ino) {
             attr = tree.attr(ix);
-            let covered = |from, to| file::covered(tree.inode(ix).extents().overlapping(from, to), from, to);
+            let covered =
+                |from, to| file::covered(tree.inode(ix).extents().overlapping(from, to), from, to);
             let dirty = state.dirty.bytes_outside(covered);
-            let leaving = state.leaving.as_ref().map_or(0, |l| l.bytes_outside(covered));
+            let leaving = state
+                .leaving
+                .as_ref()
+                .map_or(0, |l| l.bytes_outside(covered));
             attr.blocks_512 += (dirty + leaving).div_ceil(512);
         }
         attr.plain_size = state.plain_size.unwrap_or(attr.plain_size);
@@ -60,20 +69,33 @@ impl Core {
                 SetTime::Now => draft.wall,
                 SetTime::At(time) => time,
             };
-            let owner = (change.uid.is_some() || change.gid.is_some())
-                .then(|| (change.uid.unwrap_or(tree.attr(ix).uid), change.gid.unwrap_or(inode.gid())));
+            let owner = (change.uid.is_some() || change.gid.is_some()).then(|| {
+                (
+                    change.uid.unwrap_or(tree.attr(ix).uid),
+                    change.gid.unwrap_or(inode.gid()),
+                )
+            });
             let (atime, mtime) = (change.atime.map(at), change.mtime.map(at));
             if change.perm.is_some() || owner.is_some() || atime.is_some() {
-                let attrs = AttrChange { inode: inode.id(), perm: change.perm.map(|p| p & 0o7777), owner, atime };
+                let attrs = AttrChange {
+                    inode: inode.id(),
+                    perm: change.perm.map(|p| p & 0o7777),
+                    owner,
+                    atime,
+                };
                 draft.records.push(Record::Attr(attrs));
             }
             if let (Some(perm), Some(value)) = (change.perm, inode.xattr(ACL_ACCESS)) {
                 let mut acl = Acl::parse(value)?;
                 acl.chmod(perm);
-                draft.records.push(set_xattr(inode, ACL_ACCESS, Some(acl.encode())));
+                draft
+                    .records
+                    .push(set_xattr(inode, ACL_ACCESS, Some(acl.encode())));
             }
             if mtime.is_some() {
-                draft.records.push(content(tree, inode, inode.plain_size(), mtime));
+                draft
+                    .records
+                    .push(content(tree, inode, inode.plain_size(), mtime));
             }
             draft.unlinked = !inode.is_linked();
             Ok(())
@@ -96,7 +118,8 @@ impl Core {
             state.mtime = state.mtime.map(|_| Time::now());
             before - state.dirty.cost()
         };
-        self.dirty_cost.fetch_sub(cut, std::sync::atomic::Ordering::Relaxed);
+        self.dirty_cost
+            .fetch_sub(cut, std::sync::atomic::Ordering::Relaxed);
         let done = self.transact(|tree, draft| {
             let inode = tree.inode(self.find(tree, ino)?);
             match inode.kind() {
@@ -117,16 +140,28 @@ impl Core {
     pub(super) fn xattr_value(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
         let tree = self.tree.read();
         let inode = tree.inode(self.find(&tree, ino)?);
-        inode.xattr(name.as_bytes()).map(<[u8]>::to_vec).ok_or_else(|| Kind::NoAttribute.into())
+        inode
+            .xattr(name.as_bytes())
+            .map(<[u8]>::to_vec)
+            .ok_or_else(|| Kind::NoAttribute.into())
     }
 
     pub(super) fn xattr_names(&self, ino: Ino) -> Result<Vec<u8>> {
         let tree = self.tree.read();
         let inode = tree.inode(self.find(&tree, ino)?);
-        Ok(inode.xattrs().flat_map(|(name, _)| name.iter().copied().chain([0])).collect())
+        Ok(inode
+            .xattrs()
+            .flat_map(|(name, _)| name.iter().copied().chain([0]))
+            .collect())
     }
 
-    pub(super) fn change_xattr(&self, ino: Ino, name: &OsStr, value: Option<&[u8]>, mode: XattrMode) -> Result<()> {
+    pub(super) fn change_xattr(
+        &self,
+        ino: Ino,
+        name: &OsStr,
+        value: Option<&[u8]>,
+        mode: XattrMode,
+    ) -> Result<()> {
         let name = name.as_bytes();
         if name.is_empty() || name.len() > NAME_LEN_MAX {
             return Err(Kind::BufferTooSmall.into());
@@ -155,7 +190,11 @@ impl Core {
                 if name == ACL_ACCESS {
                     let (perm, is_mode_only) = acl.perm_of();
                     let perm = Some(inode.perm() & 0o7000 | perm & 0o777);
-                    draft.records.push(Record::Attr(AttrChange { inode: inode.id(), perm, ..Default::default() }));
+                    draft.records.push(Record::Attr(AttrChange {
+                        inode: inode.id(),
+                        perm,
+                        ..Default::default()
+                    }));
                     value = value.filter(|_| !is_mode_only);
                 }
             }
@@ -169,11 +208,22 @@ impl Core {
 }
 
 fn set_xattr(inode: &Inode, name: &[u8], value: Option<Vec<u8>>) -> Record {
-    Record::Xattr(XattrChange { inode: inode.id(), name: name.to_vec(), value })
+    Record::Xattr(XattrChange {
+        inode: inode.id(),
+        name: name.to_vec(),
+        value,
+    })
 }
 
 /// A change of length and mtime only.
 fn content(tree: &Tree, inode: &Inode, plain_size: u64, mtime: Option<Time>) -> Record {
     let base = tree.wire(inode.version());
-    Record::Content(Content { inode: inode.id(), base, plain_size, mtime, packs: Vec::new(), splices: Vec::new() })
+    Record::Content(Content {
+        inode: inode.id(),
+        base,
+        plain_size,
+        mtime,
+        packs: Vec::new(),
+        splices: Vec::new(),
+    })
 }

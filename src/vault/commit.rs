@@ -53,7 +53,6 @@ impl Shared {
         self.state.lock().waiting.push(done);
         self.wake.notify_one();
     }
-
 }
 
 /// The running thread.
@@ -70,12 +69,17 @@ impl Committer {
             .name("committer".into())
             .spawn(move || run.commit_until_stopped())
             .map_err(|e| Error::new(Kind::Io(e), "the committer's thread"))?;
-        Ok(Self { core, thread: Mutex::new(Some(thread)) })
+        Ok(Self {
+            core,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// Ends it, with everything flushed, durable and published.
     pub fn stop(&self) -> Result<()> {
-        let Some(thread) = self.thread.lock().take() else { return Ok(()) };
+        let Some(thread) = self.thread.lock().take() else {
+            return Ok(());
+        };
         {
             let mut state = self.core.commit.state.lock();
             state.stop = true;
@@ -87,7 +91,11 @@ impl Committer {
         let core = &self.core;
         core.flush_all()?;
         let collects = !core.shared.load(Ordering::Relaxed) && !core.has_gaps;
-        let dead = if collects { core.condemn()? } else { Vec::new() };
+        let dead = if collects {
+            core.condemn()?
+        } else {
+            Vec::new()
+        };
         core.publish()?;
         if collects {
             core.remove_condemned(&dead)?;
@@ -118,7 +126,9 @@ impl Core {
                 }
                 if state.waiting.is_empty() {
                     if self.commit.has_changes.load(Ordering::Relaxed) {
-                        self.commit.wake.wait_for(&mut state, Duration::from_millis(500));
+                        self.commit
+                            .wake
+                            .wait_for(&mut state, Duration::from_millis(500));
                     } else {
                         self.commit.wake.wait(&mut state);
                     }
@@ -179,7 +189,10 @@ impl Core {
     fn flush_old(&self) -> Result<()> {
         let files: Vec<_> = self.files.lock().values().cloned().collect();
         let old = |f: &Arc<super::file::OpenFile>| {
-            f.state.lock().dirty_since.is_some_and(|since| since.elapsed() >= DURABLE_AFTER)
+            f.state
+                .lock()
+                .dirty_since
+                .is_some_and(|since| since.elapsed() >= DURABLE_AFTER)
         };
         let mut result = Ok(());
         for file in files.into_iter().filter(old) {
@@ -220,7 +233,10 @@ impl Core {
             return Ok(());
         }
         let wall = crate::volume::Time::now();
-        let records = finished.iter().map(|p| crate::index::record::Record::Pack(*p)).collect();
+        let records = finished
+            .iter()
+            .map(|p| crate::index::record::Record::Pack(*p))
+            .collect();
         self.journal.lock().append(&self.tree, wall, records)?;
         self.sync()?;
         self.contents.publish(&finished)
@@ -238,7 +254,10 @@ impl Core {
             self.contents.finish_open()?;
             let finished = self.contents.finished();
             if !finished.is_empty() {
-                let records = finished.iter().map(|p| crate::index::record::Record::Pack(*p)).collect();
+                let records = finished
+                    .iter()
+                    .map(|p| crate::index::record::Record::Pack(*p))
+                    .collect();
                 journal.append(&self.tree, crate::volume::Time::now(), records)?;
             }
             (journal.close_segment()?, finished, journal.appended)
@@ -262,7 +281,10 @@ impl Core {
 }
 
 fn answer(waiting: Vec<Done>, synced: Result<()>) {
-    let failed = synced.as_ref().err().map(|e| (e.is_no_space(), e.to_string()));
+    let failed = synced
+        .as_ref()
+        .err()
+        .map(|e| (e.is_no_space(), e.to_string()));
     if let Some((_, text)) = &failed {
         log::error!("fsync: {text}");
     }
@@ -278,7 +300,9 @@ fn answer(waiting: Vec<Done>, synced: Result<()>) {
 fn sync_all(segment: Option<&Arc<dyn Growing>>, packs: &[Arc<dyn Growing>]) -> Result<()> {
     std::thread::scope(|scope| {
         // On a disk the two waits are one: the filesystem below commits both together.
-        let beside = segment.filter(|_| !packs.is_empty()).map(|s| scope.spawn(|| s.sync()));
+        let beside = segment
+            .filter(|_| !packs.is_empty())
+            .map(|s| scope.spawn(|| s.sync()));
         let mut result = packs.iter().try_for_each(|p| p.sync());
         result = result.and(match beside {
             Some(thread) => thread.join().unwrap_or_else(|_| Err(Kind::Poisoned.into())),

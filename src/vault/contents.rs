@@ -43,13 +43,30 @@ pub struct Subject {
 
 impl Contents {
     /// Contents that go to `store`; what grows is readable through `packs`.
-    pub fn new(store: Arc<dyn Store>, master: Arc<MasterKey>, device: DeviceId, packs: Arc<Packs>) -> Self {
-        Self { store, master, device, packs, inner: Mutex::default() }
+    pub fn new(
+        store: Arc<dyn Store>,
+        master: Arc<MasterKey>,
+        device: DeviceId,
+        packs: Arc<Packs>,
+    ) -> Self {
+        Self {
+            store,
+            master,
+            device,
+            packs,
+            inner: Mutex::default(),
+        }
     }
 
     /// Seals the concatenated `parts` at `plain_offset` of the file and notes where they went. As many runs as
     /// packs have room for.
-    pub fn seal(&self, subject: &Subject, plain_offset: u64, parts: &[&[u8]], out: &mut Splices) -> Result<()> {
+    pub fn seal(
+        &self,
+        subject: &Subject,
+        plain_offset: u64,
+        parts: &[&[u8]],
+        out: &mut Splices,
+    ) -> Result<()> {
         let mut inner = self.inner.lock();
         let mut parts: Vec<&[u8]> = parts.iter().copied().filter(|p| !p.is_empty()).collect();
         let mut at = plain_offset;
@@ -57,8 +74,12 @@ impl Contents {
             let writer = self.writer(&mut inner)?;
             let (now, later) = split(&parts, writer.room() as usize);
             let len: usize = now.iter().map(|p| p.len()).sum();
-            let note =
-                Note { inode: subject.inode.0, path: &subject.path, plain_offset: at, counter: subject.counter };
+            let note = Note {
+                inode: subject.inode.0,
+                path: &subject.path,
+                plain_offset: at,
+                counter: subject.counter,
+            };
             let (id, file) = (writer.id(), writer.file());
             let run = writer.append(&now, &note);
             if run.is_err() {
@@ -84,11 +105,16 @@ impl Contents {
             self.packs.pin(writer.id(), writer.file())?;
             inner.open = Some(writer);
         }
-        inner.open.as_mut().ok_or_else(|| Error::from(Kind::Poisoned))
+        inner
+            .open
+            .as_mut()
+            .ok_or_else(|| Error::from(Kind::Poisoned))
     }
 
     fn finish(&self, inner: &mut Inner) -> Result<()> {
-        let Some(writer) = inner.open.take() else { return Ok(()) };
+        let Some(writer) = inner.open.take() else {
+            return Ok(());
+        };
         let (id, file) = (writer.id(), writer.file());
         if writer.is_empty() {
             self.packs.forget(id);
@@ -156,7 +182,14 @@ impl Contents {
     /// The lengths of the finished packs that are not published.
     pub fn finished(&self) -> Vec<PackLen> {
         let inner = self.inner.lock();
-        inner.finished.iter().map(|p| PackLen { pack: p.id, cipher_len: p.cipher_len }).collect()
+        inner
+            .finished
+            .iter()
+            .map(|p| PackLen {
+                pack: p.id,
+                cipher_len: p.cipher_len,
+            })
+            .collect()
     }
 
     /// Publishes the finished packs among `packs`, which are synced.

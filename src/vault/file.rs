@@ -50,7 +50,9 @@ impl Dirty {
     /// Writes a part of `data`: into the buffer that it starts in, onto the one that it continues, or as a new one.
     fn write_some(&mut self, at: u64, data: &[u8]) -> usize {
         let next = self.chunks.range(at + 1..).next().map(|(start, _)| *start);
-        let room = next.map_or(usize::MAX, |start| usize::try_from(start - at).unwrap_or(usize::MAX));
+        let room = next.map_or(usize::MAX, |start| {
+            usize::try_from(start - at).unwrap_or(usize::MAX)
+        });
         if let Some((start, chunk)) = self.chunks.range_mut(..=at).next_back() {
             let skip = (at - start) as usize;
             if skip < chunk.len() {
@@ -78,7 +80,11 @@ impl Dirty {
             if end <= from {
                 return;
             }
-            let tail = if end > to { chunk[(to - start) as usize..].to_vec() } else { Vec::new() };
+            let tail = if end > to {
+                chunk[(to - start) as usize..].to_vec()
+            } else {
+                Vec::new()
+            };
             if start < from {
                 let keep = (from - start) as usize;
                 self.cost -= chunk.len() - keep;
@@ -96,11 +102,17 @@ impl Dirty {
 
     /// What was written at `from..to`, ascending.
     pub fn parts(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, &[u8])> {
-        let first = self.chunks.range(..=from).next_back().map_or(from, |(start, _)| *start);
-        self.chunks.range(first..to.max(first)).filter_map(move |(&start, chunk)| {
-            let (a, b) = (start.max(from), (start + chunk.len() as u64).min(to));
-            (a < b).then(|| (a, &chunk[(a - start) as usize..(b - start) as usize]))
-        })
+        let first = self
+            .chunks
+            .range(..=from)
+            .next_back()
+            .map_or(from, |(start, _)| *start);
+        self.chunks
+            .range(first..to.max(first))
+            .filter_map(move |(&start, chunk)| {
+                let (a, b) = (start.max(from), (start + chunk.len() as u64).min(to));
+                (a < b).then(|| (a, &chunk[(a - start) as usize..(b - start) as usize]))
+            })
     }
 
     /// The written ranges, ascending; adjacent buffers are one range.
@@ -130,13 +142,19 @@ impl Dirty {
 
     /// Bytes that are in none of `extents`, which are those of the file.
     pub fn bytes_outside(&self, extents: impl Fn(u64, u64) -> u64) -> u64 {
-        self.chunks.iter().map(|(start, chunk)| chunk.len() as u64 - extents(*start, *start + chunk.len() as u64)).sum()
+        self.chunks
+            .iter()
+            .map(|(start, chunk)| chunk.len() as u64 - extents(*start, *start + chunk.len() as u64))
+            .sum()
     }
 }
 
 /// Bytes of `from..to` that `extents` (which overlap it) cover.
 pub fn covered(extents: &[Extent], from: u64, to: u64) -> u64 {
-    extents.iter().map(|e| u64::from(e.clip(from, to).plain_len)).sum()
+    extents
+        .iter()
+        .map(|e| u64::from(e.clip(from, to).plain_len))
+        .sum()
 }
 
 /// A regular file that is open, or has something that is not in a pack yet.
@@ -176,7 +194,12 @@ pub struct FileState {
 impl OpenFile {
     /// A file without anything dirty.
     pub fn new(ino: Ino) -> Self {
-        Self { ino, flushing: Mutex::new(()), state: Mutex::default(), pattern: ReadPattern::default() }
+        Self {
+            ino,
+            flushing: Mutex::new(()),
+            state: Mutex::default(),
+            pattern: ReadPattern::default(),
+        }
     }
 }
 

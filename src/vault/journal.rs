@@ -65,10 +65,32 @@ pub struct Start {
 
 impl Journal {
     /// A journal without an open segment.
-    pub fn new(store: Arc<dyn Store>, master: Arc<MasterKey>, device: DeviceId, start: Start) -> Self {
-        let Start { heads, base, slots, uncovered } = start;
+    pub fn new(
+        store: Arc<dyn Store>,
+        master: Arc<MasterKey>,
+        device: DeviceId,
+        start: Start,
+    ) -> Self {
+        let Start {
+            heads,
+            base,
+            slots,
+            uncovered,
+        } = start;
         let (appended, durable, poisoned) = (0, 0, false);
-        Self { store, master, device, open: None, heads, base, slots, uncovered, appended, durable, poisoned }
+        Self {
+            store,
+            master,
+            device,
+            open: None,
+            heads,
+            base,
+            slots,
+            uncovered,
+            appended,
+            durable,
+            poisoned,
+        }
     }
 
     /// What a segment or base opened now would say. `number` 0 is a base's.
@@ -103,7 +125,12 @@ impl Journal {
             number: opening.number,
         });
         let now = Instant::now();
-        self.open = Some(Open { writer, number_in_tree, first_change: now, last_change: now });
+        self.open = Some(Open {
+            writer,
+            number_in_tree,
+            first_change: now,
+            last_change: now,
+        });
         Ok(number_in_tree)
     }
 
@@ -115,10 +142,16 @@ impl Journal {
         self.ensure_open(tree)?;
         let counter = tree.read().next_counter();
         let durable_before = self.durable == self.appended;
-        let frame = Frame { counter, wall, durable_before, records };
+        let frame = Frame {
+            counter,
+            wall,
+            durable_before,
+            records,
+        };
         if let Err(e) = self.write(&frame) {
             if !e.is_no_space() || !removes(&frame.records) {
-                self.replace_segment(tree).unwrap_or_else(|e| log::error!("the open segment could not be replaced: {e}"));
+                self.replace_segment(tree)
+                    .unwrap_or_else(|e| log::error!("the open segment could not be replaced: {e}"));
                 return Err(e);
             }
             // The disk is full, and this makes room: now the reserve is for it.
@@ -138,13 +171,19 @@ impl Journal {
     }
 
     fn write(&mut self, frame: &Frame) -> Result<()> {
-        self.open.as_mut().ok_or(Kind::Poisoned)?.writer.append(frame)
+        self.open
+            .as_mut()
+            .ok_or(Kind::Poisoned)?
+            .writer
+            .append(frame)
     }
 
     /// Copies the frames of a segment that a write failed in into a new one. Stamps name the new one from now on:
     /// nobody else has seen the old.
     fn replace_segment(&mut self, tree: &RwLock<Tree>) -> Result<()> {
-        let Some(open) = self.open.as_ref().filter(|o| o.writer.is_spoiled()) else { return Ok(()) };
+        let Some(open) = self.open.as_ref().filter(|o| o.writer.is_spoiled()) else {
+            return Ok(());
+        };
         let (old, number) = (open.writer.id(), open.writer.number());
         let number_in_tree = open.number_in_tree;
         let mut opening = self.opening(number, None);
@@ -161,7 +200,14 @@ impl Journal {
             writer.append(&frame)
         });
         if let Err(e) = copied.and_then(|_| {
-            if frames < expected { Err(Error::damaged(old, "frames that were written cannot be read")) } else { Ok(()) }
+            if frames < expected {
+                Err(Error::damaged(
+                    old,
+                    "frames that were written cannot be read",
+                ))
+            } else {
+                Ok(())
+            }
         }) {
             self.store.discard(new)?;
             return Err(e);
@@ -177,31 +223,50 @@ impl Journal {
 
     /// The open segment's file and how many frames there are, for a sync.
     pub fn sync_point(&self) -> (Option<Arc<dyn Growing>>, u64) {
-        (self.open.as_ref().map(|o| o.writer.file().clone()), self.appended)
+        (
+            self.open.as_ref().map(|o| o.writer.file().clone()),
+            self.appended,
+        )
     }
 
     /// When the open segment got its first and its last change; `None` where there is none with a frame in it.
     pub fn changes(&self) -> Option<(Instant, Instant)> {
-        self.open.as_ref().filter(|o| o.writer.frames() > 1).map(|o| (o.first_change, o.last_change))
+        self.open
+            .as_ref()
+            .filter(|o| o.writer.frames() > 1)
+            .map(|o| (o.first_change, o.last_change))
     }
 
     /// Whether the open segment is long enough to be published.
     pub fn is_full(&self) -> bool {
-        self.open.as_ref().is_some_and(|o| o.writer.cipher_len() >= SEGMENT_CIPHER_LEN)
+        self.open
+            .as_ref()
+            .is_some_and(|o| o.writer.cipher_len() >= SEGMENT_CIPHER_LEN)
     }
 
     /// Closes the open segment; it is a head from now on, and must be synced and published next.
     pub fn close_segment(&mut self) -> Result<Option<ClosedSegment>> {
-        let Some(open) = self.open.take() else { return Ok(None) };
+        let Some(open) = self.open.take() else {
+            return Ok(None);
+        };
         let number = open.writer.number();
         if open.writer.frames() <= 1 {
             self.store.discard(open.writer.id())?;
             return Ok(None);
         }
         let closed = open.writer.close(Vec::new())?;
-        let head = Head { device: self.device, number, sha256: closed.sha256 };
+        let head = Head {
+            device: self.device,
+            number,
+            sha256: closed.sha256,
+        };
         self.heads.insert(self.device, head);
-        let published = Published { id: closed.id, device: self.device, number, cipher_len: closed.cipher_len };
+        let published = Published {
+            id: closed.id,
+            device: self.device,
+            number,
+            cipher_len: closed.cipher_len,
+        };
         self.uncovered.push(published);
         Ok(Some(closed))
     }

@@ -49,18 +49,34 @@ impl Core {
         let (opening, from, covered) = {
             let mut journal = self.journal.lock();
             let from = journal.ensure_open(&self.tree)?;
-            (journal.opening(0, Some(Vec::new())), from, journal.uncovered.clone())
+            (
+                journal.opening(0, Some(Vec::new())),
+                from,
+                journal.uncovered.clone(),
+            )
         };
         let table = self.tree.read().stamp_table(from);
-        let opening = crate::index::record::Opening { stamp_segments: Some(table.segments.clone()), ..opening };
+        let opening = crate::index::record::Opening {
+            stamp_segments: Some(table.segments.clone()),
+            ..opening
+        };
         let mut writer = SegmentWriter::create(&*self.store, &self.master, &opening)?;
         let mut cursor = BaseCursor::Inodes(0);
         while cursor != BaseCursor::End {
-            let Some((records, next)) = self.tree.read().base_records(cursor, RECORDS_PER_FRAME, &table) else {
+            let Some((records, next)) =
+                self.tree
+                    .read()
+                    .base_records(cursor, RECORDS_PER_FRAME, &table)
+            else {
                 return self.store.discard(writer.id());
             };
             cursor = next;
-            let frame = Frame { counter: 0, wall: Time::default(), durable_before: false, records };
+            let frame = Frame {
+                counter: 0,
+                wall: Time::default(),
+                durable_before: false,
+                records,
+            };
             if let Err(e) = writer.append(&frame) {
                 self.store.discard(writer.id())?;
                 return Err(e);
@@ -69,21 +85,34 @@ impl Core {
         self.publish()?;
         let needs = {
             let journal = self.journal.lock();
-            let new = journal.heads.get(&self.device).filter(|h| opening.heads.iter().all(|old| old != *h));
+            let new = journal
+                .heads
+                .get(&self.device)
+                .filter(|h| opening.heads.iter().all(|old| old != *h));
             new.copied().into_iter().collect()
         };
         let base = writer.close(needs)?;
         base.file.sync()?;
         self.store.publish(base.id, Area::Index)?;
         let mut journal = self.journal.lock();
-        journal.base = Some(BaseRef { segment: base.id, sha256: base.sha256 });
-        journal.uncovered.retain(|s| !covered.iter().any(|c| c.id == s.id));
+        journal.base = Some(BaseRef {
+            segment: base.id,
+            sha256: base.sha256,
+        });
+        journal
+            .uncovered
+            .retain(|s| !covered.iter().any(|c| c.id == s.id));
         drop(journal);
         self.base_bytes.store(base.cipher_len, Ordering::Relaxed);
         let mut superfluous = self.covered.lock();
         superfluous.extend(covered);
         superfluous.extend(self.bases.lock().drain(..));
-        self.bases.lock().push(Published { id: base.id, device: self.device, number: 0, cipher_len: base.cipher_len });
+        self.bases.lock().push(Published {
+            id: base.id,
+            device: self.device,
+            number: 0,
+            cipher_len: base.cipher_len,
+        });
         Ok(())
     }
 
@@ -105,9 +134,13 @@ impl Core {
         let _sealing = self.sealing.write();
         let unpublished = self.contents.finished();
         self.transact(|tree, draft| {
-            let is_dead = |p: &&crate::index::PackInfo| p.cipher_len.is_some() && p.live_plain_bytes == 0 && !p.condemned;
+            let is_dead = |p: &&crate::index::PackInfo| {
+                p.cipher_len.is_some() && p.live_plain_bytes == 0 && !p.condemned
+            };
             let dead = tree.packs().iter().filter(is_dead).map(|p| p.id);
-            let dead: Vec<PackId> = dead.filter(|id| unpublished.iter().all(|u| u.pack != *id)).collect();
+            let dead: Vec<PackId> = dead
+                .filter(|id| unpublished.iter().all(|u| u.pack != *id))
+                .collect();
             if !dead.is_empty() {
                 draft.records.push(Record::Condemn(dead.clone()));
             }
@@ -125,7 +158,9 @@ impl Core {
             self.sweep()?;
         }
         let covered = std::mem::take(&mut *self.covered.lock());
-        covered.iter().try_for_each(|segment| self.store.remove(Area::Index, segment.id))
+        covered
+            .iter()
+            .try_for_each(|segment| self.store.remove(Area::Index, segment.id))
     }
 
     /// Once a mount: packs that were condemned and are still there, and packs of this device that no record names
@@ -148,8 +183,13 @@ impl Core {
     }
 
     fn is_own_pack(&self, id: PackId) -> bool {
-        let trailer = self.store.open(Area::Data, id).and_then(|object| PackReader::open(object, id, &self.master));
-        trailer.and_then(|reader| reader.trailer()).is_ok_and(|trailer| trailer.device == self.device)
+        let trailer = self
+            .store
+            .open(Area::Data, id)
+            .and_then(|object| PackReader::open(object, id, &self.master));
+        trailer
+            .and_then(|reader| reader.trailer())
+            .is_ok_and(|trailer| trailer.device == self.device)
     }
 
     /// Copies what is live in packs that a write failed in, so that those can go.
@@ -159,7 +199,11 @@ impl Core {
             for (ino, ranges) in users {
                 self.copy_ranges(ino, &ranges)?;
             }
-            let live = self.tree.read().find_pack(id).map_or(0, |p| p.live_plain_bytes);
+            let live = self
+                .tree
+                .read()
+                .find_pack(id)
+                .map_or(0, |p| p.live_plain_bytes);
             if live == 0 {
                 self.contents.discard_spoiled(id)?;
             }
@@ -192,7 +236,9 @@ impl Core {
     pub(super) fn rewrite_fragmented(&self) -> Result<bool> {
         let due = {
             let mut queue = self.fragmented.lock();
-            let due = queue.iter().position(|(_, closed)| closed.elapsed() >= REWRITE_AFTER);
+            let due = queue
+                .iter()
+                .position(|(_, closed)| closed.elapsed() >= REWRITE_AFTER);
             due.map(|i| queue.remove(i).0)
         };
         if let Some(ino) = due {
@@ -212,10 +258,17 @@ impl Core {
         while at < plain_size {
             let end = (at + REWRITE_LEN).min(plain_size);
             let located = self.locate(ino, at, end)?;
-            let bytes: u64 = located.extents.iter().map(|(e, _)| u64::from(e.plain_len)).sum();
+            let bytes: u64 = located
+                .extents
+                .iter()
+                .map(|(e, _)| u64::from(e.plain_len))
+                .sum();
             let count = located.extents.len() as u64;
             // Holes stay holes: only what lies between them is copied.
-            if count > 1 && bytes / count < EXTENT_LEN_MIN && !self.copy_ranges(ino, &joined(&located.extents))? {
+            if count > 1
+                && bytes / count < EXTENT_LEN_MIN
+                && !self.copy_ranges(ino, &joined(&located.extents))?
+            {
                 return Ok(()); // written to meanwhile: it will be closed again
             }
             at = end;
@@ -229,9 +282,15 @@ impl Core {
         let _sealing = self.sealing.read();
         let (subject, version) = {
             let tree = self.tree.read();
-            let Some(ix) = tree.find(ino) else { return Ok(true) };
+            let Some(ix) = tree.find(ino) else {
+                return Ok(true);
+            };
             let inode = tree.inode(ix);
-            let subject = Subject { inode: inode.id(), path: tree.path(ix), counter: tree.next_counter() };
+            let subject = Subject {
+                inode: inode.id(),
+                path: tree.path(ix),
+                counter: tree.next_counter(),
+            };
             (subject, inode.version())
         };
         let mut splices = Splices::default();
@@ -246,19 +305,35 @@ impl Core {
                 at = end;
             }
         }
-        let Splices { packs, list: splices } = splices;
+        let Splices {
+            packs,
+            list: splices,
+        } = splices;
         self.transact(|tree, draft| {
-            let Some(ix) = tree.find(ino) else { return Ok(true) };
+            let Some(ix) = tree.find(ino) else {
+                return Ok(true);
+            };
             let inode = tree.inode(ix);
             if inode.version() != version {
                 return Ok(false);
             }
             draft.unlinked = !inode.is_linked();
             let version = tree.wire(version);
-            draft.records.push(Record::Relocate(Relocate { inode: inode.id(), version, packs, splices }));
+            draft.records.push(Record::Relocate(Relocate {
+                inode: inode.id(),
+                version,
+                packs,
+                splices,
+            }));
             Ok(true)
         })
-        .or_else(|e| if matches!(e.kind(), Kind::Stale) { Ok(true) } else { Err(e) })
+        .or_else(|e| {
+            if matches!(e.kind(), Kind::Stale) {
+                Ok(true)
+            } else {
+                Err(e)
+            }
+        })
     }
 }
 

@@ -121,17 +121,28 @@ impl Vault {
         options: &Options,
     ) -> Result<Arc<Self>> {
         let master = Arc::new(master);
-        let replayed = replay(&*store, &master, Tree::new(options.uid, options.gid, Time::now()))?;
+        let replayed = replay(
+            &*store,
+            &master,
+            Tree::new(options.uid, options.gid, Time::now()),
+        )?;
         let remembered = place.as_ref().map(Place::load).transpose()?.flatten();
-        let checked = check_rollback(remembered.as_ref().map_or(&[], |r| &r.heads), &replayed.heads);
+        let checked = check_rollback(
+            remembered.as_ref().map_or(&[], |r| &r.heads),
+            &replayed.heads,
+        );
         accept(options.accept_rollback, checked)?;
         accept(options.accept_rollback, check_gaps(&replayed.gaps))?;
         let slots = list_slots(&*store, &replayed.slots, &replayed.removed_slots)?;
         let packs = Arc::new(Packs::new(store.clone(), master.clone(), OPEN_PACKS_MAX));
         let shared = replayed.heads.keys().any(|d| *d != device);
         let has_gaps = !replayed.gaps.is_empty();
-        let start =
-            Start { heads: replayed.heads, base: replayed.base, slots, uncovered: replayed.uncovered };
+        let start = Start {
+            heads: replayed.heads,
+            base: replayed.base,
+            slots,
+            uncovered: replayed.uncovered,
+        };
         let core = Arc::new(Core {
             journal: Mutex::new(Journal::new(store.clone(), master.clone(), device, start)),
             contents: Contents::new(store.clone(), master.clone(), device, packs.clone()),
@@ -160,13 +171,19 @@ impl Vault {
             place,
         });
         if options.read_only {
-            return Ok(Arc::new(Self { core, committer: None }));
+            return Ok(Arc::new(Self {
+                core,
+                committer: None,
+            }));
         }
         core.adopt_leftovers()?;
         core.remember()?;
         core.restore_reserve();
         let committer = Committer::start(core.clone())?;
-        Ok(Arc::new(Self { core, committer: Some(committer) }))
+        Ok(Arc::new(Self {
+            core,
+            committer: Some(committer),
+        }))
     }
 
     /// How the cache of decrypted blocks does.
@@ -189,20 +206,33 @@ fn check_gaps(gaps: &[String]) -> Result<()> {
     if gaps.is_empty() {
         return Ok(());
     }
-    let text = format!("the index is incomplete: {} missing or changed", gaps.join(", "));
+    let text = format!(
+        "the index is incomplete: {} missing or changed",
+        gaps.join(", ")
+    );
     Err(Error::from(Kind::RolledBack(text.into()))
         .hint("wait for the sync to finish, restore the index folder, or accept what is there with --accept-rollback"))
 }
 
 /// The slots there are now, and those that were removed; says so where one of those is back.
-fn list_slots(store: &dyn Store, listed: &[DeviceId], removed: &[DeviceId]) -> Result<(Vec<DeviceId>, Vec<DeviceId>)> {
+fn list_slots(
+    store: &dyn Store,
+    listed: &[DeviceId],
+    removed: &[DeviceId],
+) -> Result<(Vec<DeviceId>, Vec<DeviceId>)> {
     const REMOVED_MAX: usize = 1024;
-    let now: Vec<DeviceId> = store.list(crate::store::Area::Key)?.into_iter().map(|(id, _)| id).collect();
+    let now: Vec<DeviceId> = store
+        .list(crate::store::Area::Key)?
+        .into_iter()
+        .map(|(id, _)| id)
+        .collect();
     let gone = listed.iter().filter(|id| !now.contains(id));
     let mut removed: Vec<DeviceId> = removed.iter().chain(gone).copied().collect();
     removed.dedup();
     for back in now.iter().filter(|id| removed.contains(id)) {
-        log::warn!("key/{back}: this slot was removed, and is back: its password or key file opens the library again");
+        log::warn!(
+            "key/{back}: this slot was removed, and is back: its password or key file opens the library again"
+        );
     }
     let surplus = removed.len().saturating_sub(REMOVED_MAX);
     removed.drain(..surplus);
@@ -214,7 +244,11 @@ impl Core {
     fn transact<R>(&self, build: impl FnOnce(&Tree, &mut Draft) -> Result<R>) -> Result<R> {
         self.writable()?;
         let mut journal = self.journal.lock();
-        let mut draft = Draft { wall: Time::now(), records: Vec::new(), unlinked: false };
+        let mut draft = Draft {
+            wall: Time::now(),
+            records: Vec::new(),
+            unlinked: false,
+        };
         let answer = build(&self.tree.read(), &mut draft)?;
         if draft.records.is_empty() {
             return Ok(answer);
@@ -224,8 +258,14 @@ impl Core {
             let mut tree = self.tree.write();
             let counter = tree.next_counter();
             let Draft { wall, records, .. } = draft;
-            let frame = crate::index::record::Frame { counter, wall, durable_before: false, records };
-            tree.apply_frame(0, &frame).map_err(|why| Error::damaged("an open file", why))?;
+            let frame = crate::index::record::Frame {
+                counter,
+                wall,
+                durable_before: false,
+                records,
+            };
+            tree.apply_frame(0, &frame)
+                .map_err(|why| Error::damaged("an open file", why))?;
             return Ok(answer);
         }
         journal.append(&self.tree, draft.wall, draft.records)?;
@@ -235,7 +275,11 @@ impl Core {
     }
 
     fn writable(&self) -> Result<()> {
-        if self.read_only { Err(Kind::ReadOnly.into()) } else { Ok(()) }
+        if self.read_only {
+            Err(Kind::ReadOnly.into())
+        } else {
+            Ok(())
+        }
     }
 
     /// An id for a new inode or link. The low half, which programs see, is the time in seconds and a count that
@@ -248,7 +292,11 @@ impl Core {
         let start = low.iter().fold(0u64, |n, b| n << 8 | u64::from(*b)) & ((1 << 29) - 1);
         let seconds = u64::try_from(Time::now().sec).unwrap_or(0) & ((1 << 33) - 1);
         let mut last = self.last_id.lock();
-        *last = if seconds > *last >> 30 { seconds << 30 | start } else { *last + 1 };
+        *last = if seconds > *last >> 30 {
+            seconds << 30 | start
+        } else {
+            *last + 1
+        };
         while tree.find(Ino(*last)).is_some() {
             *last += 1;
         }
@@ -257,7 +305,11 @@ impl Core {
 
     /// The open file, made where it is not open.
     fn file(&self, ino: Ino) -> Arc<OpenFile> {
-        self.files.lock().entry(ino).or_insert_with(|| Arc::new(OpenFile::new(ino))).clone()
+        self.files
+            .lock()
+            .entry(ino)
+            .or_insert_with(|| Arc::new(OpenFile::new(ino)))
+            .clone()
     }
 
     /// The open file, if it is open.
@@ -288,7 +340,8 @@ impl Core {
         let gone = self.tree.read().find(ino).is_none();
         let mut state = file.state.lock();
         if gone {
-            self.dirty_cost.fetch_sub(state.dirty.cost(), Ordering::Relaxed);
+            self.dirty_cost
+                .fetch_sub(state.dirty.cost(), Ordering::Relaxed);
             state.dirty = Default::default();
         }
         let needed = state.handles > 0 || !state.dirty.is_empty() || state.leaving.is_some();
@@ -301,9 +354,15 @@ impl Core {
 
     /// Remembers the heads outside of the library, so that an index that goes back is noticed.
     fn remember(&self) -> Result<()> {
-        let Some(place) = &self.place else { return Ok(()) };
+        let Some(place) = &self.place else {
+            return Ok(());
+        };
         let heads = self.journal.lock().heads.values().copied().collect();
-        place.save(&Remembered { fingerprint: self.master.fingerprint(), device: self.device, heads })
+        place.save(&Remembered {
+            fingerprint: self.master.fingerprint(),
+            device: self.device,
+            heads,
+        })
     }
 
     /// The slot of an inode; ESTALE where it is gone.
@@ -313,7 +372,14 @@ impl Core {
 
     fn open_handle(&self, ino: Ino, writes: bool, failures_seen: u64) -> Handle {
         let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        self.handles.lock().insert(number, OpenHandle { ino, failures_seen, writes });
+        self.handles.lock().insert(
+            number,
+            OpenHandle {
+                ino,
+                failures_seen,
+                writes,
+            },
+        );
         Handle(number)
     }
 }
@@ -325,4 +391,3 @@ pub(crate) struct Draft {
     /// They are about an inode without a name.
     unlinked: bool,
 }
-

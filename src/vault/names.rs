@@ -46,11 +46,16 @@ impl Core {
 
     fn name<'a>(&self, name: &'a OsStr) -> Result<&'a [u8]> {
         let name = name.as_bytes();
-        if name.len() > NAME_LEN_MAX { Err(Kind::NameTooLong.into()) } else { Ok(name) }
+        if name.len() > NAME_LEN_MAX {
+            Err(Kind::NameTooLong.into())
+        } else {
+            Ok(name)
+        }
     }
 
     fn existing(&self, tree: &Tree, parent: InodeIx, name: &[u8]) -> Result<LinkIx> {
-        tree.child(parent, name).ok_or_else(|| Kind::NotFound.into())
+        tree.child(parent, name)
+            .ok_or_else(|| Kind::NotFound.into())
     }
 
     pub(super) fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr> {
@@ -60,7 +65,9 @@ impl Core {
         let ix = match name {
             b"." => dir,
             b".." => tree.parent(dir),
-            _ if tree.inode(dir).kind() != FileKind::Directory => return Err(Kind::NotDirectory.into()),
+            _ if tree.inode(dir).kind() != FileKind::Directory => {
+                return Err(Kind::NotDirectory.into());
+            }
             _ => tree.link(self.existing(&tree, dir, name)?).inode(),
         };
         tree.inode(ix).hold(1);
@@ -71,23 +78,44 @@ impl Core {
 
     /// At most `count` entries of a directory behind `cookie`, `.` and `..` first. With `hold`, each
     /// other one is held by a reference.
-    pub(super) fn list(&self, ino: Ino, cookie: u64, count: usize, hold: bool) -> Result<Vec<Listed>> {
+    pub(super) fn list(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        count: usize,
+        hold: bool,
+    ) -> Result<Vec<Listed>> {
         let tree = self.tree.read();
         let dir = self.find(&tree, ino)?;
         if tree.inode(dir).kind() != FileKind::Directory {
             return Err(Kind::NotDirectory.into());
         }
-        let dots = [(1, &b"."[..], dir), (2, b"..", tree.parent(dir))].into_iter().filter(|(at, ..)| *at > cookie);
-        let names = tree.entries(dir, cookie.max(2)).map(|(at, link)| (at, link.name(), link.inode()));
+        let dots = [(1, &b"."[..], dir), (2, b"..", tree.parent(dir))]
+            .into_iter()
+            .filter(|(at, ..)| *at > cookie);
+        let names = tree
+            .entries(dir, cookie.max(2))
+            .map(|(at, link)| (at, link.name(), link.inode()));
         let listed = dots.chain(names).take(count).map(|(cookie, name, ix)| {
             let held = hold && cookie > 2;
             tree.inode(ix).hold(u32::from(held));
-            Listed { cookie, name: name.to_vec(), attr: tree.attr(ix), held }
+            Listed {
+                cookie,
+                name: name.to_vec(),
+                attr: tree.attr(ix),
+                held,
+            }
         });
         Ok(listed.collect())
     }
 
-    pub(super) fn make(&self, parent: Ino, name: &OsStr, wanted: &Wanted<'_>, caller: Caller) -> Result<Attr> {
+    pub(super) fn make(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        wanted: &Wanted<'_>,
+        caller: Caller,
+    ) -> Result<Attr> {
         let name = self.name(name)?;
         if wanted.target.len() > TARGET_LEN_MAX {
             return Err(Kind::NameTooLong.into());
@@ -110,14 +138,27 @@ impl Core {
                 kind: wanted.kind,
                 perm,
                 uid: caller.uid,
-                gid: if inherits_group { folder.gid() } else { caller.gid },
+                gid: if inherits_group {
+                    folder.gid()
+                } else {
+                    caller.gid
+                },
                 rdev: wanted.rdev,
                 target: wanted.target.to_vec(),
             }));
-            let place = LinkAt { link: id, inode: None, parent: folder.id(), name: name.to_vec() };
+            let place = LinkAt {
+                link: id,
+                inode: None,
+                parent: folder.id(),
+                name: name.to_vec(),
+            };
             draft.records.push(Record::Link(place));
             for (name, value) in acls {
-                draft.records.push(Record::Xattr(XattrChange { inode: id, name: name.to_vec(), value: Some(value) }));
+                draft.records.push(Record::Xattr(XattrChange {
+                    inode: id,
+                    name: name.to_vec(),
+                    value: Some(value),
+                }));
             }
             Ok(id)
         })?;
@@ -144,7 +185,12 @@ impl Core {
                 return Err(Kind::Exists.into());
             }
             let link = self.new_id(tree)?;
-            let place = LinkAt { link, inode: Some(inode.id()), parent: tree.inode(dir).id(), name: name.to_vec() };
+            let place = LinkAt {
+                link,
+                inode: Some(inode.id()),
+                parent: tree.inode(dir).id(),
+                name: name.to_vec(),
+            };
             draft.records.push(Record::Link(place));
             Ok(())
         })?;
@@ -196,7 +242,8 @@ impl Core {
             let source = self.existing(tree, from, name)?;
             let target = tree.child(to, new_name);
             let source_ix = tree.link(source).inode();
-            if tree.inode(source_ix).kind() == FileKind::Directory && tree.is_within(to, source_ix) {
+            if tree.inode(source_ix).kind() == FileKind::Directory && tree.is_within(to, source_ix)
+            {
                 return Err(Kind::InvalidArgument.into());
             }
             match (mode, target) {
@@ -204,7 +251,9 @@ impl Core {
                 (RenameMode::Exchange, None) => return Err(Kind::NotFound.into()),
                 (RenameMode::Exchange, Some(target)) => {
                     let target_ix = tree.link(target).inode();
-                    if tree.inode(target_ix).kind() == FileKind::Directory && tree.is_within(from, target_ix) {
+                    if tree.inode(target_ix).kind() == FileKind::Directory
+                        && tree.is_within(from, target_ix)
+                    {
                         return Err(Kind::InvalidArgument.into());
                     }
                     if source != target {
@@ -250,9 +299,11 @@ fn inherited(default: Option<&[u8]>, wanted: &Wanted<'_>, umask: u16) -> Result<
     if wanted.kind == FileKind::Symlink {
         return Ok((0o777, Vec::new()));
     }
-    let Some(value) = default else { return Ok((wanted.perm & !umask & 0o7777, Vec::new())) };
+    let Some(value) = default else {
+        return Ok((wanted.perm & !umask & 0o7777, Vec::new()));
+    };
     let acl = Acl::parse(value)?;
-    let (perm, access) = acl.inherit(wanted.perm);
+    let (perm, access) = Acl::inherit(&acl, wanted.perm);
     let mut acls: Xattrs = Vec::new();
     acls.extend(access.map(|a| (ACL_ACCESS, a.encode())));
     if wanted.kind == FileKind::Directory {

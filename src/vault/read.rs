@@ -27,8 +27,13 @@ impl Core {
         let tree = self.tree.read();
         let inode = tree.inode(self.find(&tree, ino)?);
         let overlapping = inode.extents().overlapping(from, to).iter();
-        let extents = overlapping.map(|e| (e.clip(from, to), tree.pack(e.pack).id)).collect();
-        Ok(Located { extents, plain_size: inode.plain_size() })
+        let extents = overlapping
+            .map(|e| (e.clip(from, to), tree.pack(e.pack).id))
+            .collect();
+        Ok(Located {
+            extents,
+            plain_size: inode.plain_size(),
+        })
     }
 
     pub(super) fn read_file(&self, ino: Ino, plain_offset: u64, out: &mut [u8]) -> Result<usize> {
@@ -41,7 +46,10 @@ impl Core {
                 let state = file.state.lock();
                 let mut located = self.locate(ino, plain_offset, wanted_end)?;
                 located.plain_size = state.plain_size.unwrap_or(located.plain_size);
-                let len = located.plain_size.saturating_sub(plain_offset).min(out.len() as u64) as usize;
+                let len = located
+                    .plain_size
+                    .saturating_sub(plain_offset)
+                    .min(out.len() as u64) as usize;
                 if !state.dirty.is_empty() || state.leaving.is_some() {
                     overlays = self.overlay(&state, plain_offset, len);
                 }
@@ -49,9 +57,14 @@ impl Core {
             }
             None => self.locate(ino, plain_offset, wanted_end)?,
         };
-        let len = located.plain_size.saturating_sub(plain_offset).min(out.len() as u64) as usize;
+        let len = located
+            .plain_size
+            .saturating_sub(plain_offset)
+            .min(out.len() as u64) as usize;
         let out = &mut out[..len];
-        let sequential = file.as_ref().is_some_and(|f| f.pattern.note(plain_offset, len));
+        let sequential = file
+            .as_ref()
+            .is_some_and(|f| f.pattern.note(plain_offset, len));
         if let (true, Some(file)) = (sequential, &file) {
             self.read_ahead(file, plain_offset + len as u64);
         }
@@ -70,7 +83,12 @@ impl Core {
     }
 
     /// What is dirty in a range, copied: place in the range, and bytes.
-    fn overlay(&self, state: &super::file::FileState, plain_offset: u64, len: usize) -> Vec<(usize, Vec<u8>)> {
+    fn overlay(
+        &self,
+        state: &super::file::FileState,
+        plain_offset: u64,
+        len: usize,
+    ) -> Vec<(usize, Vec<u8>)> {
         let end = plain_offset + len as u64;
         let mut out = Vec::new();
         for dirty in state.leaving.as_deref().into_iter().chain([&state.dirty]) {
@@ -102,15 +120,33 @@ impl Core {
     }
 
     /// Reads the first `out.len()` bytes of an extent.
-    fn read_extent(&self, extent: &Extent, id: PackId, out: &mut [u8], sequential: bool) -> Result<()> {
-        let run = Run { pack: id, cipher_offset: extent.cipher_offset, plain_len: extent.run_len };
+    fn read_extent(
+        &self,
+        extent: &Extent,
+        id: PackId,
+        out: &mut [u8],
+        sequential: bool,
+    ) -> Result<()> {
+        let run = Run {
+            pack: id,
+            cipher_offset: extent.cipher_offset,
+            plain_len: extent.run_len,
+        };
         let reader = self.packs.get(id)?;
         let end = extent.start + out.len() as u32;
         let mut block = extent.start / BLOCK_PLAIN_LEN;
         let last = end.div_ceil(BLOCK_PLAIN_LEN);
         while block < last {
-            let key = |block| BlockKey { pack: extent.pack, cipher_offset: run.block_cipher_offset(block) };
-            let mut part = Part { run, reader: &reader, start: extent.start, out };
+            let key = |block| BlockKey {
+                pack: extent.pack,
+                cipher_offset: run.block_cipher_offset(block),
+            };
+            let mut part = Part {
+                run,
+                reader: &reader,
+                start: extent.start,
+                out,
+            };
             if let Some(plain) = self.cache.get(key(block)) {
                 part.copy(block, &plain);
                 block += 1;
@@ -171,17 +207,27 @@ impl Core {
         }
         let to = from + READ_AHEAD_LEN;
         file.pattern.ahead.store(to, Relaxed);
-        let Ok(located) = self.locate(file.ino, ahead, to) else { return };
+        let Ok(located) = self.locate(file.ino, ahead, to) else {
+            return;
+        };
         // Pieces of one pack that lie close together are one request.
         const GAP: u32 = 64 * 1024;
         let mut pending: Option<(PackId, u32, u32)> = None;
         for (extent, id) in &located.extents {
-            let run = Run { pack: *id, cipher_offset: extent.cipher_offset, plain_len: extent.run_len };
+            let run = Run {
+                pack: *id,
+                cipher_offset: extent.cipher_offset,
+                plain_len: extent.run_len,
+            };
             let start = run.block_cipher_offset(extent.start / BLOCK_PLAIN_LEN);
             let blocks_end = (extent.start + extent.plain_len).div_ceil(BLOCK_PLAIN_LEN);
             let end = run.block_cipher_offset(blocks_end).min(PACK_CIPHER_LEN);
             match &mut pending {
-                Some((pack, _, until)) if pack == id && start >= *until && start - *until <= GAP => *until = end,
+                Some((pack, _, until))
+                    if pack == id && start >= *until && start - *until <= GAP =>
+                {
+                    *until = end
+                }
                 _ => {
                     pending.into_iter().for_each(|p| self.prefetch(p));
                     pending = Some((*id, start, end));
@@ -208,7 +254,10 @@ impl Core {
         }
         let mut extents = located.extents.iter().map(|(e, _)| e);
         match whence {
-            Whence::Data => extents.next().map(|e| e.plain_offset).ok_or_else(|| Kind::NoSuchOffset.into()),
+            Whence::Data => extents
+                .next()
+                .map(|e| e.plain_offset)
+                .ok_or_else(|| Kind::NoSuchOffset.into()),
             Whence::Hole => {
                 let mut end = plain_offset;
                 for e in extents.take_while(|e| e.plain_offset < located.plain_size) {
@@ -235,9 +284,14 @@ impl Part<'_> {
     /// Where in `out` the bytes of a block belong: as a range of the block, and the place in `out`.
     fn place(&self, block: u32) -> (usize, usize, usize) {
         let block_start = block * BLOCK_PLAIN_LEN;
-        let end = (self.start + self.out.len() as u32).min(block_start + self.run.block_plain_len(block));
+        let end =
+            (self.start + self.out.len() as u32).min(block_start + self.run.block_plain_len(block));
         let from = self.start.max(block_start);
-        ((from - block_start) as usize, (end - block_start) as usize, (from - self.start) as usize)
+        (
+            (from - block_start) as usize,
+            (end - block_start) as usize,
+            (from - self.start) as usize,
+        )
     }
 
     /// The part of `out` that is exactly this block.

@@ -20,7 +20,8 @@ impl Volume for Vault {
     }
 
     fn forget(&self, ino: Ino, count: u64) {
-        self.core().let_go(ino, u32::try_from(count).unwrap_or(u32::MAX));
+        self.core()
+            .let_go(ino, u32::try_from(count).unwrap_or(u32::MAX));
     }
 
     fn getattr(&self, ino: Ino) -> Result<Attr> {
@@ -30,7 +31,10 @@ impl Volume for Vault {
     fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
         let core = self.core();
         let tree = core.tree.read();
-        let target = tree.inode(core.find(&tree, ino)?).target().map(<[u8]>::to_vec);
+        let target = tree
+            .inode(core.find(&tree, ino)?)
+            .target()
+            .map(<[u8]>::to_vec);
         target.ok_or_else(|| Kind::InvalidArgument.into())
     }
 
@@ -66,11 +70,16 @@ impl Volume for Vault {
 
     fn release(&self, _ino: Ino, handle: Handle) {
         let core = self.core();
-        let Some(open) = core.handles.lock().remove(&handle.0) else { return };
+        let Some(open) = core.handles.lock().remove(&handle.0) else {
+            return;
+        };
         if open.writes {
             // What mmap left after the last close. Nobody is there to be told; it stays dirty and is tried again.
             if let Err(e) = core.flush_ino(open.ino) {
-                log::warn!("inode {}: not written out when it was closed: {e}", open.ino.0);
+                log::warn!(
+                    "inode {}: not written out when it was closed: {e}",
+                    open.ino.0
+                );
             }
         }
         if let Some(file) = core.opened(open.ino) {
@@ -91,7 +100,13 @@ impl Volume for Vault {
         self.core().seek(ino, plain_offset, whence)
     }
 
-    fn readdir(&self, ino: Ino, cookie: u64, plus: bool, take: &mut dyn FnMut(Dirent<'_>) -> bool) -> Result<()> {
+    fn readdir(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        plus: bool,
+        take: &mut dyn FnMut(Dirent<'_>) -> bool,
+    ) -> Result<()> {
         use std::os::unix::ffi::OsStrExt;
         const BATCH: usize = 128;
         let core = self.core();
@@ -102,8 +117,17 @@ impl Volume for Vault {
             for (i, entry) in batch.iter().enumerate() {
                 let attr = plus.then(|| core.with_dirty(entry.attr));
                 let (name, cookie) = (OsStr::from_bytes(&entry.name), entry.cookie);
-                if !take(Dirent { ino: entry.attr.ino, kind: entry.attr.kind, name, cookie, attr }) {
-                    batch[i..].iter().filter(|e| e.held).for_each(|e| core.let_go(e.attr.ino, 1));
+                if !take(Dirent {
+                    ino: entry.attr.ino,
+                    kind: entry.attr.kind,
+                    name,
+                    cookie,
+                    attr,
+                }) {
+                    batch[i..]
+                        .iter()
+                        .filter(|e| e.held)
+                        .for_each(|e| core.let_go(e.attr.ino, 1));
                     return Ok(());
                 }
             }
@@ -142,16 +166,54 @@ impl Volume for Vault {
         self.core().change_attrs(ino, change)
     }
 
-    fn mknod(&self, parent: Ino, name: &OsStr, kind: FileKind, perm: u16, rdev: u32, caller: Caller) -> Result<Attr> {
-        self.core().make(parent, name, &Wanted { kind, perm, rdev, target: &[] }, caller)
+    fn mknod(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        kind: FileKind,
+        perm: u16,
+        rdev: u32,
+        caller: Caller,
+    ) -> Result<Attr> {
+        self.core().make(
+            parent,
+            name,
+            &Wanted {
+                kind,
+                perm,
+                rdev,
+                target: &[],
+            },
+            caller,
+        )
     }
 
     fn mkdir(&self, parent: Ino, name: &OsStr, perm: u16, caller: Caller) -> Result<Attr> {
-        self.core().make(parent, name, &Wanted { kind: FileKind::Directory, perm, rdev: 0, target: &[] }, caller)
+        self.core().make(
+            parent,
+            name,
+            &Wanted {
+                kind: FileKind::Directory,
+                perm,
+                rdev: 0,
+                target: &[],
+            },
+            caller,
+        )
     }
 
     fn symlink(&self, parent: Ino, name: &OsStr, target: &[u8], caller: Caller) -> Result<Attr> {
-        self.core().make(parent, name, &Wanted { kind: FileKind::Symlink, perm: 0o777, rdev: 0, target }, caller)
+        self.core().make(
+            parent,
+            name,
+            &Wanted {
+                kind: FileKind::Symlink,
+                perm: 0o777,
+                rdev: 0,
+                target,
+            },
+            caller,
+        )
     }
 
     fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
@@ -166,8 +228,16 @@ impl Volume for Vault {
         self.core().remove_name(parent, name, true)
     }
 
-    fn rename(&self, parent: Ino, name: &OsStr, new_parent: Ino, new_name: &OsStr, mode: RenameMode) -> Result<()> {
-        self.core().move_name((parent, name), (new_parent, new_name), mode)
+    fn rename(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        new_parent: Ino,
+        new_name: &OsStr,
+        mode: RenameMode,
+    ) -> Result<()> {
+        self.core()
+            .move_name((parent, name), (new_parent, new_name), mode)
     }
 
     fn write(&self, ino: Ino, handle: Handle, plain_offset: u64, data: &[u8]) -> Result<()> {
@@ -189,12 +259,26 @@ impl Volume for Vault {
         }
     }
 
-    fn fallocate(&self, ino: Ino, plain_offset: u64, plain_len: u64, mode: Fallocate) -> Result<()> {
+    fn fallocate(
+        &self,
+        ino: Ino,
+        plain_offset: u64,
+        plain_len: u64,
+        mode: Fallocate,
+    ) -> Result<()> {
         self.core().allocate(ino, plain_offset, plain_len, mode)
     }
 
-    fn copy_file_range(&self, from: Ino, from_offset: u64, to: Ino, to_offset: u64, len: u64) -> Result<u64> {
-        self.core().share_range(from, from_offset, to, to_offset, len)
+    fn copy_file_range(
+        &self,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<u64> {
+        self.core()
+            .share_range(from, from_offset, to, to_offset, len)
     }
 
     fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
@@ -202,10 +286,13 @@ impl Volume for Vault {
     }
 
     fn removexattr(&self, ino: Ino, name: &OsStr) -> Result<()> {
-        self.core().change_xattr(ino, name, None, XattrMode::Replace)
+        self.core()
+            .change_xattr(ino, name, None, XattrMode::Replace)
     }
 
     fn close(&self) -> Result<()> {
-        self.committer.as_ref().map_or(Ok(()), |c| c.stop().map_err(|e: Error| e.about("closing the library")))
+        self.committer.as_ref().map_or(Ok(()), |c| {
+            c.stop().map_err(|e: Error| e.about("closing the library"))
+        })
     }
 }

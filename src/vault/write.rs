@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use super::Core;
 use super::contents::Subject;
 use super::file::{Dirty, OpenFile};
 use super::journal::RESERVE_BYTES;
-use super::Core;
 use crate::error::{Error, Kind, Result};
 use crate::index::record::{Content, Record, Splices};
 use crate::pack::BLOCK_PLAIN_LEN;
@@ -21,9 +21,17 @@ const STREAM_LEN: usize = 4 << 20;
 const PIECES_MAX: usize = 8;
 
 impl Core {
-    pub(super) fn write_file(&self, ino: Ino, handle: Handle, plain_offset: u64, data: &[u8]) -> Result<()> {
+    pub(super) fn write_file(
+        &self,
+        ino: Ino,
+        handle: Handle,
+        plain_offset: u64,
+        data: &[u8],
+    ) -> Result<()> {
         self.writable()?;
-        let end = plain_offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_LEN_MAX);
+        let end = plain_offset
+            .checked_add(data.len() as u64)
+            .filter(|end| *end <= FILE_LEN_MAX);
         let end = end.ok_or(Kind::FileTooLarge)?;
         self.take_room(data.len())?;
         let file = self.file(ino);
@@ -44,7 +52,8 @@ impl Core {
             state.mtime = Some(Time::now());
             state.dirty_since.get_or_insert_with(Instant::now);
             let all = self.dirty_cost.fetch_add(cost - before, Ordering::Relaxed) + cost - before;
-            let is_stream = cost >= STREAM_LEN && cost / state.dirty.chunk_count().max(1) >= 64 * 1024;
+            let is_stream =
+                cost >= STREAM_LEN && cost / state.dirty.chunk_count().max(1) >= 64 * 1024;
             is_stream || all >= DIRTY_COST_MAX
         };
         if flush_now {
@@ -83,7 +92,8 @@ impl Core {
         // The reserve is held as a file already; what a pack adds to contents comes on top.
         let promised = self.dirty_cost.load(Ordering::Relaxed) as u64 + RESERVE_BYTES / 4;
         let room = free.saturating_sub(promised) as i64;
-        self.room_bytes.store(room.min(ASK_AGAIN_BYTES), Ordering::Relaxed);
+        self.room_bytes
+            .store(room.min(ASK_AGAIN_BYTES), Ordering::Relaxed);
         Ok(room)
     }
 
@@ -99,7 +109,9 @@ impl Core {
 
     /// Writes out what is dirty in a file, if it is open.
     pub(super) fn flush_ino(&self, ino: Ino) -> Result<()> {
-        let Some(file) = self.opened(ino) else { return Ok(()) };
+        let Some(file) = self.opened(ino) else {
+            return Ok(());
+        };
         self.flush_file(&file)
     }
 
@@ -145,7 +157,8 @@ impl Core {
             Err(e) => {
                 let before = state.dirty.cost() + dirty.cost();
                 state.dirty.put_under(&dirty);
-                self.dirty_cost.fetch_sub(before - state.dirty.cost(), Ordering::Relaxed);
+                self.dirty_cost
+                    .fetch_sub(before - state.dirty.cost(), Ordering::Relaxed);
                 state.dirty_since = Some(Instant::now());
                 state.failures += 1;
                 state.failed_for_space = e.is_no_space();
@@ -154,13 +167,25 @@ impl Core {
         }
     }
 
-    fn write_out(&self, ino: Ino, dirty: &Dirty, plain_size: Option<u64>, mtime: Option<Time>) -> Result<()> {
+    fn write_out(
+        &self,
+        ino: Ino,
+        dirty: &Dirty,
+        plain_size: Option<u64>,
+        mtime: Option<Time>,
+    ) -> Result<()> {
         let (subject, extents) = {
             let tree = self.tree.read();
             // Its last name and handle are gone: nobody will ask.
-            let Some(ix) = tree.find(ino) else { return Ok(()) };
+            let Some(ix) = tree.find(ino) else {
+                return Ok(());
+            };
             let inode = tree.inode(ix);
-            let subject = Subject { inode: inode.id(), path: tree.path(ix), counter: tree.next_counter() };
+            let subject = Subject {
+                inode: inode.id(),
+                path: tree.path(ix),
+                counter: tree.next_counter(),
+            };
             (subject, inode.extents().as_slice().len())
         };
         let _sealing = self.sealing.read();
@@ -174,18 +199,34 @@ impl Core {
             match self.whole_block(ino, dirty, at, end, plain_size, extents) {
                 Some(block) => {
                     let (block_at, bytes) = block?;
-                    self.contents.seal(&subject, block_at, &[&bytes], &mut splices)?;
+                    self.contents
+                        .seal(&subject, block_at, &[&bytes], &mut splices)?;
                     done = block_at + bytes.len() as u64;
                 }
                 None => self.contents.seal(&subject, at, &parts, &mut splices)?,
             }
         }
-        let Splices { packs, list: splices } = splices;
+        let Splices {
+            packs,
+            list: splices,
+        } = splices;
         self.transact(|tree, draft| {
-            let Some(ix) = tree.find(ino) else { return Ok(()) };
+            let Some(ix) = tree.find(ino) else {
+                return Ok(());
+            };
             let inode = tree.inode(ix);
-            let (base, plain_size) = (tree.wire(inode.version()), plain_size.unwrap_or(inode.plain_size()));
-            draft.records.push(Record::Content(Content { inode: inode.id(), base, plain_size, mtime, packs, splices }));
+            let (base, plain_size) = (
+                tree.wire(inode.version()),
+                plain_size.unwrap_or(inode.plain_size()),
+            );
+            draft.records.push(Record::Content(Content {
+                inode: inode.id(),
+                base,
+                plain_size,
+                mtime,
+                packs,
+                splices,
+            }));
             draft.unlinked = !inode.is_linked();
             Ok(())
         })
@@ -214,7 +255,9 @@ impl Core {
         if located.extents.len() < PIECES_MAX {
             return None;
         }
-        let block_end = plain_size.unwrap_or(located.plain_size).min(block_at + block_len);
+        let block_end = plain_size
+            .unwrap_or(located.plain_size)
+            .min(block_at + block_len);
         let mut block = vec![0; (block_end - block_at) as usize];
         let filled = self.fill(&located.extents, block_at, &mut block, false);
         for (at, part) in dirty.parts(block_at, block_end) {
@@ -238,14 +281,18 @@ impl Core {
         if self.read_only || !self.handles.lock().get(&handle.0).is_some_and(|h| h.writes) {
             return Ok(());
         }
-        let Some(file) = self.opened(ino) else { return Ok(()) };
+        let Some(file) = self.opened(ino) else {
+            return Ok(());
+        };
         let flushed = self.flush_file(&file);
         let (failures, for_space) = {
             let state = file.state.lock();
             (state.failures, state.failed_for_space)
         };
         let mut handles = self.handles.lock();
-        let Some(handle) = handles.get_mut(&handle.0) else { return flushed };
+        let Some(handle) = handles.get_mut(&handle.0) else {
+            return flushed;
+        };
         let told = std::mem::replace(&mut handle.failures_seen, failures);
         match flushed {
             Ok(()) if told < failures && for_space => Err(Kind::NoSpace.into()),
@@ -254,30 +301,55 @@ impl Core {
         }
     }
 
-    pub(super) fn allocate(&self, ino: Ino, plain_offset: u64, plain_len: u64, mode: Fallocate) -> Result<()> {
+    pub(super) fn allocate(
+        &self,
+        ino: Ino,
+        plain_offset: u64,
+        plain_len: u64,
+        mode: Fallocate,
+    ) -> Result<()> {
         self.writable()?;
-        let end = plain_offset.checked_add(plain_len).filter(|end| *end <= FILE_LEN_MAX).ok_or(Kind::FileTooLarge)?;
+        let end = plain_offset
+            .checked_add(plain_len)
+            .filter(|end| *end <= FILE_LEN_MAX)
+            .ok_or(Kind::FileTooLarge)?;
         if plain_len == 0 {
             return Err(Kind::InvalidArgument.into());
         }
-        if mode == (Fallocate::Allocate { keep_size: false }) && self.look_for_room()? < plain_len.min(1 << 60) as i64 {
+        if mode == (Fallocate::Allocate { keep_size: false })
+            && self.look_for_room()? < plain_len.min(1 << 60) as i64
+        {
             return Err(Kind::NoSpace.into());
         }
         self.change_ranges(ino, |plain_size, splices| match mode {
             Fallocate::Allocate { keep_size } => (!keep_size && end > plain_size).then_some(end),
             Fallocate::PunchHole => {
-                splices.hole(plain_offset, end.min(plain_size).saturating_sub(plain_offset));
+                splices.hole(
+                    plain_offset,
+                    end.min(plain_size).saturating_sub(plain_offset),
+                );
                 Some(plain_size)
             }
             Fallocate::ZeroRange { keep_size } => {
-                splices.hole(plain_offset, end.min(plain_size).saturating_sub(plain_offset));
-                Some(if keep_size { plain_size } else { plain_size.max(end) })
+                splices.hole(
+                    plain_offset,
+                    end.min(plain_size).saturating_sub(plain_offset),
+                );
+                Some(if keep_size {
+                    plain_size
+                } else {
+                    plain_size.max(end)
+                })
             }
         })
     }
 
     /// Flushes, then frames what `change` says: the new length, and splices; `None` changes nothing.
-    fn change_ranges(&self, ino: Ino, change: impl FnOnce(u64, &mut Splices) -> Option<u64>) -> Result<()> {
+    fn change_ranges(
+        &self,
+        ino: Ino,
+        change: impl FnOnce(u64, &mut Splices) -> Option<u64>,
+    ) -> Result<()> {
         self.flush_ino(ino)?;
         self.transact(|tree, draft| {
             let inode = tree.inode(self.find(tree, ino)?);
@@ -285,27 +357,52 @@ impl Core {
                 return Err(Kind::InvalidArgument.into());
             }
             let mut splices = Splices::default();
-            let Some(plain_size) = change(inode.plain_size(), &mut splices) else { return Ok(()) };
+            let Some(plain_size) = change(inode.plain_size(), &mut splices) else {
+                return Ok(());
+            };
             let base = tree.wire(inode.version());
-            let Splices { packs, list: splices } = splices;
-            draft.records.push(Record::Content(Content { inode: inode.id(), base, plain_size, mtime: None, packs, splices }));
+            let Splices {
+                packs,
+                list: splices,
+            } = splices;
+            draft.records.push(Record::Content(Content {
+                inode: inode.id(),
+                base,
+                plain_size,
+                mtime: None,
+                packs,
+                splices,
+            }));
             draft.unlinked = !inode.is_linked();
             Ok(())
         })
     }
 
     /// Lets a range of one file show what a range of another does; nothing is copied.
-    pub(super) fn share_range(&self, from: Ino, from_offset: u64, to: Ino, to_offset: u64, len: u64) -> Result<u64> {
+    pub(super) fn share_range(
+        &self,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<u64> {
         self.writable()?;
         self.flush_ino(from)?;
         self.flush_ino(to)?;
         self.transact(|tree, draft| {
-            let (source, target) = (tree.inode(self.find(tree, from)?), tree.inode(self.find(tree, to)?));
+            let (source, target) = (
+                tree.inode(self.find(tree, from)?),
+                tree.inode(self.find(tree, to)?),
+            );
             if source.kind() != FileKind::Regular || target.kind() != FileKind::Regular {
                 return Err(Kind::InvalidArgument.into());
             }
             let len = len.min(source.plain_size().saturating_sub(from_offset));
-            let Some(to_end) = to_offset.checked_add(len).filter(|end| *end <= FILE_LEN_MAX) else {
+            let Some(to_end) = to_offset
+                .checked_add(len)
+                .filter(|end| *end <= FILE_LEN_MAX)
+            else {
                 return Err(Kind::FileTooLarge.into());
             };
             if len == 0 {
@@ -318,12 +415,19 @@ impl Core {
                 let e = e.clip(from_offset, from_end);
                 splices.hole(moved(at), e.plain_offset - at);
                 let pack = tree.pack(e.pack).id;
-                let run = crate::pack::Run { pack, cipher_offset: e.cipher_offset, plain_len: e.run_len };
+                let run = crate::pack::Run {
+                    pack,
+                    cipher_offset: e.cipher_offset,
+                    plain_len: e.run_len,
+                };
                 splices.data(moved(e.plain_offset), u64::from(e.plain_len), run, e.start);
                 at = e.plain_end();
             }
             splices.hole(moved(at), from_end - at);
-            let Splices { packs, list: splices } = splices;
+            let Splices {
+                packs,
+                list: splices,
+            } = splices;
             draft.records.push(Record::Content(Content {
                 inode: target.id(),
                 base: tree.wire(target.version()),

@@ -54,7 +54,9 @@ impl Faults {
             return Fate::Cut(chance);
         }
         match self.fail_once {
-            Some((at, errno)) if at == n => Fate::Fails(io::Error::from_raw_os_error(errno), chance),
+            Some((at, errno)) if at == n => {
+                Fate::Fails(io::Error::from_raw_os_error(errno), chance)
+            }
             _ => Fate::Done,
         }
     }

@@ -44,7 +44,11 @@ pub(super) struct MemoryFile {
 
 impl MemoryFile {
     pub fn durable(bytes: Vec<u8>) -> Self {
-        Self { bytes, is_named: true, ..Self::default() }
+        Self {
+            bytes,
+            is_named: true,
+            ..Self::default()
+        }
     }
 
     pub fn write(&mut self, data: &[u8], offset: u64) {
@@ -53,7 +57,12 @@ impl MemoryFile {
         }
         let (start, len) = (offset as usize, self.bytes.len());
         let overwritten = self.bytes[start.min(len)..(start + data.len()).min(len)].to_vec();
-        self.unsynced.push(Unsynced { offset: start, len: data.len(), overwritten, file_len_before: len });
+        self.unsynced.push(Unsynced {
+            offset: start,
+            len: data.len(),
+            overwritten,
+            file_len_before: len,
+        });
         place(&mut self.bytes, start, data);
     }
 
@@ -77,8 +86,12 @@ impl MemoryFile {
         let mut writes = Vec::new();
         // Backwards to what is durable; each write's own data show when all later ones are undone.
         for write in self.unsynced.iter().rev() {
-            writes.push((write.offset, bytes[write.offset..write.offset + write.len].to_vec()));
-            bytes[write.offset..write.offset + write.overwritten.len()].copy_from_slice(&write.overwritten);
+            writes.push((
+                write.offset,
+                bytes[write.offset..write.offset + write.len].to_vec(),
+            ));
+            bytes[write.offset..write.offset + write.overwritten.len()]
+                .copy_from_slice(&write.overwritten);
             bytes.truncate(write.file_len_before);
         }
         for (offset, data) in writes.into_iter().rev() {

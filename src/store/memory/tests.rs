@@ -10,7 +10,9 @@ fn id(n: u8) -> ObjectId {
 
 /// All that a power cut may make of one thing, over many seeds.
 fn outcomes<T: Ord>(store: &MemoryStore, look: impl Fn(&MemoryStore) -> T) -> BTreeSet<T> {
-    (0..3000).map(|seed| look(&store.after_power_cut(seed))).collect()
+    (0..3000)
+        .map(|seed| look(&store.after_power_cut(seed)))
+        .collect()
 }
 
 fn leftover(store: &MemoryStore, id: ObjectId) -> Option<Vec<u8>> {
@@ -42,7 +44,9 @@ fn every_operation_can_be_the_last() {
         assert!(life(&store).is_err(), "operation {n}");
         assert_eq!(store.operations(), n + 1);
         // Nobody writes or reads after that.
-        assert!(life(&store).is_err() && store.list(Area::Key).is_err() && store.leftovers().is_err());
+        assert!(
+            life(&store).is_err() && store.list(Area::Key).is_err() && store.leftovers().is_err()
+        );
         assert_eq!(store.operations(), n + 1);
         for seed in 0..20 {
             life(&store.after_power_cut(seed)).ok();
@@ -51,7 +55,12 @@ fn every_operation_can_be_the_last() {
         assert!(life(&failing).is_err(), "operation {n}");
         assert!(failing.create(id(9)).is_ok(), "only one fails");
     }
-    assert!(life(&MemoryStore::with_faults(Faults::default().cut_after(operations))).is_ok());
+    assert!(
+        life(&MemoryStore::with_faults(
+            Faults::default().cut_after(operations)
+        ))
+        .is_ok()
+    );
 }
 
 #[test]
@@ -62,7 +71,9 @@ fn a_cut_keeps_what_was_synced_and_decides_over_the_rest() {
     file.sync().unwrap();
     file.write_at(b"ABCDEF", 6).unwrap();
     file.write_at(b"ghijkl", 12).unwrap();
-    let seen = outcomes(&store, |after| leftover(after, id(1)).expect("its name was synced"));
+    let seen = outcomes(&store, |after| {
+        leftover(after, id(1)).expect("its name was synced")
+    });
     assert!(seen.iter().all(|bytes| bytes.starts_with(b"synced")));
     for expected in [
         &b"synced"[..],
@@ -73,13 +84,23 @@ fn a_cut_keeps_what_was_synced_and_decides_over_the_rest() {
         b"syncedABC",
         b"synced\0\0\0DEF",
     ] {
-        assert!(seen.contains(expected), "{:?}", String::from_utf8_lossy(expected));
+        assert!(
+            seen.contains(expected),
+            "{:?}",
+            String::from_utf8_lossy(expected)
+        );
     }
-    assert_eq!(leftover(&store.after_kill(), id(1)).unwrap(), b"syncedABCDEFghijkl");
+    assert_eq!(
+        leftover(&store.after_kill(), id(1)).unwrap(),
+        b"syncedABCDEFghijkl"
+    );
     // A kill is no sync: the cut may still come.
     assert!(outcomes(&store.after_kill(), |after| leftover(after, id(1))).len() > 10);
     // The same seed, the same world; and the first is not changed by what befalls its copies.
-    assert_eq!(leftover(&store.after_power_cut(7), id(1)), leftover(&store.after_power_cut(7), id(1)));
+    assert_eq!(
+        leftover(&store.after_power_cut(7), id(1)),
+        leftover(&store.after_power_cut(7), id(1))
+    );
     assert_eq!(leftover(&store, id(1)).unwrap(), b"syncedABCDEFghijkl");
 }
 
@@ -93,7 +114,11 @@ fn overwriting_is_undone_to_what_was_there() {
     file.write_at(b"cccc", 2).unwrap();
     let seen = outcomes(&store, |after| leftover(after, id(1)).unwrap());
     for expected in [&b"aaaa"[..], b"abba", b"aacccc", b"abcccc"] {
-        assert!(seen.contains(expected), "{:?}", String::from_utf8_lossy(expected));
+        assert!(
+            seen.contains(expected),
+            "{:?}",
+            String::from_utf8_lossy(expected)
+        );
     }
 }
 
@@ -105,13 +130,31 @@ fn names_that_were_not_synced_may_go_or_come_back() {
     store.create(id(3)).unwrap();
     store.remove(Area::Data, id(1)).unwrap();
     let both = BTreeSet::from([false, true]);
-    assert_eq!(outcomes(&store, |after| leftover(after, id(3)).is_some()), both);
-    assert_eq!(outcomes(&store, |after| after.object(Area::Data, id(1)).is_some()), both);
-    assert_eq!(outcomes(&store, |after| after.object(Area::Data, id(2)).is_some()), BTreeSet::from([true]));
+    assert_eq!(
+        outcomes(&store, |after| leftover(after, id(3)).is_some()),
+        both
+    );
+    assert_eq!(
+        outcomes(&store, |after| after.object(Area::Data, id(1)).is_some()),
+        both
+    );
+    assert_eq!(
+        outcomes(&store, |after| after.object(Area::Data, id(2)).is_some()),
+        BTreeSet::from([true])
+    );
     assert_eq!(store.after_kill().objects(Area::Data), [id(2)]);
     // Another name in the folder made durable takes the removal along.
     store.put(Area::Data, id(4), b"x").unwrap();
-    assert_eq!(outcomes(&store, |after| after.object(Area::Data, id(1)).is_some()), BTreeSet::from([false]));
+    assert_eq!(
+        outcomes(&store, |after| after.object(Area::Data, id(1)).is_some()),
+        BTreeSet::from([false])
+    );
+    store.remove(Area::Data, id(4)).unwrap();
+    store.publish(id(3), Area::Data).unwrap();
+    assert_eq!(
+        outcomes(&store, |after| after.object(Area::Data, id(4)).is_some()),
+        BTreeSet::from([false])
+    );
 }
 
 #[test]
@@ -122,8 +165,16 @@ fn publishing_is_durable_and_in_a_cut_one_or_the_other() {
     file.sync().unwrap();
     store.set_faults(Faults::default().cut_after(store.operations()));
     assert!(store.publish(id(1), Area::Index).is_err());
-    let places = |after: &MemoryStore| (leftover(after, id(1)).is_some(), after.object(Area::Index, id(1)).is_some());
-    assert_eq!(outcomes(&store, places), BTreeSet::from([(false, true), (true, false)]));
+    let places = |after: &MemoryStore| {
+        (
+            leftover(after, id(1)).is_some(),
+            after.object(Area::Index, id(1)).is_some(),
+        )
+    };
+    assert_eq!(
+        outcomes(&store, places),
+        BTreeSet::from([(false, true), (true, false)])
+    );
     let after = store.after_kill();
     let _ = after.publish(id(1), Area::Index);
     assert_eq!(outcomes(&after, places), BTreeSet::from([(false, true)]));
@@ -135,11 +186,22 @@ fn a_cut_in_the_middle_of_putting_leaves_all_nothing_or_a_leftover() {
     for seed in 0..50 {
         let store = MemoryStore::with_faults(Faults::default().cut_after(0).seed(seed));
         assert!(store.put(Area::Key, id(1), b"slot").is_err());
-        seen.extend(outcomes(&store, |after| (leftover(after, id(1)), after.object(Area::Key, id(1)))));
+        seen.extend(outcomes(&store, |after| {
+            (leftover(after, id(1)), after.object(Area::Key, id(1)))
+        }));
     }
-    assert!(seen.iter().all(|(_, object)| object.as_ref().is_none_or(|bytes| bytes == b"slot")), "an object is whole");
+    assert!(
+        seen.iter()
+            .all(|(_, object)| object.as_ref().is_none_or(|bytes| bytes == b"slot")),
+        "an object is whole"
+    );
     let whole = Some(b"slot".to_vec());
-    for expected in [(None, None), (None, whole.clone()), (whole, None), (Some(b"sl".to_vec()), None)] {
+    for expected in [
+        (None, None),
+        (None, whole.clone()),
+        (whole, None),
+        (Some(b"sl".to_vec()), None),
+    ] {
         assert!(seen.contains(&expected), "{expected:?}");
     }
 }
@@ -151,7 +213,10 @@ fn a_write_that_fails_may_be_done_in_part_and_is_the_last() {
         let store = MemoryStore::with_faults(Faults::default().fail_once(1, libc::EIO).seed(seed));
         let file = store.create(id(1)).unwrap();
         assert!(file.write_at(b"abcd", 0).is_err());
-        assert!(matches!(file.write_at(b"abcd", 0).unwrap_err().kind(), Kind::Poisoned));
+        assert!(matches!(
+            file.write_at(b"abcd", 0).unwrap_err().kind(),
+            Kind::Poisoned
+        ));
         lens.insert(file.cipher_len().unwrap());
     }
     assert_eq!(lens, BTreeSet::from([0, 1, 2, 3, 4]));
@@ -197,10 +262,19 @@ fn a_full_disk_says_so() {
     let file = store.create(id(1)).unwrap();
     file.write_at(&[1; 70], 0).unwrap();
     assert_eq!(store.space().unwrap().available_bytes, 10);
-    assert!(store.put(Area::Key, id(2), &[0; 11]).unwrap_err().is_no_space());
+    assert!(
+        store
+            .put(Area::Key, id(2), &[0; 11])
+            .unwrap_err()
+            .is_no_space()
+    );
     assert!(store.reserve(31).unwrap_err().is_no_space());
     assert!(file.write_at(&[2; 30], 70).unwrap_err().is_no_space());
-    assert_eq!(file.cipher_len().unwrap(), 80, "what fits is written, as the system does");
+    assert_eq!(
+        file.cipher_len().unwrap(),
+        80,
+        "what fits is written, as the system does"
+    );
     store.reserve(0).unwrap();
     store.put(Area::Key, id(2), &[0; 20]).unwrap();
     store.discard(id(1)).unwrap();

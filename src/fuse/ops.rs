@@ -1,0 +1,497 @@
+//! The operations, one method a request.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
+};
+
+use super::types::*;
+use super::{Adapter, BACKGROUND_MAX, SESSION_ATTRIBUTE, TRANSFER_LEN_MAX, WANTED};
+use crate::error::Kind;
+use crate::volume::{Handle, Ino, ROOT, SetAttr, Volume, Whence, XATTR_LEN_MAX};
+
+thread_local! {
+    /// Where reads are decrypted to, at most [`TRANSFER_LEN_MAX`] bytes a thread: not allocated anew per request.
+    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let offered = config.capabilities();
+        // Nothing here is refused: flags are among those offered, numbers within fuser's bounds.
+        let set = config.add_capabilities(WANTED & offered).is_ok()
+            && config.set_max_write(TRANSFER_LEN_MAX).is_ok()
+            && config.set_max_background(BACKGROUND_MAX).is_ok()
+            && config.set_time_granularity(Duration::from_nanos(1)).is_ok();
+        if !set {
+            return Err(io::Error::from_raw_os_error(libc::EPROTO));
+        }
+        self.no_opendir = offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let found = self.call("lookup", parent, |v, parent| match v.lookup(parent, name) {
+            Ok(attr) => Ok(Some(attr)),
+            Err(e) if matches!(e.kind(), Kind::NotFound) => Ok(None),
+            Err(e) => Err(e),
+        });
+        match found {
+            Ok(Some(attr)) => reply.entry(&TTL, &file_attr(&attr), GENERATION),
+            Ok(None) => reply.entry(&TTL, &NEGATIVE, GENERATION),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
+        let _ = self.call("forget", ino, |v, ino| {
+            v.forget(ino, count);
+            Ok(())
+        });
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        reply.answer(self.call("getattr", ino, |v, ino| v.getattr(ino)));
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        plain_size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let change = SetAttr {
+            perm: mode.map(perm),
+            uid,
+            gid,
+            plain_size,
+            atime: atime.map(set_time),
+            mtime: mtime.map(set_time),
+        };
+        reply.answer(self.change("setattr", ino, |v, ino| v.setattr(ino, &change)));
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        reply.answer(self.call("readlink", ino, |v, ino| v.readlink(ino)));
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let made = self.change("mknod", parent, |v, parent| {
+            let kind = file_kind(mode)?;
+            v.mknod(parent, name, kind, perm(mode), rdev, caller(req, umask))
+        });
+        reply.answer(made);
+    }
+
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let made = self.change("mkdir", parent, |v, parent| {
+            v.mkdir(parent, name, perm(mode), caller(req, umask))
+        });
+        reply.answer(made);
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply.answer(self.change("unlink", parent, |v, parent| v.unlink(parent, name)));
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply.answer(self.change("rmdir", parent, |v, parent| v.rmdir(parent, name)));
+    }
+
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let made = self.change("symlink", parent, |v, parent| {
+            v.symlink(parent, name, target.as_os_str().as_bytes(), caller(req, 0))
+        });
+        reply.answer(made);
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let moved = self.change("rename", parent, |v, parent| {
+            v.rename(
+                parent,
+                name,
+                Ino(new_parent.0),
+                new_name,
+                rename_mode(flags)?,
+            )
+        });
+        reply.answer(moved);
+    }
+
+    fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let made = self.change("link", ino, |v, ino| v.link(ino, Ino(parent.0), name));
+        reply.answer(made);
+    }
+
+    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let open = |v: &dyn Volume, ino| v.open(ino, flags.0);
+        let changes = flags.0 & (libc::O_ACCMODE | libc::O_TRUNC) != libc::O_RDONLY;
+        let opened = if changes {
+            self.change("open", ino, open)
+        } else {
+            self.call("open", ino, open)
+        };
+        reply.answer(opened.map(|handle| (handle, fopen_flags(flags.0))));
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let made = self.change("create", parent, |v, parent| {
+            v.create(parent, name, perm(mode), flags, caller(req, umask))
+        });
+        match made {
+            Ok((attr, handle)) => {
+                reply.created(
+                    &TTL,
+                    &file_attr(&attr),
+                    GENERATION,
+                    FileHandle(handle.0),
+                    fopen_flags(flags),
+                );
+            }
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        plain_offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        READ_BUFFER.with_borrow_mut(|buffer| {
+            // The mount option max_read bounds this. Answering less would read as zeros before the end of a file.
+            let size = size as usize;
+            if buffer.len() < size {
+                buffer.resize(size, 0);
+            }
+            let out = &mut buffer[..size];
+            match self.call("read", ino, |v, ino| {
+                v.read(ino, Handle(fh.0), plain_offset, out)
+            }) {
+                Ok(count) => reply.data(&buffer[..count.min(size)]),
+                Err(e) => reply.error(e),
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        plain_offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let written = self.change("write", ino, |v, ino| {
+            v.write(ino, Handle(fh.0), plain_offset, data)
+        });
+        reply.answer(written.map(|()| data.len() as u32));
+    }
+
+    fn flush(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.answer(self.call("flush", ino, |v, ino| v.flush(ino, Handle(fh.0))));
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        let released = self.call("release", ino, |v, ino| {
+            v.release(ino, Handle(fh.0));
+            Ok(())
+        });
+        reply.answer(released);
+    }
+
+    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.sync("fsync", ino, reply);
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if self.no_opendir {
+            // The kernel then caches directories, and never again asks to open or close one.
+            return reply.error(Errno::ENOSYS);
+        }
+        let opened = self.call("opendir", ino, |v, ino| v.opendir(ino));
+        let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        reply.answer(opened.map(|handle| (handle, flags)));
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        cookie: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let mut some = false;
+        let listed = self.call("readdir", ino, |v, ino| {
+            v.readdir(ino, cookie, false, &mut |entry| {
+                let (ino, kind) = (INodeNo(entry.ino.0), file_type(entry.kind));
+                let full = reply.add(ino, entry.cookie, kind, entry.name);
+                some |= !full;
+                !full
+            })
+        });
+        match listed {
+            Err(e) if !some => reply.error(e),
+            // An error further on is met again there: the entries so far are the kernel's to know, and to forget.
+            _ => reply.ok(),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        cookie: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let mut some = false;
+        let listed = self.call("readdirplus", ino, |v, ino| {
+            v.readdir(ino, cookie, true, &mut |entry| {
+                let attr = entry.attr.expect("readdir with plus fills in attributes");
+                let (ino, attr) = (INodeNo(entry.ino.0), file_attr(&attr));
+                let full = reply.add(ino, entry.cookie, entry.name, &TTL, &attr, GENERATION);
+                some |= !full;
+                !full
+            })
+        });
+        match listed {
+            Err(e) if !some => reply.error(e),
+            // An error further on is met again there: the entries so far are the kernel's to know, and to forget.
+            _ => reply.ok(),
+        }
+    }
+
+    fn releasedir(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        let released = self.call("releasedir", ino, |v, ino| {
+            v.releasedir(ino, Handle(fh.0));
+            Ok(())
+        });
+        reply.answer(released);
+    }
+
+    fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.sync("fsyncdir", ino, reply);
+    }
+
+    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        reply.answer(self.call("statfs", ino, |v, _| v.statfs()));
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        let set = self.change("setxattr", ino, |v, ino| {
+            if value.len() > XATTR_LEN_MAX {
+                return Err(Kind::TooBig.into());
+            }
+            v.setxattr(ino, name, value, xattr_mode(flags)?)
+        });
+        reply.answer(set);
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let value = match &self.name {
+            Some(session) if ino.0 == ROOT.0 && name == SESSION_ATTRIBUTE => {
+                Ok(session.clone().into_bytes())
+            }
+            _ => self.call("getxattr", ino, |v, ino| v.getxattr(ino, name)),
+        };
+        answer_xattr(reply, size, value);
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        answer_xattr(
+            reply,
+            size,
+            self.call("listxattr", ino, |v, ino| v.listxattr(ino)),
+        );
+    }
+
+    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply.answer(self.change("removexattr", ino, |v, ino| v.removexattr(ino, name)));
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: PollNotifier,
+        _: PollEvents,
+        _: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        // Files are always ready; told once, the kernel answers that itself.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        plain_offset: u64,
+        plain_len: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let done = self.change("fallocate", ino, |v, ino| {
+            v.fallocate(ino, plain_offset, plain_len, fallocate_mode(mode)?)
+        });
+        reply.answer(done);
+    }
+
+    fn lseek(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let found = self.call("lseek", ino, |v, ino| {
+            let plain_offset = u64::try_from(offset).map_err(|_| Kind::NoSuchOffset)?;
+            let whence = match whence {
+                libc::SEEK_DATA => Whence::Data,
+                libc::SEEK_HOLE => Whence::Hole,
+                _ => return Err(Kind::InvalidArgument.into()),
+            };
+            v.lseek(ino, plain_offset, whence)
+        });
+        reply.answer(found);
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        from: INodeNo,
+        _: FileHandle,
+        from_offset: u64,
+        to: INodeNo,
+        _: FileHandle,
+        to_offset: u64,
+        len: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // The reply has 32 bits. Whole pages, so that a copy in several pieces stays aligned.
+        let len = len.min(u64::from(!4095u32));
+        let copied = self.change("copy_file_range", to, |v, to| {
+            v.copy_file_range(Ino(from.0), from_offset, to, to_offset, len)
+        });
+        reply.answer(copied.map(|count| count as u32));
+    }
+}
