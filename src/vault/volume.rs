@@ -244,6 +244,10 @@ impl Volume for Vault {
         self.core().write_file(ino, handle, plain_offset, data)
     }
 
+    fn drop_privileges(&self, ino: Ino, set_id: bool) -> Result<bool> {
+        self.core().drop_privileges(ino, set_id)
+    }
+
     fn flush(&self, ino: Ino, handle: Handle) -> Result<()> {
         self.core().flush_handle(ino, handle)
     }
