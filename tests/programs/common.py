@@ -90,7 +90,7 @@ class Library:
         self.dir, self.mnt = self.base / "library", self.base / "mnt"
         self.password_file = self.base / "password"
         self.log = self.base / "mount.log"
-        self.mnt.mkdir(parents=True)
+        self.mnt.mkdir(parents=True, exist_ok=True)
         self.password_file.write_text(PASSWORD + "\n")
         self.password_file.chmod(0o600)
         # State of its own, so that no run knows of another, nor of the libraries of who runs it.

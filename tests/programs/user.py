@@ -3,6 +3,7 @@
 import os
 import pwd
 import shutil
+import stat
 import subprocess
 import sys
 from common import PROGRAM, Library, check, content, main, mounts, run, same, workplace
@@ -74,11 +75,15 @@ def test_ordinary_user():
         env.pop("HUSHFS_TEST_TALLY", None)
         # The system's Python: one in root's home is out of nobody's reach.
         python = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
-        done = subprocess.run(["setpriv", "--reuid", str(nobody.pw_uid), "--regid", str(nobody.pw_gid), "--clear-groups", python, base / "user.py"],
+        # Outside of udev's care (containers) only root may open /dev/fuse: a mount namespace of its own has one that
+        # everybody may open, as on any desktop. It ends with the last process in it, and so do its mounts.
+        fuse = base / "fuse"
+        os.mknod(fuse, 0o666 | stat.S_IFCHR, os.stat("/dev/fuse").st_rdev)
+        fuse.chmod(0o666)
+        namespace = ["unshare", "--mount", "--propagation", "private", "sh", "-c", 'mount --bind "$0" /dev/fuse && exec "$@"', fuse]
+        done = subprocess.run([*namespace, "setpriv", "--reuid", str(nobody.pw_uid), "--regid", str(nobody.pw_gid), "--clear-groups", python, base / "user.py"],
                               cwd=base, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
         check(done.returncode == 0, "as nobody:\n" + done.stdout[-3000:])
-        # Whatever happened to it, nothing may stay mounted.
-        same(subprocess.run(["grep", "-c", str(base), "/proc/self/mountinfo"], stdout=subprocess.PIPE, text=True).stdout.strip(), "0", "mounts that stay")
     finally:
         shutil.rmtree(base, ignore_errors=True)
 
