@@ -76,6 +76,9 @@ pub(super) enum Body {
     Nothing,
 }
 
+/// An extended attribute: name, value, and when it was set.
+pub(super) type Xattr = (Box<[u8]>, Box<[u8]>, Stamp);
+
 /// What few inodes have.
 #[derive(Debug, Default)]
 pub(super) struct Extra {
@@ -83,7 +86,7 @@ pub(super) struct Extra {
     pub owner_at: Option<Stamp>,
     /// Last access, and when that was set; else it is the creation.
     pub atime: Option<(PackedTime, Stamp)>,
-    pub xattrs: Vec<(Box<[u8]>, Box<[u8]>, Stamp)>,
+    pub xattrs: Vec<Xattr>,
     /// Links beyond the first.
     pub more_links: Vec<LinkIx>,
 }

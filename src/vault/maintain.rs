@@ -241,10 +241,10 @@ impl Core {
                 .position(|(_, closed)| closed.elapsed() >= REWRITE_AFTER);
             due.map(|i| queue.remove(i).0)
         };
-        if let Some(ino) = due {
-            if self.opened(ino).is_none() {
-                self.rewrite(ino)?;
-            }
+        if let Some(ino) = due
+            && self.opened(ino).is_none()
+        {
+            self.rewrite(ino)?;
         }
         Ok(!self.fragmented.lock().is_empty())
     }

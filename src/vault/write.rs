@@ -100,10 +100,10 @@ impl Core {
     /// Holds the reserve again, once there is room for it.
     pub(super) fn restore_reserve(&self) {
         let room = self.store.space().map_or(0, |s| s.available_bytes);
-        if room > 2 * RESERVE_BYTES {
-            if let Err(e) = self.store.reserve(RESERVE_BYTES) {
-                log::debug!("no reserve: {e}");
-            }
+        if room > 2 * RESERVE_BYTES
+            && let Err(e) = self.store.reserve(RESERVE_BYTES)
+        {
+            log::debug!("no reserve: {e}");
         }
     }
 
