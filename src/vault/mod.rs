@@ -34,6 +34,8 @@ mod journal;
 mod maintain;
 mod names;
 mod read;
+#[cfg(test)]
+mod tests;
 mod volume;
 mod write;
 
