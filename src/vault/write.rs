@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::Core;
 use super::contents::{Subject, split};
 use super::file::{Dirty, OpenFile};
 use super::journal::RESERVE_BYTES;
+use super::{Core, Draft};
 use crate::error::{Error, Kind, Result};
+use crate::index::Tree;
 use crate::index::record::{Content, Record, Splices};
 use crate::pack::BLOCK_PLAIN_LEN;
 use crate::volume::{FILE_LEN_MAX, Fallocate, FileKind, Handle, Ino, Time};
@@ -36,6 +37,7 @@ impl Core {
         if data.is_empty() {
             return Ok(());
         }
+        self.bound_dirty()?;
         self.take_room(data.len())?;
         let file = self.file(ino);
         {
@@ -44,7 +46,7 @@ impl Core {
                 return Err(Kind::InvalidArgument.into());
             }
         }
-        let flush_now = {
+        let is_stream = {
             let mut state = file.state.lock();
             let before = state.dirty.cost();
             state.dirty.write(plain_offset, data);
@@ -52,25 +54,30 @@ impl Core {
             state.dirty_end = state.dirty_end.max(end);
             state.mtime = Some(Time::now());
             state.dirty_since.get_or_insert_with(Instant::now);
-            let all = self.dirty_cost.fetch_add(cost - before, Ordering::Relaxed) + cost - before;
-            let is_stream =
-                cost >= STREAM_LEN && cost / state.dirty.chunk_count().max(1) >= 64 * 1024;
-            is_stream || all >= DIRTY_COST_MAX
+            self.dirty_cost.fetch_add(cost - before, Ordering::Relaxed);
+            cost >= STREAM_LEN && cost / state.dirty.chunk_count().max(1) >= 64 * 1024
         };
-        if flush_now {
-            let flushed = self.flush_file(&file);
-            if let Err(e) = flushed {
+        if is_stream {
+            self.flush_file(&file).inspect_err(|_| {
                 // This caller hears of it now; the other handles, when they close.
                 self.note_told(handle, &file);
-                return Err(e);
-            }
-            if self.dirty_cost.load(Ordering::Relaxed) >= DIRTY_COST_MAX {
-                self.flush_all()?;
-            }
+            })
         } else {
             self.commit.changed();
+            Ok(())
         }
-        Ok(())
+    }
+
+    /// Writes out what is dirty where it is too much. What cannot be written out lets nothing more in.
+    fn bound_dirty(&self) -> Result<()> {
+        if self.dirty_cost.load(Ordering::Relaxed) < DIRTY_COST_MAX {
+            return Ok(());
+        }
+        let flushed = self.flush_all();
+        if self.dirty_cost.load(Ordering::Relaxed) < DIRTY_COST_MAX {
+            return Ok(());
+        }
+        flushed
     }
 
     /// Takes `len` bytes of the room in the store, or says that it is full.
@@ -133,6 +140,11 @@ impl Core {
     /// Seals what is dirty into packs, and frames it. What could not be written stays dirty.
     pub(super) fn flush_file(&self, file: &OpenFile) -> Result<()> {
         let _flushing = file.flushing.lock();
+        self.flush_locked(file)
+    }
+
+    /// The same for who holds `flushing` already.
+    fn flush_locked(&self, file: &OpenFile) -> Result<()> {
         let (dirty, dirty_end, mtime) = {
             let mut state = file.state.lock();
             state.dirty_since = None;
@@ -356,14 +368,25 @@ impl Core {
         })
     }
 
+    /// Changes contents in another way than write: with nothing dirty, and no flush until it is done, which would
+    /// bring back what it read before.
+    fn while_flushed<R>(&self, ino: Ino, change: impl FnOnce() -> Result<R>) -> Result<R> {
+        let file = self.file(ino);
+        let flushing = file.flushing.lock();
+        let done = self.flush_locked(&file).and_then(|()| change());
+        drop(flushing);
+        drop(file);
+        self.close_file(ino);
+        done
+    }
+
     /// Flushes, then frames what `change` says: the new length, and splices; `None` changes nothing.
     fn change_ranges(
         &self,
         ino: Ino,
         change: impl FnOnce(u64, &mut Splices) -> Option<u64>,
     ) -> Result<()> {
-        self.flush_ino(ino)?;
-        self.transact(|tree, draft| {
+        let frame = |tree: &Tree, draft: &mut Draft| {
             let inode = tree.inode(self.find(tree, ino)?);
             if inode.kind() != FileKind::Regular {
                 return Err(Kind::InvalidArgument.into());
@@ -387,7 +410,8 @@ impl Core {
             }));
             draft.unlinked = !inode.is_linked();
             Ok(())
-        })
+        };
+        self.while_flushed(ino, || self.transact(frame))
     }
 
     /// Lets a range of one file show what a range of another does; nothing is copied.
@@ -401,8 +425,7 @@ impl Core {
     ) -> Result<u64> {
         self.writable()?;
         self.flush_ino(from)?;
-        self.flush_ino(to)?;
-        self.transact(|tree, draft| {
+        let frame = |tree: &Tree, draft: &mut Draft| {
             let (source, target) = (
                 tree.inode(self.find(tree, from)?),
                 tree.inode(self.find(tree, to)?),
@@ -450,6 +473,7 @@ impl Core {
             }));
             draft.unlinked = !target.is_linked();
             Ok(len)
-        })
+        };
+        self.while_flushed(to, || self.transact(frame))
     }
 }
