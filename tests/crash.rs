@@ -2,8 +2,6 @@
 //! afterwards must be the state at one moment between the last fsync and the crash; also when the power goes
 //! again while that crash is being mended.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics here has failed")]
-
 mod support;
 
 use std::ffi::OsStr;

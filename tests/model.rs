@@ -1,7 +1,5 @@
 //! The vault against a model: random operations on both, the whole tree compared after each, remounts in between.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics here has failed")]
-
 mod support;
 
 use std::collections::BTreeMap;

@@ -523,6 +523,7 @@ impl Tree {
                 Ok(())
             }
             Record::Pack(pack) => self.finish_pack(pack),
+            Record::Relocate(more) => self.relocate(more),
             Record::Condemn(_) => self.apply(Stamp::new(0, 0), Time::default(), record, &[]),
             _ => Err("a record that bases do not have"),
         }

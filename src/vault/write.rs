@@ -433,7 +433,13 @@ impl Core {
             if source.kind() != FileKind::Regular || target.kind() != FileKind::Regular {
                 return Err(Kind::InvalidArgument.into());
             }
-            let len = len.min(source.plain_size().saturating_sub(from_offset));
+            let mut len = len.min(source.plain_size().saturating_sub(from_offset));
+            // One record names so many pieces at most; the caller comes again for the rest.
+            const PIECES_PER_COPY: usize = 65_536;
+            let pieces = source.extents().overlapping(from_offset, from_offset + len);
+            if let Some(next) = pieces.get(PIECES_PER_COPY) {
+                len = next.plain_offset - from_offset;
+            }
             let Some(to_end) = to_offset
                 .checked_add(len)
                 .filter(|end| *end <= FILE_LEN_MAX)
