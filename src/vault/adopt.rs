@@ -292,7 +292,7 @@ impl Core {
             let extent = Extent {
                 plain_offset: 0,
                 plain_len: len as u32,
-                pack: u32::MAX, // not in the tree's table: nothing of this goes through the cache
+                pack: self.tree.write().intern_pack(id),
                 cipher_offset: source.cipher_offset,
                 run_len: source.run_len,
                 start,
