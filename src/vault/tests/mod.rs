@@ -7,6 +7,7 @@ use super::*;
 use crate::store::{Faults, MemoryStore};
 use crate::volume::{Attr, Caller, FileKind, ROOT, RenameMode, SetAttr, Volume};
 
+mod adoption;
 mod bases;
 mod failures;
 mod files;
