@@ -2,12 +2,14 @@
 
 mod apply;
 mod base;
+mod encoding;
 pub mod extents;
 pub mod record;
 mod replay;
 mod segment;
 mod tree;
 
+pub use encoding::{from_cbor, to_cbor};
 pub use base::{BaseCursor, StampTable};
 pub use replay::{Published, Replayed, check_rollback, replay};
 pub use segment::{

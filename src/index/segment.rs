@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::record::{Closing, Frame, Opening, SegmentId, from_cbor, to_cbor};
+use super::encoding::{from_cbor, to_cbor};
+use super::record::{Closing, Frame, Opening, SegmentId};
 use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, random};
 use crate::error::{Error, Result};
 use crate::pack::padme_len;

@@ -27,6 +27,7 @@ use crate::volume::{Handle, Ino, Time};
 pub mod acl;
 mod adopt;
 mod attrs;
+mod blocks;
 mod commit;
 mod contents;
 mod file;
