@@ -363,9 +363,9 @@ impl Core {
     }
 }
 
-/// Whether a crash explains it. A store that cannot be read for now, or a later version's file, must not cost it.
+/// Whether a crash explains it. A store that cannot be read for now must not cost the file.
 fn is_torn(e: &Error) -> bool {
-    let torn = matches!(e.kind(), Kind::Damaged(_));
+    let torn = matches!(e.kind(), Kind::Damaged(_) | Kind::Unsupported(_));
     if torn {
         log::info!("{e}");
     }
