@@ -120,7 +120,7 @@ impl SegmentWriter {
     }
 
     /// Adds the closing frame, padding and trailer.
-    pub fn close(mut self, needs: Vec<crate::state::Head>) -> Result<ClosedSegment> {
+    pub fn close(&mut self, needs: Vec<crate::state::Head>) -> Result<ClosedSegment> {
         let closing = to_cbor(&Closing {
             frames: self.frames,
             needs,
@@ -142,12 +142,14 @@ impl SegmentWriter {
         self.key
             .seal(&aad(Part::Trailer, at), &[&trailer], &mut self.buffer)?;
         self.flush_buffer()?;
-        let sha256 = self.digest.finalize().into();
+        let sha256 = std::mem::take(&mut self.digest).finalize().into();
+        // Nothing may come behind the trailer.
+        self.spoiled = true;
         Ok(ClosedSegment {
             id: self.id,
             sha256,
             cipher_len: self.cipher_len,
-            file: self.file,
+            file: self.file.clone(),
         })
     }
 

@@ -16,6 +16,8 @@ use crate::volume::{
 
 /// All names of a file's extended attributes fit into what listxattr(2) can answer.
 const XATTR_LIST_LEN_MAX: usize = 65_536;
+/// All values of a file's extended attributes together, in bytes: they are held in memory, and stand in one record.
+const XATTR_ALL_LEN_MAX: usize = 1 << 20;
 
 impl Core {
     /// Attributes with what is dirty counted in.
@@ -40,7 +42,7 @@ impl Core {
                 .map_or(0, |l| l.bytes_outside(covered));
             attr.blocks_512 += (dirty + leaving).div_ceil(512);
         }
-        attr.plain_size = state.plain_size.unwrap_or(attr.plain_size);
+        attr.plain_size = attr.plain_size.max(state.dirty_end);
         if let Some(mtime) = state.mtime {
             (attr.mtime, attr.ctime) = (mtime, mtime.max(attr.ctime));
         }
@@ -152,8 +154,11 @@ impl Core {
             let mut state = file.state.lock();
             let before = state.dirty.cost();
             state.dirty.cut(plain_size, u64::MAX);
-            state.plain_size = state.plain_size.map(|_| plain_size);
-            state.mtime = state.mtime.map(|_| Time::now());
+            state.dirty_end = state.dirty_end.min(plain_size);
+            state.mtime = state
+                .mtime
+                .filter(|_| !state.dirty.is_empty())
+                .map(|_| Time::now());
             before - state.dirty.cost()
         };
         self.dirty_cost
@@ -215,8 +220,12 @@ impl Core {
                 (XattrMode::Replace, false) => return Err(Kind::NoAttribute.into()),
                 _ => {}
             }
-            let names_len: usize = inode.xattrs().map(|(n, _)| n.len() + 1).sum();
-            if value.is_some() && !there && names_len + name.len() + 1 > XATTR_LIST_LEN_MAX {
+            let others = || inode.xattrs().filter(|(other, _)| *other != name);
+            let names_len: usize = others().map(|(n, _)| n.len() + 1).sum();
+            let values_len: usize = others().map(|(_, v)| v.len()).sum();
+            let names_fit = names_len + name.len() < XATTR_LIST_LEN_MAX;
+            let values_fit = values_len + value.map_or(0, <[u8]>::len) <= XATTR_ALL_LEN_MAX;
+            if value.is_some() && !(names_fit && values_fit) {
                 return Err(Kind::NoSpace.into());
             }
             let mut value = value.map(<[u8]>::to_vec);

@@ -45,7 +45,7 @@ impl Core {
             Some(file) => {
                 let state = file.state.lock();
                 let mut located = self.locate(ino, plain_offset, wanted_end)?;
-                located.plain_size = state.plain_size.unwrap_or(located.plain_size);
+                located.plain_size = located.plain_size.max(state.dirty_end);
                 let len = located
                     .plain_size
                     .saturating_sub(plain_offset)

@@ -59,11 +59,11 @@ impl Volume for Vault {
             state.failures
         };
         let handle = core.open_handle(ino, writes, failures);
-        if flags & libc::O_TRUNC != 0 {
-            if let Err(e) = core.truncate(ino, 0) {
-                self.release(ino, handle);
-                return Err(e);
-            }
+        if flags & libc::O_TRUNC != 0
+            && let Err(e) = core.truncate(ino, 0)
+        {
+            self.release(ino, handle);
+            return Err(e);
         }
         Ok(handle)
     }
