@@ -646,7 +646,9 @@ fn write_file(vault: &Vault, name: &str, bytes: &[u8]) {
 fn what_is_written_today_is_what_the_page_says() {
     let store = MemoryStore::default();
     let master = unhex(&constant("master"));
-    let long: Vec<u8> = (0..100_000u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
+    let long: Vec<u8> = (0..100_000u32)
+        .map(|i| (i.wrapping_mul(i) >> 7) as u8)
+        .collect();
     let first = vault(&store, false);
     write_file(&first, "long", &long);
     write_file(&first, "short", b"short");

@@ -327,8 +327,11 @@ impl Tree {
         if let Some(ix) = self.renumbered.get(&ino.0) {
             return Some(*ix);
         }
-        let found = self.by_id.find(self.hash.hash_one(ino.0), |ix| {
-            self.inode(*ix).id[1] == ino.0
+        let hash = self.hash.hash_one(ino.0);
+        let mut same_hash = self.by_id.iter_hash(hash);
+        // Of several with this low half, all but one are shown by another number.
+        let found = same_hash.find(|ix| {
+            self.inode(**ix).id[1] == ino.0 && !self.renumbered.values().any(|other| other == *ix)
         });
         found.copied()
     }
@@ -374,7 +377,11 @@ impl Tree {
         let first = self.inode(inode).first_link;
         first
             .filter(|ix| self.link(*ix).id == halves(link))
-            .or_else(|| self.other_links.get(&link).copied())
+            .or_else(|| {
+                let other = self.other_links.get(&link).copied();
+                // The id may be one that a record gave to links of two inodes.
+                other.filter(|ix| self.link(*ix).inode == inode)
+            })
     }
 
     /// The entries of a directory behind `cookie`, with their cookies.
