@@ -33,11 +33,20 @@ impl Tree {
         let mut moving: Vec<LinkIx> = Vec::new();
         for (record, counter) in frame.records.iter().zip(frame.counter..) {
             let Record::Link(at) = record else { continue };
-            if let Some(link) = self.newer_link(at, Stamp::new(counter, segment)) {
-                let stamp = Stamp::new(counter, segment);
-                self.detach(link, stamp, frame.wall);
-                moving.push(link);
+            let stamp = Stamp::new(counter, segment);
+            let Some(link) = self.newer_link(at, stamp) else {
+                continue;
+            };
+            // What would not arrive must not leave.
+            let made_here = |r: &Record| matches!(r, Record::Inode(new) if new.id == at.parent);
+            if self.find_id(at.parent).is_none() && !frame.records.iter().any(made_here) {
+                continue;
             }
+            if moving.contains(&link) {
+                return Err("a link that moves twice at once");
+            }
+            self.detach(link, stamp, frame.wall);
+            moving.push(link);
         }
         for (record, counter) in frame.records.iter().zip(frame.counter..) {
             self.apply(Stamp::new(counter, segment), frame.wall, record, &moving)?;
@@ -56,10 +65,7 @@ impl Tree {
         match record {
             Record::Inode(new) => self.create(at, wall, new),
             Record::Link(link) => self.place(at, wall, link, moving),
-            Record::Unlink(gone) => {
-                self.unlink(at, wall, gone);
-                Ok(())
-            }
+            Record::Unlink(gone) => self.unlink(at, wall, gone, moving),
             Record::Attr(change) => {
                 self.change_attr(at, wall, change);
                 Ok(())
@@ -289,19 +295,28 @@ impl Tree {
         }
     }
 
-    fn unlink(&mut self, at: Stamp, wall: Time, gone: &Unlink) {
+    fn unlink(
+        &mut self,
+        at: Stamp,
+        wall: Time,
+        gone: &Unlink,
+        moving: &[LinkIx],
+    ) -> Result<(), Refusal> {
         let Some(inode) = self.find_id(gone.inode.unwrap_or(gone.link)) else {
-            return;
+            return Ok(());
         };
         let Some(ix) = self.find_link(inode, gone.link) else {
-            return;
+            return Ok(());
         };
         if !self.is_later(at, self.link(ix).at) {
-            return;
+            return Ok(());
         }
         // A directory in which somebody else made something meanwhile stays.
         if self.has_entries(inode) {
-            return;
+            return Ok(());
+        }
+        if moving.contains(&ix) {
+            return Err("a link that moves and goes at once");
         }
         self.detach(ix, at, wall);
         self.links.remove(ix.0);
@@ -318,6 +333,7 @@ impl Tree {
             holder.first_link = holder.extra.as_mut().and_then(|x| x.more_links.pop());
         }
         self.drop_if_unused(inode);
+        Ok(())
     }
 
     fn has_entries(&self, ix: InodeIx) -> bool {
