@@ -2,6 +2,10 @@
 //! is bounded.
 //!
 //! `HUSHFS_FUZZ_SECONDS` sets how long each target runs; a failure prints the input, which is then kept as a case.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that has nothing to go on with fails"
+)]
 
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
