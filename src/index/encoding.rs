@@ -141,4 +141,3 @@ pub fn from_cbor<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, decode::Er
     }
     Ok(value)
 }
-

@@ -9,8 +9,8 @@ mod replay;
 mod segment;
 mod tree;
 
-pub use encoding::{from_cbor, to_cbor};
 pub use base::{BaseCursor, StampTable};
+pub use encoding::{from_cbor, to_cbor};
 pub use replay::{Published, Replayed, check_rollback, replay};
 pub use segment::{
     ClosedSegment, Ending, Extent as SegmentExtent, SEGMENT_CIPHER_LEN, SegmentReader,
