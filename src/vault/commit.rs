@@ -78,13 +78,7 @@ impl Committer {
 
     /// Ends it, with everything flushed, durable and published. After an error it may be called again.
     pub fn stop(&self) -> Result<()> {
-        if let Some(thread) = self.thread.lock().take() {
-            self.core.commit.state.lock().stop = true;
-            self.core.commit.wake.notify_one();
-            if thread.join().is_err() {
-                return Err(Error::new(Kind::Poisoned, "the committer"));
-            }
-        }
+        self.halt()?;
         let core = &self.core;
         // The end takes room, too.
         core.store.reserve(0)?;
@@ -101,16 +95,23 @@ impl Committer {
         }
         Ok(())
     }
+
+    /// Ends the thread, with all that waits answered.
+    pub fn halt(&self) -> Result<()> {
+        let Some(thread) = self.thread.lock().take() else {
+            return Ok(());
+        };
+        self.core.commit.state.lock().stop = true;
+        self.core.commit.wake.notify_one();
+        let ended = thread.join();
+        ended.map_err(|_| Error::new(Kind::Poisoned, "the committer"))
+    }
 }
 
 impl Drop for Committer {
     fn drop(&mut self) {
         // Dropped without close: like a crash, but the thread must not outlive the store.
-        if let Some(thread) = self.thread.lock().take() {
-            self.core.commit.state.lock().stop = true;
-            self.core.commit.wake.notify_one();
-            let _ = thread.join();
-        }
+        let _ = self.halt();
     }
 }
 
@@ -118,13 +119,13 @@ impl Core {
     fn commit_until_stopped(&self) {
         let mut last_sync = Instant::now();
         loop {
-            let waiting = {
+            {
                 let mut state = self.commit.state.lock();
                 if state.stop {
                     break;
                 }
                 if state.waiting.is_empty() {
-                    if self.commit.has_changes.load(Ordering::Relaxed) {
+                    if self.commit.has_changes.load(Ordering::Acquire) {
                         self.commit
                             .wake
                             .wait_for(&mut state, Duration::from_millis(500));
@@ -132,19 +133,23 @@ impl Core {
                         self.commit.wake.wait(&mut state);
                     }
                 }
-                std::mem::take(&mut state.waiting)
-            };
-            if !waiting.is_empty() {
-                let synced = self.sync();
+            }
+            if self.serve() {
                 last_sync = Instant::now();
-                answer(waiting, synced);
             }
             self.look_after(&mut last_sync);
         }
+        self.serve();
+    }
+
+    /// Answers the fsyncs that wait; false where none did. Work that takes long does this in between.
+    pub(super) fn serve(&self) -> bool {
         let waiting = std::mem::take(&mut self.commit.state.lock().waiting);
-        if !waiting.is_empty() {
-            answer(waiting, self.sync());
+        if waiting.is_empty() {
+            return false;
         }
+        answer(waiting, self.sync());
+        true
     }
 
     /// What is due without anybody asking. Failures are logged: what failed stays dirty, and is tried again.
@@ -207,6 +212,7 @@ impl Core {
         };
         let mut result = Ok(());
         for file in old {
+            self.serve();
             let flushed = self.flush_file(&file);
             let ino = file.ino;
             drop(file);

@@ -71,6 +71,7 @@ impl Core {
                 return self.store.discard(writer.id());
             };
             cursor = next;
+            self.serve();
             // A file in very many pieces has records that fill a frame of their own.
             for records in records.chunk_by(|a, b| !is_long(a) && !is_long(b)) {
                 let frame = Frame {
@@ -264,6 +265,7 @@ impl Core {
         };
         let mut at = 0;
         while at < plain_size {
+            self.serve();
             let end = (at + REWRITE_LEN).min(plain_size);
             let located = self.locate(ino, at, end)?;
             let bytes: u64 = located

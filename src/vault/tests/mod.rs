@@ -11,6 +11,7 @@ mod adoption;
 mod bases;
 mod failures;
 mod files;
+mod races;
 
 const CALLER: Caller = Caller {
     uid: 0,
