@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use hushfs::crypto::{HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, Slot};
 use hushfs::index::record::*;
-use hushfs::index::{BaseCursor, ROOT_IX, SegmentExtent, SegmentReader, Tree};
+use hushfs::index::{BaseCursor, ROOT_IX, SegmentExtent, SegmentReader, Tree, from_cbor, to_cbor};
 use hushfs::pack::{PackReader, padme_len};
 use hushfs::state::Place;
 use hushfs::store::{Area, MemoryStore, ObjectId, Store};
@@ -112,7 +112,7 @@ fn read_pack(file: &[u8]) {
         let mut sealed = Vec::new();
         for block in [0, blocks - 1] {
             if reader
-                .read_sealed(&entry.run, block..block + 1, &mut sealed)
+                .read_sealed(entry.run.cipher_range(block..block + 1), &mut sealed)
                 .is_ok()
             {
                 let mut plain = vec![0; sealed.len() - SEAL_OVERHEAD];

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::extents::{Extent, Extents, Piece};
+use super::inode::*;
 use super::record::*;
 use super::tree::*;
 use crate::pack::{PACK_CIPHER_LEN, PackId, Run};
@@ -17,10 +18,7 @@ use crate::volume::{FILE_LEN_MAX, FileKind, NAME_LEN_MAX, TARGET_LEN_MAX, Time, 
 pub type Refusal = &'static str;
 
 /// Lamport counters beyond this are damage: no writer gets there in a lifetime.
-const COUNTER_MAX: u64 = 1 << 62;
-
-/// Cookies below this are taken: 0 is the start of a directory, 1 and 2 are `.` and `..`.
-const COOKIE_MIN: u64 = 3;
+pub(super) const COUNTER_MAX: u64 = 1 << 62;
 
 impl Tree {
     /// Applies a frame of segment number `segment`, all of it or, where it is refused, a part.
@@ -55,7 +53,7 @@ impl Tree {
         Ok(())
     }
 
-    fn apply(
+    pub(super) fn apply(
         &mut self,
         at: Stamp,
         wall: Time,
@@ -87,7 +85,7 @@ impl Tree {
         }
     }
 
-    fn create(&mut self, at: Stamp, wall: Time, new: &NewInode) -> Result<(), Refusal> {
+    pub(super) fn create(&mut self, at: Stamp, wall: Time, new: &NewInode) -> Result<(), Refusal> {
         if self.find_id(new.id).is_some() {
             return Ok(());
         }
@@ -138,222 +136,6 @@ impl Tree {
             self.renumbered.insert(ino, ix);
         }
         ix
-    }
-
-    /// The link that `at` moves, where it is there and was placed earlier.
-    fn newer_link(&self, at: &LinkAt, stamp: Stamp) -> Option<LinkIx> {
-        let inode = self.find_id(at.inode.unwrap_or(at.link))?;
-        let link = self.find_link(inode, at.link)?;
-        self.is_later(stamp, self.link(link).at).then_some(link)
-    }
-
-    fn place(
-        &mut self,
-        at: Stamp,
-        wall: Time,
-        to: &LinkAt,
-        moving: &[LinkIx],
-    ) -> Result<(), Refusal> {
-        check_name(&to.name)?;
-        let Some(inode) = self.find_id(to.inode.unwrap_or(to.link)) else {
-            return Ok(());
-        };
-        let Some(parent) = self.find_id(to.parent) else {
-            return Ok(());
-        };
-        if self.inode(parent).kind != FileKind::Directory {
-            return Err("a link below something that is not a directory");
-        }
-        let link = match self.find_link(inode, to.link) {
-            Some(link) if !moving.contains(&link) => return Ok(()),
-            found => found,
-        };
-        if let Some(other) = self.child(parent, &to.name) {
-            if !self.is_later(self.link(other).at, at) {
-                return Err("two links of one name");
-            }
-            // A base that was written meanwhile knows who had the name next. So this link has left it, and a
-            // record that comes says for where, or that it is no more.
-            if let Some(link) = link {
-                self.remove_link(link);
-            }
-            return Ok(());
-        }
-        let is_dir = self.inode(inode).kind == FileKind::Directory;
-        if is_dir && link.is_none() && self.inode(inode).first_link.is_some() {
-            return Err("a second link of a directory");
-        }
-        if is_dir && self.is_within(parent, inode) {
-            return Err("a directory below itself");
-        }
-        if link.is_none() && self.is_taken(to.link, inode) {
-            return Err("one link of two inodes");
-        }
-        let link = match link {
-            Some(link) => {
-                let l = self.links.get_mut(link.0).expect("found above");
-                (l.parent, l.name, l.at) = (parent, to.name.as_slice().into(), at);
-                link
-            }
-            None => self.insert_link(
-                to.link,
-                Link {
-                    inode,
-                    parent,
-                    name: to.name.as_slice().into(),
-                    at,
-                },
-            ),
-        };
-        self.attach(link, at, wall);
-        Ok(())
-    }
-
-    /// Whether another inode has a link of this id.
-    fn is_taken(&self, link: Id, inode: InodeIx) -> bool {
-        let other = self.other_links.get(&link).map(|ix| self.link(*ix).inode);
-        let own = self.find_id(link).filter(|ix| *ix != inode);
-        other.is_some() || own.is_some_and(|ix| self.find_link(ix, link).is_some())
-    }
-
-    fn insert_link(&mut self, id: Id, link: Link) -> LinkIx {
-        let inode = link.inode;
-        let ix = LinkIx(self.links.insert(link));
-        let holder = self.inode_mut(inode);
-        if holder.kind != FileKind::Directory {
-            holder.count += 1;
-        }
-        if holder.first_link.is_none() {
-            holder.first_link = Some(ix);
-        } else {
-            holder.extra_mut().more_links.push(ix);
-        }
-        if holder.id() != id {
-            self.other_links.insert(id, ix);
-            self.other_link_ids.insert(ix, id);
-        }
-        ix
-    }
-
-    /// The place of a link in its directory's order: the order in which links were made.
-    fn cookie(&self, ix: LinkIx) -> u64 {
-        (self.link_id(ix).low() & (u64::MAX >> 1)).max(COOKIE_MIN)
-    }
-
-    /// Puts a link into its directory.
-    pub(super) fn attach(&mut self, ix: LinkIx, at: Stamp, wall: Time) {
-        let mut cookie = self.cookie(ix);
-        let link = self.link(ix);
-        let (parent, inode) = (link.parent, link.inode);
-        let hash = self.name_hash(parent, &link.name);
-        let Self {
-            by_name,
-            links,
-            hash: build,
-            ..
-        } = self;
-        use std::hash::BuildHasher;
-        by_name.insert_unique(hash, ix, |ix| {
-            let link = links.get(ix.0).expect("the table holds slots in use");
-            build.hash_one((link.parent.0, &*link.name))
-        });
-        let is_dir = self.inode(inode).kind == FileKind::Directory;
-        let dir = self.inode_mut(parent);
-        dir.count += u32::from(is_dir);
-        if let Body::Entries(entries) = &mut dir.body {
-            // Two links of one cookie in one directory: the later one takes the next.
-            while entries.contains_key(&cookie) {
-                cookie += 1;
-            }
-            entries.insert(cookie, ix);
-        }
-        self.touch(parent, at, wall);
-        self.inode_mut(inode).ctime = wall.into();
-    }
-
-    /// Takes a link out of its directory; the link stays.
-    fn detach(&mut self, ix: LinkIx, at: Stamp, wall: Time) {
-        let cookie = self.cookie(ix);
-        let link = self.link(ix);
-        let (parent, inode) = (link.parent, link.inode);
-        let hash = self.name_hash(parent, &link.name);
-        if let Ok(entry) = self.by_name.find_entry(hash, |other| *other == ix) {
-            entry.remove();
-        }
-        let is_dir = self.inode(inode).kind == FileKind::Directory;
-        let dir = self.inode_mut(parent);
-        dir.count = dir.count.saturating_sub(u32::from(is_dir));
-        if let Body::Entries(entries) = &mut dir.body {
-            let place = entries
-                .range(cookie..)
-                .find(|(_, other)| **other == ix)
-                .map(|(c, _)| *c);
-            place.and_then(|c| entries.remove(&c));
-        }
-        self.touch(parent, at, wall);
-    }
-
-    /// A directory's names changed.
-    fn touch(&mut self, dir: InodeIx, at: Stamp, wall: Time) {
-        if self.is_later(at, self.inode(dir).version) {
-            let dir = self.inode_mut(dir);
-            dir.version = at;
-            (dir.mtime, dir.ctime) = (wall.into(), wall.into());
-        }
-    }
-
-    fn unlink(
-        &mut self,
-        at: Stamp,
-        wall: Time,
-        gone: &Unlink,
-        moving: &[LinkIx],
-    ) -> Result<(), Refusal> {
-        let Some(inode) = self.find_id(gone.inode.unwrap_or(gone.link)) else {
-            return Ok(());
-        };
-        let Some(ix) = self.find_link(inode, gone.link) else {
-            return Ok(());
-        };
-        if !self.is_later(at, self.link(ix).at) {
-            return Ok(());
-        }
-        // A directory in which somebody else made something meanwhile stays.
-        if self.has_entries(inode) {
-            return Ok(());
-        }
-        if moving.contains(&ix) {
-            return Err("a link that moves and goes at once");
-        }
-        self.detach(ix, at, wall);
-        self.remove_link(ix);
-        self.inode_mut(inode).ctime = wall.into();
-        self.drop_if_unused(inode);
-        Ok(())
-    }
-
-    /// Forgets a link that is in no directory any more.
-    fn remove_link(&mut self, ix: LinkIx) {
-        let Some(link) = self.links.remove(ix.0) else {
-            return;
-        };
-        if let Some(id) = self.other_link_ids.remove(&ix) {
-            self.other_links.remove(&id);
-        }
-        let holder = self.inode_mut(link.inode);
-        if holder.kind != FileKind::Directory {
-            holder.count = holder.count.saturating_sub(1);
-        }
-        if let Some(extra) = &mut holder.extra {
-            extra.more_links.retain(|l| *l != ix);
-        }
-        if holder.first_link == Some(ix) {
-            holder.first_link = holder.extra.as_mut().and_then(|x| x.more_links.pop());
-        }
-    }
-
-    fn has_entries(&self, ix: InodeIx) -> bool {
-        matches!(&self.inode(ix).body, Body::Entries(entries) if !entries.is_empty())
     }
 
     /// Forgets an inode that has no name and that nobody holds. A directory with something in it is none such: who
@@ -435,7 +217,7 @@ impl Tree {
         Ok(())
     }
 
-    fn relocate(&mut self, moved: &Relocate) -> Result<(), Refusal> {
+    pub(super) fn relocate(&mut self, moved: &Relocate) -> Result<(), Refusal> {
         let Some(ix) = self.find_id(moved.inode) else {
             return Ok(());
         };
@@ -447,7 +229,7 @@ impl Tree {
         Ok(())
     }
 
-    fn splice(&mut self, ix: InodeIx, pieces: &[Piece], plain_size: Option<u64>) {
+    pub(super) fn splice(&mut self, ix: InodeIx, pieces: &[Piece], plain_size: Option<u64>) {
         let Self { inodes, packs, .. } = self;
         let inode = inodes.get_mut(ix.0).expect("found by the caller");
         let Body::Extents(extents) = &mut inode.body else {
@@ -465,7 +247,11 @@ impl Tree {
     }
 
     /// Splices as pieces, each checked: what comes from the store may be hostile in its numbers.
-    fn pieces(&mut self, packs: &[PackId], splices: &[Splice]) -> Result<Vec<Piece>, Refusal> {
+    pub(super) fn pieces(
+        &mut self,
+        packs: &[PackId],
+        splices: &[Splice],
+    ) -> Result<Vec<Piece>, Refusal> {
         let numbers: Vec<u32> = packs.iter().map(|id| self.intern_pack(*id)).collect();
         let mut end = 0;
         splices
@@ -522,117 +308,12 @@ impl Tree {
         Ok(())
     }
 
-    fn finish_pack(&mut self, pack: &PackLen) -> Result<(), Refusal> {
+    pub(super) fn finish_pack(&mut self, pack: &PackLen) -> Result<(), Refusal> {
         if pack.cipher_len > PACK_CIPHER_LEN {
             return Err("a pack longer than packs can be");
         }
         let number = self.intern_pack(pack.pack);
         self.packs[number as usize].cipher_len = Some(pack.cipher_len);
-        Ok(())
-    }
-
-    /// Applies a record of a base, whose stamps name segments by `numbers`.
-    pub fn apply_base(&mut self, record: &Record, numbers: &[u32]) -> Result<(), Refusal> {
-        let stamp = |s: BaseStamp| {
-            let segment = *numbers
-                .get(s.segment as usize)
-                .ok_or("a stamp of a segment that is not in the list")?;
-            if s.counter > COUNTER_MAX {
-                Err("counter absurdly ahead")
-            } else {
-                Ok(Stamp::new(s.counter, segment))
-            }
-        };
-        match record {
-            Record::BaseInode(base) => self.apply_base_inode(base, &stamp),
-            Record::BaseLink(base) => {
-                let at = stamp(base.at)?;
-                self.counter = self.counter.max(at.counter());
-                let parent = self.find_id(base.link.parent);
-                let times = parent.map(|p| {
-                    (
-                        p,
-                        self.inode(p).mtime,
-                        self.inode(p).ctime,
-                        self.inode(p).version,
-                    )
-                });
-                let inode = self.find_id(base.link.inode.unwrap_or(base.link.link));
-                let ctime = inode.map(|i| (i, self.inode(i).ctime));
-                self.place(at, Time::default(), &base.link, &[])?;
-                // The base has the times themselves.
-                if let Some((ix, ctime)) = ctime {
-                    self.inode_mut(ix).ctime = ctime;
-                }
-                if let Some((ix, mtime, ctime, version)) = times {
-                    let dir = self.inode_mut(ix);
-                    (dir.mtime, dir.ctime, dir.version) = (mtime, ctime, version);
-                }
-                Ok(())
-            }
-            Record::Pack(pack) => self.finish_pack(pack),
-            Record::Relocate(more) => self.relocate(more),
-            Record::Condemn(_) => self.apply(Stamp::new(0, 0), Time::default(), record, &[]),
-            _ => Err("a record that bases do not have"),
-        }
-    }
-
-    fn apply_base_inode(
-        &mut self,
-        base: &BaseInode,
-        stamp: &impl Fn(BaseStamp) -> Result<Stamp, Refusal>,
-    ) -> Result<(), Refusal> {
-        let created = stamp(base.created)?;
-        let version = stamp(base.version)?;
-        if base.inode.id == ROOT_ID {
-            self.inode_mut(ROOT_IX).created = created;
-        } else if self.find_id(base.inode.id).is_some() {
-            return Ok(());
-        } else {
-            self.create(created, base.btime, &base.inode)?;
-        }
-        let Some(ix) = self.find_id(base.inode.id) else {
-            return Ok(());
-        };
-        let pieces = self.pieces(&base.packs, &base.splices)?;
-        if base.plain_size > FILE_LEN_MAX {
-            return Err("a file longer than files can be");
-        }
-        self.splice(
-            ix,
-            &pieces,
-            (base.inode.kind == FileKind::Regular).then_some(base.plain_size),
-        );
-        let inode = self.inode_mut(ix);
-        (inode.perm, inode.uid, inode.gid) =
-            (base.inode.perm & 0o7777, base.inode.uid, base.inode.gid);
-        inode.version = version;
-        inode.mtime = base.mtime.into();
-        (inode.ctime, inode.btime) = (base.ctime.into(), base.btime.into());
-        let mut newest = version.counter().max(created.counter());
-        for (own, at) in [(0, base.perm_at), (1, base.owner_at), (2, base.atime_at)] {
-            let Some(at) = at.map(stamp).transpose()? else {
-                continue;
-            };
-            let extra = inode.extra_mut();
-            match own {
-                0 => extra.perm_at = Some(at),
-                1 => extra.owner_at = Some(at),
-                _ => extra.atime = Some((base.atime.into(), at)),
-            }
-            newest = newest.max(at.counter());
-        }
-        for x in &base.xattrs {
-            check_xattr(&x.name, Some(&x.value))?;
-            let at = stamp(x.at)?;
-            inode.extra_mut().xattrs.push((
-                x.name.as_slice().into(),
-                x.value.as_slice().into(),
-                at,
-            ));
-            newest = newest.max(at.counter());
-        }
-        self.counter = self.counter.max(newest);
         Ok(())
     }
 
@@ -660,23 +341,6 @@ fn body(new: &NewInode) -> Result<Body, Refusal> {
     })
 }
 
-fn check_name(name: &[u8]) -> Result<(), Refusal> {
-    let impossible = name.is_empty() || name.len() > NAME_LEN_MAX || name == b"." || name == b"..";
-    if impossible || name.iter().any(|c| matches!(c, b'/' | 0)) {
-        Err("a name that cannot be")
-    } else {
-        Ok(())
-    }
-}
-
-fn check_xattr(name: &[u8], value: Option<&[u8]>) -> Result<(), Refusal> {
-    let lens = 1..=NAME_LEN_MAX;
-    if !lens.contains(&name.len()) || value.is_some_and(|v| v.len() > XATTR_LEN_MAX) {
-        return Err("an extended attribute of impossible length");
-    }
-    Ok(())
-}
-
 fn extent(s: &Splice, source: &Source, numbers: &[u32]) -> Result<Extent, Refusal> {
     let pack = *numbers
         .get(source.pack as usize)
@@ -700,4 +364,12 @@ fn extent(s: &Splice, source: &Source, numbers: &[u32]) -> Result<Extent, Refusa
         run_len: source.run_len,
         start: source.start,
     })
+}
+
+pub(super) fn check_xattr(name: &[u8], value: Option<&[u8]>) -> Result<(), Refusal> {
+    let lens = 1..=NAME_LEN_MAX;
+    if !lens.contains(&name.len()) || value.is_some_and(|v| v.len() > XATTR_LEN_MAX) {
+        return Err("an extended attribute of impossible length");
+    }
+    Ok(())
 }

@@ -1,9 +1,12 @@
-//! The tree as records of a base.
+//! The tree as records of a base, and back.
 
+use super::apply::{COUNTER_MAX, Refusal, check_xattr};
 use super::extents::Extent;
+use super::inode::*;
 use super::record::*;
 use super::tree::*;
 use crate::pack::Run;
+use crate::volume::{FILE_LEN_MAX, FileKind, Time};
 
 /// Extents in one record of a base: the longest frame has room for many more.
 const EXTENTS_PER_RECORD: usize = 65_536;
@@ -210,5 +213,110 @@ impl Tree {
             splices.data(e.plain_offset, u64::from(e.plain_len), run, e.start);
         }
         splices
+    }
+
+    /// Applies a record of a base, whose stamps name segments by `numbers`.
+    pub fn apply_base(&mut self, record: &Record, numbers: &[u32]) -> Result<(), Refusal> {
+        let stamp = |s: BaseStamp| {
+            let segment = *numbers
+                .get(s.segment as usize)
+                .ok_or("a stamp of a segment that is not in the list")?;
+            if s.counter > COUNTER_MAX {
+                Err("counter absurdly ahead")
+            } else {
+                Ok(Stamp::new(s.counter, segment))
+            }
+        };
+        match record {
+            Record::BaseInode(base) => self.apply_base_inode(base, &stamp),
+            Record::BaseLink(base) => {
+                let at = stamp(base.at)?;
+                self.counter = self.counter.max(at.counter());
+                let parent = self.find_id(base.link.parent);
+                let times = parent.map(|p| {
+                    (
+                        p,
+                        self.inode(p).mtime,
+                        self.inode(p).ctime,
+                        self.inode(p).version,
+                    )
+                });
+                let inode = self.find_id(base.link.inode.unwrap_or(base.link.link));
+                let ctime = inode.map(|i| (i, self.inode(i).ctime));
+                self.place(at, Time::default(), &base.link, &[])?;
+                // The base has the times themselves.
+                if let Some((ix, ctime)) = ctime {
+                    self.inode_mut(ix).ctime = ctime;
+                }
+                if let Some((ix, mtime, ctime, version)) = times {
+                    let dir = self.inode_mut(ix);
+                    (dir.mtime, dir.ctime, dir.version) = (mtime, ctime, version);
+                }
+                Ok(())
+            }
+            Record::Pack(pack) => self.finish_pack(pack),
+            Record::Relocate(more) => self.relocate(more),
+            Record::Condemn(_) => self.apply(Stamp::new(0, 0), Time::default(), record, &[]),
+            _ => Err("a record that bases do not have"),
+        }
+    }
+
+    fn apply_base_inode(
+        &mut self,
+        base: &BaseInode,
+        stamp: &impl Fn(BaseStamp) -> Result<Stamp, Refusal>,
+    ) -> Result<(), Refusal> {
+        let created = stamp(base.created)?;
+        let version = stamp(base.version)?;
+        if base.inode.id == ROOT_ID {
+            self.inode_mut(ROOT_IX).created = created;
+        } else if self.find_id(base.inode.id).is_some() {
+            return Ok(());
+        } else {
+            self.create(created, base.btime, &base.inode)?;
+        }
+        let Some(ix) = self.find_id(base.inode.id) else {
+            return Ok(());
+        };
+        let pieces = self.pieces(&base.packs, &base.splices)?;
+        if base.plain_size > FILE_LEN_MAX {
+            return Err("a file longer than files can be");
+        }
+        self.splice(
+            ix,
+            &pieces,
+            (base.inode.kind == FileKind::Regular).then_some(base.plain_size),
+        );
+        let inode = self.inode_mut(ix);
+        (inode.perm, inode.uid, inode.gid) =
+            (base.inode.perm & 0o7777, base.inode.uid, base.inode.gid);
+        inode.version = version;
+        inode.mtime = base.mtime.into();
+        (inode.ctime, inode.btime) = (base.ctime.into(), base.btime.into());
+        let mut newest = version.counter().max(created.counter());
+        for (own, at) in [(0, base.perm_at), (1, base.owner_at), (2, base.atime_at)] {
+            let Some(at) = at.map(stamp).transpose()? else {
+                continue;
+            };
+            let extra = inode.extra_mut();
+            match own {
+                0 => extra.perm_at = Some(at),
+                1 => extra.owner_at = Some(at),
+                _ => extra.atime = Some((base.atime.into(), at)),
+            }
+            newest = newest.max(at.counter());
+        }
+        for x in &base.xattrs {
+            check_xattr(&x.name, Some(&x.value))?;
+            let at = stamp(x.at)?;
+            inode.extra_mut().xattrs.push((
+                x.name.as_slice().into(),
+                x.value.as_slice().into(),
+                at,
+            ));
+            newest = newest.max(at.counter());
+        }
+        self.counter = self.counter.max(newest);
+        Ok(())
     }
 }

@@ -4,16 +4,20 @@ mod apply;
 mod base;
 mod encoding;
 pub mod extents;
+mod inode;
+mod links;
 pub mod record;
 mod replay;
 mod segment;
+mod slab;
 mod tree;
 
 pub use base::{BaseCursor, StampTable};
 pub use encoding::{from_cbor, to_cbor};
+pub use inode::{Inode, InodeIx, Link, LinkIx, ROOT_IX, Stamp};
 pub use replay::{Published, Replayed, check_rollback, replay};
 pub use segment::{
     ClosedSegment, Ending, Extent as SegmentExtent, SEGMENT_CIPHER_LEN, SegmentReader,
     SegmentWriter,
 };
-pub use tree::{Inode, InodeIx, Link, LinkIx, PackInfo, ROOT_IX, Stamp, Tree};
+pub use tree::{PackInfo, Tree};

@@ -1,0 +1,238 @@
+//! What records do to links: names in directories.
+
+use std::hash::BuildHasher;
+
+use super::apply::Refusal;
+use super::inode::*;
+use super::record::*;
+use super::tree::*;
+use crate::volume::{FileKind, NAME_LEN_MAX, Time};
+
+/// Cookies below this are taken: 0 is the start of a directory, 1 and 2 are `.` and `..`.
+const COOKIE_MIN: u64 = 3;
+
+impl Tree {
+    /// The link that `at` moves, where it is there and was placed earlier.
+    pub(super) fn newer_link(&self, at: &LinkAt, stamp: Stamp) -> Option<LinkIx> {
+        let inode = self.find_id(at.inode.unwrap_or(at.link))?;
+        let link = self.find_link(inode, at.link)?;
+        self.is_later(stamp, self.link(link).at).then_some(link)
+    }
+
+    pub(super) fn place(
+        &mut self,
+        at: Stamp,
+        wall: Time,
+        to: &LinkAt,
+        moving: &[LinkIx],
+    ) -> Result<(), Refusal> {
+        check_name(&to.name)?;
+        let Some(inode) = self.find_id(to.inode.unwrap_or(to.link)) else {
+            return Ok(());
+        };
+        let Some(parent) = self.find_id(to.parent) else {
+            return Ok(());
+        };
+        if self.inode(parent).kind != FileKind::Directory {
+            return Err("a link below something that is not a directory");
+        }
+        let link = match self.find_link(inode, to.link) {
+            Some(link) if !moving.contains(&link) => return Ok(()),
+            found => found,
+        };
+        if let Some(other) = self.child(parent, &to.name) {
+            if !self.is_later(self.link(other).at, at) {
+                return Err("two links of one name");
+            }
+            // A base that was written meanwhile knows who had the name next. So this link has left it, and a
+            // record that comes says for where, or that it is no more.
+            if let Some(link) = link {
+                self.remove_link(link);
+            }
+            return Ok(());
+        }
+        let is_dir = self.inode(inode).kind == FileKind::Directory;
+        if is_dir && link.is_none() && self.inode(inode).first_link.is_some() {
+            return Err("a second link of a directory");
+        }
+        if is_dir && self.is_within(parent, inode) {
+            return Err("a directory below itself");
+        }
+        if link.is_none() && self.is_taken(to.link, inode) {
+            return Err("one link of two inodes");
+        }
+        let link = match link {
+            Some(link) => {
+                let l = self.links.get_mut(link.0).expect("found above");
+                (l.parent, l.name, l.at) = (parent, to.name.as_slice().into(), at);
+                link
+            }
+            None => self.insert_link(
+                to.link,
+                Link {
+                    inode,
+                    parent,
+                    name: to.name.as_slice().into(),
+                    at,
+                },
+            ),
+        };
+        self.attach(link, at, wall);
+        Ok(())
+    }
+
+    /// Whether another inode has a link of this id.
+    fn is_taken(&self, link: Id, inode: InodeIx) -> bool {
+        let other = self.other_links.get(&link).map(|ix| self.link(*ix).inode);
+        let own = self.find_id(link).filter(|ix| *ix != inode);
+        other.is_some() || own.is_some_and(|ix| self.find_link(ix, link).is_some())
+    }
+
+    fn insert_link(&mut self, id: Id, link: Link) -> LinkIx {
+        let inode = link.inode;
+        let ix = LinkIx(self.links.insert(link));
+        let holder = self.inode_mut(inode);
+        if holder.kind != FileKind::Directory {
+            holder.count += 1;
+        }
+        if holder.first_link.is_none() {
+            holder.first_link = Some(ix);
+        } else {
+            holder.extra_mut().more_links.push(ix);
+        }
+        if holder.id() != id {
+            self.other_links.insert(id, ix);
+            self.other_link_ids.insert(ix, id);
+        }
+        ix
+    }
+
+    /// The place of a link in its directory's order: the order in which links were made.
+    fn cookie(&self, ix: LinkIx) -> u64 {
+        (self.link_id(ix).low() & (u64::MAX >> 1)).max(COOKIE_MIN)
+    }
+
+    /// Puts a link into its directory.
+    fn attach(&mut self, ix: LinkIx, at: Stamp, wall: Time) {
+        let mut cookie = self.cookie(ix);
+        let link = self.link(ix);
+        let (parent, inode) = (link.parent, link.inode);
+        let hash = self.name_hash(parent, &link.name);
+        let Self {
+            by_name,
+            links,
+            hash: build,
+            ..
+        } = self;
+        by_name.insert_unique(hash, ix, |ix| {
+            let link = links.get(ix.0).expect("the table holds slots in use");
+            build.hash_one((link.parent.0, &*link.name))
+        });
+        let is_dir = self.inode(inode).kind == FileKind::Directory;
+        let dir = self.inode_mut(parent);
+        dir.count += u32::from(is_dir);
+        if let Body::Entries(entries) = &mut dir.body {
+            // Two links of one cookie in one directory: the later one takes the next.
+            while entries.contains_key(&cookie) {
+                cookie += 1;
+            }
+            entries.insert(cookie, ix);
+        }
+        self.touch(parent, at, wall);
+        self.inode_mut(inode).ctime = wall.into();
+    }
+
+    /// Takes a link out of its directory; the link stays.
+    pub(super) fn detach(&mut self, ix: LinkIx, at: Stamp, wall: Time) {
+        let cookie = self.cookie(ix);
+        let link = self.link(ix);
+        let (parent, inode) = (link.parent, link.inode);
+        let hash = self.name_hash(parent, &link.name);
+        if let Ok(entry) = self.by_name.find_entry(hash, |other| *other == ix) {
+            entry.remove();
+        }
+        let is_dir = self.inode(inode).kind == FileKind::Directory;
+        let dir = self.inode_mut(parent);
+        dir.count = dir.count.saturating_sub(u32::from(is_dir));
+        if let Body::Entries(entries) = &mut dir.body {
+            let place = entries
+                .range(cookie..)
+                .find(|(_, other)| **other == ix)
+                .map(|(c, _)| *c);
+            place.and_then(|c| entries.remove(&c));
+        }
+        self.touch(parent, at, wall);
+    }
+
+    /// A directory's names changed.
+    fn touch(&mut self, dir: InodeIx, at: Stamp, wall: Time) {
+        if self.is_later(at, self.inode(dir).version) {
+            let dir = self.inode_mut(dir);
+            dir.version = at;
+            (dir.mtime, dir.ctime) = (wall.into(), wall.into());
+        }
+    }
+
+    pub(super) fn unlink(
+        &mut self,
+        at: Stamp,
+        wall: Time,
+        gone: &Unlink,
+        moving: &[LinkIx],
+    ) -> Result<(), Refusal> {
+        let Some(inode) = self.find_id(gone.inode.unwrap_or(gone.link)) else {
+            return Ok(());
+        };
+        let Some(ix) = self.find_link(inode, gone.link) else {
+            return Ok(());
+        };
+        if !self.is_later(at, self.link(ix).at) {
+            return Ok(());
+        }
+        // A directory in which somebody else made something meanwhile stays.
+        if self.has_entries(inode) {
+            return Ok(());
+        }
+        if moving.contains(&ix) {
+            return Err("a link that moves and goes at once");
+        }
+        self.detach(ix, at, wall);
+        self.remove_link(ix);
+        self.inode_mut(inode).ctime = wall.into();
+        self.drop_if_unused(inode);
+        Ok(())
+    }
+
+    /// Forgets a link that is in no directory any more.
+    fn remove_link(&mut self, ix: LinkIx) {
+        let Some(link) = self.links.remove(ix.0) else {
+            return;
+        };
+        if let Some(id) = self.other_link_ids.remove(&ix) {
+            self.other_links.remove(&id);
+        }
+        let holder = self.inode_mut(link.inode);
+        if holder.kind != FileKind::Directory {
+            holder.count = holder.count.saturating_sub(1);
+        }
+        if let Some(extra) = &mut holder.extra {
+            extra.more_links.retain(|l| *l != ix);
+        }
+        if holder.first_link == Some(ix) {
+            holder.first_link = holder.extra.as_mut().and_then(|x| x.more_links.pop());
+        }
+    }
+
+    pub(super) fn has_entries(&self, ix: InodeIx) -> bool {
+        matches!(&self.inode(ix).body, Body::Entries(entries) if !entries.is_empty())
+    }
+}
+
+fn check_name(name: &[u8]) -> Result<(), Refusal> {
+    let impossible = name.is_empty() || name.len() > NAME_LEN_MAX || name == b"." || name == b"..";
+    if impossible || name.iter().any(|c| matches!(c, b'/' | 0)) {
+        Err("a name that cannot be")
+    } else {
+        Ok(())
+    }
+}
