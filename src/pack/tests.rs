@@ -161,7 +161,7 @@ fn a_pack_is_laid_out_as_documented() {
     );
 
     let mut inode = [0; 17];
-    (inode[0], inode[1]) = (0x50, 77);
+    (inode[0], inode[16]) = (0x50, 77);
     let expected = [
         &[0x82, 0x82, 0x41, b'a', 0x41, b'b', 0x82][..],
         &[0x86, 0x18, 48, 5],
