@@ -1,7 +1,9 @@
 //! hushfs: an encrypted library, mounted as a normal folder.
 //!
 //! What is stored (the *library*: a directory, or a synced copy of one) is ciphertext only. What programs
-//! see below the mount point is an ordinary POSIX filesystem.
+//! see below the mount point is an ordinary POSIX filesystem. This page is the map: the parts, the ways through
+//! them, and what is promised. The storage format is in `man/hushfs-format.5`, the threat model in
+//! `man/hushfs-security.7`: there, and only there.
 //!
 //! # The parts
 //!
@@ -14,6 +16,7 @@
 //! index    records, frames, segments, bases, and the tree that they replay to
 //! pack     sealed blocks in packs: writer, reader, catalogue, padding
 //! cache    the segmented LRU of decrypted blocks
+//! state    what this machine remembers of a library, outside of it
 //! store    where ciphertext lies: a directory; for tests memory, and one that crashes
 //! crypto   keys, slots, derivation, sealing; no I/O
 //! error    one error type, one errno table, one table of exit codes
@@ -21,8 +24,50 @@
 //!
 //! Dependencies point one way: `cli → mount → fuse → volume ← vault → index, pack, cache → store, crypto`.
 //!
-//! The storage format is in `man/hushfs-format.5`, the threat model in `man/hushfs-security.7`: there, and
-//! only there.
+//! Names say which world a number is of: `plain_` is what programs see, `cipher_` what is stored.
+//!
+//! # The way of a read
+//!
+//! 1. `fuse`: the kernel's request becomes [`Volume::read`](volume::Volume::read) on an inode number.
+//! 2. `vault::read`: the inode's extents, copied out of the [`Tree`](index::Tree) under a short lock; what is still in
+//!    the file's dirty buffer lies over them.
+//! 3. [`cache`]: blocks that are there are copied; sequential readers pass it by.
+//! 4. [`pack::Packs`] finds the open [`PackReader`](pack::PackReader); adjacent blocks that are missing are one read of
+//!    the [`Store`](store::Store).
+//! 5. [`crypto::SealKey::open`] opens each block straight into the answer. What does not open is EIO, and named in the log.
+//!
+//! No lock that a reader takes is held over I/O.
+//!
+//! # The way of a write
+//!
+//! 1. `fuse`: [`Volume::write`](volume::Volume::write).
+//! 2. `vault::write`: into the file's dirty buffer (`vault::file`), which is bounded for all files together.
+//! 3. A flush (close, fsync, age, size, or a rename that must not get ahead of its data) seals the dirty ranges into the
+//!    device's open pack: `vault::contents`, [`pack::PackWriter`].
+//! 4. `vault::journal`: a [`Frame`](index::record::Frame) that says where the bytes lie is appended to the open segment in
+//!    `new/`, and then changes the tree. Operations on names and attributes begin here: look, frame, change.
+//! 5. `vault::commit`, one thread: syncs packs and segment for all who wait in fsync; publishes both, packs first, by a
+//!    rename to `data/` and `index/`.
+//!
+//! What a crash leaves in `new/` is taken up by `vault::adopt` at the next mount; `vault::maintain` writes bases, rewrites
+//! what lies in too many pieces, and collects what is dead.
+//!
+//! # What is promised
+//!
+//! 1. After close(2), or the answer to any operation on names and attributes, killing the process loses nothing. After
+//!    fsync(2), cutting the power loses nothing. The state after a crash is that of one moment after the last fsync.
+//! 2. Every byte that comes from the store is authenticated before it is used.
+//! 3. Plaintext, of names or contents, is never written to a disk, and names are logged at the level debug only.
+//! 4. A pack or segment is removed only after the record that condemned it is durable.
+//! 5. Bad input (a slot, an index, a pack) is an error that names the file and what to do. It never panics, loops, or
+//!    takes memory without bound: `fuzz/` and `tests/fuzz_smoke.rs` try.
+//! 6. Memory is bounded: the cache, a constant, 300 bytes a file and 32 an extent.
+//!
+//! # Where a change belongs
+//!
+//! A request of the kernel that is not answered: `fuse`, then [`volume`]. Another store: a second [`Store`](store::Store).
+//! Another thing to mount: a second [`Volume`](volume::Volume). A new kind of record: `index::record`, its meaning in
+//! `index::apply`, and the format page, which `tests/format.rs` holds against both.
 
 #![deny(clippy::unwrap_used)]
 

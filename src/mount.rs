@@ -19,7 +19,7 @@ mod point;
 mod session;
 
 pub use attach::Options;
-pub use point::check;
+pub use point::{check, clear_dead};
 pub use session::serve;
 
 /// How many files may be open at once, where the system lets us: each open pack is one.

@@ -251,6 +251,10 @@ fn random_device() -> Result<DeviceId> {
 
 /// A folder that is there (or will be made), outside of the library, with the library outside of it.
 fn check_mountpoint(args: &MountArgs, library: &Path) -> Result<PathBuf> {
+    match crate::mount::clear_dead(&args.mountpoint) {
+        Err(e) if !matches!(e.kind(), Kind::NotFound) => return Err(e),
+        _ => {}
+    }
     let mountpoint = canonical(&args.mountpoint).map_err(|e| match e.kind() {
         Kind::Io(io) if io.raw_os_error() == Some(libc::ENOTCONN) => {
             e.hint("a mount whose process died: `hushfs umount` clears it away")

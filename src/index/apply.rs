@@ -33,11 +33,20 @@ impl Tree {
         let mut moving: Vec<LinkIx> = Vec::new();
         for (record, counter) in frame.records.iter().zip(frame.counter..) {
             let Record::Link(at) = record else { continue };
-            if let Some(link) = self.newer_link(at, Stamp::new(counter, segment)) {
-                let stamp = Stamp::new(counter, segment);
-                self.detach(link, stamp, frame.wall);
-                moving.push(link);
+            let stamp = Stamp::new(counter, segment);
+            let Some(link) = self.newer_link(at, stamp) else {
+                continue;
+            };
+            // What would not arrive must not leave.
+            let made_here = |r: &Record| matches!(r, Record::Inode(new) if new.id == at.parent);
+            if self.find_id(at.parent).is_none() && !frame.records.iter().any(made_here) {
+                continue;
             }
+            if moving.contains(&link) {
+                return Err("a link that moves twice at once");
+            }
+            self.detach(link, stamp, frame.wall);
+            moving.push(link);
         }
         for (record, counter) in frame.records.iter().zip(frame.counter..) {
             self.apply(Stamp::new(counter, segment), frame.wall, record, &moving)?;
@@ -56,10 +65,7 @@ impl Tree {
         match record {
             Record::Inode(new) => self.create(at, wall, new),
             Record::Link(link) => self.place(at, wall, link, moving),
-            Record::Unlink(gone) => {
-                self.unlink(at, wall, gone);
-                Ok(())
-            }
+            Record::Unlink(gone) => self.unlink(at, wall, gone, moving),
             Record::Attr(change) => {
                 self.change_attr(at, wall, change);
                 Ok(())
@@ -122,11 +128,12 @@ impl Tree {
         by_id.insert_unique(hash.hash_one(low), ix, |ix| {
             hash.hash_one(inodes.get(ix.0).expect("the table holds slots in use").id[1])
         });
-        if taken {
+        if taken || low == 0 {
+            // No program takes 0 for an inode number. An odd step comes by all 2^63 numbers, of which few are taken.
+            const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
             let mut ino = low;
-            // 2^63 numbers, of which few are taken.
-            while self.find(crate::volume::Ino(ino)).is_some() {
-                ino = ino.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1) >> 1;
+            while ino == 0 || self.find(crate::volume::Ino(ino)).is_some() {
+                ino = ino.wrapping_add(STEP) & (u64::MAX >> 1);
             }
             self.renumbered.insert(ino, ix);
         }
@@ -184,8 +191,11 @@ impl Tree {
         if is_dir && link.is_none() && self.inode(inode).first_link.is_some() {
             return Err("a second link of a directory");
         }
-        if is_dir && link.is_some() && self.is_within(parent, inode) {
+        if is_dir && self.is_within(parent, inode) {
             return Err("a directory below itself");
+        }
+        if link.is_none() && self.is_taken(to.link, inode) {
+            return Err("one link of two inodes");
         }
         let link = match link {
             Some(link) => {
@@ -205,6 +215,13 @@ impl Tree {
         };
         self.attach(link, at, wall);
         Ok(())
+    }
+
+    /// Whether another inode has a link of this id.
+    fn is_taken(&self, link: Id, inode: InodeIx) -> bool {
+        let other = self.other_links.get(&link).map(|ix| self.link(*ix).inode);
+        let own = self.find_id(link).filter(|ix| *ix != inode);
+        other.is_some() || own.is_some_and(|ix| self.find_link(ix, link).is_some())
     }
 
     fn insert_link(&mut self, id: Id, link: Link) -> LinkIx {
@@ -293,20 +310,34 @@ impl Tree {
         }
     }
 
-    fn unlink(&mut self, at: Stamp, wall: Time, gone: &Unlink) {
+    fn unlink(
+        &mut self,
+        at: Stamp,
+        wall: Time,
+        gone: &Unlink,
+        moving: &[LinkIx],
+    ) -> Result<(), Refusal> {
         let Some(inode) = self.find_id(gone.inode.unwrap_or(gone.link)) else {
-            return;
+            return Ok(());
         };
         let Some(ix) = self.find_link(inode, gone.link) else {
-            return;
+            return Ok(());
         };
         if !self.is_later(at, self.link(ix).at) {
-            return;
+            return Ok(());
+        }
+        // A directory in which somebody else made something meanwhile stays.
+        if self.has_entries(inode) {
+            return Ok(());
+        }
+        if moving.contains(&ix) {
+            return Err("a link that moves and goes at once");
         }
         self.detach(ix, at, wall);
         self.remove_link(ix);
         self.inode_mut(inode).ctime = wall.into();
         self.drop_if_unused(inode);
+        Ok(())
     }
 
     /// Forgets a link that is in no directory any more.
@@ -329,10 +360,15 @@ impl Tree {
         }
     }
 
-    /// Forgets an inode that has no name and that nobody holds.
+    fn has_entries(&self, ix: InodeIx) -> bool {
+        matches!(&self.inode(ix).body, Body::Entries(entries) if !entries.is_empty())
+    }
+
+    /// Forgets an inode that has no name and that nobody holds. A directory with something in it is none such: who
+    /// is in it would hang in the air.
     pub fn drop_if_unused(&mut self, ix: InodeIx) {
         let inode = self.inode(ix);
-        if inode.is_linked() || inode.refs.load(Ordering::Acquire) > 0 {
+        if inode.is_linked() || inode.refs.load(Ordering::Acquire) > 0 || self.has_entries(ix) {
             return;
         }
         let low = inode.id[1];
@@ -464,14 +500,7 @@ impl Tree {
     }
 
     fn change_xattr(&mut self, at: Stamp, wall: Time, change: &XattrChange) -> Result<(), Refusal> {
-        let too_long = change.name.len() > NAME_LEN_MAX
-            || change
-                .value
-                .as_ref()
-                .is_some_and(|v| v.len() > XATTR_LEN_MAX);
-        if change.name.is_empty() || too_long {
-            return Err("an extended attribute of impossible length");
-        }
+        check_xattr(&change.name, change.value.as_deref())?;
         let Some(ix) = self.find_id(change.inode) else {
             return Ok(());
         };
@@ -602,6 +631,7 @@ impl Tree {
             newest = newest.max(at.counter());
         }
         for x in &base.xattrs {
+            check_xattr(&x.name, Some(&x.value))?;
             let at = stamp(x.at)?;
             inode.extra_mut().xattrs.push((
                 x.name.as_slice().into(),
@@ -645,6 +675,14 @@ fn check_name(name: &[u8]) -> Result<(), Refusal> {
     } else {
         Ok(())
     }
+}
+
+fn check_xattr(name: &[u8], value: Option<&[u8]>) -> Result<(), Refusal> {
+    let lens = 1..=NAME_LEN_MAX;
+    if !lens.contains(&name.len()) || value.is_some_and(|v| v.len() > XATTR_LEN_MAX) {
+        return Err("an extended attribute of impossible length");
+    }
+    Ok(())
 }
 
 fn extent(s: &Splice, source: &Source, numbers: &[u32]) -> Result<Extent, Refusal> {

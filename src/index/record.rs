@@ -546,6 +546,28 @@ mod tests {
         }
     }
 
+    /// The format page says so: null and left out are one, and members of a later version are passed over.
+    #[test]
+    fn absent_members_may_be_null_and_unknown_ones_follow() {
+        let stamp = || [&[0x82, 0x05, 0x50][..], &[9; 16]].concat();
+        let link = || [&[0x50][..], &[2; 16]].concat();
+        let spelled = [&[0x83][..], &link(), &[0xf6], &stamp()].concat();
+        let unlink: Unlink = from_cbor(&spelled).unwrap();
+        assert_eq!((unlink.inode, unlink.seen.counter), (None, 5));
+        assert_eq!(to_cbor(&unlink), spelled);
+
+        let attr = |tail: &[u8]| [&[0x81 + tail.len() as u8][..], &link(), tail].concat();
+        for tail in [
+            &[][..],
+            &[0xf6],
+            &[0xf6, 0xf6, 0xf6],
+            &[0xf6, 0xf6, 0xf6, 0x07],
+        ] {
+            let change: AttrChange = from_cbor(&attr(tail)).unwrap();
+            assert_eq!(to_cbor(&change), attr(&[]), "{tail:?}");
+        }
+    }
+
     #[test]
     fn what_cannot_be_is_refused() {
         assert!(from_cbor::<Id>(&to_cbor(&minicbor::bytes::ByteVec::from(vec![0; 15]))).is_err());

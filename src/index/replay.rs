@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::record::{BaseRef, Opening, SegmentId, StampSegment};
 use super::segment::{Extent, SegmentReader};
 use super::tree::Tree;
-use crate::crypto::MasterKey;
+use crate::crypto::{MasterKey, SLOT_LEN, Slot};
 use crate::error::{Error, Kind, Result};
 use crate::state::Head;
 use crate::store::{Area, DeviceId, ObjectId, Store};
@@ -81,21 +81,51 @@ pub fn replay(store: &dyn Store, master: &MasterKey, tree: Tree) -> Result<Repla
 
 fn openings(store: &dyn Store, master: &MasterKey) -> Result<Vec<Found>> {
     let listed = store.list(Area::Index)?;
-    listed
-        .into_iter()
-        .map(|(id, cipher_len)| {
-            let reader =
-                SegmentReader::open(store.open(Area::Index, id)?, id, master, Extent::Published)?;
-            let opening = reader.opening().clone();
-            let published = Published {
-                id,
-                device: opening.device,
-                number: opening.number,
-                cipher_len,
-            };
-            Ok(Found { published, opening })
-        })
-        .collect()
+    let mut found = Vec::with_capacity(listed.len());
+    let mut failed = None;
+    for (id, cipher_len) in listed {
+        match opening(store, master, id, cipher_len) {
+            Ok(one) => found.push(one),
+            // Later ones may still open: one is damaged then, and else it is the key.
+            Err(e) if matches!(e.kind(), Kind::Damaged(_)) => failed = failed.or(Some(e)),
+            Err(e) => return Err(e),
+        }
+        if failed.is_some() && !found.is_empty() {
+            break;
+        }
+    }
+    match failed {
+        None => Ok(found),
+        Some(e) if !found.is_empty() || has_slot(store, master) => Err(e),
+        Some(e) => Err(Error::new(Kind::WrongKey, "index").hint(format_args!(
+            "no index segment opens with this key: is it another library's? Of the first it says: {e}"
+        ))),
+    }
+}
+
+/// Whether a slot says that this is the library's key.
+fn has_slot(store: &dyn Store, master: &MasterKey) -> bool {
+    let slots = store.list(Area::Key).unwrap_or_default();
+    slots.into_iter().any(|(id, _)| {
+        let mut bytes = [0; SLOT_LEN];
+        let read = store
+            .open(Area::Key, id)
+            .and_then(|object| object.read_at(&mut bytes, 0));
+        read.and_then(|()| Slot::parse(id, &bytes)?.verify(master))
+            .is_ok()
+    })
+}
+
+fn opening(store: &dyn Store, master: &MasterKey, id: SegmentId, cipher_len: u64) -> Result<Found> {
+    let reader = SegmentReader::open(store.open(Area::Index, id)?, id, master, Extent::Published)?;
+    let opening = reader.opening().clone();
+    let published = Published {
+        id,
+        device: opening.device,
+        number: opening.number,
+        cipher_len,
+    };
+    Ok(Found { published, opening })
 }
 
 /// Whether everything that `heads` covers is in `other`.
@@ -345,4 +375,71 @@ pub fn check_rollback(remembered: &[Head], heads: &BTreeMap<DeviceId, Head>) -> 
     );
     Err(Error::from(Kind::RolledBack(text.into()))
         .hint("wait for the sync to finish, restore the index folder, or accept the older state with --accept-rollback"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::{Header, KdfParams, Magic, Secret};
+    use crate::index::SegmentWriter;
+    use crate::store::MemoryStore;
+    use crate::volume::Time;
+
+    fn publish(store: &MemoryStore, master: &MasterKey, number: u64) {
+        let opening = Opening {
+            device: ObjectId([1; 16]),
+            number,
+            heads: Vec::new(),
+            newest_base: None,
+            slots: Vec::new(),
+            removed_slots: Vec::new(),
+            stamp_segments: None,
+            adopts: None,
+        };
+        let writer = SegmentWriter::create(store, master, &opening).unwrap();
+        let closed = writer.close(Vec::new()).unwrap();
+        closed.file.sync().unwrap();
+        store.publish(closed.id, Area::Index).unwrap();
+    }
+
+    fn kind(store: &MemoryStore, master: &MasterKey) -> crate::error::ExitStatus {
+        replay(store, master, Tree::new(0, 0, Time::default()))
+            .err()
+            .unwrap()
+            .exit_status()
+    }
+
+    #[test]
+    fn another_library_s_key_is_told_from_damage() {
+        use crate::error::ExitStatus::{Damaged, WrongKey};
+        let (master, other) = (
+            MasterKey::generate().unwrap(),
+            MasterKey::generate().unwrap(),
+        );
+        let store = MemoryStore::default();
+        publish(&store, &master, 1);
+        assert_eq!(kind(&store, &other), WrongKey);
+
+        // One that opens says that the key is right, and so does a slot.
+        let bad = ObjectId([7; 16]);
+        let mut bytes = Header::new(Magic::Segment, bad).encode().to_vec();
+        bytes.resize(4096, 0);
+        store.put(Area::Index, bad, &bytes).unwrap();
+        assert_eq!(kind(&store, &master), Damaged);
+        assert_eq!(kind(&store, &other), WrongKey);
+
+        let store = MemoryStore::default();
+        store.put(Area::Index, bad, &bytes).unwrap();
+        assert_eq!(kind(&store, &master), WrongKey);
+        let kdf = KdfParams {
+            memory_kib: 8,
+            passes: 1,
+            lanes: 1,
+        };
+        let secret = Secret::Password(b"p".to_vec().into());
+        let id = ObjectId([8; 16]);
+        let slot = Slot::seal(id, &master, &secret, kdf, "").unwrap();
+        store.put(Area::Key, id, &slot).unwrap();
+        assert_eq!(kind(&store, &master), Damaged);
+    }
 }

@@ -330,8 +330,11 @@ impl Tree {
         if let Some(ix) = self.renumbered.get(&ino.0) {
             return Some(*ix);
         }
-        let found = self.by_id.find(self.hash.hash_one(ino.0), |ix| {
-            self.inode(*ix).id[1] == ino.0
+        let hash = self.hash.hash_one(ino.0);
+        let mut same_hash = self.by_id.iter_hash(hash);
+        // Of several with this low half, all but one are shown by another number.
+        let found = same_hash.find(|ix| {
+            self.inode(**ix).id[1] == ino.0 && !self.renumbered.values().any(|other| other == *ix)
         });
         found.copied()
     }
@@ -375,7 +378,8 @@ impl Tree {
     /// The link with this id, of this inode.
     pub fn find_link(&self, inode: InodeIx, link: Id) -> Option<LinkIx> {
         if let Some(ix) = self.other_links.get(&link) {
-            return Some(*ix);
+            // The id may be one that a record gave to links of two inodes.
+            return Some(*ix).filter(|ix| self.link(*ix).inode == inode);
         }
         // The link with the inode's id, which need not be the first.
         let inode = self.inode(inode);

@@ -122,6 +122,22 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf> {
     }
 }
 
+/// Takes away a mount of ours whose process has died, which would only be in the way: nothing can be lost with it.
+/// A dead mount of another kind is left to its owner.
+pub fn clear_dead(mountpoint: &Path) -> Result<()> {
+    let point = resolve(mountpoint)?;
+    let ours = top(&point)?.is_some_and(|e| e.fs_type == super::attach::FS_TYPE);
+    // Attributes may still be cached; what statfs(2) says never is.
+    if ours && rustix::fs::statfs(&point).err() == Some(rustix::io::Errno::NOTCONN) {
+        log::info!(
+            "{}: the process of an earlier mount has died",
+            point.display()
+        );
+        super::attach::detach(&point, super::attach::Detach::Lazily)?;
+    }
+    Ok(())
+}
+
 /// Refuses what cannot be a mount point for `library` (a resolved path): a file, a place where FUSE is mounted already, and
 /// where one lies in the other. Answers its resolved path.
 pub fn check(mountpoint: &Path, library: &Path) -> Result<PathBuf> {

@@ -204,6 +204,8 @@ impl Core {
             *last_sync = Instant::now();
             self.sync()?;
             self.publish_packs()?;
+            // Not only when a segment is published: on a full disk, what was deleted is wanted back at once.
+            self.collect()?;
         }
         let (full, changes) = {
             let journal = self.journal.lock();

@@ -158,6 +158,9 @@ impl Core {
             self.packs.forget(*id);
             self.store.remove(Area::Data, *id)?;
         }
+        if !dead.is_empty() {
+            self.restore_reserve();
+        }
         if !self.swept.swap(true, Ordering::Relaxed) {
             self.sweep()?;
         }
