@@ -37,7 +37,15 @@ impl Tree {
             return Err("a link below something that is not a directory");
         }
         let link = match self.find_link(inode, to.link) {
-            Some(link) if !moving.contains(&link) => return Ok(()),
+            Some(link) if !moving.contains(&link) => {
+                if self.link(link).at == at {
+                    // A base knows the link, and perhaps the inodes as they were before.
+                    self.touch(parent, at, wall);
+                    let inode = self.inode_mut(inode);
+                    inode.ctime = wall.max(inode.ctime.into()).into();
+                }
+                return Ok(());
+            }
             found => found,
         };
         if let Some(other) = self.child(parent, &to.name) {

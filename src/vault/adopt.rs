@@ -27,7 +27,7 @@ struct Leftovers {
     packs: HashMap<PackId, Arc<dyn Growing>>,
     /// Packs that had one, and are published now.
     finished: Vec<PackLen>,
-    /// Packs that frames condemn: they may be gone, and nothing that is in them matters.
+    /// Packs that frames condemn: they may be gone.
     condemned: HashSet<PackId>,
     /// What is of no use.
     garbage: Vec<ObjectId>,
@@ -306,10 +306,6 @@ impl Core {
             cipher_offset: source.cipher_offset,
             plain_len: source.run_len,
         };
-        if left.condemned.contains(&id) {
-            out.data(splice.plain_offset, splice.plain_len, run, source.start);
-            return Ok(());
-        }
         let is_left = left.packs.contains_key(&id);
         let pack = self.tree.write().intern_pack(id);
         // The largest piece that is sealed is a pack long; what is read at once is less.
@@ -327,7 +323,14 @@ impl Core {
                 start,
             };
             let mut plain = vec![0; len as usize];
-            self.fill(&[(extent, id)], 0, &mut plain, true)?;
+            match self.fill(&[(extent, id)], 0, &mut plain, true) {
+                // Removed, because a frame that comes says that nothing in it matters any more.
+                Err(e) if matches!(e.kind(), Kind::Missing) && left.condemned.contains(&id) => {
+                    out.data(splice.plain_offset, splice.plain_len, run, source.start);
+                    return Ok(());
+                }
+                filled => filled?,
+            }
             if is_left {
                 self.contents
                     .seal(subject, splice.plain_offset + done, &[&plain], out)?;

@@ -37,6 +37,8 @@ pub struct Shared {
 struct State {
     waiting: Vec<Done>,
     stop: bool,
+    /// The thread has panicked: whoever waits for it is told so.
+    is_gone: bool,
 }
 
 impl Shared {
@@ -51,8 +53,29 @@ impl Shared {
 
     /// Has `done` called when all that is framed now is durable.
     pub fn request(&self, done: Done) {
-        self.state.lock().waiting.push(done);
+        let mut state = self.state.lock();
+        if state.is_gone {
+            drop(state);
+            return done(Err(Error::new(Kind::Poisoned, "the committer")));
+        }
+        state.waiting.push(done);
         self.wake.notify_one();
+    }
+}
+
+/// Where the thread ends by a panic, nobody must wait for it for ever.
+struct Alive<'a>(&'a Shared);
+
+impl Drop for Alive<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let waiting = {
+                let mut state = self.0.state.lock();
+                state.is_gone = true;
+                std::mem::take(&mut state.waiting)
+            };
+            answer(waiting, Err(Error::new(Kind::Poisoned, "the committer")));
+        }
     }
 }
 
@@ -117,6 +140,7 @@ impl Drop for Committer {
 
 impl Core {
     fn commit_until_stopped(&self) {
+        let _alive = Alive(&self.commit);
         let mut last_sync = Instant::now();
         loop {
             {
@@ -170,6 +194,7 @@ impl Core {
     /// True where nothing will be due until something changes.
     fn do_what_is_due(&self, last_sync: &mut Instant) -> Result<bool> {
         self.flush_old()?;
+        self.empty_spoiled()?;
         let pending = {
             let journal = self.journal.lock();
             journal.durable < journal.appended

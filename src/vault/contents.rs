@@ -154,12 +154,16 @@ impl Contents {
         self.inner.lock().spoiled.keys().copied().collect()
     }
 
+    /// A sync can do without this pack: nothing in it counts any more.
+    pub fn forget_unsynced(&self, id: PackId) {
+        self.inner.lock().unsynced.remove(&id);
+    }
+
     /// Nothing refers to this failed pack any more.
     pub fn discard_spoiled(&self, id: PackId) -> Result<()> {
         self.packs.forget(id);
         let mut inner = self.inner.lock();
         inner.spoiled.remove(&id);
-        inner.unsynced.remove(&id);
         drop(inner);
         self.store.discard(id)
     }
@@ -171,11 +175,19 @@ impl Contents {
         std::mem::take(&mut inner.unsynced).into_values().collect()
     }
 
-    /// A sync failed: the files have to be synced again.
+    /// A sync failed: those that cannot be synced never will be, and what is live in them has to be copied out.
     pub fn put_back_unsynced(&self, files: Vec<Arc<dyn Growing>>) {
-        let mut inner = self.inner.lock();
         for file in files {
-            inner.unsynced.insert(file.id(), file);
+            if file.sync().is_ok() {
+                continue;
+            }
+            let (mut inner, id) = (self.inner.lock(), file.id());
+            if inner.open.as_ref().is_some_and(|w| w.id() == id) {
+                inner.open = None;
+            }
+            inner.finished.retain(|f| f.id != id);
+            inner.spoiled.insert(id, file.clone());
+            inner.unsynced.insert(id, file);
         }
     }
 

@@ -152,6 +152,10 @@ impl Journal {
             records,
         };
         let mut written = self.write(tree, &mut frame);
+        if matches!(&written, Err(e) if matches!(e.kind(), Kind::Poisoned)) {
+            // A sync of the segment has failed: nothing was written, and a copy takes its place.
+            written = self.write(tree, &mut frame);
+        }
         if matches!(&written, Err(e) if e.is_no_space()) && removes(&frame.records) {
             // The disk is full, and this makes room: now the reserve is for it.
             self.store.reserve(0)?;

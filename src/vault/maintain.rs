@@ -207,15 +207,20 @@ impl Core {
                 self.copy_ranges(ino, &ranges)?;
             }
             // What a flush sealed into it and did not frame yet is not seen in the tree.
-            let _sealing = self.sealing.write();
-            let live = self
-                .tree
-                .read()
-                .find_pack(id)
-                .map_or(0, |p| p.live_plain_bytes);
-            if live == 0 {
-                self.contents.discard_spoiled(id)?;
+            let sealing = self.sealing.write();
+            let info = self.tree.read().find_pack(id).copied();
+            if info.is_some_and(|p| p.live_plain_bytes > 0) {
+                continue;
             }
+            // Frames name it that come before the copies: it goes when it is known to be condemned, as any pack.
+            self.transact(|_, draft| {
+                draft.records.push(Record::Condemn(vec![id]));
+                Ok(())
+            })?;
+            drop(sealing);
+            self.contents.forget_unsynced(id);
+            self.sync()?;
+            self.contents.discard_spoiled(id)?;
         }
         Ok(())
     }
