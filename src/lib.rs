@@ -10,6 +10,7 @@
 //! mount    builds everything top-down; session, signals, unmount
 //! fuse     kernel requests to Volume calls; the one file that knows fuser
 //! volume   the trait that everything mountable implements
+//! foreign  what three other programs encrypted, over one mirror of a directory
 //! vault    the native filesystem: open files, write buffers, commits, adoption after a crash
 //! index    records, frames, segments, bases, and the tree that they replay to
 //! pack     sealed blocks in packs: writer, reader, catalogue, padding
@@ -19,7 +20,7 @@
 //! error    one error type, one errno table, one table of exit codes
 //! ```
 //!
-//! Dependencies point one way: `cli → mount → fuse → volume ← vault → index, pack, cache → store, crypto`.
+//! Dependencies point one way: `cli → mount → fuse → volume ← vault, foreign → index, pack, cache → store, crypto`.
 //!
 //! The storage format is in `man/hushfs-format.5`, the threat model in `man/hushfs-security.7`: there, and
 //! only there.
@@ -28,6 +29,7 @@ pub mod cache;
 pub mod cli;
 pub mod crypto;
 pub mod error;
+pub mod foreign;
 pub mod fuse;
 pub mod index;
 pub mod mount;

@@ -29,7 +29,7 @@ mod adopt;
 mod attrs;
 mod commit;
 mod contents;
-mod file;
+pub(crate) mod file;
 mod journal;
 mod maintain;
 mod names;
