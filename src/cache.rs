@@ -311,6 +311,21 @@ mod tests {
         assert!(ratio > 0.5, "{ratio}");
     }
 
+    #[test]
+    fn what_is_read_now_gets_in_beside_what_was_read_before() {
+        const CAPACITY: u32 = 1000;
+        let plain = block(1024);
+        let cache = BlockCache::new(CAPACITY as usize * weight(&plain));
+        for n in (0..CAPACITY).chain(0..CAPACITY).chain(0..CAPACITY) {
+            read(&cache, n, &plain);
+        }
+        let mut hits = 0;
+        for n in (0..CAPACITY / 5).chain(0..CAPACITY / 5) {
+            hits += u32::from(read(&cache, 10 * CAPACITY + n, &plain));
+        }
+        assert_eq!(hits, CAPACITY / 5, "the second time, all");
+    }
+
     proptest! {
         #[test]
         fn the_bound_holds_after_every_step(

@@ -6,11 +6,12 @@
 use std::any::Any;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, OnceLock, mpsc};
 
-use fuser::{BackgroundSession, Config, Errno, INodeNo, InitFlags, ReplyEmpty, SessionACL};
+use fuser::{
+    BackgroundSession, Config, Errno, INodeNo, InitFlags, Notifier, ReplyEmpty, SessionACL,
+};
 
 use crate::error::{Error, Kind, Result};
 use crate::volume::{Ino, Volume};
@@ -33,16 +34,22 @@ const BACKGROUND_MAX: u16 = 64;
 /// Threads that take requests. More did not help streams on two CPUs; these keep a slow read from stopping all.
 const THREADS: usize = 4;
 
-/// Wanted from the kernel where it offers them. Locks are not here, so the kernel keeps them itself; nor is the
-/// write-back cache, with which the kernel would own sizes and times; nor HANDLE_KILLPRIV_V2, under which it
-/// goes on honouring a set-user-id bit from its cache after a write has cleared it.
+/// Wanted from the kernel where it offers them. Not wanted:
+/// - locks, so the kernel keeps them itself;
+/// - the write-back cache, with which the kernel would own sizes and times;
+/// - ATOMIC_O_TRUNC, under which `open(O_RDONLY | O_TRUNC)` of a program that runs cuts it, and only then fails with
+///   ETXTBSY. Without, the cut is a setattr of its own, after the checks.
+///
+/// HANDLE_KILLPRIV_V2 saves a getxattr before each write. Under it the kernel goes on honouring a set-user-id bit
+/// from its cache after a write has cleared it, so the cached attributes are called back before such a write is
+/// answered.
 const WANTED: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
     .union(InitFlags::FUSE_ASYNC_DIO)
     .union(InitFlags::FUSE_EXPORT_SUPPORT)
     .union(InitFlags::FUSE_POSIX_ACL)
     .union(InitFlags::FUSE_DONT_MASK)
-    .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
+    .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2)
     .union(InitFlags::FUSE_CACHE_SYMLINKS);
 
 /// A volume that answers the kernel.
@@ -57,11 +64,13 @@ impl Session {
     /// value of [`SESSION_ATTRIBUTE`].
     pub fn start(volume: Arc<dyn Volume>, device: OwnedFd, name: Option<String>) -> Result<Self> {
         let (alive, gone) = mpsc::channel();
+        let kernel = Arc::new(OnceLock::new());
         let adapter = Adapter {
             volume,
             name,
             read_only: AtomicBool::new(false),
             no_opendir: false,
+            kernel: kernel.clone(),
             _alive: alive,
         };
         let mut config = Config::default();
@@ -69,7 +78,10 @@ impl Session {
         // The kernel checks who may ask (allow_other). fuser's own check would also refuse what the kernel
         // sends for a program that has changed its user id: the flush behind close(2), for one.
         let session = fuser::Session::from_fd(adapter, device, SessionACL::All, config)
-            .and_then(fuser::Session::spawn)
+            .and_then(|session| {
+                let _ = kernel.set(session.notifier());
+                session.spawn()
+            })
             .map_err(|e| Error::new(Kind::Io(e), "/dev/fuse"))?;
         Ok(Self { session, gone })
     }
@@ -92,6 +104,8 @@ struct Adapter {
     /// Set by the first panic: whatever it left half done, nothing is written on top.
     read_only: AtomicBool,
     no_opendir: bool,
+    /// For what the kernel has to be told; there before the first request is taken.
+    kernel: Arc<OnceLock<Notifier>>,
     _alive: mpsc::Sender<()>,
 }
 
@@ -125,6 +139,19 @@ impl Adapter {
             return Err(Errno::EROFS);
         }
         self.call(op, ino, run)
+    }
+
+    /// Before contents change: takes the privileges that a file must lose, and has the kernel ask for its
+    /// attributes again. Only those: calling back pages from inside a request could wait for the request itself.
+    fn drop_privileges(&self, ino: INodeNo, set_id: bool) -> Result<(), Errno> {
+        let dropped = self.change("write", ino, |v, ino| v.drop_privileges(ino, set_id))?;
+        if let (true, Some(kernel)) = (dropped, self.kernel.get()) {
+            const ATTRIBUTES_ONLY: i64 = -1;
+            if let Err(e) = kernel.inval_inode(ino, ATTRIBUTES_ONLY, 0) {
+                log::debug!("inode {ino}: the kernel was not told that its mode changed: {e}");
+            }
+        }
+        Ok(())
     }
 
     /// Replies when the volume says so, from whichever thread that is. A callback that is dropped unused drops

@@ -25,6 +25,8 @@
 //! The storage format is in `man/hushfs-format.5`, the threat model in `man/hushfs-security.7`: there, and
 //! only there.
 
+#![deny(clippy::unwrap_used)]
+
 pub mod cache;
 pub mod cli;
 pub mod crypto;

@@ -354,6 +354,11 @@ pub trait Volume: Send + Sync {
     fn write(&self, _ino: Ino, _handle: Handle, _plain_offset: u64, _data: &[u8]) -> Result<()> {
         Err(Kind::ReadOnly.into())
     }
+    /// What the kernel leaves to the volume before contents change: file capabilities go, and with `set_id` the
+    /// set-user-id bit and the set-group-id bit of what a group may run. True where something went.
+    fn drop_privileges(&self, _ino: Ino, _set_id: bool) -> Result<bool> {
+        Ok(false)
+    }
     /// What close(2) waits for: everything written is out of this process, and errors of earlier writes are told.
     fn flush(&self, _ino: Ino, _handle: Handle) -> Result<()> {
         Ok(())

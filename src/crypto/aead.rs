@@ -1,6 +1,6 @@
 //! AES-256-GCM (NIST SP 800-38D): one message, one random nonce.
 //!
-//! Two implementations of one interface: [`aws`] for speed, [`pure`] for machines without a C compiler. Tests hold
+//! Two implementations of one interface: `aws` for speed, `pure` for machines without a C compiler. Tests hold
 //! each against the other and both against published vectors.
 
 use super::random;

@@ -17,3 +17,17 @@ pub fn harden_process() {
         log::info!("core dumps are possible: setrlimit(RLIMIT_CORE): {e}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hardened_process_leaves_no_core() {
+        harden_process();
+        let dumpable = rustix::process::dumpable_behavior();
+        assert_eq!(dumpable, Ok(DumpableBehavior::NotDumpable));
+        let limit = rustix::process::getrlimit(Resource::Core);
+        assert_eq!((limit.current, limit.maximum), (Some(0), Some(0)));
+    }
+}

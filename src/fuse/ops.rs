@@ -66,7 +66,7 @@ impl Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -90,7 +90,14 @@ impl Filesystem for Adapter {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
         };
-        reply.answer(self.change("setattr", ino, |v, ino| v.setattr(ino, &change)));
+        let done = self.change("setattr", ino, |v, ino| {
+            // The attributes that are answered have the new mode, so the kernel need not be told.
+            if plain_size.is_some() {
+                v.drop_privileges(ino, is_ordinary(req))?;
+            }
+            v.setattr(ino, &change)
+        });
+        reply.answer(done);
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
@@ -250,13 +257,16 @@ impl Filesystem for Adapter {
         fh: FileHandle,
         plain_offset: u64,
         data: &[u8],
-        _: WriteFlags,
+        flags: WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let written = self.change("write", ino, |v, ino| {
-            v.write(ino, Handle(fh.0), plain_offset, data)
+        let set_id = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let written = self.drop_privileges(ino, set_id).and_then(|()| {
+            self.change("write", ino, |v, ino| {
+                v.write(ino, Handle(fh.0), plain_offset, data)
+            })
         });
         reply.answer(written.map(|()| data.len() as u32));
     }
@@ -439,7 +449,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         _: FileHandle,
         plain_offset: u64,
@@ -447,8 +457,10 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let done = self.change("fallocate", ino, |v, ino| {
-            v.fallocate(ino, plain_offset, plain_len, fallocate_mode(mode)?)
+        let done = self.drop_privileges(ino, is_ordinary(req)).and_then(|()| {
+            self.change("fallocate", ino, |v, ino| {
+                v.fallocate(ino, plain_offset, plain_len, fallocate_mode(mode)?)
+            })
         });
         reply.answer(done);
     }
@@ -476,7 +488,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        req: &Request,
         from: INodeNo,
         _: FileHandle,
         from_offset: u64,
@@ -489,9 +501,16 @@ impl Filesystem for Adapter {
     ) {
         // The reply has 32 bits. Whole pages, so that a copy in several pieces stays aligned.
         let len = len.min(u64::from(!4095u32));
-        let copied = self.change("copy_file_range", to, |v, to| {
-            v.copy_file_range(Ino(from.0), from_offset, to, to_offset, len)
+        let copied = self.drop_privileges(to, is_ordinary(req)).and_then(|()| {
+            self.change("copy_file_range", to, |v, to| {
+                v.copy_file_range(Ino(from.0), from_offset, to, to_offset, len)
+            })
         });
         reply.answer(copied.map(|count| count as u32));
     }
+}
+
+/// Whether who asks may not keep set-id bits on what they change (CAP_FSETID, which root has).
+fn is_ordinary(req: &Request) -> bool {
+    req.uid() != 0
 }

@@ -99,7 +99,6 @@ impl Tree {
             first_link: None,
             created: at,
             version: at,
-            atime: wall.into(),
             mtime: wall.into(),
             ctime: wall.into(),
             btime: wall.into(),
@@ -178,46 +177,49 @@ impl Tree {
                 (l.parent, l.name, l.at) = (parent, to.name.as_slice().into(), at);
                 link
             }
-            None => self.insert_link(Link {
-                id: halves(to.link),
-                inode,
-                parent,
-                name: to.name.as_slice().into(),
-                at,
-            }),
+            None => self.insert_link(
+                to.link,
+                Link {
+                    inode,
+                    parent,
+                    name: to.name.as_slice().into(),
+                    at,
+                },
+            ),
         };
         self.attach(link, at, wall);
         Ok(())
     }
 
-    pub(super) fn insert_link(&mut self, link: Link) -> LinkIx {
-        let (id, inode) = (link.id(), link.inode);
+    fn insert_link(&mut self, id: Id, link: Link) -> LinkIx {
+        let inode = link.inode;
         let ix = LinkIx(self.links.insert(link));
         let holder = self.inode_mut(inode);
         if holder.kind != FileKind::Directory {
             holder.count += 1;
         }
-        if holder.first_link.is_none() && holder.id() == id {
+        if holder.first_link.is_none() {
             holder.first_link = Some(ix);
         } else {
-            if holder.first_link.is_none() {
-                holder.first_link = Some(ix);
-            } else {
-                holder.extra_mut().more_links.push(ix);
-            }
+            holder.extra_mut().more_links.push(ix);
+        }
+        if holder.id() != id {
             self.other_links.insert(id, ix);
+            self.other_link_ids.insert(ix, id);
         }
         ix
     }
 
+    /// The place of a link in its directory's order: the order in which links were made.
+    fn cookie(&self, ix: LinkIx) -> u64 {
+        (self.link_id(ix).low() & (u64::MAX >> 1)).max(COOKIE_MIN)
+    }
+
     /// Puts a link into its directory.
     pub(super) fn attach(&mut self, ix: LinkIx, at: Stamp, wall: Time) {
+        let mut cookie = self.cookie(ix);
         let link = self.link(ix);
-        let (parent, inode, mut cookie) = (
-            link.parent,
-            link.inode,
-            (link.id[1] & (u64::MAX >> 1)).max(COOKIE_MIN),
-        );
+        let (parent, inode) = (link.parent, link.inode);
         let hash = self.name_hash(parent, &link.name);
         let Self {
             by_name,
@@ -246,12 +248,9 @@ impl Tree {
 
     /// Takes a link out of its directory; the link stays.
     fn detach(&mut self, ix: LinkIx, at: Stamp, wall: Time) {
+        let cookie = self.cookie(ix);
         let link = self.link(ix);
-        let (parent, inode, cookie) = (
-            link.parent,
-            link.inode,
-            (link.id[1] & (u64::MAX >> 1)).max(COOKIE_MIN),
-        );
+        let (parent, inode) = (link.parent, link.inode);
         let hash = self.name_hash(parent, &link.name);
         if let Ok(entry) = self.by_name.find_entry(hash, |other| *other == ix) {
             entry.remove();
@@ -291,6 +290,7 @@ impl Tree {
         self.detach(ix, at, wall);
         self.links.remove(ix.0);
         self.other_links.remove(&gone.link);
+        self.other_link_ids.remove(&ix);
         let holder = self.inode_mut(inode);
         if holder.kind != FileKind::Directory {
             holder.count = holder.count.saturating_sub(1);
@@ -344,7 +344,7 @@ impl Tree {
         let newer = [
             self.is_later(at, set_at(|x| x.perm_at)),
             self.is_later(at, set_at(|x| x.owner_at)),
-            self.is_later(at, set_at(|x| x.atime_at)),
+            self.is_later(at, set_at(|x| x.atime.map(|(_, at)| at))),
         ];
         let inode = self.inode_mut(ix);
         if let (Some(perm), true) = (change.perm, newer[0]) {
@@ -356,8 +356,7 @@ impl Tree {
             inode.extra_mut().owner_at = Some(at);
         }
         if let (Some(atime), true) = (change.atime, newer[2]) {
-            inode.atime = atime.into();
-            inode.extra_mut().atime_at = Some(at);
+            inode.extra_mut().atime = Some((atime.into(), at));
         }
         inode.ctime = wall.into();
     }
@@ -524,6 +523,7 @@ impl Tree {
                 Ok(())
             }
             Record::Pack(pack) => self.finish_pack(pack),
+            Record::Relocate(more) => self.relocate(more),
             Record::Condemn(_) => self.apply(Stamp::new(0, 0), Time::default(), record, &[]),
             _ => Err("a record that bases do not have"),
         }
@@ -559,7 +559,7 @@ impl Tree {
         (inode.perm, inode.uid, inode.gid) =
             (base.inode.perm & 0o7777, base.inode.uid, base.inode.gid);
         inode.version = version;
-        (inode.atime, inode.mtime) = (base.atime.into(), base.mtime.into());
+        inode.mtime = base.mtime.into();
         (inode.ctime, inode.btime) = (base.ctime.into(), base.btime.into());
         let mut newest = version.counter().max(created.counter());
         for (own, at) in [(0, base.perm_at), (1, base.owner_at), (2, base.atime_at)] {
@@ -567,7 +567,11 @@ impl Tree {
                 continue;
             };
             let extra = inode.extra_mut();
-            *[&mut extra.perm_at, &mut extra.owner_at, &mut extra.atime_at][own] = Some(at);
+            match own {
+                0 => extra.perm_at = Some(at),
+                1 => extra.owner_at = Some(at),
+                _ => extra.atime = Some((base.atime.into(), at)),
+            }
             newest = newest.max(at.counter());
         }
         for x in &base.xattrs {

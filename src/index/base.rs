@@ -1,9 +1,12 @@
 //! The tree as records of a base.
 
-use super::extents::Extents;
+use super::extents::Extent;
 use super::record::*;
 use super::tree::*;
 use crate::pack::Run;
+
+/// Extents in one record of a base: the longest frame has room for many more.
+const EXTENTS_PER_RECORD: usize = 65_536;
 
 /// How far a base has been written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +38,7 @@ impl Tree {
             mark(inode.created);
             mark(inode.version);
             if let Some(x) = &inode.extra {
-                [x.perm_at, x.owner_at, x.atime_at]
+                [x.perm_at, x.owner_at, x.atime.map(|(_, at)| at)]
                     .into_iter()
                     .flatten()
                     .for_each(&mut mark);
@@ -78,8 +81,9 @@ impl Tree {
                         return Some((records, BaseCursor::Inodes(slot)));
                     }
                     if inode.is_linked() {
-                        weight += 1 + inode.extents().as_slice().len();
-                        records.push(Record::BaseInode(Box::new(self.base_inode(inode, &stamp)?)));
+                        let xattrs: usize = inode.xattrs().map(|(n, v)| n.len() + v.len()).sum();
+                        weight += 1 + inode.extents().as_slice().len() + xattrs / 64;
+                        self.base_inode(inode, &stamp, &mut records)?;
                     }
                 }
                 Some((records, BaseCursor::Links(0)))
@@ -89,7 +93,7 @@ impl Tree {
                     if records.len() >= count {
                         return Some((records, BaseCursor::Links(slot)));
                     }
-                    let (id, inode) = (link.id(), self.inode(link.inode).id());
+                    let (id, inode) = (self.link_id(LinkIx(slot)), self.inode(link.inode).id());
                     let parent = self.inode(link.parent).id();
                     let place = LinkAt {
                         link: id,
@@ -139,13 +143,13 @@ impl Tree {
         &self,
         inode: &Inode,
         stamp: &impl Fn(Stamp) -> Option<BaseStamp>,
-    ) -> Option<BaseInode> {
+        records: &mut Vec<Record>,
+    ) -> Option<()> {
         let extra = inode.extra.as_deref();
         let own = |at: Option<Stamp>| match at {
             Some(at) => stamp(at).map(Some),
             None => Some(None),
         };
-        let splices = self.splices(inode.extents());
         let mut xattrs = Vec::new();
         for (name, value, at) in extra.iter().flat_map(|x| &x.xattrs) {
             xattrs.push(BaseXattr {
@@ -154,7 +158,9 @@ impl Tree {
                 at: stamp(*at)?,
             });
         }
-        Some(BaseInode {
+        let mut parts = inode.extents().as_slice().chunks(EXTENTS_PER_RECORD);
+        let splices = self.splices(parts.next().unwrap_or_default());
+        records.push(Record::BaseInode(Box::new(BaseInode {
             inode: NewInode {
                 id: inode.id(),
                 kind: inode.kind,
@@ -167,9 +173,9 @@ impl Tree {
             created: stamp(inode.created)?,
             perm_at: own(extra.and_then(|x| x.perm_at))?,
             owner_at: own(extra.and_then(|x| x.owner_at))?,
-            atime_at: own(extra.and_then(|x| x.atime_at))?,
+            atime_at: own(extra.and_then(|x| x.atime).map(|(_, at)| at))?,
             version: stamp(inode.version)?,
-            atime: inode.atime.into(),
+            atime: inode.atime().into(),
             mtime: inode.mtime.into(),
             ctime: inode.ctime.into(),
             btime: inode.btime.into(),
@@ -177,13 +183,25 @@ impl Tree {
             packs: splices.packs,
             splices: splices.list,
             xattrs,
-        })
+        })));
+        // What does not fit into one record follows as if it had been relocated.
+        records.extend(parts.map(|part| {
+            let Splices { packs, list } = self.splices(part);
+            let (inode, version) = (inode.id(), self.wire(inode.version));
+            Record::Relocate(Relocate {
+                inode,
+                version,
+                packs,
+                splices: list,
+            })
+        }));
+        Some(())
     }
 
     /// Extents as records spell them.
-    pub fn splices(&self, extents: &Extents) -> Splices {
+    fn splices(&self, extents: &[Extent]) -> Splices {
         let mut splices = Splices::default();
-        for e in extents.as_slice() {
+        for e in extents {
             let run = Run {
                 pack: self.packs[e.pack as usize].id,
                 cipher_offset: e.cipher_offset,

@@ -86,36 +86,89 @@ impl Piece {
     }
 }
 
-/// The extents of one file: ascending, disjoint.
+/// The extents of one file: ascending, disjoint. Most files have one, which lies here and not on the heap.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Extents {
+pub enum Extents {
+    /// No bytes at all.
+    #[default]
+    Empty,
+    /// One piece.
+    One(Extent),
+    /// Several.
+    Many(Box<Many>),
+}
+
+/// Several extents.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Many {
     list: Vec<Extent>,
     /// Their lengths added up: stat(2) asks for it all the time.
     plain_bytes: u64,
 }
 
 impl Extents {
-    /// No bytes at all.
-    pub const EMPTY: Self = Self {
-        list: Vec::new(),
-        plain_bytes: 0,
-    };
-
     /// All of them.
     pub fn as_slice(&self) -> &[Extent] {
-        &self.list
+        match self {
+            Self::Empty => &[],
+            Self::One(e) => std::slice::from_ref(e),
+            Self::Many(many) => &many.list,
+        }
     }
 
     /// Those that overlap `from..to`, whole.
     pub fn overlapping(&self, from: u64, to: u64) -> &[Extent] {
-        let first = self.list.partition_point(|e| e.plain_end() <= from);
-        let count = self.list[first..].partition_point(|e| e.plain_offset < to);
-        &self.list[first..first + count]
+        let all = self.as_slice();
+        let first = all.partition_point(|e| e.plain_end() <= from);
+        let count = all[first..].partition_point(|e| e.plain_offset < to);
+        &all[first..first + count]
     }
 
     /// Puts `pieces` (ascending, disjoint) in place of what is there. `moved` hears, for each extent that goes or
     /// comes, its pack and its length, negative where it goes.
     pub fn splice(&mut self, pieces: &[Piece], moved: &mut impl FnMut(u32, i64)) {
+        if !pieces.is_empty() {
+            self.change(|many| many.splice(pieces, moved));
+        }
+    }
+
+    /// Drops everything at and behind `plain_size`.
+    pub fn truncate(&mut self, plain_size: u64, moved: &mut impl FnMut(u32, i64)) {
+        let last = self.as_slice().last();
+        if last.is_some_and(|e| e.plain_end() > plain_size) {
+            self.change(|many| many.truncate(plain_size, moved));
+        }
+    }
+
+    /// Bytes that are not in holes.
+    pub fn plain_bytes(&self) -> u64 {
+        match self {
+            Self::Empty => 0,
+            Self::One(e) => u64::from(e.plain_len),
+            Self::Many(many) => many.plain_bytes,
+        }
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Many)) {
+        let mut many = match std::mem::take(self) {
+            Self::Empty => Box::default(),
+            Self::One(e) => Box::new(Many {
+                list: vec![e],
+                plain_bytes: u64::from(e.plain_len),
+            }),
+            Self::Many(many) => many,
+        };
+        change(&mut many);
+        *self = match many.list[..] {
+            [] => Self::Empty,
+            [e] => Self::One(e),
+            _ => Self::Many(many),
+        };
+    }
+}
+
+impl Many {
+    fn splice(&mut self, pieces: &[Piece], moved: &mut impl FnMut(u32, i64)) {
         let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
             return;
         };
@@ -133,12 +186,15 @@ impl Extents {
             self.plain_bytes += u64::from(e.plain_len);
             moved(e.pack, i64::from(e.plain_len));
         }
-        self.make_room(merged.len().saturating_sub(hi - lo));
+        let more = merged.len().saturating_sub(hi - lo);
+        // Doubling would double the memory of the largest files.
+        if self.list.len() + more > self.list.capacity() {
+            self.list.reserve_exact(more + self.list.len() / 8);
+        }
         self.list.splice(lo..hi, merged);
     }
 
-    /// Drops everything at and behind `plain_size`.
-    pub fn truncate(&mut self, plain_size: u64, moved: &mut impl FnMut(u32, i64)) {
+    fn truncate(&mut self, plain_size: u64, moved: &mut impl FnMut(u32, i64)) {
         while let Some(last) = self.list.last_mut() {
             if last.plain_end() <= plain_size {
                 break;
@@ -155,18 +211,6 @@ impl Extents {
         }
         if self.list.capacity() > 4 * self.list.len() {
             self.list.shrink_to_fit();
-        }
-    }
-
-    /// Bytes that are not in holes.
-    pub fn plain_bytes(&self) -> u64 {
-        self.plain_bytes
-    }
-
-    // A million files with one extent each: the vector's own growth would take four times the memory.
-    fn make_room(&mut self, more: usize) {
-        if self.list.len() + more > self.list.capacity() {
-            self.list.reserve_exact(more + self.list.len() / 8);
         }
     }
 }

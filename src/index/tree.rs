@@ -76,13 +76,17 @@ pub(super) enum Body {
     Nothing,
 }
 
+/// An extended attribute: name, value, and when it was set.
+pub(super) type Xattr = (Box<[u8]>, Box<[u8]>, Stamp);
+
 /// What few inodes have.
 #[derive(Debug, Default)]
 pub(super) struct Extra {
     pub perm_at: Option<Stamp>,
     pub owner_at: Option<Stamp>,
-    pub atime_at: Option<Stamp>,
-    pub xattrs: Vec<(Box<[u8]>, Box<[u8]>, Stamp)>,
+    /// Last access, and when that was set; else it is the creation.
+    pub atime: Option<(PackedTime, Stamp)>,
+    pub xattrs: Vec<Xattr>,
     /// Links beyond the first.
     pub more_links: Vec<LinkIx>,
 }
@@ -104,7 +108,6 @@ pub struct Inode {
     pub(super) first_link: Option<LinkIx>,
     pub(super) created: Stamp,
     pub(super) version: Stamp,
-    pub(super) atime: PackedTime,
     pub(super) mtime: PackedTime,
     pub(super) ctime: PackedTime,
     pub(super) btime: PackedTime,
@@ -143,7 +146,7 @@ impl Inode {
     }
     /// Where its bytes lie; empty for what is not a regular file.
     pub fn extents(&self) -> &Extents {
-        static NONE: Extents = Extents::EMPTY;
+        static NONE: Extents = Extents::Empty;
         match &self.body {
             Body::Extents(e) => e,
             _ => &NONE,
@@ -184,6 +187,10 @@ impl Inode {
             .unwrap_or_else(|n| n);
         before <= count
     }
+    pub(super) fn atime(&self) -> PackedTime {
+        let set = self.extra.as_ref().and_then(|x| x.atime);
+        set.map_or(self.btime, |(atime, _)| atime)
+    }
     pub(super) fn extra_mut(&mut self) -> &mut Extra {
         self.extra.get_or_insert_default()
     }
@@ -192,7 +199,6 @@ impl Inode {
 /// A name of an inode.
 #[derive(Debug)]
 pub struct Link {
-    pub(super) id: [u64; 2],
     pub(super) inode: InodeIx,
     pub(super) parent: InodeIx,
     pub(super) name: Box<[u8]>,
@@ -200,10 +206,6 @@ pub struct Link {
 }
 
 impl Link {
-    /// Its id.
-    pub fn id(&self) -> Id {
-        Id(u128::from(self.id[0]) << 64 | u128::from(self.id[1]))
-    }
     /// Of which inode.
     pub fn inode(&self) -> InodeIx {
         self.inode
@@ -243,8 +245,9 @@ pub struct Tree {
     pub(super) by_id: HashTable<InodeIx>,
     pub(super) by_name: HashTable<LinkIx>,
     pub(super) hash: DefaultHashBuilder,
-    /// Hard links beyond the first of an inode, by id.
+    /// Links whose id is not their inode's (hard links), by id, and their ids.
     pub(super) other_links: HashMap<Id, LinkIx>,
+    pub(super) other_link_ids: HashMap<LinkIx, Id>,
     /// Inodes whose low half another inode has already (two devices, one moment): the number they are shown by.
     pub(super) renumbered: HashMap<u64, InodeIx>,
     pub(super) packs: Vec<PackInfo>,
@@ -265,6 +268,7 @@ impl Tree {
             by_name: HashTable::new(),
             hash: DefaultHashBuilder::default(),
             other_links: HashMap::new(),
+            other_link_ids: HashMap::new(),
             renumbered: HashMap::new(),
             packs: Vec::new(),
             pack_numbers: HashMap::new(),
@@ -293,7 +297,6 @@ impl Tree {
             first_link: None,
             created: origin,
             version: origin,
-            atime: now.into(),
             mtime: now.into(),
             ctime: now.into(),
             btime: now.into(),
@@ -372,9 +375,17 @@ impl Tree {
     /// The link with this id, of this inode.
     pub fn find_link(&self, inode: InodeIx, link: Id) -> Option<LinkIx> {
         let first = self.inode(inode).first_link;
+        let is_it = |ix: &LinkIx| self.link_id(*ix) == link;
         first
-            .filter(|ix| self.link(*ix).id == halves(link))
+            .filter(is_it)
             .or_else(|| self.other_links.get(&link).copied())
+    }
+
+    /// The id of a link.
+    pub fn link_id(&self, ix: LinkIx) -> Id {
+        let own = self.other_link_ids.get(&ix);
+        own.copied()
+            .unwrap_or_else(|| self.inode(self.link(ix).inode).id())
     }
 
     /// The entries of a directory behind `cookie`, with their cookies.
@@ -448,7 +459,7 @@ impl Tree {
             rdev: inode.rdev,
             plain_size: inode.plain_size + target_len,
             blocks_512: inode.extents().plain_bytes().div_ceil(512),
-            atime: inode.atime.into(),
+            atime: inode.atime().into(),
             mtime: inode.mtime.into(),
             ctime: inode.ctime.into(),
             btime: inode.btime.into(),
@@ -592,3 +603,6 @@ impl<T> Slab<T> {
         slots.filter_map(|(at, slot)| slot.as_ref().map(|value| (at as u32, value)))
     }
 }
+
+// A file costs at most 300 bytes beside its extents: these, a name, and places in three tables.
+const _: () = assert!(size_of::<Inode>() <= 168 && size_of::<Link>() <= 40);

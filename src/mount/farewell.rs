@@ -5,16 +5,22 @@
 //! code, and the message. A process that dies tells nothing, and the connection ends.
 
 use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
+
+use rustix::process::PidfdFlags;
 
 use crate::error::{Error, Kind, Result};
 use crate::fuse::SESSION_ATTRIBUTE;
 
 /// How long the end may take: a full buffer, and the last pack and segment, on a slow disk.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a process may take to exit when all is written.
+const LAST_STEPS: Duration = Duration::from_secs(5);
 
 /// The longest message told, in bytes, and the longest believed.
 const MESSAGE_LEN_MAX: usize = 4096;
@@ -56,17 +62,22 @@ impl Farewell {
 }
 
 /// The waiting side.
-pub(super) struct Connection(UnixStream);
+pub(super) struct Connection {
+    stream: UnixStream,
+    /// The process at the other end, where it can be seen.
+    process: Option<OwnedFd>,
+}
 
 /// Connects to the process behind a mount; `None` where it does not say, or may not be asked by this user.
 pub(super) fn connect(point: &Path) -> Option<Connection> {
     let mut value = [0; 64];
-    let (name, _) = rustix::fs::getxattr(point, SESSION_ATTRIBUTE, &mut value)
-        .ok()
-        .map(|len| value.split_at(len))?;
-    let stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(name).ok()?).ok()?;
+    let len = rustix::fs::getxattr(point, SESSION_ATTRIBUTE, &mut value).ok()?;
+    let name = SocketAddr::from_abstract_name(&value[..len]).ok()?;
+    let stream = UnixStream::connect_addr(&name).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
-    Some(Connection(stream))
+    let peer = rustix::net::sockopt::socket_peercred(&stream).ok();
+    let process = peer.and_then(|p| rustix::process::pidfd_open(p.pid, PidfdFlags::empty()).ok());
+    Some(Connection { stream, process })
 }
 
 impl Connection {
@@ -74,15 +85,17 @@ impl Connection {
     pub(super) fn wait(self, point: &Path) -> Result<()> {
         let mut message = Vec::new();
         let limit = MESSAGE_LEN_MAX as u64 + 1;
-        if self.0.take(limit).read_to_end(&mut message).is_err() && message.is_empty() {
+        let read = self.stream.take(limit).read_to_end(&mut message);
+        if read.is_err() && message.is_empty() {
             return Err(Error::new(Kind::TimedOut, point.display())
                 .hint("it is unmounted, but its process is still writing: wait for the process hushfs to end"));
         }
+        if let Some(process) = self.process {
+            exited(&process);
+        }
         match message.split_first() {
             Some((0, _)) => Ok(()),
-            Some((_, text)) => Err(Error::from(Kind::Mount(
-                String::from_utf8_lossy(text).into(),
-            ))),
+            Some((_, text)) => Err(Error::from(Kind::Mount(printable(text).into()))),
             None => Err(Error::new(
                 Kind::Mount("its process died before all was written".into()),
                 point.display(),
@@ -90,4 +103,23 @@ impl Connection {
             .hint("nothing is lost that was closed: the next mount takes it over")),
         }
     }
+}
+
+/// Waits for a process that has nothing left to do but to exit.
+fn exited(process: &OwnedFd) {
+    let mut poll = libc::pollfd {
+        fd: process.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one valid entry is handed over, and its descriptor is open.
+    unsafe { libc::poll(&mut poll, 1, LAST_STEPS.as_millis() as i32) };
+}
+
+/// Anybody can mount something that calls itself hushfs: nothing of its message may steer a terminal.
+fn printable(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    text.chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
 }

@@ -8,6 +8,8 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, StatxFlags};
+
 use crate::error::{Error, Kind, Result};
 
 /// A line of `/proc/self/mountinfo`.
@@ -90,6 +92,16 @@ pub(super) fn table() -> Result<Vec<Entry>> {
 /// What a path that ends in `point` meets: the newest of the mounts there.
 pub(super) fn top(point: &Path) -> Result<Option<Entry>> {
     Ok(table()?.into_iter().rfind(|e| e.point == point))
+}
+
+/// The id of the mount that a path meets. The kernel's word on the path itself, for the moment before it is
+/// unmounted; a dead mount answers, too. Before Linux 5.8, the table's.
+pub(super) fn id_at(point: &Path) -> Option<u64> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    match rustix::fs::statx(CWD, point, flags, StatxFlags::MNT_ID) {
+        Ok(stat) if stat.stx_mask & StatxFlags::MNT_ID.bits() != 0 => Some(stat.stx_mnt_id),
+        _ => top(point).ok()?.map(|e| e.id),
+    }
 }
 
 /// The absolute path without links. A dead mount at its end, which answers nothing, is no obstacle.

@@ -150,22 +150,13 @@ impl Mounted {
     /// Takes the mount from sight, lazily, and only while it is what is seen at its place: a stranger's mount on
     /// top, or there instead, is left alone.
     fn detach(&self) {
-        let Ok(table) = point::table() else { return };
-        let Some(now) = table
-            .iter()
-            .find(|e| e.id == self.0.id && e.device == self.0.device)
-        else {
+        let ours = |e: &point::Entry| e.id == self.0.id && e.device == self.0.device;
+        let Some(now) = point::table().ok().and_then(|t| t.into_iter().find(ours)) else {
             return;
         };
-        if table
-            .iter()
-            .rfind(|e| e.point == now.point)
-            .is_some_and(|top| top.id != now.id)
-        {
-            log::warn!(
-                "{}: something else is mounted on top, so it stays mounted",
-                now.point.display()
-            );
+        if point::id_at(&now.point) != Some(now.id) {
+            let path = now.point.display();
+            log::warn!("{path}: something else is mounted on top, so it stays mounted");
             return;
         }
         if let Err(e) = attach::detach(&now.point, Detach::Lazily) {
@@ -183,7 +174,7 @@ impl Mounted {
         self.detach();
         if ended.recv_timeout(GRACE) == Err(mpsc::RecvTimeoutError::Timeout) {
             log::warn!(
-                "{}: files are still open; they are cut off",
+                "{}: still in use; what uses it is cut off",
                 self.0.point.display()
             );
             self.cut();

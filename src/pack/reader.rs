@@ -57,7 +57,7 @@ impl Trailer {
     }
 
     /// Whether the places that it names can be, in a pack of `cipher_len` bytes.
-    fn is_possible(&self, cipher_len: u64) -> bool {
+    pub(super) fn is_possible(&self, cipher_len: u64) -> bool {
         let end = u64::from(self.catalogue_cipher_offset)
             + u64::from(self.catalogue_cipher_len)
             + TRAILER_CIPHER_LEN as u64;

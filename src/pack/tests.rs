@@ -1,4 +1,3 @@
-use std::ops::Range;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -8,6 +7,8 @@ use super::*;
 use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey};
 use crate::error::{Kind, Result};
 use crate::store::{Area, DeviceId, Faults, MemoryStore, Store};
+
+mod tamper;
 
 const DEVICE: DeviceId = ObjectId([9; 16]);
 const BLOCK: usize = BLOCK_PLAIN_LEN as usize;
@@ -216,6 +217,44 @@ fn a_pack_that_is_filled_ends_at_64_mib() {
     assert_eq!(entries[0].path.len(), 4095, "the end of a longer path");
 }
 
+/// The last run may come with the longest note when room is down to a few bytes.
+#[test]
+fn room_is_kept_for_the_longest_note() {
+    let (store, master) = library();
+    let plain = content(1, 8 << 20);
+    // Fills all but one block, then adds so many tiny runs.
+    let filled = |tiny: usize| {
+        let mut writer = PackWriter::create(&store, &master, DEVICE).unwrap();
+        while writer.room() > BLOCK_PLAIN_LEN {
+            let len = plain.len().min((writer.room() - BLOCK_PLAIN_LEN) as usize);
+            writer.append(&[&plain[..len]], &note(b"", 0)).unwrap();
+        }
+        let mut added = 0;
+        while writer.room() > 0 && added < tiny {
+            writer.append(&[b"."], &note(b"", 0)).unwrap();
+            added += 1;
+        }
+        (writer, added)
+    };
+    let (spare, most) = filled(usize::MAX);
+    store.discard(spare.id()).unwrap();
+    let (mut writer, _) = filled(most - 1);
+    assert_eq!(writer.room(), BLOCK_PLAIN_LEN);
+    let note = Note {
+        inode: u128::MAX,
+        path: &[b'p'; 4095],
+        plain_offset: u64::MAX,
+        counter: u64::MAX,
+    };
+    let run = writer.append(&[&plain[..BLOCK]], &note).unwrap();
+    assert_eq!(publish(&store, writer), PACK_CIPHER_LEN);
+    let entries = open(&store, &master, run.pack)
+        .unwrap()
+        .catalogue()
+        .unwrap();
+    assert_eq!(entries.last().unwrap().run, run);
+}
+
 #[test]
 fn a_catalogue_is_bounded_and_then_the_pack_is_full() {
     let (store, master) = library();
@@ -278,187 +317,6 @@ fn after_a_failed_write_a_pack_takes_no_more() {
         writer.finish().err().unwrap().kind(),
         Kind::Poisoned
     ));
-}
-
-/// Opens all that there is to open in the pack, and says whether anything that was in it came out.
-fn opens_whole(store: &MemoryStore, master: &MasterKey, runs: &[Run; 2]) -> bool {
-    let all = || -> Result<()> {
-        let reader = open(store, master, runs[0].pack)?;
-        reader.catalogue()?;
-        runs.iter().try_for_each(|run| read(&reader, run).map(drop))
-    };
-    all().is_ok()
-}
-
-#[test]
-fn no_byte_can_be_changed_but_of_the_padding() {
-    let (store, master) = library();
-    let runs = small_pack(&store, &master);
-    let id = runs[0].pack;
-    assert!(opens_whole(&store, &master, &runs));
-    let trailer = open(&store, &master, id).unwrap().trailer().unwrap();
-    let len = store.object(Area::Data, id).unwrap().len();
-    let trailer_at = len - 60;
-    let padding =
-        (trailer.catalogue_cipher_offset + trailer.catalogue_cipher_len) as usize..trailer_at;
-    // All of the small messages; of the two blocks' 16 KiB every 37th.
-    let blocks_end = trailer.catalogue_cipher_offset as usize;
-    let positions = (0..len).filter(|at| {
-        *at < 200
-            || at % 37 == 0
-            || (blocks_end - 30..padding.start + 9).contains(at)
-            || padding.end <= *at
-    });
-    for at in positions {
-        store
-            .with_object(Area::Data, id, |bytes| bytes[at] ^= 1 << (at % 8))
-            .unwrap();
-        assert_eq!(
-            opens_whole(&store, &master, &runs),
-            padding.contains(&at),
-            "byte {at} of {len}"
-        );
-        store
-            .with_object(Area::Data, id, |bytes| bytes[at] ^= 1 << (at % 8))
-            .unwrap();
-    }
-    assert!(opens_whole(&store, &master, &runs));
-}
-
-#[test]
-fn a_pack_cut_anywhere_is_damaged_and_says_where() {
-    let (store, master) = library();
-    let runs = small_pack(&store, &master);
-    let id = runs[0].pack;
-    let whole = store.object(Area::Data, id).unwrap();
-    for len in (0..300)
-        .chain((300..whole.len()).step_by(101))
-        .chain([whole.len() - 1])
-    {
-        store.insert_object(Area::Data, id, whole[..len].to_vec());
-        assert!(!opens_whole(&store, &master, &runs), "cut to {len}");
-        if len >= HEADER_LEN && len < runs[1].cipher_offset as usize + 100 {
-            let e = read(&open(&store, &master, id).unwrap(), &runs[1]).unwrap_err();
-            assert_eq!(
-                e.to_string(),
-                format!("data/{id}: damaged: ends after {len} bytes")
-            );
-        }
-    }
-    store.insert_object(Area::Data, id, [&whole[..], b"x"].concat());
-    assert!(!opens_whole(&store, &master, &runs), "a byte more");
-}
-
-#[test]
-fn packs_under_each_others_names_open_nothing() {
-    let (store, master) = library();
-    let (one, two) = (small_pack(&store, &master), small_pack(&store, &master));
-    let [a, b] = [one, two].map(|runs| store.object(Area::Data, runs[0].pack).unwrap());
-    store.insert_object(Area::Data, one[0].pack, b.clone());
-    store.insert_object(Area::Data, two[0].pack, a.clone());
-    assert!(open(&store, &master, one[0].pack).is_err());
-    assert!(open(&store, &master, two[0].pack).is_err());
-    // With its own header in front of the other's blocks.
-    store.insert_object(
-        Area::Data,
-        one[0].pack,
-        [&a[..HEADER_LEN], &b[HEADER_LEN..]].concat(),
-    );
-    let reader = open(&store, &master, one[0].pack).unwrap();
-    assert!(read(&reader, &one[0]).is_err() && reader.trailer().is_err());
-    // Another library's key.
-    store.insert_object(Area::Data, one[0].pack, a);
-    let other = MasterKey::generate().unwrap();
-    assert!(read(&open(&store, &other, one[0].pack).unwrap(), &one[0]).is_err());
-}
-
-#[test]
-fn blocks_that_change_places_or_turn_to_zeros_do_not_open() {
-    let (store, master) = library();
-    let mut writer = PackWriter::create(&store, &master, DEVICE).unwrap();
-    let run = writer
-        .append(&[&content(4, 2 * BLOCK)], &note(b"", 0))
-        .unwrap();
-    publish(&store, writer);
-    let (first, second) = (HEADER_LEN, HEADER_LEN + BLOCK_CIPHER_LEN as usize);
-    let whole = store.object(Area::Data, run.pack).unwrap();
-    store.with_object(Area::Data, run.pack, |bytes| {
-        let (a, b) = bytes.split_at_mut(second);
-        a[first..].swap_with_slice(&mut b[..BLOCK_CIPHER_LEN as usize]);
-    });
-    let mut sealed = Vec::new();
-    let reader = open(&store, &master, run.pack).unwrap();
-    for block in 0..2 {
-        reader
-            .read_sealed(&run, block..block + 1, &mut sealed)
-            .unwrap();
-        let e = reader
-            .open_block(&run, block, &sealed, &mut vec![0; BLOCK])
-            .unwrap_err();
-        let at = run.block_cipher_offset(block);
-        assert_eq!(
-            e.to_string(),
-            format!(
-                "data/{}: damaged: the block at {at} does not open",
-                run.pack
-            )
-        );
-    }
-    // The other way round: the sealed bytes are good, the place asked for is not theirs.
-    store.insert_object(Area::Data, run.pack, whole);
-    let reader = open(&store, &master, run.pack).unwrap();
-    reader.read_sealed(&run, 1..2, &mut sealed).unwrap();
-    assert!(
-        reader
-            .open_block(&run, 0, &sealed, &mut vec![0; BLOCK])
-            .is_err()
-    );
-    reader
-        .open_block(&run, 1, &sealed, &mut vec![0; BLOCK])
-        .unwrap();
-
-    store.with_object(Area::Data, run.pack, |bytes| bytes[HEADER_LEN..].fill(0));
-    assert!(read(&reader, &run).is_err() && reader.catalogue().is_err());
-}
-
-#[test]
-fn a_run_that_cannot_be_is_refused_before_it_is_computed_with() {
-    let (store, master) = library();
-    let [good, _] = small_pack(&store, &master);
-    let reader = open(&store, &master, good.pack).unwrap();
-    let elsewhere = Run {
-        pack: ObjectId([1; 16]),
-        ..good
-    };
-    for run in [
-        Run {
-            plain_len: u32::MAX,
-            ..good
-        },
-        Run {
-            plain_len: 0,
-            ..good
-        },
-        Run {
-            cipher_offset: u32::MAX,
-            ..good
-        },
-        Run {
-            cipher_offset: 0,
-            ..good
-        },
-        elsewhere,
-    ] {
-        for blocks in [
-            0..1,
-            Range { start: 5, end: 3 },
-            u32::MAX - 1..u32::MAX,
-            0..u32::MAX,
-        ] {
-            assert!(reader.read_sealed(&run, blocks, &mut Vec::new()).is_err());
-        }
-        assert!(reader.open_block(&run, u32::MAX, &[], &mut []).is_err());
-    }
 }
 
 #[test]

@@ -6,18 +6,19 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
 mod faults;
 mod file;
+mod handle;
 #[cfg(test)]
 mod tests;
 
 use self::faults::Fate;
 pub use self::faults::Faults;
 use self::file::{MemoryFile, Random};
+use self::handle::Handle;
 use super::{Area, Growing, Object, ObjectId, Space, Store};
 use crate::error::{Error, Kind, Result};
 
@@ -299,134 +300,7 @@ impl MemoryStore {
     }
 
     fn open_file(&self, place: Place, id: ObjectId, file: &File) -> Handle {
-        let (write_failed, sync_failed) = Default::default();
-        Handle {
-            state: Arc::clone(&self.state),
-            file: Arc::clone(file),
-            place,
-            id,
-            write_failed,
-            sync_failed,
-        }
-    }
-}
-
-/// An open file.
-struct Handle {
-    state: Arc<Mutex<State>>,
-    file: File,
-    place: Place,
-    id: ObjectId,
-    write_failed: AtomicBool,
-    sync_failed: AtomicBool,
-}
-
-impl Handle {
-    fn poisoned(&self) -> Error {
-        Error::new(Kind::Poisoned, self.name())
-    }
-
-    fn try_write(&self, data: &[u8], cipher_offset: u64) -> Result<()> {
-        let mut state = self.state.lock();
-        let fate = state.begin();
-        let len = self.file.lock().bytes.len() as u64;
-        let growth = (cipher_offset + data.len() as u64).saturating_sub(len);
-        let lacking = growth.saturating_sub(state.free_bytes());
-        let (part, fate) = match fate {
-            Fate::Done if lacking > 0 => {
-                let full = io::Error::from_raw_os_error(libc::ENOSPC);
-                (
-                    data.len().saturating_sub(lacking as usize),
-                    Fate::Fails(full, 0),
-                )
-            }
-            Fate::Done => (data.len(), Fate::Done),
-            Fate::Fails(..) if state.is_cut => (0, fate),
-            Fate::Fails(_, chance) | Fate::Cut(chance) => {
-                (chance as usize % (data.len() + 1), fate)
-            }
-        };
-        self.file.lock().write(&data[..part], cipher_offset);
-        state.outcome(fate, self.place, self.id)
-    }
-
-    fn try_sync(&self) -> Result<()> {
-        let (fate, delay, writes) = {
-            let mut state = self.state.lock();
-            (
-                state.begin(),
-                state.faults.sync_delay,
-                self.file.lock().unsynced.len(),
-            )
-        };
-        // Not under the lock: others go on meanwhile, and what they write is not covered.
-        std::thread::sleep(delay);
-        let mut state = self.state.lock();
-        state.check_power(self.place, self.id)?;
-        let mut file = self.file.lock();
-        if matches!(fate, Fate::Done) {
-            file.sync(writes);
-            if !std::mem::replace(&mut file.is_named, true) {
-                state.removed.retain(|(place, ..)| place.is_some());
-            }
-        } else {
-            file.is_sync_lost = true;
-        }
-        drop(file);
-        state.outcome(fate, self.place, self.id)
-    }
-}
-
-impl Object for Handle {
-    fn name(&self) -> String {
-        name_of(self.place, self.id)
-    }
-
-    fn cipher_len(&self) -> Result<u64> {
-        self.state.lock().check_power(self.place, self.id)?;
-        Ok(self.file.lock().bytes.len() as u64)
-    }
-
-    fn read_at(&self, out: &mut [u8], cipher_offset: u64) -> Result<()> {
-        self.state.lock().check_power(self.place, self.id)?;
-        let file = self.file.lock();
-        let start = usize::try_from(cipher_offset).unwrap_or(usize::MAX);
-        match file.bytes.get(start..start.saturating_add(out.len())) {
-            Some(bytes) => out.copy_from_slice(bytes),
-            None => {
-                return Err(Error::damaged(
-                    self.name(),
-                    format_args!("ends after {} bytes", file.bytes.len()),
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    fn prefetch(&self, _cipher_offset: u64, _cipher_len: u64) {}
-}
-
-impl Growing for Handle {
-    fn id(&self) -> ObjectId {
-        self.id
-    }
-
-    fn write_at(&self, data: &[u8], cipher_offset: u64) -> Result<()> {
-        if self.write_failed.load(Ordering::Acquire) || self.sync_failed.load(Ordering::Acquire) {
-            return Err(self.poisoned());
-        }
-        self.try_write(data, cipher_offset)
-            .inspect_err(|_| self.write_failed.store(true, Ordering::Release))
-    }
-
-    fn write_back(&self, _cipher_offset: u64, _cipher_len: u64) {}
-
-    fn sync(&self) -> Result<()> {
-        if self.sync_failed.load(Ordering::Acquire) {
-            return Err(self.poisoned());
-        }
-        self.try_sync()
-            .inspect_err(|_| self.sync_failed.store(true, Ordering::Release))
+        Handle::new(Arc::clone(&self.state), Arc::clone(file), place, id)
     }
 }
 

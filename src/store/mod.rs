@@ -110,11 +110,13 @@ pub trait Object: Send + Sync {
 pub trait Growing: Object {
     /// Its name, which it keeps when it is published.
     fn id(&self) -> ObjectId;
-    /// Writes all of `data`. After an error nothing may be added to the file.
+    /// Writes all of `data`. After an error nothing may be added to the file
+    /// ([`Kind::Poisoned`](crate::Kind::Poisoned)); what was written before may still be synced.
     fn write_at(&self, data: &[u8], cipher_offset: u64) -> Result<()>;
     /// Starts writing a range to the disk, so that a later sync waits less. A hint.
     fn write_back(&self, cipher_offset: u64, cipher_len: u64);
-    /// Makes what is written so far, and the file's name in `new/`, durable. After an error nothing may be added.
+    /// Makes what is written so far, and the file's name in `new/`, durable. After an error nothing may be added, and
+    /// no later sync succeeds: [`Kind::Poisoned`](crate::Kind::Poisoned).
     fn sync(&self) -> Result<()>;
 }
 
@@ -131,7 +133,8 @@ pub trait Store: Send + Sync {
 
     /// Makes a growing file.
     fn create(&self, id: ObjectId) -> Result<Arc<dyn Growing>>;
-    /// Moves a growing file (or a leftover), which the caller has synced, into an area; durable on return.
+    /// Moves a growing file (or a leftover), which the caller has synced, into an area; durable on return. After an
+    /// error it lies at one of the two places, and the call may be repeated.
     fn publish(&self, id: ObjectId, area: Area) -> Result<()>;
     /// Removes a growing file or a leftover; one that is not there is no error.
     fn discard(&self, id: ObjectId) -> Result<()>;

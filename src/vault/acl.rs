@@ -24,7 +24,7 @@ const NOBODY: u32 = u32::MAX;
 /// Read, write and execute, in the three lowest bits.
 const RWX: u16 = 0o7;
 
-/// A valid access control list. Permissions are the bits of [`RWX`].
+/// A valid access control list. Permissions are read, write and execute in the three lowest bits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acl {
     owner: u16,

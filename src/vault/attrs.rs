@@ -16,6 +16,8 @@ use crate::volume::{
 
 /// All names of a file's extended attributes fit into what listxattr(2) can answer.
 const XATTR_LIST_LEN_MAX: usize = 65_536;
+/// All values of a file's extended attributes together, in bytes: they are held in memory, and stand in one record.
+const XATTR_ALL_LEN_MAX: usize = 1 << 20;
 
 impl Core {
     /// Attributes with what is dirty counted in.
@@ -76,10 +78,17 @@ impl Core {
                 )
             });
             let (atime, mtime) = (change.atime.map(at), change.mtime.map(at));
-            if change.perm.is_some() || owner.is_some() || atime.is_some() {
+            let mut perm = change.perm.map(|p| p & 0o7777);
+            if owner.is_some() && inode.kind() != FileKind::Directory {
+                // chown(2): whoever owns it now was not asked.
+                perm = Some(without_set_id(perm.unwrap_or(inode.perm())));
+                draft.records.extend(without_capability(inode));
+            }
+            let perm = perm.filter(|p| change.perm.is_some() || *p != inode.perm());
+            if perm.is_some() || owner.is_some() || atime.is_some() {
                 let attrs = AttrChange {
                     inode: inode.id(),
-                    perm: change.perm.map(|p| p & 0o7777),
+                    perm,
                     owner,
                     atime,
                 };
@@ -101,6 +110,37 @@ impl Core {
             Ok(())
         })?;
         self.attr(ino)
+    }
+
+    /// Before contents change: see [`Volume::drop_privileges`](crate::volume::Volume::drop_privileges).
+    pub(super) fn drop_privileges(&self, ino: Ino, set_id: bool) -> Result<bool> {
+        let wanted = |inode: &Inode| {
+            let perm = Some(without_set_id(inode.perm())).filter(|p| set_id && *p != inode.perm());
+            (perm, without_capability(inode))
+        };
+        // Nearly always there is nothing to drop: look first, without the journal.
+        {
+            let tree = self.tree.read();
+            let inode = tree.inode(self.find(&tree, ino)?);
+            if inode.kind() == FileKind::Directory || matches!(wanted(inode), (None, None)) {
+                return Ok(false);
+            }
+        }
+        self.transact(|tree, draft| {
+            let inode = tree.inode(self.find(tree, ino)?);
+            let (perm, capability) = wanted(inode);
+            if perm.is_some() {
+                let attrs = AttrChange {
+                    inode: inode.id(),
+                    perm,
+                    ..Default::default()
+                };
+                draft.records.push(Record::Attr(attrs));
+            }
+            draft.records.extend(capability);
+            draft.unlinked = !inode.is_linked();
+            Ok(!draft.records.is_empty())
+        })
     }
 
     pub(super) fn truncate(&self, ino: Ino, plain_size: u64) -> Result<()> {
@@ -177,8 +217,12 @@ impl Core {
                 (XattrMode::Replace, false) => return Err(Kind::NoAttribute.into()),
                 _ => {}
             }
-            let names_len: usize = inode.xattrs().map(|(n, _)| n.len() + 1).sum();
-            if value.is_some() && !there && names_len + name.len() + 1 > XATTR_LIST_LEN_MAX {
+            let others = || inode.xattrs().filter(|(other, _)| *other != name);
+            let names_len: usize = others().map(|(n, _)| n.len() + 1).sum();
+            let values_len: usize = others().map(|(_, v)| v.len()).sum();
+            let names_fit = names_len + name.len() < XATTR_LIST_LEN_MAX;
+            let values_fit = values_len + value.map_or(0, <[u8]>::len) <= XATTR_ALL_LEN_MAX;
+            if value.is_some() && !(names_fit && values_fit) {
                 return Err(Kind::NoSpace.into());
             }
             let mut value = value.map(<[u8]>::to_vec);
@@ -226,4 +270,16 @@ fn content(tree: &Tree, inode: &Inode, plain_size: u64, mtime: Option<Time>) -> 
         packs: Vec::new(),
         splices: Vec::new(),
     })
+}
+
+/// Permission bits without set-user-id, and without set-group-id where the group may run it (else it marks
+/// mandatory locking).
+fn without_set_id(perm: u16) -> u16 {
+    let group_runs = perm & 0o2010 == 0o2010;
+    perm & !0o4000 & !(if group_runs { 0o2000 } else { 0 })
+}
+
+fn without_capability(inode: &Inode) -> Option<Record> {
+    let name = b"security.capability";
+    inode.xattr(name).map(|_| set_xattr(inode, name, None))
 }

@@ -71,15 +71,18 @@ impl Core {
                 return self.store.discard(writer.id());
             };
             cursor = next;
-            let frame = Frame {
-                counter: 0,
-                wall: Time::default(),
-                durable_before: false,
-                records,
-            };
-            if let Err(e) = writer.append(&frame) {
-                self.store.discard(writer.id())?;
-                return Err(e);
+            // A file in very many pieces has records that fill a frame of their own.
+            for records in records.chunk_by(|a, b| !is_long(a) && !is_long(b)) {
+                let frame = Frame {
+                    counter: 0,
+                    wall: Time::default(),
+                    durable_before: false,
+                    records: records.to_vec(),
+                };
+                if let Err(e) = writer.append(&frame) {
+                    self.store.discard(writer.id())?;
+                    return Err(e);
+                }
             }
         }
         self.publish()?;
@@ -241,10 +244,10 @@ impl Core {
                 .position(|(_, closed)| closed.elapsed() >= REWRITE_AFTER);
             due.map(|i| queue.remove(i).0)
         };
-        if let Some(ino) = due {
-            if self.opened(ino).is_none() {
-                self.rewrite(ino)?;
-            }
+        if let Some(ino) = due
+            && self.opened(ino).is_none()
+        {
+            self.rewrite(ino)?;
         }
         Ok(!self.fragmented.lock().is_empty())
     }
@@ -347,4 +350,12 @@ fn joined(extents: &[(crate::index::extents::Extent, PackId)]) -> Vec<(u64, u64)
         }
     }
     ranges
+}
+
+fn is_long(record: &Record) -> bool {
+    match record {
+        Record::BaseInode(base) => base.splices.len() > RECORDS_PER_FRAME,
+        Record::Relocate(more) => more.splices.len() > RECORDS_PER_FRAME,
+        _ => false,
+    }
 }

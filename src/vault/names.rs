@@ -314,21 +314,21 @@ fn inherited(default: Option<&[u8]>, wanted: &Wanted<'_>, umask: u16) -> Result<
 
 impl Draft {
     fn unlink(&mut self, tree: &Tree, link: LinkIx) {
-        let link = tree.link(link);
-        let inode = tree.inode(link.inode());
+        let id = tree.link_id(link);
+        let inode = tree.inode(tree.link(link).inode());
         self.records.push(Record::Unlink(Unlink {
-            link: link.id(),
-            inode: (link.id() != inode.id()).then_some(inode.id()),
+            link: id,
+            inode: (id != inode.id()).then_some(inode.id()),
             seen: tree.wire(inode.version()),
         }));
     }
 
     fn place(&mut self, tree: &Tree, link: LinkIx, parent: InodeIx, name: &[u8]) {
-        let link = tree.link(link);
-        let inode = tree.inode(link.inode()).id();
+        let id = tree.link_id(link);
+        let inode = tree.inode(tree.link(link).inode()).id();
         self.records.push(Record::Link(LinkAt {
-            link: link.id(),
-            inode: (link.id() != inode).then_some(inode),
+            link: id,
+            inode: (id != inode).then_some(inode),
             parent: tree.inode(parent).id(),
             name: name.to_vec(),
         }));

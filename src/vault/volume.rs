@@ -59,11 +59,11 @@ impl Volume for Vault {
             state.failures
         };
         let handle = core.open_handle(ino, writes, failures);
-        if flags & libc::O_TRUNC != 0 {
-            if let Err(e) = core.truncate(ino, 0) {
-                self.release(ino, handle);
-                return Err(e);
-            }
+        if flags & libc::O_TRUNC != 0
+            && let Err(e) = core.truncate(ino, 0)
+        {
+            self.release(ino, handle);
+            return Err(e);
         }
         Ok(handle)
     }
@@ -242,6 +242,10 @@ impl Volume for Vault {
 
     fn write(&self, ino: Ino, handle: Handle, plain_offset: u64, data: &[u8]) -> Result<()> {
         self.core().write_file(ino, handle, plain_offset, data)
+    }
+
+    fn drop_privileges(&self, ino: Ino, set_id: bool) -> Result<bool> {
+        self.core().drop_privileges(ino, set_id)
     }
 
     fn flush(&self, ino: Ino, handle: Handle) -> Result<()> {

@@ -100,10 +100,10 @@ impl Core {
     /// Holds the reserve again, once there is room for it.
     pub(super) fn restore_reserve(&self) {
         let room = self.store.space().map_or(0, |s| s.available_bytes);
-        if room > 2 * RESERVE_BYTES {
-            if let Err(e) = self.store.reserve(RESERVE_BYTES) {
-                log::debug!("no reserve: {e}");
-            }
+        if room > 2 * RESERVE_BYTES
+            && let Err(e) = self.store.reserve(RESERVE_BYTES)
+        {
+            log::debug!("no reserve: {e}");
         }
     }
 
@@ -398,7 +398,13 @@ impl Core {
             if source.kind() != FileKind::Regular || target.kind() != FileKind::Regular {
                 return Err(Kind::InvalidArgument.into());
             }
-            let len = len.min(source.plain_size().saturating_sub(from_offset));
+            let mut len = len.min(source.plain_size().saturating_sub(from_offset));
+            // One record names so many pieces at most; the caller comes again for the rest.
+            const PIECES_PER_COPY: usize = 65_536;
+            let pieces = source.extents().overlapping(from_offset, from_offset + len);
+            if let Some(next) = pieces.get(PIECES_PER_COPY) {
+                len = next.plain_offset - from_offset;
+            }
             let Some(to_end) = to_offset
                 .checked_add(len)
                 .filter(|end| *end <= FILE_LEN_MAX)

@@ -90,7 +90,7 @@ class Library:
         self.dir, self.mnt = self.base / "library", self.base / "mnt"
         self.password_file = self.base / "password"
         self.log = self.base / "mount.log"
-        self.mnt.mkdir(parents=True)
+        self.mnt.mkdir(parents=True, exist_ok=True)
         self.password_file.write_text(PASSWORD + "\n")
         self.password_file.chmod(0o600)
         # State of its own, so that no run knows of another, nor of the libraries of who runs it.
@@ -273,7 +273,8 @@ def same_tree(got, expected, what):
 
 def workplace(name):
     parent = Path(os.environ.get("HUSHFS_TEST_WORK") or "/var/tmp")
-    path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
+    # Short: the names of sockets below it have to fit into 108 bytes.
+    path = Path(tempfile.mkdtemp(prefix=f"{name[:3]}-", dir=parent))
     path.chmod(0o755)  # other users are part of several cases
     return path
 

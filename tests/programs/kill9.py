@@ -128,7 +128,9 @@ WRITERS = {f.__name__: f for f in (write_and_close, replace, append, synced, nam
 
 
 def child(kind, root, name):
-    """This script as a writer."""
+    """This script as a writer. Whatever becomes of who started it, it ends: one that was left alone filled a disk."""
+    signal.alarm(120)
+
     def tell(*what):
         os.write(1, json.dumps(what).encode() + b"\n")
     try:
@@ -204,21 +206,24 @@ def killed(library):
 
 def load(library, seconds, name_of):
     """All writers at once, until the process is killed. Returns what they were told."""
-    logs = {}
+    lines, writers, said = [], [], ""
+    try:
+        for kind in WRITERS:
+            with open(library.base / f"told by {kind}", "wb") as out:
+                writers.append(subprocess.Popen([sys.executable, __file__, "--writer", kind, library.mnt, name_of(kind)],
+                                                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, text=True))
+        time.sleep(seconds)
+        early = [w for w in writers if w.poll() is not None]
+        library.kill()
+        said = [w.communicate(timeout=60)[1] for w in writers]
+    finally:
+        for w in writers:
+            w.kill()
+            w.wait()
+    library.clear()  # not earlier: the writers would go on below the mount point
+    check(not early, f"{len(early)} writers ended before the kill: {said}")
     for kind in WRITERS:
-        out = open(library.base / f"told by {kind}", "w+b")
-        logs[kind] = out, subprocess.Popen([sys.executable, __file__, "--writer", kind, library.mnt, name_of(kind)], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE)
-    time.sleep(seconds)
-    early = {k: p.communicate()[1].decode() for k, (_, p) in logs.items() if p.poll() is not None}
-    library.kill()
-    library.clear()
-    lines = []
-    for out, process in logs.values():
-        process.communicate(timeout=60)
-        out.seek(0)
-        lines += out.read().splitlines()
-        out.close()
-    check(not early, f"writers that ended before the kill: {early}")
+        lines += (library.base / f"told by {kind}").read_bytes().splitlines()
     return lines
 
 

@@ -59,8 +59,8 @@ def killed(library, mode, synchronous):
         w.stdout.readline()
         time.sleep(seconds)
         library.kill()
-        library.clear()
         out, _ = w.communicate(timeout=60)
+        library.clear()
         told = int(out.split()[-1]) if out.split() else 0
         library.mount()
         found = rows(path, name)

@@ -1,6 +1,5 @@
 //! What several tests need: a vault on a store in memory, and a walk of all that it shows.
 #![allow(dead_code, reason = "each test takes what it needs")]
-
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;

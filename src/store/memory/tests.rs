@@ -149,6 +149,12 @@ fn names_that_were_not_synced_may_go_or_come_back() {
         outcomes(&store, |after| after.object(Area::Data, id(1)).is_some()),
         BTreeSet::from([false])
     );
+    store.remove(Area::Data, id(4)).unwrap();
+    store.publish(id(3), Area::Data).unwrap();
+    assert_eq!(
+        outcomes(&store, |after| after.object(Area::Data, id(4)).is_some()),
+        BTreeSet::from([false])
+    );
 }
 
 #[test]

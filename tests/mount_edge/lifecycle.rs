@@ -1,0 +1,173 @@
+//! How mounts begin and end.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use hushfs::{Kind, mount};
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::process::Signal;
+
+use super::{Mount, cannot_mount, errno, is_mounted};
+
+#[test]
+fn a_plain_umount_ends_it_and_leaves_others_alone() {
+    if cannot_mount() {
+        return;
+    }
+    // A stranger's mount below ours, which fuser 0.18 by itself would take away, too.
+    let point = tempfile::tempdir().unwrap().keep();
+    rustix::mount::mount("none", &point, "tmpfs", MountFlags::empty(), None).unwrap();
+    fs::write(point.join("stranger"), "here").unwrap();
+    let mut m = Mount::at(point, "", &[]);
+    assert!(!m.path("stranger").exists());
+    rustix::mount::unmount(&m.point, UnmountFlags::empty()).unwrap();
+    assert_eq!(m.ended().code(), Some(0));
+    assert_eq!(m.closed(), "1");
+    assert_eq!(fs::read(m.path("stranger")).unwrap(), b"here");
+}
+
+#[test]
+fn a_mount_on_top_is_left_alone() {
+    if cannot_mount() {
+        return;
+    }
+    let mut m = Mount::new();
+    rustix::mount::mount("none", &m.point, "tmpfs", MountFlags::empty(), None).unwrap();
+    fs::write(m.path("stranger"), "here").unwrap();
+    m.signal(Signal::TERM);
+    // Cut off after the grace, for it cannot be unmounted.
+    assert_eq!(m.ended().code(), Some(0));
+    assert_eq!(m.closed(), "1");
+    assert_eq!(fs::read(m.path("stranger")).unwrap(), b"here");
+}
+
+#[test]
+fn signals_end_it() {
+    if cannot_mount() {
+        return;
+    }
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let mut m = Mount::with("close-slow", &[]);
+        fs::write(m.path("f"), "x").unwrap();
+        m.signal(signal);
+        // A second one changes nothing.
+        thread::sleep(Duration::from_millis(300));
+        m.signal(signal);
+        m.ended_cleanly();
+    }
+}
+
+#[test]
+fn a_signal_ends_it_with_files_open() {
+    if cannot_mount() {
+        return;
+    }
+    let mut m = Mount::new();
+    let mut file = File::create(m.path("f")).unwrap();
+    file.write_all(b"x").unwrap();
+    let started = Instant::now();
+    m.signal(Signal::TERM);
+    m.ended_cleanly();
+    assert!(started.elapsed() < Duration::from_secs(20));
+    assert!(matches!(
+        errno(file.write_all(b"y")),
+        libc::ENOTCONN | libc::ECONNABORTED
+    ));
+}
+
+#[test]
+fn unmounting_waits_and_tells() {
+    if cannot_mount() {
+        return;
+    }
+    let mut m = Mount::with("close-slow", &[]);
+    mount::unmount(&m.point).unwrap();
+    assert_eq!(m.closed(), "1");
+    assert!(m.child.try_wait().unwrap().is_some());
+    m.ended_cleanly();
+
+    let mut m = Mount::with("close-fails", &[]);
+    let error = mount::unmount(&m.point).unwrap_err().to_string();
+    assert!(error.contains("new/00ff: no space left"), "{error}");
+    assert_eq!(m.ended().code(), Some(9));
+    assert!(m.error().contains("no space left"));
+
+    let m = Mount::new();
+    let file = File::create(m.path("f")).unwrap();
+    let error = mount::unmount(&m.point).unwrap_err();
+    assert!(matches!(error.kind(), Kind::InUse), "{error}");
+    drop(file);
+    mount::unmount(&m.point).unwrap();
+    let error = mount::unmount(&m.point).unwrap_err().to_string();
+    assert!(error.contains("no library is mounted here"), "{error}");
+}
+
+#[test]
+fn mount_points_in_use_are_refused() {
+    if cannot_mount() {
+        return;
+    }
+    let library = tempfile::tempdir().unwrap();
+    let mut m = Mount::new();
+    let error = mount::check(&m.point, library.path()).unwrap_err();
+    assert!(matches!(error.kind(), Kind::InUse), "{error}");
+    // Its process dies: nobody serves it, and that is said, and it can still be unmounted.
+    m.signal(Signal::KILL);
+    m.ended();
+    let error = mount::check(&m.point, library.path())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("died") && error.contains("umount"),
+        "{error}"
+    );
+    mount::unmount(&m.point).unwrap();
+    assert!(!is_mounted(&m.point));
+    mount::check(&m.point, library.path()).unwrap();
+}
+
+#[test]
+fn ordinary_users_mount_through_fusermount3() {
+    let setpriv = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+    ];
+    let there = |name: &str| Command::new(name).arg("--version").output().is_ok();
+    if cannot_mount() || !there("fusermount3") || !there("setpriv") {
+        return;
+    }
+    let umount = |m: &Mount| {
+        Command::new(setpriv[0])
+            .args(&setpriv[1..])
+            .args(["fusermount3", "-u", "--"])
+            .arg(&m.point)
+            .status()
+    };
+    if fs::metadata("/dev/fuse").unwrap().mode() & 0o006 != 0o006 {
+        return eprintln!("skipped: ordinary users may not open /dev/fuse");
+    }
+    let mut m = Mount::with("", &setpriv);
+    assert!(is_mounted(&m.point), "{}", m.error());
+    // Not root's, without allow_other.
+    assert_eq!(errno(fs::metadata(&m.point)), libc::EACCES);
+    assert!(umount(&m).unwrap().success());
+    m.ended_cleanly();
+
+    let mut m = Mount::with("", &setpriv);
+    m.signal(Signal::TERM);
+    m.ended_cleanly();
+
+    let conf = fs::read_to_string("/etc/fuse.conf").unwrap_or_default();
+    if !conf.lines().any(|line| line.trim() == "user_allow_other") {
+        let mut m = Mount::with("allow_other", &setpriv);
+        assert_eq!(m.ended().code(), Some(7));
+        assert!(m.error().contains("/etc/fuse.conf"), "{}", m.error());
+        assert_eq!(m.closed(), "1");
+    }
+}

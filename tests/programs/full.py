@@ -1,0 +1,196 @@
+#!/usr/bin/env python3
+"""A full disk: a small ext4 image below the library is filled, emptied and filled again.
+
+Every error is told (by write, fsync or close): a file of which nobody said anything is whole, then and after a remount.
+Deleting works when nothing else does, and makes room.
+"""
+import errno
+import os
+import time
+from common import Failed, check, content, main, root_only, run, same
+
+IMAGE_MIB = 160
+MIB = 1 << 20
+
+
+def small_disk(library, mib=IMAGE_MIB):
+    """Puts the library onto a disk of its own. Returns what takes that away again."""
+    image = library.base / "disk.img"
+    with open(image, "wb") as f:
+        f.truncate(mib * MIB)
+    run("mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", image)
+    library.dir.mkdir(exist_ok=True)
+    run("mount", "-o", "loop", image, library.dir)
+    run("rmdir", library.dir / "lost+found")
+    return lambda: run("umount", "-l", library.dir)
+
+
+def on_small_disk(case):
+    def test(library):
+        # The runner has made a library on the large disk: this one is made anew.
+        library.umount()
+        run("rm", "-r", library.dir)
+        take_away = small_disk(library)
+        try:
+            library.init()
+            library.mount()
+            case(library)
+            library.umount()
+        finally:
+            library.clear()
+            library.close()
+            take_away()
+    return test
+
+
+def fill(library, folder, length, synced, limit=4 * IMAGE_MIB):
+    """Writes files until the disk is full. Returns those of which no error was told, and the errors."""
+    (library.mnt / folder).mkdir()
+    whole, errors = [], []
+    for i in range(limit * MIB // length):
+        path = library.mnt / folder / f"{i:05}"
+        try:
+            fd = os.open(path, os.O_CREAT | os.O_WRONLY, 0o644)
+        except OSError as e:
+            errors.append(e.errno)
+            break
+        try:
+            data, at = content(f"{folder} {i}", length), 0
+            while at < length:
+                at += os.write(fd, data[at:at + 256 * 1024])
+            if synced:
+                os.fsync(fd)
+        except OSError as e:
+            errors.append(e.errno)
+        try:
+            os.close(fd)
+        except OSError as e:
+            errors.append(e.errno)
+        if errors:
+            break
+        whole.append(path)
+    same({errno.errorcode[e] for e in errors}, {"ENOSPC"}, "errors when the disk is full")
+    return whole
+
+
+def intact(library, paths, length):
+    for path in paths:
+        data = path.read_bytes()
+        check(data == content(f"{path.parent.name} {int(path.name)}", length), f"{path.name}: {len(data)} bytes, {'other than were' if len(data) == length else 'not all that were'} written")
+
+
+def writes_again(library, length):
+    """Writes a file as soon as there is room for it: what was deleted is given back within a while."""
+    end = time.monotonic() + 90
+    while True:
+        try:
+            with open(library.mnt / "again", "wb", buffering=0) as f:
+                data, at = content("again", length), 0
+                while at < length:
+                    at += f.write(data[at:at + 256 * 1024])
+                os.fsync(f.fileno())
+            return
+        except OSError as e:
+            same(errno.errorcode[e.errno], "ENOSPC", "the error of writing after deleting")
+            if time.monotonic() > end:
+                raise Failed("everything was deleted 90 s ago, and there is still no room") from e
+            time.sleep(0.5)
+
+
+def fill_delete_fill(library, length, synced):
+    (library.mnt / "kept").write_bytes(content("kept", 100_000))
+    library.remount()  # so that what is kept shares no pack with what is deleted
+    whole = fill(library, "fill", length, synced)
+    written = len(whole) * length / MIB
+    print(f"      {written:.0f} MiB fit on {IMAGE_MIB} MiB")
+    check(written > IMAGE_MIB / 2, f"full after {written:.0f} of {IMAGE_MIB} MiB")
+    intact(library, whole, length)
+    # Reading, and changes that take next to no room, go on.
+    os.listdir(library.mnt / "fill")
+    library.remount()
+    intact(library, whole, length)
+    same((library.mnt / "kept").read_bytes(), content("kept", 100_000), "what was there before")
+    for path in sorted((library.mnt / "fill").iterdir()):
+        path.unlink()
+    (library.mnt / "fill").rmdir()
+    writes_again(library, 16 * MIB)
+    library.remount()
+    same(sorted(os.listdir(library.mnt)), ["again", "kept"], "names after emptying and a remount")
+    check((library.mnt / "again").read_bytes() == content("again", 16 * MIB), "what was written after deleting")
+    same((library.mnt / "kept").read_bytes(), content("kept", 100_000), "what was there before")
+
+
+@on_small_disk
+def test_large_files_synced(library):
+    fill_delete_fill(library, 5 * MIB, synced=True)
+
+
+@on_small_disk
+def test_large_files(library):
+    """Without fsync: what write and close said nothing about must be there."""
+    fill_delete_fill(library, 5 * MIB, synced=False)
+
+
+@on_small_disk
+def test_small_files(library):
+    fill_delete_fill(library, 20_000, synced=False)
+
+
+@on_small_disk
+def test_full_from_outside(library):
+    """Somebody else fills the disk; then deleting, killing and mounting must still work."""
+    for i in range(50):
+        (library.mnt / f"{i:05}").write_bytes(content(f"mnt {i}", 200_000))
+    library.remount()
+    with open(library.dir / "stranger", "wb", buffering=0) as f:
+        try:
+            while f.write(bytes(MIB)) == MIB:
+                pass
+            while f.write(bytes(4096)):
+                pass
+        except OSError as e:
+            same(e.errno, errno.ENOSPC, "the error of filling the disk")
+    intact(library, [library.mnt / f"{i:05}" for i in range(50)], 200_000)
+    for i in range(0, 50, 2):
+        (library.mnt / f"{i:05}").unlink()
+    left = [f"{i:05}" for i in range(1, 50, 2)]
+    same(sorted(os.listdir(library.mnt)), left, "names after deleting on a full disk")
+    library.kill()
+    library.clear()
+    (library.dir / "stranger").unlink()
+    library.mount()
+    same(sorted(os.listdir(library.mnt)), left, "names after kill -9")
+    intact(library, [library.mnt / n for n in left], 200_000)
+    (library.mnt / "new").write_bytes(content("new", MIB))
+    library.remount()
+    same((library.mnt / "new").read_bytes(), content("new", MIB), "what was written when there was room again")
+
+
+@on_small_disk
+def test_mounting_when_full(library):
+    """A library on a disk that was filled while it was not mounted can be mounted, read, and deleted from."""
+    for i in range(20):
+        (library.mnt / f"{i:05}").write_bytes(content(f"mnt {i}", MIB))
+    library.umount()
+    with open(library.dir / "stranger", "wb", buffering=0) as f:
+        try:
+            while f.write(bytes(4096)):
+                pass
+        except OSError:
+            pass
+    library.mount()
+    intact(library, [library.mnt / f"{i:05}" for i in range(20)], MIB)
+    try:
+        (library.mnt / "no room").write_bytes(content("no room", 4 * MIB))
+        raise Failed("4 MiB were written on a full disk, and no error was told")
+    except OSError as e:
+        same(errno.errorcode[e.errno], "ENOSPC", "the error of writing on a full disk")
+    library.umount()
+    (library.dir / "stranger").unlink()
+    library.mount()
+    intact(library, [library.mnt / f"{i:05}" for i in range(20)], MIB)
+
+
+if __name__ == "__main__":
+    root_only()
+    main()
