@@ -119,7 +119,9 @@ impl Index {
                 );
             }
             other => {
-                return Err(Kind::Unsupported(format!("an index of version {other}").into()).into());
+                return Err(
+                    Kind::Unsupported(format!("an index of version {other}").into()).into(),
+                );
             }
         }
         let mut index = Self {
