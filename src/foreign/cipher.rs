@@ -16,7 +16,7 @@ pub type Iv = [u8; BLOCK_LEN];
 #[derive(Clone)]
 pub enum Key {
     /// AES-128.
-    Short(Aes128),
+    Short(Box<Aes128>),
     /// AES-256.
     Long(Box<Aes256>),
 }
@@ -24,7 +24,7 @@ pub enum Key {
 impl Key {
     /// An AES-128 key.
     pub fn short(bytes: &[u8; 16]) -> Self {
-        Self::Short(Aes128::new(&Array::from(*bytes)))
+        Self::Short(Box::new(Aes128::new(&Array::from(*bytes))))
     }
 
     /// An AES-256 key.
@@ -35,7 +35,7 @@ impl Key {
     /// Decrypts whole blocks in place; what padding there is stays. `data` is a multiple of [`BLOCK_LEN`] long.
     pub fn decrypt_blocks(&self, iv: &Iv, data: &mut [u8]) {
         match self {
-            Self::Short(aes) => decrypt(aes, iv, data),
+            Self::Short(aes) => decrypt(&**aes, iv, data),
             Self::Long(aes) => decrypt(&**aes, iv, data),
         }
     }
@@ -43,7 +43,7 @@ impl Key {
     /// Encrypts whole blocks in place, without padding. `data` is a multiple of [`BLOCK_LEN`] long.
     pub fn encrypt_blocks(&self, iv: &Iv, data: &mut [u8]) {
         match self {
-            Self::Short(aes) => encrypt(aes, iv, data),
+            Self::Short(aes) => encrypt(&**aes, iv, data),
             Self::Long(aes) => encrypt(&**aes, iv, data),
         }
     }

@@ -4,9 +4,8 @@
 //! Nothing is authenticated: changed bytes give changed pictures, in silence. The key is one SHA-256 of a text.
 
 use std::collections::HashSet;
-use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,12 +13,19 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use super::cipher::{BLOCK_LEN, Iv, Key, random_iv, unpadded_len};
+use super::cipher::{BLOCK_LEN, Key, random_iv};
 use super::report::Report;
 use super::sealer::{Seal, Sealed};
 use super::stage::{Stage, Step};
 use super::{Entry, Format, Listed, PlainReader, Reader};
 use crate::error::{Error, Kind, Result};
+
+mod names;
+mod run;
+
+use names::{ends_in, extname, free_name, mime_by_name, with_suffix};
+use run::CIPHER_LEN_MIN;
+pub use run::{ImageReader, ImageSeal};
 
 /// What an encrypted file's name ends in.
 const ENC: &str = ".enc";
@@ -31,8 +37,6 @@ const META_LEN_MAX: u64 = 64 << 10;
 pub const DEFAULT_KEY: &str = "your-32-character-secret-key-here!";
 /// The attribute that shows a file's type.
 const MIME_ATTRIBUTE: &str = "user.mime_type";
-/// The shortest encrypted file: a vector and one block.
-const CIPHER_LEN_MIN: u64 = 2 * BLOCK_LEN as u64;
 /// Files that are tried to tell a wrong key.
 const SAMPLE_MAX: usize = 64;
 
@@ -120,7 +124,7 @@ impl Images {
             let Ok((file, len)) = super::open_file(&self.root.join(path)) else {
                 continue;
             };
-            if len < CIPHER_LEN_MIN || len % BLOCK_LEN as u64 != 0 {
+            if len < CIPHER_LEN_MIN || !len.is_multiple_of(BLOCK_LEN as u64) {
                 continue;
             }
             tried += 1;
@@ -240,7 +244,7 @@ impl Format for Images {
         if entry.sealed {
             return self
                 .open_sealed(&entry.stored)
-                .map(|reader| reader.plain_size);
+                .map(|reader| reader.plain_size());
         }
         super::open_file(&self.root.join(&entry.stored)).map(|(_, len)| len)
     }
@@ -466,8 +470,8 @@ impl Images {
         }
         let mut buffer = vec![0; 1 << 20];
         let mut at = 0;
-        while at < reader.plain_size {
-            let len = (reader.plain_size - at).min(buffer.len() as u64);
+        while at < reader.plain_size() {
+            let len = (reader.plain_size() - at).min(buffer.len() as u64);
             if let Err(e) = reader.read_exact_at(at, &mut buffer[..len as usize]) {
                 return report.problem(stored.display(), e);
             }
@@ -479,173 +483,6 @@ impl Images {
 
 /// Whether a picture, or anything else that is known, is behind this.
 fn is_image(reader: &ImageReader) -> bool {
-    let mut head = vec![0; reader.plain_size.min(4096) as usize];
+    let mut head = vec![0; reader.plain_size().min(4096) as usize];
     reader.read_exact_at(0, &mut head).is_ok() && infer::is_image(&head)
-}
-
-fn ends_in(path: &Path, suffix: &str) -> bool {
-    path.as_os_str().as_bytes().ends_with(suffix.as_bytes())
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
-/// The name under which an encrypted file is shown: without `.enc`; where that is taken, marked.
-fn free_name(stored: &Path, taken: &HashSet<PathBuf>) -> PathBuf {
-    let bytes = stored.as_os_str().as_bytes();
-    let bare = bytes.strip_suffix(ENC.as_bytes()).unwrap_or(bytes);
-    let shown = PathBuf::from(OsStr::from_bytes(bare));
-    let nameless = bare.is_empty() || bare.ends_with(b"/");
-    if !nameless && !taken.contains(&shown) {
-        return shown;
-    }
-    let name =
-        OsStr::from_bytes(&bare[bare.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1)..]);
-    let extension = extname(name);
-    let stem = &name.as_bytes()[..name.len() - extension.len().min(name.len())];
-    let folder = stored.parent().unwrap_or(Path::new(""));
-    let mut number = 1;
-    loop {
-        let mark = if number == 1 {
-            " (encrypted)".to_string()
-        } else {
-            format!(" (encrypted {number})")
-        };
-        let name = [stem, mark.as_bytes(), extension.as_bytes()].concat();
-        let shown = folder.join(OsString::from_vec(name));
-        if !taken.contains(&shown) {
-            return shown;
-        }
-        number += 1;
-    }
-}
-
-/// From the last dot on, as Node's `path.extname` has it: a dot at the start is none.
-fn extname(name: &OsStr) -> String {
-    let name = name.to_string_lossy();
-    match name.rfind('.') {
-        Some(at) if at > 0 => name[at..].to_string(),
-        _ => String::new(),
-    }
-}
-
-/// As the original serves a file without a description (format page, 3.5).
-fn mime_by_name(path: &Path) -> &'static str {
-    let extension = extname(path.file_name().unwrap_or_default()).to_lowercase();
-    match &*extension {
-        ".jpg" | ".jpeg" => "image/jpeg",
-        ".png" => "image/png",
-        ".gif" => "image/gif",
-        ".webp" => "image/webp",
-        ".svg" => "image/svg+xml",
-        _ => "application/octet-stream",
-    }
-}
-
-/// Encrypts a file as one run (format page, 3.2).
-pub struct ImageSeal {
-    key: Key,
-    iv: Iv,
-    /// The last encrypted block; at the start there is none.
-    chain: Option<Iv>,
-}
-
-impl ImageSeal {
-    /// Starts with a vector, which the file holds first.
-    pub fn new(key: Key, iv: Iv) -> Self {
-        Self {
-            key,
-            iv,
-            chain: None,
-        }
-    }
-}
-
-impl Seal for ImageSeal {
-    fn unit_plain_len(&self) -> usize {
-        256 << 10
-    }
-
-    fn seal(&mut self, plain: &[u8], last: bool, out: &mut Vec<u8>) -> Result<()> {
-        if self.chain.is_none() {
-            out.extend_from_slice(&self.iv);
-        }
-        let chain = self.chain.unwrap_or(self.iv);
-        let start = out.len();
-        if last {
-            self.key.encrypt_padded(&chain, plain, out);
-        } else {
-            out.extend_from_slice(plain);
-            self.key.encrypt_blocks(&chain, &mut out[start..]);
-        }
-        self.chain = out.last_chunk().copied();
-        Ok(())
-    }
-
-    fn reader(&self, file: Arc<File>, plain_size: u64) -> Arc<dyn Reader> {
-        Arc::new(ImageReader {
-            file,
-            key: self.key.clone(),
-            plain_size,
-        })
-    }
-}
-
-/// Reads an encrypted file.
-pub struct ImageReader {
-    file: Arc<File>,
-    key: Key,
-    plain_size: u64,
-}
-
-impl ImageReader {
-    /// Of a file of `cipher_len` bytes; its last block says how long it is.
-    pub fn new(file: Arc<File>, key: Key, cipher_len: u64) -> Result<Self> {
-        if cipher_len < CIPHER_LEN_MIN || cipher_len % BLOCK_LEN as u64 != 0 {
-            let check = format!("no encrypted file has {cipher_len} bytes: it was cut");
-            return Err(Kind::Damaged(check.into()).into());
-        }
-        let mut end = [0; 2 * BLOCK_LEN];
-        super::read_at(&file, cipher_len - CIPHER_LEN_MIN, &mut end)?;
-        let (chain, block) = end.split_at_mut(BLOCK_LEN);
-        let chain: Iv = (&*chain).try_into().expect("half of two blocks");
-        key.decrypt_blocks(&chain, block);
-        let kept = unpadded_len(block).ok_or_else(|| {
-            Error::from(Kind::Damaged(
-                "its last block does not open: cut, changed, or another key".into(),
-            ))
-        })?;
-        let plain_size = cipher_len - CIPHER_LEN_MIN + kept as u64;
-        Ok(Self {
-            file,
-            key,
-            plain_size,
-        })
-    }
-}
-
-impl Reader for ImageReader {
-    fn plain_size(&self) -> u64 {
-        self.plain_size
-    }
-
-    fn read_exact_at(&self, plain_offset: u64, out: &mut [u8]) -> Result<()> {
-        if out.is_empty() {
-            return Ok(());
-        }
-        // The block before the first is its vector; the file starts with the very first one.
-        let first = plain_offset / BLOCK_LEN as u64;
-        let end = (plain_offset + out.len() as u64).div_ceil(BLOCK_LEN as u64) + 1;
-        let mut cipher = vec![0; (end - first) as usize * BLOCK_LEN];
-        super::read_at(&self.file, first * BLOCK_LEN as u64, &mut cipher)?;
-        let (chain, blocks) = cipher.split_at_mut(BLOCK_LEN);
-        let chain: Iv = (&*chain).try_into().expect("one block");
-        self.key.decrypt_blocks(&chain, blocks);
-        let skip = (plain_offset % BLOCK_LEN as u64) as usize;
-        out.copy_from_slice(&blocks[skip..skip + out.len()]);
-        Ok(())
-    }
 }

@@ -20,7 +20,7 @@ use crate::error::{Error, Kind, Result};
 mod backups;
 mod catalog;
 pub mod frames;
-mod manifest;
+pub mod manifest;
 mod names;
 mod verify;
 
@@ -199,7 +199,7 @@ impl Medusa {
         catalog: &mut Catalog,
         keepers: &[usize],
         mut edit: impl FnMut(&mut Draft),
-    ) -> Result<(Vec<Step>, Vec<(usize, Draft)>)> {
+    ) -> Result<(Vec<Step>, Drafts)> {
         let stage = self.writer()?;
         let (mut steps, mut drafts) = (Vec::new(), Vec::new());
         for at in keepers {
@@ -215,12 +215,7 @@ impl Medusa {
         Ok((steps, drafts))
     }
 
-    fn commit(
-        &self,
-        catalog: &mut Catalog,
-        steps: Vec<Step>,
-        drafts: Vec<(usize, Draft)>,
-    ) -> Result<()> {
+    fn commit(&self, catalog: &mut Catalog, steps: Vec<Step>, drafts: Drafts) -> Result<()> {
         self.writer()?.commit(steps)?;
         for (at, draft) in drafts {
             catalog.replace(at, draft.objects());
@@ -440,6 +435,9 @@ impl Format for Medusa {
         verify::run(self, report)
     }
 }
+
+/// Manifests that are being changed, by their places in the catalogue.
+type Drafts = Vec<(usize, Draft)>;
 
 /// The index from the name of an object to what manifests say of it.
 type ByPath = HashMap<String, Vec<Known>>;

@@ -104,7 +104,13 @@ impl DigestForm {
 /// Reads a manifest.
 pub fn read(path: &Path) -> Result<Vec<Section>> {
     let bytes = super::super::read_file(path, MANIFEST_LEN_MAX)?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::damaged(path.display(), e))
+    parse(&bytes).map_err(|e| e.about(path.display()))
+}
+
+/// The same, of its bytes.
+pub fn parse(bytes: &[u8]) -> Result<Vec<Section>> {
+    let parsed = serde_json::from_slice(bytes);
+    parsed.map_err(|e| Kind::Damaged(e.to_string().into()).into())
 }
 
 /// What Medusa records of an object that it has uploaded.

@@ -29,11 +29,11 @@ impl Mirror {
         self.writable()?;
         check_name(name)?;
         let shown = self.path(parent)?.join(name);
-        if let Err(e) = self.format.admit(&shown) {
-            if !looks_temporary(name) {
-                log::warn!("{}: refused: {e}", shown.display());
-                return Err(e);
-            }
+        if let Err(e) = self.format.admit(&shown)
+            && !looks_temporary(name)
+        {
+            log::warn!("{}: refused: {e}", shown.display());
+            return Err(e);
         }
         let mut content = Content::new();
         content.overrides = Overrides {
