@@ -94,7 +94,7 @@ fn read_warm_blocks(bencher: Bencher<'_, '_>, blocks: u32) {
         .counter(BytesCount::new(blocks as usize * BLOCK))
         .bench_local(|| {
             reader
-                .read_sealed(&run, 0..blocks, &mut sealed)
+                .read_sealed(run.cipher_range(0..blocks), &mut sealed)
                 .expect("it was just written");
             for (block, bytes) in sealed.chunks(BLOCK + SEAL_OVERHEAD).enumerate() {
                 reader

@@ -12,10 +12,12 @@ use super::key::{kind_name, utc};
 use super::library::{Library, NEW, Slots, Unlocked};
 use super::printable;
 use super::secret::OpenArgs;
-use crate::crypto::FORMAT_VERSION;
+use crate::crypto::{FORMAT_VERSION, MasterKey};
 use crate::error::{Error, Kind, Result};
-use crate::state::Place;
-use crate::store::{Area, ObjectId};
+use crate::index::{Tree, replay};
+use crate::state::{Head, Place};
+use crate::store::{Access, Area, DirStore, ObjectId};
+use crate::volume::Time;
 
 /// More files than these are not counted: of 64 MiB packs they are 64 TiB.
 const OBJECTS_MAX: usize = 1 << 20;
@@ -166,7 +168,35 @@ fn with_key(library: &Library, slots: &Slots, unlocked: &Unlocked) -> Result<Fac
             facts.push(("device", Value::Text(known.device.to_string())));
         }
     }
+    facts.extend(with_index(library, &unlocked.master)?);
     Ok(facts)
+}
+
+/// What the published index says.
+fn with_index(library: &Library, master: &MasterKey) -> Result<Facts> {
+    let store = DirStore::open(&library.dir, Access::ReadOnly)?;
+    let replayed = replay(&store, master, Tree::new(0, 0, Time::default()))?;
+    let packs = replayed.tree.packs();
+    let live = packs.iter().map(|p| p.live_plain_bytes).sum();
+    let device = |head: &Head| {
+        vec![
+            ("id", Value::Text(head.device.to_string())),
+            ("newest_segment", Value::Number(head.number)),
+        ]
+    };
+    let gaps = replayed
+        .gaps
+        .iter()
+        .map(|gap| vec![("gap", Value::Text(gap.clone()))]);
+    Ok(vec![
+        ("inodes", Value::Number(replayed.tree.inode_count())),
+        ("plain_bytes", Value::Number(live)),
+        (
+            "devices",
+            Value::List(replayed.heads.values().map(device).collect()),
+        ),
+        ("missing", Value::List(gaps.collect())),
+    ])
 }
 
 /// For people: one fact a line.

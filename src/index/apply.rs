@@ -161,8 +161,16 @@ impl Tree {
             Some(link) if !moving.contains(&link) => return Ok(()),
             found => found,
         };
-        if self.child(parent, &to.name).is_some() {
-            return Err("two links of one name");
+        if let Some(other) = self.child(parent, &to.name) {
+            if !self.is_later(self.link(other).at, at) {
+                return Err("two links of one name");
+            }
+            // A base that was written meanwhile knows who had the name next. So this link has left it, and a
+            // record that comes says for where, or that it is no more.
+            if let Some(link) = link {
+                self.remove_link(link);
+            }
+            return Ok(());
         }
         let is_dir = self.inode(inode).kind == FileKind::Directory;
         if is_dir && link.is_none() && self.inode(inode).first_link.is_some() {
@@ -288,21 +296,29 @@ impl Tree {
             return;
         }
         self.detach(ix, at, wall);
-        self.links.remove(ix.0);
-        self.other_links.remove(&gone.link);
-        self.other_link_ids.remove(&ix);
-        let holder = self.inode_mut(inode);
+        self.remove_link(ix);
+        self.inode_mut(inode).ctime = wall.into();
+        self.drop_if_unused(inode);
+    }
+
+    /// Forgets a link that is in no directory any more.
+    fn remove_link(&mut self, ix: LinkIx) {
+        let Some(link) = self.links.remove(ix.0) else {
+            return;
+        };
+        if let Some(id) = self.other_link_ids.remove(&ix) {
+            self.other_links.remove(&id);
+        }
+        let holder = self.inode_mut(link.inode);
         if holder.kind != FileKind::Directory {
             holder.count = holder.count.saturating_sub(1);
         }
-        holder.ctime = wall.into();
         if let Some(extra) = &mut holder.extra {
             extra.more_links.retain(|l| *l != ix);
         }
         if holder.first_link == Some(ix) {
             holder.first_link = holder.extra.as_mut().and_then(|x| x.more_links.pop());
         }
-        self.drop_if_unused(inode);
     }
 
     /// Forgets an inode that has no name and that nobody holds.
@@ -342,9 +358,9 @@ impl Tree {
                 .unwrap_or(inode.created)
         };
         let newer = [
-            self.is_later(at, set_at(|x| x.perm_at)),
-            self.is_later(at, set_at(|x| x.owner_at)),
-            self.is_later(at, set_at(|x| x.atime.map(|(_, at)| at))),
+            change.perm.is_some() && self.is_later(at, set_at(|x| x.perm_at)),
+            change.owner.is_some() && self.is_later(at, set_at(|x| x.owner_at)),
+            change.atime.is_some() && self.is_later(at, set_at(|x| x.atime.map(|(_, at)| at))),
         ];
         let inode = self.inode_mut(ix);
         if let (Some(perm), true) = (change.perm, newer[0]) {
@@ -358,7 +374,10 @@ impl Tree {
         if let (Some(atime), true) = (change.atime, newer[2]) {
             inode.extra_mut().atime = Some((atime.into(), at));
         }
-        inode.ctime = wall.into();
+        // What a base knows already has a ctime there, perhaps a later one.
+        if newer.contains(&true) {
+            inode.ctime = wall.into();
+        }
     }
 
     fn change_content(&mut self, at: Stamp, wall: Time, content: &Content) -> Result<(), Refusal> {

@@ -2,6 +2,7 @@
 
 mod apply;
 mod base;
+mod encoding;
 pub mod extents;
 pub mod record;
 mod replay;
@@ -9,6 +10,7 @@ mod segment;
 mod tree;
 
 pub use base::{BaseCursor, StampTable};
+pub use encoding::{from_cbor, to_cbor};
 pub use replay::{Published, Replayed, check_rollback, replay};
 pub use segment::{
     ClosedSegment, Ending, Extent as SegmentExtent, SEGMENT_CIPHER_LEN, SegmentReader,

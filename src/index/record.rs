@@ -3,7 +3,7 @@
 //! Every record is one or more last-writer-wins registers, ordered by [`WireStamp`]: applying the same set in any
 //! order gives the same tree.
 
-use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
+use minicbor::{Decode, Encode};
 
 use crate::pack::Run;
 use crate::state::Head;
@@ -24,123 +24,6 @@ impl Id {
     /// The half that programs see as `st_ino`.
     pub fn low(self) -> u64 {
         self.0 as u64
-    }
-}
-
-impl<C> Encode<C> for Id {
-    fn encode<W: encode::Write>(
-        &self,
-        e: &mut Encoder<W>,
-        _: &mut C,
-    ) -> Result<(), encode::Error<W::Error>> {
-        e.bytes(&self.0.to_be_bytes())?.ok()
-    }
-}
-
-impl<'b, C> Decode<'b, C> for Id {
-    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
-        sixteen(d).map(|b| Self(u128::from_be_bytes(b)))
-    }
-}
-
-impl<C> Encode<C> for ObjectId {
-    fn encode<W: encode::Write>(
-        &self,
-        e: &mut Encoder<W>,
-        _: &mut C,
-    ) -> Result<(), encode::Error<W::Error>> {
-        e.bytes(&self.0)?.ok()
-    }
-}
-
-impl<'b, C> Decode<'b, C> for ObjectId {
-    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
-        sixteen(d).map(Self)
-    }
-}
-
-fn sixteen(d: &mut Decoder<'_>) -> Result<[u8; 16], decode::Error> {
-    d.bytes()?
-        .try_into()
-        .map_err(|_| decode::Error::message("an id is 16 bytes"))
-}
-
-impl<C> Encode<C> for Time {
-    fn encode<W: encode::Write>(
-        &self,
-        e: &mut Encoder<W>,
-        _: &mut C,
-    ) -> Result<(), encode::Error<W::Error>> {
-        e.array(2)?.i64(self.sec)?.u32(self.nsec)?.ok()
-    }
-}
-
-impl<'b, C> Decode<'b, C> for Time {
-    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
-        if d.array()? != Some(2) {
-            return Err(decode::Error::message("a time is two numbers"));
-        }
-        let (sec, nsec) = (d.i64()?, d.u32()?);
-        if nsec >= 1_000_000_000 {
-            return Err(decode::Error::message("nanoseconds of a second or more"));
-        }
-        Ok(Self { sec, nsec })
-    }
-}
-
-impl<C> Encode<C> for Head {
-    fn encode<W: encode::Write>(
-        &self,
-        e: &mut Encoder<W>,
-        c: &mut C,
-    ) -> Result<(), encode::Error<W::Error>> {
-        e.array(3)?;
-        self.device.encode(e, c)?;
-        e.u64(self.number)?.bytes(&self.sha256)?.ok()
-    }
-}
-
-impl<'b, C> Decode<'b, C> for Head {
-    fn decode(d: &mut Decoder<'b>, c: &mut C) -> Result<Self, decode::Error> {
-        if d.array()? != Some(3) {
-            return Err(decode::Error::message("a head has three members"));
-        }
-        let device = ObjectId::decode(d, c)?;
-        let number = d.u64()?;
-        let sha256 = d
-            .bytes()?
-            .try_into()
-            .map_err(|_| decode::Error::message("a digest is 32 bytes"))?;
-        Ok(Self {
-            device,
-            number,
-            sha256,
-        })
-    }
-}
-
-impl<C> Encode<C> for FileKind {
-    fn encode<W: encode::Write>(
-        &self,
-        e: &mut Encoder<W>,
-        _: &mut C,
-    ) -> Result<(), encode::Error<W::Error>> {
-        e.u8(*self as u8)?.ok()
-    }
-}
-
-impl<'b, C> Decode<'b, C> for FileKind {
-    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
-        Ok(match d.u8()? {
-            0 => FileKind::Regular,
-            1 => FileKind::Directory,
-            2 => FileKind::Symlink,
-            3 => FileKind::Fifo,
-            4 => FileKind::Socket,
-            5 => FileKind::CharDevice,
-            6 => FileKind::BlockDevice,
-            _ => return Err(decode::Error::message("unknown kind of inode")),
-        })
     }
 }
 
@@ -602,27 +485,10 @@ pub struct BaseLink {
     pub at: BaseStamp,
 }
 
-/// Encodes anything above.
-pub fn to_cbor<T: Encode<()>>(value: &T) -> Vec<u8> {
-    let mut out = Vec::new();
-    // Writing to a vector cannot fail, and none of the types has an encoding that can.
-    minicbor::encode(value, &mut out).expect("encoding to memory cannot fail");
-    out
-}
-
-/// Decodes anything above, and refuses bytes behind it.
-pub fn from_cbor<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, decode::Error> {
-    let mut d = Decoder::new(bytes);
-    let value = d.decode()?;
-    if d.position() != bytes.len() {
-        return Err(decode::Error::message("bytes behind the end"));
-    }
-    Ok(value)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::encoding::{from_cbor, to_cbor};
 
     #[test]
     fn a_frame_comes_back_as_it_was() {

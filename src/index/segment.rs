@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::record::{Closing, Frame, Opening, SegmentId, from_cbor, to_cbor};
+use super::encoding::{from_cbor, to_cbor};
+use super::record::{Closing, Frame, Opening, SegmentId};
 use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, random};
 use crate::error::{Error, Result};
 use crate::pack::padme_len;
@@ -120,7 +121,7 @@ impl SegmentWriter {
     }
 
     /// Adds the closing frame, padding and trailer.
-    pub fn close(mut self, needs: Vec<crate::state::Head>) -> Result<ClosedSegment> {
+    pub fn close(&mut self, needs: Vec<crate::state::Head>) -> Result<ClosedSegment> {
         let closing = to_cbor(&Closing {
             frames: self.frames,
             needs,
@@ -142,12 +143,14 @@ impl SegmentWriter {
         self.key
             .seal(&aad(Part::Trailer, at), &[&trailer], &mut self.buffer)?;
         self.flush_buffer()?;
-        let sha256 = self.digest.finalize().into();
+        let sha256 = std::mem::take(&mut self.digest).finalize().into();
+        // Nothing may come behind the trailer.
+        self.spoiled = true;
         Ok(ClosedSegment {
             id: self.id,
             sha256,
             cipher_len: self.cipher_len,
-            file: self.file,
+            file: self.file.clone(),
         })
     }
 

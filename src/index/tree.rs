@@ -374,11 +374,14 @@ impl Tree {
 
     /// The link with this id, of this inode.
     pub fn find_link(&self, inode: InodeIx, link: Id) -> Option<LinkIx> {
-        let first = self.inode(inode).first_link;
-        let is_it = |ix: &LinkIx| self.link_id(*ix) == link;
-        first
-            .filter(is_it)
-            .or_else(|| self.other_links.get(&link).copied())
+        if let Some(ix) = self.other_links.get(&link) {
+            return Some(*ix);
+        }
+        // The link with the inode's id, which need not be the first.
+        let inode = self.inode(inode);
+        let more = inode.extra.iter().flat_map(|x| &x.more_links);
+        let mut links = inode.first_link.iter().chain(more).copied();
+        links.find(|ix| self.link_id(*ix) == link)
     }
 
     /// The id of a link.

@@ -72,7 +72,7 @@ impl Catalogue {
         encoded(e.array(6).and_then(|e| {
             e.u32(run.cipher_offset)?
                 .u32(run.plain_len)?
-                .bytes(&note.inode.to_le_bytes())
+                .bytes(&note.inode.to_be_bytes())
         }));
         encoded(
             e.u32(self.path_count - 1)
@@ -145,7 +145,7 @@ fn decode_arrays(
             .ok_or_else(|| minicbor::decode::Error::message("no such path"))?;
         entries.push(CatalogueEntry {
             run,
-            inode: u128::from_le_bytes(inode),
+            inode: u128::from_be_bytes(inode),
             path: Arc::clone(path),
             plain_offset: d.u64()?,
             counter: d.u64()?,

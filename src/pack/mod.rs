@@ -56,6 +56,13 @@ impl Run {
     pub fn block_plain_len(&self, block: u32) -> u32 {
         (self.plain_len - block * BLOCK_PLAIN_LEN).min(BLOCK_PLAIN_LEN)
     }
+    /// Where in the pack adjacent blocks lie; `blocks` must not be empty, nor end behind [`Run::blocks`].
+    pub fn cipher_range(&self, blocks: std::ops::Range<u32>) -> std::ops::Range<u32> {
+        let last = blocks.end - 1;
+        let end =
+            self.block_cipher_offset(last) + self.block_plain_len(last) + SEAL_OVERHEAD as u32;
+        self.block_cipher_offset(blocks.start)..end
+    }
     /// Bytes that it takes in the pack.
     pub fn cipher_len(&self) -> u32 {
         self.plain_len + self.blocks() * SEAL_OVERHEAD as u32

@@ -113,19 +113,22 @@ impl PackReader {
         )))
     }
 
-    /// Reads the sealed bytes of adjacent blocks of a run, in one read, to `sealed` (cleared first).
+    /// Reads a range of the pack, in one read, to `sealed` (what was in it goes).
     ///
-    /// A pack that is too short is damaged.
-    pub fn read_sealed(&self, run: &Run, blocks: Range<u32>, sealed: &mut Vec<u8>) -> Result<()> {
-        self.check_run(run, &blocks)?;
-        let last = blocks.end - 1;
-        let start = run.block_cipher_offset(blocks.start);
-        let end = run.block_cipher_offset(last) + run.block_plain_len(last) + SEAL_OVERHEAD as u32;
-        // Not cleared: every byte is read over, so only what is longer than the last time costs a fill.
-        sealed.resize((end - start) as usize, 0);
-        self.object
-            .read_at(sealed, u64::from(start))
-            .inspect_err(|_| sealed.clear())
+    /// A pack that is too short is damaged; so is an index that asks for more than a pack can hold.
+    pub fn read_sealed(&self, range: Range<u32>, sealed: &mut Vec<u8>) -> Result<()> {
+        if range.start as usize >= HEADER_LEN
+            && range.start < range.end
+            && range.end <= PACK_CIPHER_LEN
+        {
+            // Not cleared: every byte is read over, so only what is longer than the last time costs a fill.
+            sealed.resize((range.end - range.start) as usize, 0);
+            return self
+                .object
+                .read_at(sealed, u64::from(range.start))
+                .inspect_err(|_| sealed.clear());
+        }
+        Err(self.damaged(format_args!("cannot hold anything at {range:?}")))
     }
 
     /// Opens block `block` of `run` from its sealed bytes into `plain`, exactly `run.block_plain_len(block)` long.

@@ -5,7 +5,7 @@
 //! one that says "durable before here" count only while everything that they name opens: after a power cut their
 //! contents may be missing. The first that does not open ends the journal.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::Core;
@@ -20,10 +20,15 @@ use crate::pack::{PackId, PackReader};
 use crate::state::Head;
 use crate::store::{Area, Growing, ObjectId};
 
+#[derive(Default)]
 struct Leftovers {
     segments: Vec<LeftSegment>,
     /// Packs that have no end.
     packs: HashMap<PackId, Arc<dyn Growing>>,
+    /// Packs that had one, and are published now.
+    finished: Vec<PackLen>,
+    /// Packs that frames condemn: they may be gone, and nothing that is in them matters.
+    condemned: HashSet<PackId>,
     /// What is of no use.
     garbage: Vec<ObjectId>,
 }
@@ -32,6 +37,8 @@ struct LeftSegment {
     id: ObjectId,
     opening: Opening,
     frames: Vec<Frame>,
+    /// Its writer closed it: it is whole, and others may build on it.
+    is_closed: bool,
 }
 
 impl Core {
@@ -45,16 +52,35 @@ impl Core {
         for (id, file) in &left.packs {
             self.packs.pin(*id, file.clone())?;
         }
-        left.segments.sort_by_key(|s| s.opening.number);
+        // Of two with one number one is a copy of the other, made when a write failed: the one with more counts.
+        left.segments
+            .sort_by_key(|s| (s.opening.number, std::cmp::Reverse(s.frames.len())));
+        left.segments.dedup_by_key(|s| s.opening.number);
+        let count = left.segments.len();
+        let mut segments = std::mem::take(&mut left.segments);
+        left.condemned = segments
+            .iter()
+            .flat_map(|s| &s.frames)
+            .flat_map(|f| &f.records)
+            .filter_map(|r| match r {
+                Record::Condemn(packs) => Some(packs),
+                _ => None,
+            })
+            .flatten()
+            .copied()
+            .collect();
         let mut renamed: Vec<(ObjectId, ObjectId)> = Vec::new();
-        for segment in &mut left.segments {
+        for segment in &mut segments {
+            if segment.opening.number != self.journal.lock().next_number() {
+                break; // the one before it is lost
+            }
             for (old, new) in &renamed {
                 segment
                     .frames
                     .iter_mut()
                     .for_each(|f| rename_segment(&mut f.records, *old, *new));
             }
-            let whole = self.adopt_segment(segment, &left.packs, &mut renamed)?;
+            let whole = self.adopt_segment(segment, &left, &mut renamed)?;
             if !whole {
                 break; // what comes after a torn frame was made on top of it
             }
@@ -65,17 +91,13 @@ impl Core {
         }
         log::info!(
             "{} files that were left over are adopted",
-            left.segments.len() + left.packs.len() + left.garbage.len()
+            count + left.packs.len() + left.finished.len() + left.garbage.len()
         );
         Ok(())
     }
 
     fn sort_leftovers(&self, found: &[ObjectId]) -> Result<Leftovers> {
-        let mut left = Leftovers {
-            segments: Vec::new(),
-            packs: HashMap::new(),
-            garbage: Vec::new(),
-        };
+        let mut left = Leftovers::default();
         let published = self
             .journal
             .lock()
@@ -95,26 +117,27 @@ impl Core {
                         left.garbage.push(*id);
                     }
                     Ok(segment) => left.segments.push(segment),
-                    Err(e) => {
-                        // Torn in its first frame: nothing was promised yet.
-                        log::info!("{e}");
-                        left.garbage.push(*id);
-                    }
+                    // Torn in its first frame: nothing was promised yet.
+                    Err(e) if is_torn(&e) => left.garbage.push(*id),
+                    Err(e) => return Err(e),
                 },
                 Some(Magic::Pack) => match PackReader::open(file.clone(), *id, &self.master) {
-                    Ok(reader) => {
-                        if reader.trailer().is_err() {
-                            left.packs.insert(*id, file);
-                            continue;
-                        }
+                    Ok(reader) => match reader.trailer() {
                         // Finished: it can be published as it is. Whether all in it opens, the frames will tell.
-                        file.sync()?;
-                        self.store.publish(*id, Area::Data)?;
-                    }
-                    Err(e) => {
-                        log::info!("{e}");
-                        left.garbage.push(*id);
-                    }
+                        Ok(_) => {
+                            let cipher_len = file.cipher_len()? as u32;
+                            file.sync()?;
+                            self.store.publish(*id, Area::Data)?;
+                            left.finished.push(PackLen {
+                                pack: *id,
+                                cipher_len,
+                            });
+                        }
+                        Err(e) if is_torn(&e) => drop(left.packs.insert(*id, file)),
+                        Err(e) => return Err(e),
+                    },
+                    Err(e) if is_torn(&e) => left.garbage.push(*id),
+                    Err(e) => return Err(e),
                 },
                 _ => left.garbage.push(*id),
             }
@@ -126,16 +149,19 @@ impl Core {
         let reader = SegmentReader::open(file, id, &self.master, SegmentExtent::Leftover)?;
         let opening = reader.opening().clone();
         let mut frames = Vec::new();
+        let mut is_closed = false;
         if opening.stamp_segments.is_none() {
-            reader.frames(|frame| {
+            let ending = reader.frames(|frame| {
                 frames.push(frame);
                 Ok(())
             })?;
+            is_closed = ending.closing.is_some();
         }
         Ok(LeftSegment {
             id,
             opening,
             frames,
+            is_closed,
         })
     }
 
@@ -143,7 +169,7 @@ impl Core {
     fn adopt_segment(
         &self,
         left: &mut LeftSegment,
-        packs: &HashMap<PackId, Arc<dyn Growing>>,
+        others: &Leftovers,
         renamed: &mut Vec<(ObjectId, ObjectId)>,
     ) -> Result<bool> {
         let mut opening = self.journal.lock().opening(left.opening.number, None);
@@ -161,10 +187,10 @@ impl Core {
             .iter()
             .rposition(|f| f.durable_before)
             .unwrap_or(0);
-        let mut whole = true;
+        let mut whole = left.is_closed;
         for (i, frame) in left.frames.iter_mut().enumerate() {
             rename_segment(&mut frame.records, left.id, writer.id());
-            match self.adopt_contents(frame, packs) {
+            match self.adopt_contents(frame, others) {
                 Ok(()) => {}
                 Err(e) if i >= durable && !e.is_no_space() => {
                     log::info!("frame {i} of the last journal does not count: {e}");
@@ -183,16 +209,17 @@ impl Core {
                 Error::damaged(format_args!("new/{}/{}", self.device, left.id), why)
             })?;
         }
-        self.finish_adopted(writer)?;
+        self.finish_adopted(writer, &others.finished)?;
         Ok(whole)
     }
 
-    fn finish_adopted(&self, mut writer: SegmentWriter) -> Result<()> {
+    fn finish_adopted(&self, mut writer: SegmentWriter, published: &[PackLen]) -> Result<()> {
         self.contents.finish_open()?;
         let finished = self.contents.finished();
-        if !finished.is_empty() {
+        let packs = finished.iter().chain(published);
+        let records: Vec<Record> = packs.map(|p| Record::Pack(*p)).collect();
+        if !records.is_empty() {
             let counter = self.tree.read().next_counter();
-            let records = finished.iter().map(|p| Record::Pack(*p)).collect();
             let frame = Frame {
                 counter,
                 wall: crate::volume::Time::now(),
@@ -231,11 +258,7 @@ impl Core {
     }
 
     /// Makes sure that what a frame names opens, and lets it name copies of what lies in leftovers.
-    fn adopt_contents(
-        &self,
-        frame: &mut Frame,
-        leftovers: &HashMap<PackId, Arc<dyn Growing>>,
-    ) -> Result<()> {
+    fn adopt_contents(&self, frame: &mut Frame, left: &Leftovers) -> Result<()> {
         let counter = frame.counter;
         for record in &mut frame.records {
             let (inode, packs, splices) = match record {
@@ -256,7 +279,7 @@ impl Core {
             };
             let mut adopted = Splices::default();
             for splice in splices.iter() {
-                self.adopt_splice(&subject, packs, splice, leftovers, &mut adopted)?;
+                self.adopt_splice(&subject, packs, splice, left, &mut adopted)?;
             }
             (*packs, *splices) = (adopted.packs, adopted.list);
         }
@@ -268,7 +291,7 @@ impl Core {
         subject: &Subject,
         packs: &[PackId],
         splice: &Splice,
-        leftovers: &HashMap<PackId, Arc<dyn Growing>>,
+        left: &Leftovers,
         out: &mut Splices,
     ) -> Result<()> {
         let Some(source) = splice.source else {
@@ -283,6 +306,12 @@ impl Core {
             cipher_offset: source.cipher_offset,
             plain_len: source.run_len,
         };
+        if left.condemned.contains(&id) {
+            out.data(splice.plain_offset, splice.plain_len, run, source.start);
+            return Ok(());
+        }
+        let is_left = left.packs.contains_key(&id);
+        let pack = self.tree.write().intern_pack(id);
         // The largest piece that is sealed is a pack long; what is read at once is less.
         const STEP: u64 = 4 << 20;
         let mut done = 0;
@@ -292,20 +321,20 @@ impl Core {
             let extent = Extent {
                 plain_offset: 0,
                 plain_len: len as u32,
-                pack: u32::MAX, // not in the tree's table: nothing of this goes through the cache
+                pack,
                 cipher_offset: source.cipher_offset,
                 run_len: source.run_len,
                 start,
             };
             let mut plain = vec![0; len as usize];
             self.fill(&[(extent, id)], 0, &mut plain, true)?;
-            if leftovers.contains_key(&id) {
+            if is_left {
                 self.contents
                     .seal(subject, splice.plain_offset + done, &[&plain], out)?;
             }
             done += len;
         }
-        if !leftovers.contains_key(&id) {
+        if !is_left {
             out.data(splice.plain_offset, splice.plain_len, run, source.start);
         }
         Ok(())
@@ -332,6 +361,15 @@ impl Core {
         }
         Ok(())
     }
+}
+
+/// Whether a crash explains it. A store that cannot be read for now must not cost the file.
+fn is_torn(e: &Error) -> bool {
+    let torn = matches!(e.kind(), Kind::Damaged(_) | Kind::Unsupported(_));
+    if torn {
+        log::info!("{e}");
+    }
+    torn
 }
 
 /// What kind of object a file is; `None` where it is too short, or of no kind.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::Core;
+use super::file::OpenFile;
 use crate::error::{Error, Kind, Result};
 use crate::store::{Area, Growing};
 use crate::volume::Done;
@@ -41,7 +42,7 @@ struct State {
 impl Shared {
     /// Something was written, or is dirty.
     pub fn changed(&self) {
-        if !self.has_changes.swap(true, Ordering::Relaxed) {
+        if !self.has_changes.swap(true, Ordering::AcqRel) {
             // The first change after a while: the committer sleeps without a limit.
             let _state = self.state.lock();
             self.wake.notify_one();
@@ -75,20 +76,18 @@ impl Committer {
         })
     }
 
-    /// Ends it, with everything flushed, durable and published.
+    /// Ends it, with everything flushed, durable and published. After an error it may be called again.
     pub fn stop(&self) -> Result<()> {
-        let Some(thread) = self.thread.lock().take() else {
-            return Ok(());
-        };
-        {
-            let mut state = self.core.commit.state.lock();
-            state.stop = true;
+        if let Some(thread) = self.thread.lock().take() {
+            self.core.commit.state.lock().stop = true;
             self.core.commit.wake.notify_one();
-        }
-        if thread.join().is_err() {
-            return Err(Error::new(Kind::Poisoned, "the committer"));
+            if thread.join().is_err() {
+                return Err(Error::new(Kind::Poisoned, "the committer"));
+            }
         }
         let core = &self.core;
+        // The end takes room, too.
+        core.store.reserve(0)?;
         core.flush_all()?;
         let collects = !core.shared.load(Ordering::Relaxed) && !core.has_gaps;
         let dead = if collects {
@@ -100,7 +99,7 @@ impl Committer {
         if collects {
             core.remove_condemned(&dead)?;
         }
-        core.store.reserve(0)
+        Ok(())
     }
 }
 
@@ -150,52 +149,62 @@ impl Core {
 
     /// What is due without anybody asking. Failures are logged: what failed stays dirty, and is tried again.
     fn look_after(&self, last_sync: &mut Instant) {
-        let due = self.flush_old().and_then(|()| {
-            let pending = {
-                let journal = self.journal.lock();
-                journal.durable < journal.appended
-            };
-            let long = self.contents.unsynced_bytes() > UNSYNCED_BYTES_MAX;
-            if long || (pending && last_sync.elapsed() >= DURABLE_AFTER) {
-                *last_sync = Instant::now();
-                self.sync()?;
-                self.publish_packs()?;
-            }
-            let (full, changes) = {
-                let journal = self.journal.lock();
-                (journal.is_full(), journal.changes())
-            };
-            let old = changes.is_some_and(|(first, last)| {
-                last.elapsed() >= IDLE_PUBLISH || first.elapsed() >= LATEST_PUBLISH
-            });
-            if full || old {
-                self.publish()?;
-                self.restore_reserve();
-                self.maintain()?;
-            }
-            let waits = self.rewrite_fragmented()?;
-            let dirty = self.dirty_cost.load(Ordering::Relaxed) > 0;
-            let quiet = changes.is_none() && self.contents.is_idle() && !dirty && !waits;
-            self.commit.has_changes.store(!quiet, Ordering::Relaxed);
-            Ok(())
-        });
-        if let Err(e) = due {
+        // Before looking, not after: a change that comes meanwhile must not be slept over.
+        self.commit.has_changes.swap(false, Ordering::AcqRel);
+        let quiet = self.do_what_is_due(last_sync).unwrap_or_else(|e| {
             log::warn!("{e}");
             // A failure that lasts (a full disk) must not become a busy loop.
             std::thread::sleep(Duration::from_millis(500));
+            false
+        });
+        if !quiet {
+            self.commit.has_changes.store(true, Ordering::Release);
         }
     }
 
+    /// True where nothing will be due until something changes.
+    fn do_what_is_due(&self, last_sync: &mut Instant) -> Result<bool> {
+        self.flush_old()?;
+        let pending = {
+            let journal = self.journal.lock();
+            journal.durable < journal.appended
+        };
+        let long = self.contents.unsynced_bytes() > UNSYNCED_BYTES_MAX;
+        if long || (pending && last_sync.elapsed() >= DURABLE_AFTER) {
+            *last_sync = Instant::now();
+            self.sync()?;
+            self.publish_packs()?;
+        }
+        let (full, changes) = {
+            let journal = self.journal.lock();
+            (journal.is_full(), journal.changes())
+        };
+        let old = changes.is_some_and(|(first, last)| {
+            last.elapsed() >= IDLE_PUBLISH || first.elapsed() >= LATEST_PUBLISH
+        });
+        if full || old {
+            self.publish()?;
+            self.restore_reserve();
+            self.maintain()?;
+        }
+        let waits = self.rewrite_fragmented()?;
+        let dirty = self.dirty_cost.load(Ordering::Relaxed) > 0;
+        Ok(changes.is_none() && self.contents.is_idle() && !dirty && !waits)
+    }
+
     fn flush_old(&self) -> Result<()> {
-        let files: Vec<_> = self.files.lock().values().cloned().collect();
-        let old = |f: &Arc<super::file::OpenFile>| {
-            f.state
-                .lock()
-                .dirty_since
-                .is_some_and(|since| since.elapsed() >= DURABLE_AFTER)
+        let old: Vec<Arc<OpenFile>> = {
+            let is_old = |f: &&Arc<OpenFile>| {
+                let since = f.state.lock().dirty_since;
+                since.is_some_and(|since| since.elapsed() >= DURABLE_AFTER)
+            };
+            let mut files = self.files.lock();
+            // Who closed a file while somebody looked at it has left it here.
+            files.retain(|_, file| self.is_needed(file));
+            files.values().filter(is_old).cloned().collect()
         };
         let mut result = Ok(());
-        for file in files.into_iter().filter(old) {
+        for file in old {
             let flushed = self.flush_file(&file);
             let ino = file.ino;
             drop(file);
@@ -208,22 +217,28 @@ impl Core {
     /// Makes everything durable that is framed now. The packs and the segment are synced side by side: should the
     /// power go in between, a frame counts only if all that it names opens.
     pub(super) fn sync(&self) -> Result<()> {
-        let (segment, appended) = {
-            let journal = self.journal.lock();
-            if journal.durable >= journal.appended {
+        loop {
+            let (segments, appended) = {
+                let journal = self.journal.lock();
+                if journal.durable >= journal.appended {
+                    return Ok(());
+                }
+                journal.sync_point()
+            };
+            self.sync_packs_and(&segments)?;
+            if self.journal.lock().synced(&segments, appended) {
                 return Ok(());
             }
-            journal.sync_point()
-        };
+        }
+    }
+
+    fn sync_packs_and(&self, segments: &[Arc<dyn Growing>]) -> Result<()> {
         let packs = self.contents.take_unsynced();
-        let synced = sync_all(segment.as_ref(), &packs);
+        let synced = sync_all(segments, &packs);
         if synced.is_err() {
             self.contents.put_back_unsynced(packs);
         }
-        synced?;
-        let mut journal = self.journal.lock();
-        journal.durable = journal.durable.max(appended);
-        Ok(())
+        synced
     }
 
     /// Publishes the packs that are full.
@@ -245,13 +260,17 @@ impl Core {
     /// Finishes the open pack and the open segment, and publishes both.
     pub(super) fn publish(&self) -> Result<()> {
         self.empty_spoiled()?;
-        let (closed, finished, appended) = {
+        let (closed, finished, (segments, appended)) = {
             let mut journal = self.journal.lock();
-            if journal.changes().is_none() && self.contents.is_idle() {
+            if journal.is_idle() && self.contents.is_idle() {
                 return Ok(());
             }
             // Under the journal's lock, so that no frame can name a pack that is still open when it closes.
             self.contents.finish_open()?;
+            if let Some(id) = self.contents.spoiled().first() {
+                // What failed meanwhile has to be copied first: a published frame names published packs only.
+                return Err(Error::new(Kind::Poisoned, format_args!("data/{id}")));
+            }
             let finished = self.contents.finished();
             if !finished.is_empty() {
                 let records = finished
@@ -260,21 +279,16 @@ impl Core {
                     .collect();
                 journal.append(&self.tree, crate::volume::Time::now(), records)?;
             }
-            (journal.close_segment()?, finished, journal.appended)
+            let closed = journal.close_segment(&self.tree)?;
+            (closed, finished, journal.sync_point())
         };
-        let packs = self.contents.take_unsynced();
-        let synced = sync_all(closed.as_ref().map(|c| &c.file), &packs);
-        if synced.is_err() {
-            self.contents.put_back_unsynced(packs);
-        }
-        synced?;
+        // Also where all frames are durable: the end of the segment is not.
+        self.sync_packs_and(&segments)?;
+        self.journal.lock().synced(&segments, appended);
         self.contents.publish(&finished)?;
         if let Some(closed) = closed {
             self.store.publish(closed.id, Area::Index)?;
-        }
-        {
-            let mut journal = self.journal.lock();
-            journal.durable = journal.durable.max(appended);
+            self.journal.lock().published();
         }
         self.remember()
     }
@@ -297,17 +311,15 @@ fn answer(waiting: Vec<Done>, synced: Result<()>) {
     }
 }
 
-fn sync_all(segment: Option<&Arc<dyn Growing>>, packs: &[Arc<dyn Growing>]) -> Result<()> {
+fn sync_all(segments: &[Arc<dyn Growing>], packs: &[Arc<dyn Growing>]) -> Result<()> {
+    let sync = |files: &[Arc<dyn Growing>]| files.iter().try_for_each(|f| f.sync());
+    if segments.is_empty() || packs.is_empty() {
+        return sync(packs).and_then(|()| sync(segments));
+    }
     std::thread::scope(|scope| {
         // On a disk the two waits are one: the filesystem below commits both together.
-        let beside = segment
-            .filter(|_| !packs.is_empty())
-            .map(|s| scope.spawn(|| s.sync()));
-        let mut result = packs.iter().try_for_each(|p| p.sync());
-        result = result.and(match beside {
-            Some(thread) => thread.join().unwrap_or_else(|_| Err(Kind::Poisoned.into())),
-            None => segment.map_or(Ok(()), |s| s.sync()),
-        });
-        result
+        let beside = scope.spawn(|| sync(segments));
+        let result = sync(packs);
+        result.and(beside.join().unwrap_or_else(|_| Err(Kind::Poisoned.into())))
     })
 }

@@ -204,7 +204,7 @@ impl Contents {
 }
 
 /// The first `len` bytes of the concatenated parts, and the others.
-fn split<'a>(parts: &[&'a [u8]], mut len: usize) -> (Vec<&'a [u8]>, Vec<&'a [u8]>) {
+pub(super) fn split<'a>(parts: &[&'a [u8]], mut len: usize) -> (Vec<&'a [u8]>, Vec<&'a [u8]>) {
     let (mut now, mut later) = (Vec::new(), Vec::new());
     for part in parts {
         let (a, b) = part.split_at(part.len().min(len));

@@ -179,8 +179,8 @@ pub struct FileState {
     pub dirty: Dirty,
     /// On its way into a pack: still shown to readers.
     pub leaving: Option<Arc<Dirty>>,
-    /// The length, where it is not the tree's.
-    pub plain_size: Option<u64>,
+    /// Where what is dirty or leaving ends: the file is at least so long, whatever the tree says meanwhile.
+    pub dirty_end: u64,
     /// When it was last written, where the tree does not say.
     pub mtime: Option<Time>,
     /// Since when something is dirty.

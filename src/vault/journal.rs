@@ -28,6 +28,8 @@ pub struct Journal {
     master: Arc<MasterKey>,
     device: DeviceId,
     open: Option<Open>,
+    /// Closed, and not published yet: the next one is closed only when this one is.
+    closed: Option<Arc<ClosedSegment>>,
     /// The newest published (or closed) segment of each device that is in the tree.
     pub heads: BTreeMap<DeviceId, Head>,
     /// The newest base.
@@ -83,6 +85,7 @@ impl Journal {
             master,
             device,
             open: None,
+            closed: None,
             heads,
             base,
             slots,
@@ -142,23 +145,19 @@ impl Journal {
         self.ensure_open(tree)?;
         let counter = tree.read().next_counter();
         let durable_before = self.durable == self.appended;
-        let frame = Frame {
+        let mut frame = Frame {
             counter,
             wall,
             durable_before,
             records,
         };
-        if let Err(e) = self.write(&frame) {
-            if !e.is_no_space() || !removes(&frame.records) {
-                self.replace_segment(tree)
-                    .unwrap_or_else(|e| log::error!("the open segment could not be replaced: {e}"));
-                return Err(e);
-            }
+        let mut written = self.write(tree, &mut frame);
+        if matches!(&written, Err(e) if e.is_no_space()) && removes(&frame.records) {
             // The disk is full, and this makes room: now the reserve is for it.
             self.store.reserve(0)?;
-            self.replace_segment(tree)?;
-            self.write(&frame)?;
+            written = self.write(tree, &mut frame);
         }
+        written?;
         self.appended += 1;
         let open = self.open.as_mut().ok_or(Kind::Poisoned)?;
         open.last_change = Instant::now();
@@ -170,7 +169,10 @@ impl Journal {
         })
     }
 
-    fn write(&mut self, frame: &Frame) -> Result<()> {
+    fn write(&mut self, tree: &RwLock<Tree>, frame: &mut Frame) -> Result<()> {
+        if let Some((old, new)) = self.replace_spoiled(tree)? {
+            rename_segment(&mut frame.records, old, new);
+        }
         self.open
             .as_mut()
             .ok_or(Kind::Poisoned)?
@@ -178,55 +180,70 @@ impl Journal {
             .append(frame)
     }
 
-    /// Copies the frames of a segment that a write failed in into a new one. Stamps name the new one from now on:
-    /// nobody else has seen the old.
-    fn replace_segment(&mut self, tree: &RwLock<Tree>) -> Result<()> {
+    /// Copies the frames of a segment that a write failed in into a new one; answers their ids. Stamps name the
+    /// new one from now on: nobody else has seen the old.
+    fn replace_spoiled(&mut self, tree: &RwLock<Tree>) -> Result<Option<(ObjectId, ObjectId)>> {
         let Some(open) = self.open.as_ref().filter(|o| o.writer.is_spoiled()) else {
-            return Ok(());
+            return Ok(None);
         };
-        let (old, number) = (open.writer.id(), open.writer.number());
-        let number_in_tree = open.number_in_tree;
-        let mut opening = self.opening(number, None);
-        opening.adopts = None;
+        let (old, expected) = (open.writer.id(), open.writer.frames());
+        let opening = self.opening(open.writer.number(), None);
         let mut writer = SegmentWriter::create(&*self.store, &self.master, &opening)?;
         let new = writer.id();
-        let file = self.store.open_leftover(old)?;
-        let reader = SegmentReader::open(file, old, &self.master, SegmentExtent::Leftover)?;
-        let mut frames = 1;
-        let expected = open.writer.frames();
-        let copied = reader.frames(|mut frame| {
-            frames += 1;
-            rename_segment(&mut frame.records, old, new);
-            writer.append(&frame)
-        });
-        if let Err(e) = copied.and_then(|_| {
-            if frames < expected {
-                Err(Error::damaged(
-                    old,
-                    "frames that were written cannot be read",
-                ))
-            } else {
-                Ok(())
-            }
-        }) {
+        if let Err(e) = self.copy_frames(old, expected, &mut writer) {
             self.store.discard(new)?;
             return Err(e);
         }
-        tree.write().rename_segment(number_in_tree, new);
         if let Some(open) = self.open.as_mut() {
+            tree.write().rename_segment(open.number_in_tree, new);
             open.writer = writer;
         }
         // What was synced of the old file is not synced of the new one.
         self.durable = 0;
-        self.store.discard(old)
+        self.store.discard(old)?;
+        Ok(Some((old, new)))
     }
 
-    /// The open segment's file and how many frames there are, for a sync.
-    pub fn sync_point(&self) -> (Option<Arc<dyn Growing>>, u64) {
-        (
-            self.open.as_ref().map(|o| o.writer.file().clone()),
-            self.appended,
-        )
+    /// The frames that count: one whose write failed may be there nevertheless.
+    fn copy_frames(&self, old: ObjectId, expected: u64, to: &mut SegmentWriter) -> Result<()> {
+        let new = to.id();
+        let file = self.store.open_leftover(old)?;
+        let reader = SegmentReader::open(file, old, &self.master, SegmentExtent::Leftover)?;
+        reader.frames(|mut frame| {
+            if to.frames() < expected {
+                rename_segment(&mut frame.records, old, new);
+                to.append(&frame)?;
+            }
+            Ok(())
+        })?;
+        if to.frames() < expected {
+            let check = "frames that were written cannot be read";
+            return Err(Error::damaged(old, check));
+        }
+        Ok(())
+    }
+
+    /// The files that frames were written to and are not published, and how many frames there are, for a sync.
+    pub fn sync_point(&self) -> (Vec<Arc<dyn Growing>>, u64) {
+        let closed = self.closed.iter().map(|c| &c.file);
+        let open = self.open.iter().map(|o| o.writer.file());
+        (closed.chain(open).cloned().collect(), self.appended)
+    }
+
+    /// Frames up to number `point`, which are in `files`, are durable; false where a file was replaced meanwhile
+    /// by a copy, which is not.
+    pub fn synced(&mut self, files: &[Arc<dyn Growing>], point: u64) -> bool {
+        let (now, _) = self.sync_point();
+        let all = files.iter().all(|f| now.iter().any(|n| n.id() == f.id()));
+        if all {
+            self.durable = self.durable.max(point);
+        }
+        all
+    }
+
+    /// Whether nothing waits to be published.
+    pub fn is_idle(&self) -> bool {
+        self.closed.is_none() && self.changes().is_none()
     }
 
     /// When the open segment got its first and its last change; `None` where there is none with a frame in it.
@@ -237,38 +254,52 @@ impl Journal {
             .map(|o| (o.first_change, o.last_change))
     }
 
-    /// Whether the open segment is long enough to be published.
+    /// Whether a segment is to be published at once: the open one is long enough, or a closed one could not be.
     pub fn is_full(&self) -> bool {
-        self.open
-            .as_ref()
-            .is_some_and(|o| o.writer.cipher_len() >= SEGMENT_CIPHER_LEN)
+        let open = self.open.as_ref();
+        self.closed.is_some() || open.is_some_and(|o| o.writer.cipher_len() >= SEGMENT_CIPHER_LEN)
     }
 
-    /// Closes the open segment; it is a head from now on, and must be synced and published next.
-    pub fn close_segment(&mut self) -> Result<Option<ClosedSegment>> {
-        let Some(open) = self.open.take() else {
+    /// Closes the open segment, which is a head from now on. The closed one has to be synced and published next;
+    /// until then it is the one that is answered.
+    pub fn close_segment(&mut self, tree: &RwLock<Tree>) -> Result<Option<Arc<ClosedSegment>>> {
+        if self.closed.is_some() {
+            return Ok(self.closed.clone());
+        }
+        self.replace_spoiled(tree)?;
+        let Some(open) = &mut self.open else {
             return Ok(None);
         };
-        let number = open.writer.number();
         if open.writer.frames() <= 1 {
-            self.store.discard(open.writer.id())?;
+            let id = open.writer.id();
+            self.open = None;
+            self.store.discard(id)?;
             return Ok(None);
         }
-        let closed = open.writer.close(Vec::new())?;
+        let number = open.writer.number();
+        let closed = Arc::new(open.writer.close(Vec::new())?);
+        self.open = None;
         let head = Head {
             device: self.device,
             number,
             sha256: closed.sha256,
         };
         self.heads.insert(self.device, head);
-        let published = Published {
+        self.closed = Some(closed.clone());
+        Ok(Some(closed))
+    }
+
+    /// The closed segment is published.
+    pub fn published(&mut self) {
+        let Some(closed) = self.closed.take() else {
+            return;
+        };
+        self.uncovered.push(Published {
             id: closed.id,
             device: self.device,
-            number,
+            number: self.heads.get(&self.device).map_or(0, |h| h.number),
             cipher_len: closed.cipher_len,
-        };
-        self.uncovered.push(published);
-        Ok(Some(closed))
+        });
     }
 }
 

@@ -202,6 +202,8 @@ impl Core {
             for (ino, ranges) in users {
                 self.copy_ranges(ino, &ranges)?;
             }
+            // What a flush sealed into it and did not frame yet is not seen in the tree.
+            let _sealing = self.sealing.write();
             let live = self
                 .tree
                 .read()

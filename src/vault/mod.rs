@@ -27,6 +27,7 @@ use crate::volume::{Handle, Ino, Time};
 pub mod acl;
 mod adopt;
 mod attrs;
+mod blocks;
 mod commit;
 mod contents;
 pub(crate) mod file;
@@ -34,6 +35,8 @@ mod journal;
 mod maintain;
 mod names;
 mod read;
+#[cfg(test)]
+mod tests;
 mod volume;
 mod write;
 
@@ -176,6 +179,8 @@ impl Vault {
                 committer: None,
             }));
         }
+        // What was kept back, a crash has left: adoption takes room.
+        core.store.reserve(0)?;
         core.adopt_leftovers()?;
         core.remember()?;
         core.restore_reserve();
@@ -336,20 +341,23 @@ impl Core {
 
     fn close_file(&self, ino: Ino) {
         let mut files = self.files.lock();
-        let Some(file) = files.get(&ino) else { return };
-        let gone = self.tree.read().find(ino).is_none();
+        if files.get(&ino).is_some_and(|file| !self.is_needed(file)) {
+            files.remove(&ino);
+        }
+    }
+
+    /// Whether an open file, of which one reference is the table's, has to stay in it.
+    fn is_needed(&self, file: &Arc<OpenFile>) -> bool {
+        let gone = self.tree.read().find(file.ino).is_none();
         let mut state = file.state.lock();
         if gone {
             self.dirty_cost
                 .fetch_sub(state.dirty.cost(), Ordering::Relaxed);
             state.dirty = Default::default();
         }
-        let needed = state.handles > 0 || !state.dirty.is_empty() || state.leaving.is_some();
-        drop(state);
-        // One more holder than the map: somebody is at work on it, and will come by here again.
-        if gone || (!needed && Arc::strong_count(file) == 1) {
-            files.remove(&ino);
-        }
+        // One more holder than the table: somebody is at work on it. The next to close it, or the committer, looks
+        // again.
+        Arc::strong_count(file) > 1 || (!gone && (state.handles > 0 || !state.dirty.is_empty()))
     }
 
     /// Remembers the heads outside of the library, so that an index that goes back is noticed.

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::Core;
-use super::contents::Subject;
+use super::contents::{Subject, split};
 use super::file::{Dirty, OpenFile};
 use super::journal::RESERVE_BYTES;
+use super::{Core, Draft};
 use crate::error::{Error, Kind, Result};
+use crate::index::Tree;
 use crate::index::record::{Content, Record, Splices};
 use crate::pack::BLOCK_PLAIN_LEN;
 use crate::volume::{FILE_LEN_MAX, Fallocate, FileKind, Handle, Ino, Time};
@@ -33,43 +34,50 @@ impl Core {
             .checked_add(data.len() as u64)
             .filter(|end| *end <= FILE_LEN_MAX);
         let end = end.ok_or(Kind::FileTooLarge)?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        self.bound_dirty()?;
         self.take_room(data.len())?;
         let file = self.file(ino);
-        let tree_size = {
+        {
             let tree = self.tree.read();
-            let inode = tree.inode(self.find(&tree, ino)?);
-            match inode.kind() {
-                FileKind::Regular => inode.plain_size(),
-                _ => return Err(Kind::InvalidArgument.into()),
+            if tree.inode(self.find(&tree, ino)?).kind() != FileKind::Regular {
+                return Err(Kind::InvalidArgument.into());
             }
-        };
-        let flush_now = {
+        }
+        let is_stream = {
             let mut state = file.state.lock();
             let before = state.dirty.cost();
             state.dirty.write(plain_offset, data);
             let cost = state.dirty.cost();
-            state.plain_size = Some(state.plain_size.unwrap_or(tree_size).max(end));
+            state.dirty_end = state.dirty_end.max(end);
             state.mtime = Some(Time::now());
             state.dirty_since.get_or_insert_with(Instant::now);
-            let all = self.dirty_cost.fetch_add(cost - before, Ordering::Relaxed) + cost - before;
-            let is_stream =
-                cost >= STREAM_LEN && cost / state.dirty.chunk_count().max(1) >= 64 * 1024;
-            is_stream || all >= DIRTY_COST_MAX
+            self.dirty_cost.fetch_add(cost - before, Ordering::Relaxed);
+            cost >= STREAM_LEN && cost / state.dirty.chunk_count().max(1) >= 64 * 1024
         };
-        if flush_now {
-            let flushed = self.flush_file(&file);
-            if let Err(e) = flushed {
+        if is_stream {
+            self.flush_file(&file).inspect_err(|_| {
                 // This caller hears of it now; the other handles, when they close.
                 self.note_told(handle, &file);
-                return Err(e);
-            }
-            if self.dirty_cost.load(Ordering::Relaxed) >= DIRTY_COST_MAX {
-                self.flush_all()?;
-            }
+            })
         } else {
             self.commit.changed();
+            Ok(())
         }
-        Ok(())
+    }
+
+    /// Writes out what is dirty where it is too much. What cannot be written out lets nothing more in.
+    fn bound_dirty(&self) -> Result<()> {
+        if self.dirty_cost.load(Ordering::Relaxed) < DIRTY_COST_MAX {
+            return Ok(());
+        }
+        let flushed = self.flush_all();
+        if self.dirty_cost.load(Ordering::Relaxed) < DIRTY_COST_MAX {
+            return Ok(());
+        }
+        flushed
     }
 
     /// Takes `len` bytes of the room in the store, or says that it is full.
@@ -132,24 +140,29 @@ impl Core {
     /// Seals what is dirty into packs, and frames it. What could not be written stays dirty.
     pub(super) fn flush_file(&self, file: &OpenFile) -> Result<()> {
         let _flushing = file.flushing.lock();
-        let (dirty, plain_size, mtime) = {
+        self.flush_locked(file)
+    }
+
+    /// The same for who holds `flushing` already.
+    fn flush_locked(&self, file: &OpenFile) -> Result<()> {
+        let (dirty, dirty_end, mtime) = {
             let mut state = file.state.lock();
-            if state.dirty.is_empty() && state.plain_size.is_none() {
+            state.dirty_since = None;
+            if state.dirty.is_empty() {
                 return Ok(());
             }
             let dirty = Arc::new(std::mem::take(&mut state.dirty));
             state.leaving = Some(dirty.clone());
-            state.dirty_since = None;
-            (dirty, state.plain_size, state.mtime)
+            (dirty, state.dirty_end, state.mtime)
         };
-        let flushed = self.write_out(file.ino, &dirty, plain_size, mtime);
+        let flushed = self.write_out(file.ino, &dirty, dirty_end, mtime);
         let mut state = file.state.lock();
         state.leaving = None;
         match flushed {
             Ok(()) => {
-                // A write since then has its own length and time.
+                // A write since then has its own end and time.
                 if state.dirty.is_empty() {
-                    (state.plain_size, state.mtime) = (None, None);
+                    (state.dirty_end, state.mtime) = (0, None);
                 }
                 self.dirty_cost.fetch_sub(dirty.cost(), Ordering::Relaxed);
                 Ok(())
@@ -171,10 +184,10 @@ impl Core {
         &self,
         ino: Ino,
         dirty: &Dirty,
-        plain_size: Option<u64>,
+        dirty_end: u64,
         mtime: Option<Time>,
     ) -> Result<()> {
-        let (subject, extents) = {
+        let (subject, extents, plain_size) = {
             let tree = self.tree.read();
             // Its last name and handle are gone: nobody will ask.
             let Some(ix) = tree.find(ino) else {
@@ -186,25 +199,34 @@ impl Core {
                 path: tree.path(ix),
                 counter: tree.next_counter(),
             };
-            (subject, inode.extents().as_slice().len())
+            (
+                subject,
+                inode.extents().as_slice().len(),
+                inode.plain_size().max(dirty_end),
+            )
         };
         let _sealing = self.sealing.read();
         let mut splices = Splices::default();
+        // Up to here everything dirty is sealed: a range may begin in a block that was taken whole before it.
         let mut done = 0;
         for (at, parts) in dirty.ranges() {
             let end = at + parts.iter().map(|p| p.len() as u64).sum::<u64>();
             if end <= done {
-                continue; // was taken along with the block of an earlier range
+                continue;
             }
-            match self.whole_block(ino, dirty, at, end, plain_size, extents) {
+            let (_, parts) = split(&parts, done.saturating_sub(at) as usize);
+            let at = at.max(done);
+            done = match self.whole_block(ino, dirty, (done, at, end), plain_size, extents) {
                 Some(block) => {
-                    let (block_at, bytes) = block?;
-                    self.contents
-                        .seal(&subject, block_at, &[&bytes], &mut splices)?;
-                    done = block_at + bytes.len() as u64;
+                    let (at, bytes) = block?;
+                    self.contents.seal(&subject, at, &[&bytes], &mut splices)?;
+                    at + bytes.len() as u64
                 }
-                None => self.contents.seal(&subject, at, &parts, &mut splices)?,
-            }
+                None => {
+                    self.contents.seal(&subject, at, &parts, &mut splices)?;
+                    end
+                }
+            };
         }
         let Splices {
             packs,
@@ -217,8 +239,12 @@ impl Core {
             let inode = tree.inode(ix);
             let (base, plain_size) = (
                 tree.wire(inode.version()),
-                plain_size.unwrap_or(inode.plain_size()),
+                inode.plain_size().max(dirty_end),
             );
+            // When it was written is what was told meanwhile; what was changed since is later still.
+            if let Some(mtime) = mtime {
+                draft.wall = mtime.max(tree.attr(ix).ctime);
+            }
             draft.records.push(Record::Content(Content {
                 inode: inode.id(),
                 base,
@@ -233,14 +259,13 @@ impl Core {
     }
 
     /// Where a dirty range lies within one block of a file that is in too many pieces there: the whole block as it
-    /// is now, to be sealed in one piece.
+    /// is now (but for what is sealed already, up to `done`), to be sealed in one piece.
     fn whole_block(
         &self,
         ino: Ino,
         dirty: &Dirty,
-        at: u64,
-        end: u64,
-        plain_size: Option<u64>,
+        (done, at, end): (u64, u64, u64),
+        plain_size: u64,
         extents: usize,
     ) -> Option<Result<(u64, Vec<u8>)>> {
         let block_len = u64::from(BLOCK_PLAIN_LEN);
@@ -248,23 +273,22 @@ impl Core {
         if extents < PIECES_MAX || end > block_at + block_len {
             return None;
         }
-        let located = match self.locate(ino, block_at, block_at + block_len) {
+        let from = block_at.max(done);
+        let to = plain_size.min(block_at + block_len);
+        let located = match self.locate(ino, from, to) {
             Ok(located) => located,
             Err(e) => return Some(Err(e)),
         };
         if located.extents.len() < PIECES_MAX {
             return None;
         }
-        let block_end = plain_size
-            .unwrap_or(located.plain_size)
-            .min(block_at + block_len);
-        let mut block = vec![0; (block_end - block_at) as usize];
-        let filled = self.fill(&located.extents, block_at, &mut block, false);
-        for (at, part) in dirty.parts(block_at, block_end) {
-            let from = (at - block_at) as usize;
-            block[from..from + part.len()].copy_from_slice(part);
+        let mut block = vec![0; (to - from) as usize];
+        let filled = self.fill(&located.extents, from, &mut block, false);
+        for (at, part) in dirty.parts(from, to) {
+            let place = (at - from) as usize;
+            block[place..place + part.len()].copy_from_slice(part);
         }
-        Some(filled.map(|()| (block_at, block)))
+        Some(filled.map(|()| (from, block)))
     }
 
     /// Notes that a handle was told of the last failure.
@@ -344,14 +368,25 @@ impl Core {
         })
     }
 
+    /// Changes contents in another way than write: with nothing dirty, and no flush until it is done, which would
+    /// bring back what it read before.
+    fn while_flushed<R>(&self, ino: Ino, change: impl FnOnce() -> Result<R>) -> Result<R> {
+        let file = self.file(ino);
+        let flushing = file.flushing.lock();
+        let done = self.flush_locked(&file).and_then(|()| change());
+        drop(flushing);
+        drop(file);
+        self.close_file(ino);
+        done
+    }
+
     /// Flushes, then frames what `change` says: the new length, and splices; `None` changes nothing.
     fn change_ranges(
         &self,
         ino: Ino,
         change: impl FnOnce(u64, &mut Splices) -> Option<u64>,
     ) -> Result<()> {
-        self.flush_ino(ino)?;
-        self.transact(|tree, draft| {
+        let frame = |tree: &Tree, draft: &mut Draft| {
             let inode = tree.inode(self.find(tree, ino)?);
             if inode.kind() != FileKind::Regular {
                 return Err(Kind::InvalidArgument.into());
@@ -375,7 +410,8 @@ impl Core {
             }));
             draft.unlinked = !inode.is_linked();
             Ok(())
-        })
+        };
+        self.while_flushed(ino, || self.transact(frame))
     }
 
     /// Lets a range of one file show what a range of another does; nothing is copied.
@@ -389,8 +425,7 @@ impl Core {
     ) -> Result<u64> {
         self.writable()?;
         self.flush_ino(from)?;
-        self.flush_ino(to)?;
-        self.transact(|tree, draft| {
+        let frame = |tree: &Tree, draft: &mut Draft| {
             let (source, target) = (
                 tree.inode(self.find(tree, from)?),
                 tree.inode(self.find(tree, to)?),
@@ -444,6 +479,7 @@ impl Core {
             }));
             draft.unlinked = !target.is_linked();
             Ok(len)
-        })
+        };
+        self.while_flushed(to, || self.transact(frame))
     }
 }

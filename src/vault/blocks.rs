@@ -1,0 +1,165 @@
+//! From extents to bytes: blocks from the cache, else from the store, opened straight into the reply.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use super::Core;
+use crate::cache::BlockKey;
+use crate::crypto::SEAL_OVERHEAD;
+use crate::error::Result;
+use crate::index::extents::Extent;
+use crate::pack::{BLOCK_PLAIN_LEN, PackId, Run};
+
+/// Sealed bytes are read in pieces of at most this many, so that a large read takes little memory.
+const READ_LEN_MAX: u32 = 1 << 20;
+/// Blocks with less than this between them are one read: that costs less than another call.
+const READ_GAP_MAX: u32 = 8 * 1024;
+
+/// A block that is not in the cache, and the part of it that is wanted.
+struct Want {
+    run: Run,
+    block: u32,
+    key: BlockKey,
+    /// Where in the block the part starts.
+    skip: usize,
+    /// Where in the reply it goes.
+    at: usize,
+    len: usize,
+}
+
+impl Want {
+    fn plain_len(&self) -> usize {
+        self.run.block_plain_len(self.block) as usize
+    }
+    fn cipher_end(&self) -> u32 {
+        self.key.cipher_offset + (self.plain_len() + SEAL_OVERHEAD) as u32
+    }
+}
+
+impl Core {
+    /// Fills `out`, which starts at `plain_offset`, from extents clipped to it; holes are zeros. Whole blocks of a
+    /// `sequential` reader stay out of the cache: they will not be asked for again.
+    pub(super) fn fill(
+        &self,
+        extents: &[(Extent, PackId)],
+        plain_offset: u64,
+        out: &mut [u8],
+        sequential: bool,
+    ) -> Result<()> {
+        let mut wants = Vec::new();
+        let mut done = 0;
+        for (extent, id) in extents {
+            let from = ((extent.plain_offset - plain_offset) as usize).min(out.len());
+            let to = (from + extent.plain_len as usize).min(out.len());
+            out[done..from].fill(0);
+            self.want(extent, *id, from..to, out, &mut wants);
+            done = to;
+        }
+        out[done..].fill(0);
+        // Pieces that were written here and there lie in one pack in the order of the file, between others of other
+        // packs: sorted, they are few reads.
+        wants.sort_unstable_by_key(|w| (w.run.pack, w.key.cipher_offset));
+        let mut rest = &wants[..];
+        while !rest.is_empty() {
+            let (group, others) = rest.split_at(one_read(rest));
+            self.read_group(group, out, sequential)?;
+            rest = others;
+        }
+        Ok(())
+    }
+
+    /// Copies what the cache has of an extent to its `place` in `out`, and notes the blocks that it has not.
+    fn want(
+        &self,
+        extent: &Extent,
+        id: PackId,
+        place: std::ops::Range<usize>,
+        out: &mut [u8],
+        wants: &mut Vec<Want>,
+    ) {
+        let run = Run {
+            pack: id,
+            cipher_offset: extent.cipher_offset,
+            plain_len: extent.run_len,
+        };
+        let (mut at, mut in_run) = (place.start, extent.start);
+        while at < place.end {
+            let block = in_run / BLOCK_PLAIN_LEN;
+            let skip = (in_run % BLOCK_PLAIN_LEN) as usize;
+            let key = BlockKey {
+                pack: extent.pack,
+                cipher_offset: run.block_cipher_offset(block),
+            };
+            let len = (run.block_plain_len(block) as usize - skip).min(place.end - at);
+            match self.cache.get(key) {
+                Some(plain) => out[at..at + len].copy_from_slice(&plain[skip..skip + len]),
+                None => wants.push(Want {
+                    run,
+                    block,
+                    key,
+                    skip,
+                    at,
+                    len,
+                }),
+            }
+            at += len;
+            in_run += len as u32;
+        }
+    }
+
+    /// Reads the blocks of a group in one read, and opens each to where it belongs.
+    fn read_group(&self, group: &[Want], out: &mut [u8], sequential: bool) -> Result<()> {
+        thread_local! {
+            static SEALED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        let [first, ..] = group else { return Ok(()) };
+        let reader = self.packs.get(first.run.pack)?;
+        let start = first.key.cipher_offset;
+        let end = group.iter().map(Want::cipher_end).fold(start, u32::max);
+        SEALED.with_borrow_mut(|sealed| {
+            reader.read_sealed(start..end, sealed)?;
+            // A block that was written over in its middle is wanted twice, on both sides.
+            let mut last: Option<(u32, Arc<[u8]>)> = None;
+            for want in group {
+                let plain_len = want.plain_len();
+                let from = (want.key.cipher_offset - start) as usize;
+                let sealed = &sealed[from..from + plain_len + SEAL_OVERHEAD];
+                let part = &mut out[want.at..want.at + want.len];
+                if want.len == plain_len {
+                    reader.open_block(&want.run, want.block, sealed, part)?;
+                    if !sequential {
+                        self.cache.insert(want.key, Arc::from(&*part));
+                    }
+                    continue;
+                }
+                let plain = match last
+                    .take()
+                    .filter(|(offset, _)| *offset == want.key.cipher_offset)
+                {
+                    Some((_, plain)) => plain,
+                    None => {
+                        let mut plain = vec![0; plain_len];
+                        reader.open_block(&want.run, want.block, sealed, &mut plain)?;
+                        let plain: Arc<[u8]> = plain.into();
+                        self.cache.insert(want.key, plain.clone());
+                        plain
+                    }
+                };
+                part.copy_from_slice(&plain[want.skip..want.skip + want.len]);
+                last = Some((want.key.cipher_offset, plain));
+            }
+            Ok(())
+        })
+    }
+}
+
+/// How many of the first blocks are one read.
+fn one_read(wants: &[Want]) -> usize {
+    let Some(first) = wants.first() else { return 0 };
+    let near = wants.windows(2).take_while(|w| {
+        w[0].run.pack == w[1].run.pack
+            && w[1].key.cipher_offset <= w[0].cipher_end() + READ_GAP_MAX
+            && w[1].cipher_end() - first.key.cipher_offset <= READ_LEN_MAX
+    });
+    1 + near.count()
+}

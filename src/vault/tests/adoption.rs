@@ -1,0 +1,121 @@
+//! What a crash left: several leftovers, copies that were not finished, contents in many packs.
+
+use super::*;
+
+#[test]
+fn contents_of_two_packs_are_not_taken_for_each_other() {
+    let mut bench = Bench::new();
+    let from = bench.put("from", &[1; 5000]);
+    bench.remount().unwrap();
+    let from = bench.stat("from").map_or(from, |a| a.ino);
+    // The copy shows a part of a block of one pack, "h" the block at the same place of another.
+    let copy = bench.make("copy");
+    bench.vault.copy_file_range(from, 0, copy, 0, 100).unwrap();
+    bench.put("h", &[2; 100]);
+    bench.kill().unwrap();
+    assert!(bench.read("copy").unwrap() == [1; 100]);
+    assert!(bench.read("h").unwrap() == [2; 100]);
+}
+
+#[test]
+fn what_was_made_on_top_of_a_torn_segment_does_not_count() {
+    // The first segment is closed and never gets durable; the second one is.
+    for seed in 0..40 {
+        let mut bench = Bench::new();
+        for i in 0..20 {
+            bench.mkdir(&format!("first{i}"));
+        }
+        let core = bench.core();
+        core.journal.lock().close_segment(&core.tree).unwrap();
+        core.journal.lock().published();
+        for i in 0..20 {
+            bench.mkdir(&format!("second{i}"));
+        }
+        bench.power_cut(seed).unwrap();
+        let there = |name: String| bench.stat(&name).is_some();
+        let first = (0..20).filter(|i| there(format!("first{i}"))).count();
+        let second = (0..20).filter(|i| there(format!("second{i}"))).count();
+        assert!(
+            second == 0 || first == 20,
+            "seed {seed}: {second} of what came after, {first} of what came before"
+        );
+    }
+}
+
+#[test]
+fn a_copy_of_the_open_segment_that_was_not_finished_does_no_harm() {
+    // A write fails; at some moment of copying the segment to a new one, the process is killed.
+    for ahead in 0..12 {
+        let mut bench = Bench::new();
+        for i in 0..5 {
+            bench.mkdir(&format!("d{i}"));
+        }
+        bench.fail(0, libc::EIO);
+        let failed = bench
+            .vault
+            .mkdir(ROOT, OsStr::new("failing"), 0o755, CALLER);
+        assert!(failed.is_err());
+        let at = bench.store.operations() + ahead;
+        bench.store.set_faults(Faults::default().cut_after(at));
+        let made = bench.vault.mkdir(ROOT, OsStr::new("later"), 0o755, CALLER);
+        for _ in 0..2 {
+            bench.kill().unwrap();
+            for i in 0..5 {
+                assert!(bench.stat(&format!("d{i}")).is_some(), "d{i}, {ahead}");
+            }
+            assert!(made.is_err() || bench.stat("later").is_some());
+        }
+        bench.remount().unwrap();
+    }
+}
+
+#[test]
+fn a_failed_operation_does_not_take_effect_later() {
+    for seed in 0..60 {
+        let mut bench = Bench::new();
+        bench.mkdir("before");
+        let at = bench.store.operations();
+        bench
+            .store
+            .set_faults(Faults::default().fail_once(at, libc::EIO).seed(seed));
+        let failed = bench.vault.mkdir(ROOT, OsStr::new("d"), 0o755, CALLER);
+        assert!(failed.is_err());
+        bench.mkdir("d");
+        bench.remount().unwrap();
+        assert!(bench.stat("d").is_some());
+    }
+}
+
+#[test]
+fn a_pack_that_was_collected_is_not_asked_for() {
+    let mut bench = Bench::new();
+    let from = bench.put("from", &[1; 5000]);
+    bench.core().publish().unwrap();
+    // These frames are in the segment that the condemnation will be in.
+    let copy = bench.make("copy");
+    bench.vault.copy_file_range(from, 0, copy, 0, 5000).unwrap();
+    bench.unlink("copy");
+    bench.unlink("from");
+    bench.core().collect().unwrap();
+    assert!(bench.store.objects(crate::store::Area::Data).is_empty());
+    let ino = bench.put("after", b"after");
+    bench.fsync(ino).unwrap();
+    bench.mkdir("last");
+    bench.kill().unwrap();
+    assert!(bench.read("after").unwrap() == b"after");
+    assert!(bench.stat("last").is_some());
+}
+
+#[test]
+fn a_full_pack_that_is_adopted_can_be_collected() {
+    let mut bench = Bench::new();
+    let ino = bench.put("f", &[1; 5000]);
+    bench.core().contents.finish_open().unwrap();
+    bench.fsync(ino).unwrap();
+    bench.kill().unwrap();
+    assert_eq!(bench.store.objects(crate::store::Area::Data).len(), 1);
+    assert!(bench.read("f").unwrap() == [1; 5000]);
+    bench.unlink("f");
+    bench.core().collect().unwrap();
+    assert!(bench.store.objects(crate::store::Area::Data).is_empty());
+}

@@ -1,0 +1,132 @@
+//! Contents of one file: flushes in pieces, sizes and times.
+
+use super::*;
+use crate::pack::BLOCK_PLAIN_LEN;
+
+const BLOCK: u64 = BLOCK_PLAIN_LEN as u64;
+
+/// A file whose first two blocks lie in many pieces.
+fn in_pieces(bench: &Bench) -> (Ino, Vec<u8>) {
+    let mut model = vec![1; 2 * BLOCK as usize];
+    let ino = bench.put("f", &model);
+    // Each write in the middle of an extent makes two more: nine in each block.
+    for i in 0..4u64 {
+        for block in 0..2 {
+            let at = block * BLOCK + 1000 + i * 500;
+            bench.write(ino, at, &[i as u8 + 2; 100]);
+            model[at as usize..][..100].fill(i as u8 + 2);
+        }
+    }
+    (ino, model)
+}
+
+#[test]
+fn a_write_over_the_edge_of_a_block_in_pieces_is_framed_once() {
+    // The ranges come before, over and behind the block that is rewritten whole.
+    for ranges in [
+        [(100, 100), (BLOCK - 384, 1000)],
+        [(BLOCK - 384, 1000), (BLOCK + 3616, 100)],
+        [(BLOCK - 384, 384), (BLOCK + 1, 100)],
+    ] {
+        let mut bench = Bench::new();
+        let (ino, mut model) = in_pieces(&bench);
+        let handle = bench.vault.open(ino, libc::O_RDWR).unwrap();
+        for (at, len) in ranges {
+            bench
+                .vault
+                .write(ino, handle, at, &vec![99; len as usize])
+                .unwrap();
+            model[at as usize..][..len as usize].fill(99);
+        }
+        bench.vault.flush(ino, handle).unwrap();
+        bench.vault.release(ino, handle);
+        assert!(bench.read("f").unwrap() == model);
+        bench.remount().unwrap();
+        assert!(bench.read("f").unwrap() == model);
+    }
+}
+
+#[test]
+fn a_write_beside_a_flush_does_not_cut_the_file() {
+    let bench = Bench::new();
+    let ino = bench.put("f", &[1; 100]);
+    let handle = bench.vault.open(ino, libc::O_RDWR).unwrap();
+    let end = 200_000u64;
+    std::thread::scope(|scope| {
+        let flusher = scope.spawn(|| {
+            for _ in 0..2000 {
+                bench.core().flush_ino(ino).unwrap();
+            }
+        });
+        let mut at = 100;
+        while !flusher.is_finished() && at < end {
+            bench.vault.write(ino, handle, at, &[2; 10]).unwrap();
+            bench.vault.write(ino, handle, 0, &[3; 10]).unwrap();
+            at += 10;
+            let size = bench.vault.getattr(ino).unwrap().plain_size;
+            assert_eq!(size, at, "a write within the file changed its length");
+        }
+    });
+    bench.vault.release(ino, handle);
+}
+
+#[test]
+fn times_that_were_told_stay_when_data_are_written_out() {
+    let mut bench = Bench::new();
+    let ino = bench.make("f");
+    let handle = bench.vault.open(ino, libc::O_RDWR).unwrap();
+    bench.vault.write(ino, handle, 0, b"data").unwrap();
+    let told = bench.vault.getattr(ino).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    bench.vault.flush(ino, handle).unwrap();
+    let after = bench.vault.getattr(ino).unwrap();
+    assert_eq!((told.mtime, told.ctime), (after.mtime, after.ctime));
+    // A change of mode in between is later than the write, and stays so.
+    bench.vault.write(ino, handle, 4, b"more").unwrap();
+    let change = SetAttr {
+        perm: Some(0o600),
+        ..SetAttr::default()
+    };
+    bench.vault.setattr(ino, &change).unwrap();
+    let told = bench.vault.getattr(ino).unwrap();
+    bench.vault.flush(ino, handle).unwrap();
+    let after = bench.vault.getattr(ino).unwrap();
+    assert_eq!((told.mtime, told.ctime), (after.mtime, after.ctime));
+    bench.vault.release(ino, handle);
+    bench.remount().unwrap();
+    let after = bench.stat("f").unwrap();
+    assert_eq!((told.mtime, told.ctime), (after.mtime, after.ctime));
+}
+
+#[test]
+fn many_small_appends_take_little_memory() {
+    let bench = Bench::new();
+    let ino = bench.make("log");
+    const APPENDS: u64 = 10_000;
+    for i in 0..APPENDS {
+        bench.write(ino, i * 100, &[i as u8; 100]);
+    }
+    let blocks = (APPENDS * 100).div_ceil(BLOCK) as usize;
+    let extents = bench.extents(ino);
+    assert!(
+        extents <= 8 * blocks + 8,
+        "{extents} extents in {blocks} blocks"
+    );
+    assert_eq!(bench.core().dirty_cost.load(Ordering::Relaxed), 0);
+    assert!(bench.core().files.lock().is_empty());
+    let bytes = bench.read("log").unwrap();
+    assert!((0..APPENDS).all(|i| bytes[i as usize * 100..][..100] == [i as u8; 100]));
+}
+
+#[test]
+fn what_was_in_memory_of_a_removed_file_is_given_back() {
+    let bench = Bench::new();
+    let ino = bench.make("f");
+    let handle = bench.vault.open(ino, libc::O_RDWR).unwrap();
+    bench.vault.write(ino, handle, 0, &[1; 5000]).unwrap();
+    bench.unlink("f");
+    bench.vault.write(ino, handle, 5000, &[1; 5000]).unwrap();
+    bench.vault.release(ino, handle);
+    assert_eq!(bench.core().dirty_cost.load(Ordering::Relaxed), 0);
+    assert!(bench.core().files.lock().is_empty());
+}

@@ -1,0 +1,175 @@
+//! Tests of what lies inside the vault: moments and failures that requests alone do not reach.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use super::*;
+use crate::store::{Faults, MemoryStore};
+use crate::volume::{Attr, Caller, FileKind, ROOT, RenameMode, SetAttr, Volume};
+
+mod adoption;
+mod bases;
+mod failures;
+mod files;
+
+const CALLER: Caller = Caller {
+    uid: 0,
+    gid: 0,
+    umask: 0o022,
+};
+
+/// A library in memory, and one mount of it after the other.
+struct Bench {
+    code: String,
+    store: MemoryStore,
+    vault: Arc<Vault>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let code = MasterKey::generate().unwrap().recovery_code().to_string();
+        let store = MemoryStore::new();
+        let vault = open(&code, &store).unwrap();
+        Self { code, store, vault }
+    }
+
+    fn core(&self) -> &Core {
+        &self.vault.core
+    }
+
+    /// Killed, and mounted again.
+    fn kill(&mut self) -> Result<()> {
+        let after = self.store.after_kill();
+        self.vault = open(&self.code, &after)?;
+        self.store = after;
+        Ok(())
+    }
+
+    fn power_cut(&mut self, seed: u64) -> Result<()> {
+        let after = self.store.after_power_cut(seed);
+        self.vault = open(&self.code, &after)?;
+        self.store = after;
+        Ok(())
+    }
+
+    /// Unmounted, and mounted again.
+    fn remount(&mut self) -> Result<()> {
+        self.vault.close()?;
+        self.vault = open(&self.code, &self.store)?;
+        Ok(())
+    }
+
+    fn make(&self, name: &str) -> Ino {
+        self.make_in(ROOT, name)
+    }
+
+    fn make_in(&self, dir: Ino, name: &str) -> Ino {
+        let made = self
+            .vault
+            .mknod(dir, OsStr::new(name), FileKind::Regular, 0o644, 0, CALLER)
+            .unwrap();
+        self.vault.forget(made.ino, 1);
+        made.ino
+    }
+
+    fn mkdir(&self, name: &str) -> Ino {
+        let made = self
+            .vault
+            .mkdir(ROOT, OsStr::new(name), 0o755, CALLER)
+            .unwrap();
+        self.vault.forget(made.ino, 1);
+        made.ino
+    }
+
+    /// Opens, writes, closes.
+    fn write(&self, ino: Ino, at: u64, data: &[u8]) {
+        self.try_write(ino, at, data).unwrap();
+    }
+
+    fn try_write(&self, ino: Ino, at: u64, data: &[u8]) -> Result<()> {
+        let handle = self.vault.open(ino, libc::O_RDWR)?;
+        let done = self.vault.write(ino, handle, at, data);
+        let done = done.and_then(|()| self.vault.flush(ino, handle));
+        self.vault.release(ino, handle);
+        done
+    }
+
+    /// A new file with contents.
+    fn put(&self, name: &str, data: &[u8]) -> Ino {
+        let ino = self.make(name);
+        self.write(ino, 0, data);
+        ino
+    }
+
+    fn unlink(&self, name: &str) {
+        self.vault.unlink(ROOT, OsStr::new(name)).unwrap();
+    }
+
+    fn rename(&self, from: &str, to: &str) {
+        self.vault
+            .rename(
+                ROOT,
+                OsStr::new(from),
+                ROOT,
+                OsStr::new(to),
+                RenameMode::Replace,
+            )
+            .unwrap();
+    }
+
+    fn stat(&self, name: &str) -> Option<Attr> {
+        let attr = self.vault.lookup(ROOT, OsStr::new(name)).ok()?;
+        self.vault.forget(attr.ino, 1);
+        Some(attr)
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let attr = self.vault.lookup(ROOT, OsStr::new(name))?;
+        self.vault.forget(attr.ino, 1);
+        let handle = self.vault.open(attr.ino, libc::O_RDONLY)?;
+        let mut bytes = vec![0xaa; attr.plain_size as usize + 10];
+        let len = self.vault.read(attr.ino, handle, 0, &mut bytes);
+        self.vault.release(attr.ino, handle);
+        bytes.truncate(len?);
+        Ok(bytes)
+    }
+
+    fn fsync(&self, ino: Ino) -> Result<()> {
+        let (send, receive) = std::sync::mpsc::channel();
+        self.vault
+            .fsync(ino, Box::new(move |done| send.send(done).unwrap()));
+        receive
+            .recv_timeout(std::time::Duration::from_secs(60))
+            .expect("an fsync is answered")
+    }
+
+    /// Lets operation number `ahead` from now fail.
+    fn fail(&self, ahead: u64, errno: i32) {
+        let at = self.store.operations() + ahead;
+        self.store
+            .set_faults(Faults::default().fail_once(at, errno));
+    }
+
+    fn extents(&self, ino: Ino) -> usize {
+        let tree = self.core().tree.read();
+        let ix = tree.find(ino).unwrap();
+        tree.inode(ix).extents().as_slice().len()
+    }
+}
+
+fn open(code: &str, store: &MemoryStore) -> Result<Arc<Vault>> {
+    let options = Options {
+        read_only: false,
+        cache_bytes: 1 << 20,
+        accept_rollback: false,
+        uid: 0,
+        gid: 0,
+    };
+    Vault::open(
+        Arc::new(store.clone()),
+        MasterKey::from_recovery_code(code).unwrap(),
+        crate::store::ObjectId([0xde; 16]),
+        None,
+        &options,
+    )
+}
