@@ -12,6 +12,7 @@
 //! mount    builds everything top-down; session, signals, unmount
 //! fuse     kernel requests to Volume calls; the one file that knows fuser
 //! volume   the trait that everything mountable implements
+//! foreign  what three other programs encrypted, over one mirror of a directory
 //! vault    the native filesystem: open files, write buffers, commits, adoption after a crash
 //! index    records, frames, segments, bases, and the tree that they replay to
 //! pack     sealed blocks in packs: writer, reader, catalogue, padding
@@ -22,7 +23,7 @@
 //! error    one error type, one errno table, one table of exit codes
 //! ```
 //!
-//! Dependencies point one way: `cli → mount → fuse → volume ← vault → index, pack, cache → store, crypto`.
+//! Dependencies point one way: `cli → mount → fuse → volume ← vault, foreign → index, pack, cache → store, crypto`.
 //!
 //! Names say which world a number is of: `plain_` is what programs see, `cipher_` what is stored.
 //!
@@ -75,6 +76,7 @@ pub mod cache;
 pub mod cli;
 pub mod crypto;
 pub mod error;
+pub mod foreign;
 pub mod fuse;
 pub mod index;
 pub mod mount;

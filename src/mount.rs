@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::state::Place;
 use crate::store::{Access, DeviceId, DirStore};
 use crate::vault::{self, Vault};
+use crate::volume::Volume;
 
 mod attach;
 mod background;
@@ -61,23 +62,7 @@ pub struct Plan {
 /// exits with its exit code: the function does not return. So there must be no other thread yet.
 pub fn run(plan: Plan) -> Result<()> {
     let library = point::resolve(&plan.library)?;
-    let mountpoint = point::check(&plan.mountpoint, &library)?;
-    raise_open_files();
-    let ready = if plan.foreground {
-        None
-    } else {
-        match background::fork()? {
-            background::Side::Parent(child) => {
-                // This copy of the key is not needed any more.
-                drop(plan);
-                return child.wait();
-            }
-            background::Side::Child(ready) => {
-                plan.master.lock();
-                Some(ready)
-            }
-        }
-    };
+    let mountpoint = plan.mountpoint.clone();
     let options = Options {
         read_only: plan.read_only,
         allow_other: plan.allow_other,
@@ -85,8 +70,42 @@ pub fn run(plan: Plan) -> Result<()> {
         nodev: plan.nodev,
         noexec: plan.noexec,
     };
-    let vault = open(plan, &library)?;
-    serve(vault, &mountpoint, &options, || {
+    let foreground = plan.foreground;
+    run_volume(&library, &mountpoint, &options, foreground, |library| {
+        if !foreground {
+            plan.master.lock();
+        }
+        let vault: Arc<dyn Volume> = open(plan, library)?;
+        Ok(vault)
+    })
+}
+
+/// Mounts what `open` opens, in the process that will serve it, given the resolved path of its library: as [`run`]
+/// does for a vault.
+pub fn run_volume(
+    library: &Path,
+    mountpoint: &Path,
+    options: &Options,
+    foreground: bool,
+    open: impl FnOnce(&Path) -> Result<Arc<dyn Volume>>,
+) -> Result<()> {
+    let library = point::resolve(library)?;
+    let mountpoint = point::check(mountpoint, &library)?;
+    raise_open_files();
+    let ready = if foreground {
+        None
+    } else {
+        match background::fork()? {
+            background::Side::Parent(child) => {
+                // This copy of the key is not needed any more.
+                drop(open);
+                return child.wait();
+            }
+            background::Side::Child(ready) => Some(ready),
+        }
+    };
+    let volume = open(&library)?;
+    serve(volume, &mountpoint, options, || {
         if let Some(ready) = ready {
             ready.tell();
         }

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::foreign::ForeignArgs;
 use super::library::{Library, folders, remember};
 use super::secret::SecretArgs;
 use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
+use crate::foreign::FormatKind;
 use crate::state::Place;
 
 /// What was typed.
@@ -20,11 +22,18 @@ pub struct InitArgs {
     dir: PathBuf,
     #[command(flatten)]
     secret: SecretArgs,
+    #[command(flatten)]
+    foreign: ForeignArgs,
 }
 
 /// Makes a library, and shows its recovery code.
 pub fn run(args: &InitArgs) -> Result<()> {
-    make(&args.dir, &args.secret).map(drop)
+    match args.foreign.format {
+        None | Some(FormatKind::Vault) => make(&args.dir, &args.secret).map(drop),
+        Some(kind) if is_vacant(&args.dir)? => args.foreign.init(kind, &args.dir, &args.secret),
+        Some(_) => Err(Error::new(Kind::NotEmpty, args.dir.display())
+            .hint("a library needs an empty folder of its own")),
+    }
 }
 
 /// Makes a library in a folder that is missing or empty, and shows its recovery code.

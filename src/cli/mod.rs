@@ -15,7 +15,9 @@ use log::Level;
 use crate::crypto::harden_process;
 use crate::error::Result;
 
+mod convert;
 mod docs;
+mod foreign;
 mod info;
 mod init;
 mod key;
@@ -24,6 +26,7 @@ mod mount;
 mod passwd;
 mod secret;
 mod umount;
+mod verify;
 
 /// What the man page and `--help` say behind the commands.
 const AFTER_HELP: &str = "\
@@ -69,6 +72,10 @@ enum Command {
     Key(key::KeyArgs),
     /// Say what is known of a library, and with a secret given, more
     Info(info::InfoArgs),
+    /// Look at everything in a library, and name what is damaged
+    Verify(verify::VerifyArgs),
+    /// Copy a foreign library, or a plain folder, into a new library
+    Convert(convert::ConvertArgs),
     /// Make man pages and completions
     #[command(hide = true)]
     Docs(docs::DocsArgs),
@@ -97,6 +104,8 @@ fn run(command: &Command) -> Result<()> {
         Command::Passwd(args) => passwd::run(args),
         Command::Key(args) => key::run(args),
         Command::Info(args) => info::run(args),
+        Command::Verify(args) => verify::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Docs(args) => docs::run(args),
     }
 }

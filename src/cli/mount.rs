@@ -5,15 +5,18 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 
+use super::foreign::ForeignArgs;
 use super::init;
 use super::library::{Library, recall};
 use super::passwd::check_writable;
 use super::secret::OpenArgs;
 use crate::crypto::{MasterKey, random};
 use crate::error::{Error, Kind, Result};
+use crate::foreign::{FormatKind, Mirror};
 use crate::mount::Plan;
 use crate::state::{Place, canonical};
 use crate::store::{DeviceId, ObjectId};
@@ -91,6 +94,8 @@ pub struct MountArgs {
     verbose: bool,
     #[command(flatten)]
     open: OpenArgs,
+    #[command(flatten)]
+    foreign: ForeignArgs,
 }
 
 /// What it means, after the `-o` options.
@@ -105,6 +110,7 @@ struct Wish {
     nodev: bool,
     noexec: bool,
     open: OpenArgs,
+    foreign: ForeignArgs,
 }
 
 impl MountArgs {
@@ -120,6 +126,7 @@ impl MountArgs {
             nodev: true,
             noexec: false,
             open: self.open.clone(),
+            foreign: self.foreign.clone(),
         };
         let options = self
             .options
@@ -170,6 +177,7 @@ impl Wish {
                 self.open.secret.password_command = Some(command);
             }
             ("key_file", Some(file)) => self.open.secret.key_file = Some(file.into()),
+            (name, value) if self.foreign.option(name, value.as_deref())? => {}
             ("comment", _) => {}
             (name, _) if name.starts_with("x_") => {}
             (name, None) if WITHOUT_MEANING.contains(&name) => {}
@@ -207,6 +215,9 @@ pub fn run(args: &MountArgs) -> Result<()> {
     let library = canonical(&args.library)?;
     let mountpoint = check_mountpoint(args, &library)?;
     let made = args.create && init::is_vacant(&library)?;
+    if !made && let Some(kind) = wish.foreign.kind(&library)? {
+        return run_foreign(&wish, kind, &library, &mountpoint);
+    }
     let master = if made {
         make(&library, &wish)?
     } else {
@@ -240,6 +251,27 @@ pub fn run(args: &MountArgs) -> Result<()> {
         nosuid: wish.nosuid,
         nodev: wish.nodev,
         noexec: wish.noexec,
+    })
+}
+
+/// Mounts what another program encrypted.
+fn run_foreign(wish: &Wish, kind: FormatKind, library: &Path, mountpoint: &Path) -> Result<()> {
+    println!("{}: this is {kind}", library.display());
+    let secret = wish.foreign.secret(kind, &wish.open)?;
+    let options = crate::mount::Options {
+        read_only: wish.read_only || wish.foreign.only_reads(kind)?,
+        allow_other: wish.allow_other,
+        nosuid: wish.nosuid,
+        nodev: wish.nodev,
+        noexec: wish.noexec,
+    };
+    let foreground = wish.foreground;
+    crate::mount::run_volume(library, mountpoint, &options, foreground, |library| {
+        let format =
+            wish.foreign
+                .open(kind, library, &secret, options.read_only, wish.cache_bytes)?;
+        let mirror: Arc<dyn crate::volume::Volume> = Mirror::new(format)?;
+        Ok(mirror)
     })
 }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::foreign::ForeignArgs;
 use super::library::Library;
 use super::secret::{NewPasswordArgs, OpenArgs};
 use crate::crypto::SlotKind;
@@ -19,11 +20,17 @@ pub struct PasswdArgs {
     open: OpenArgs,
     #[command(flatten)]
     new: NewPasswordArgs,
+    #[command(flatten)]
+    foreign: ForeignArgs,
 }
 
 /// Adds a slot with the new password, then removes the one that the old password opened. A key file or the recovery
 /// code takes nothing away: what else opens the library is then said.
 pub fn run(args: &PasswdArgs) -> Result<()> {
+    if let Some(kind) = args.foreign.kind(&args.dir)? {
+        let (old, new) = (&args.open, &args.new);
+        return args.foreign.passwd(kind, &args.dir, old, new);
+    }
     let library = Library::at(&args.dir)?;
     let unlocked = library.unlock(args.open.ask()?)?;
     check_writable(&args.dir, unlocked.writable)?;

@@ -92,6 +92,16 @@ impl OpenArgs {
         Ok(())
     }
 
+    /// Gets the secret of a foreign library: all of it, but for one line feed at the end.
+    pub fn ask_text(&self, prompt: &str) -> Result<Line> {
+        if self.recovery || self.secret.key_file.is_some() {
+            return Err(Error::usage(
+                "--recovery and --key-file are for libraries of hushfs itself",
+            ));
+        }
+        self.secret.text(|| ask_once(prompt))
+    }
+
     /// Gets it, asking where nothing else is given.
     pub fn ask(&self) -> Result<Opener> {
         if let Some(path) = &self.secret.key_file {
@@ -117,6 +127,32 @@ impl OpenArgs {
 }
 
 impl SecretArgs {
+    /// The secret of a new foreign library: a person is asked twice.
+    pub fn choose_text(&self) -> Result<Line> {
+        if self.key_file.is_some() {
+            return Err(Error::usage("--key-file is for libraries of hushfs itself"));
+        }
+        self.text(|| match ask_twice()? {
+            Secret::Password(line) => Ok(line),
+            Secret::KeyFile(_) => Err(Error::usage("a password is asked for")),
+        })
+    }
+
+    fn text(&self, ask: impl FnOnce() -> Result<Line>) -> Result<Line> {
+        if let Some(path) = &self.password_file {
+            return read_file(path, PASSWORD_LEN_MAX).and_then(|text| whole(text, path.display()));
+        }
+        if let Some(command) = &self.password_command {
+            return whole(command_output(command)?, "the password command's output");
+        }
+        match credential() {
+            Some(path) => {
+                read_file(&path, PASSWORD_LEN_MAX).and_then(|text| whole(text, path.display()))
+            }
+            None => ask(),
+        }
+    }
+
     /// The secret of a new library: a person is asked twice.
     pub fn choose(&self) -> Result<Secret> {
         if let Some(path) = &self.key_file {
@@ -132,6 +168,22 @@ impl SecretArgs {
 }
 
 impl NewPasswordArgs {
+    /// The new password of a foreign library: all of the text, but for one line feed at its end.
+    pub fn choose_text(&self) -> Result<Line> {
+        let secret = SecretArgs {
+            password_file: self.new_password_file.clone(),
+            password_command: self.new_password_command.clone(),
+            key_file: None,
+        };
+        if secret.password_file.is_some() || secret.password_command.is_some() {
+            return secret.choose_text();
+        }
+        match ask_twice()? {
+            Secret::Password(line) => Ok(line),
+            Secret::KeyFile(_) => Err(Error::usage("a password is asked for")),
+        }
+    }
+
     /// The new password: a person is asked twice.
     pub fn choose(&self) -> Result<Secret> {
         let file = self.new_password_file.as_deref();
@@ -155,7 +207,8 @@ pub fn read_key_file(path: &Path) -> Result<Secret> {
     Ok(Secret::KeyFile(bytes))
 }
 
-type Line = Zeroizing<Vec<u8>>;
+/// A secret as text.
+pub type Line = Zeroizing<Vec<u8>>;
 
 fn from_file_or_command(file: Option<&Path>, command: Option<&OsStr>) -> Result<Option<Line>> {
     if let Some(path) = file {
@@ -179,8 +232,23 @@ fn from_credential() -> Result<Option<Line>> {
     first_line(bytes, path.display()).map(Some)
 }
 
-/// Runs the command with the terminal as its own, so that it may ask for a PIN.
+/// All of a text, but for one line feed at its end.
+fn whole(mut text: Line, name: impl std::fmt::Display) -> Result<Line> {
+    if text.len() > PASSWORD_LEN_MAX {
+        return Err(too_long(name));
+    }
+    if text.last() == Some(&b'\n') {
+        text.pop();
+    }
+    Ok(text)
+}
+
 fn from_command(command: &OsStr) -> Result<Line> {
+    first_line(command_output(command)?, "the password command's output")
+}
+
+/// Runs the command with the terminal as its own, so that it may ask for a PIN.
+fn command_output(command: &OsStr) -> Result<Line> {
     let failed = |e| Error::new(Kind::Io(e), "the password command");
     let mut child = Command::new("sh")
         .arg("-c")
@@ -195,13 +263,14 @@ fn from_command(command: &OsStr) -> Result<Line> {
         let _ = child.kill();
     }
     let status = child.wait().map_err(failed)?;
-    let line = first_line(bytes.map_err(failed)?, "the password command's output")?;
-    if !status.success() {
+    let bytes = bytes.map_err(failed)?;
+    // One that was ended because it printed too much did not fail of its own.
+    if !status.success() && bytes.len() <= PASSWORD_LEN_MAX {
         return Err(Error::usage(format_args!(
             "the password command failed: {status}"
         )));
     }
-    Ok(line)
+    Ok(bytes)
 }
 
 /// Reads at most `len_max` bytes of a file, and one more where it is longer; warns where everybody may read it.

@@ -30,7 +30,7 @@ mod attrs;
 mod blocks;
 mod commit;
 mod contents;
-mod file;
+pub(crate) mod file;
 mod journal;
 mod maintain;
 mod names;

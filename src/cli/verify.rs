@@ -1,0 +1,211 @@
+//! `hushfs verify`: looks at everything in a library, and names what is damaged. Nothing is changed.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::foreign::ForeignArgs;
+use super::library::{Library, recall};
+use super::printable;
+use super::secret::OpenArgs;
+use crate::error::{Error, Kind, Result};
+use crate::foreign::report::{Report, Watch};
+use crate::state::canonical;
+use crate::store::{Access, DirStore};
+use crate::vault::{self, Vault};
+use crate::volume::{FileKind, Ino, ROOT, Volume};
+
+/// Bytes that are read at once.
+const READ_LEN: usize = 1 << 20;
+/// Bytes of decrypted frames that are kept while looking.
+const CACHE_BYTES: usize = 8 << 20;
+
+/// What was typed.
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// The library's folder
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Accept an index that is older than this machine has seen
+    #[arg(long)]
+    accept_rollback: bool,
+    #[command(flatten)]
+    open: OpenArgs,
+    #[command(flatten)]
+    foreign: ForeignArgs,
+}
+
+/// Shows what is found, with a progress bar where there is a terminal.
+struct Screen {
+    bar: ProgressBar,
+}
+
+/// A progress bar of bytes.
+pub fn byte_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template(
+        "{bar:30} {percent:>3} %  {bytes} of {total_bytes}, {eta} left",
+    );
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(0).with_style(style)
+}
+
+impl Watch for Screen {
+    fn problem(&mut self, subject: &str, text: &str) {
+        self.bar
+            .suspend(|| println!("{}: {}", printable(subject), printable(text)));
+    }
+
+    fn note(&mut self, subject: &str, text: &str) {
+        self.bar
+            .suspend(|| println!("note: {}: {}", printable(subject), printable(text)));
+    }
+
+    fn total(&mut self, bytes: u64) {
+        self.bar.set_length(bytes);
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+}
+
+/// Looks at everything; [`Kind::Damaged`] where something is wrong.
+pub fn run(args: &VerifyArgs) -> Result<()> {
+    let dir = canonical(&args.dir)?;
+    let mut screen = Screen { bar: byte_bar() };
+    let mut report = Report::new(&mut screen);
+    match args.foreign.kind(&dir)? {
+        Some(kind) => {
+            println!("{}: this is {kind}", dir.display());
+            let secret = args.foreign.secret(kind, &args.open)?;
+            let format = args.foreign.open(kind, &dir, &secret, true, CACHE_BYTES)?;
+            format.verify(&mut report)?;
+        }
+        None => {
+            let vault = open_vault(&dir, args)?;
+            verify_volume(&*vault, &mut report)?;
+            vault.close()?;
+        }
+    }
+    let (files, problems) = (report.files(), report.problems());
+    screen.bar.finish_and_clear();
+    println!("{files} files, {problems} problems");
+    if problems == 0 {
+        return Ok(());
+    }
+    Err(Error::damaged(
+        dir.display(),
+        format_args!("{problems} problems, as listed"),
+    ))
+}
+
+fn open_vault(dir: &Path, args: &VerifyArgs) -> Result<Arc<Vault>> {
+    let master = Library::at(dir)?.unlock(args.open.ask()?)?.master;
+    let (place, device) = recall(dir, &master)?;
+    let store = DirStore::open(dir, Access::ReadOnly)?;
+    let options = vault::Options {
+        read_only: true,
+        cache_bytes: 0,
+        accept_rollback: args.accept_rollback,
+        uid: 0,
+        gid: 0,
+    };
+    Vault::open(Arc::new(store), master, device, Some(place), &options)
+}
+
+/// A file of a volume.
+pub struct Found {
+    /// Its path, from the root.
+    pub path: PathBuf,
+    /// Its number, to which a reference is held.
+    pub ino: Ino,
+    /// What it is.
+    pub kind: FileKind,
+    /// Bytes of plaintext.
+    pub plain_size: u64,
+}
+
+/// Everything in a volume; folders come before what is in them.
+pub fn find_all(volume: &dyn Volume) -> Result<Vec<Found>> {
+    let mut all: Vec<Found> = Vec::new();
+    let mut pending = vec![(PathBuf::new(), ROOT)];
+    while let Some((folder, ino)) = pending.pop() {
+        for name in names(volume, ino)? {
+            let attr = volume.lookup(ino, &name)?;
+            let path = folder.join(&name);
+            if attr.kind == FileKind::Directory {
+                pending.push((path.clone(), attr.ino));
+            }
+            all.push(Found {
+                path,
+                ino: attr.ino,
+                kind: attr.kind,
+                plain_size: attr.plain_size,
+            });
+        }
+    }
+    Ok(all)
+}
+
+fn names(volume: &dyn Volume, ino: Ino) -> Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    volume.readdir(ino, 0, false, &mut |entry| {
+        if entry.name != OsStr::new(".") && entry.name != OsStr::new("..") {
+            names.push(entry.name.to_owned());
+        }
+        true
+    })?;
+    Ok(names)
+}
+
+/// Opens every block of every file, by reading it.
+fn verify_volume(volume: &dyn Volume, report: &mut Report<'_>) -> Result<()> {
+    let all = find_all(volume)?;
+    let files = || all.iter().filter(|found| found.kind == FileKind::Regular);
+    report.total(files().map(|found| found.plain_size).sum());
+    let mut buffer = vec![0; READ_LEN];
+    for found in files() {
+        report.count_file();
+        if let Err(e) = read_all(volume, found, &mut buffer, report) {
+            report.problem(found.path.display(), e);
+        }
+    }
+    Ok(())
+}
+
+/// Goes on after what does not open: all of that is named, as far as it lies apart.
+fn read_all(
+    volume: &dyn Volume,
+    found: &Found,
+    buffer: &mut [u8],
+    report: &mut Report<'_>,
+) -> Result<()> {
+    let handle = volume.open(found.ino, libc::O_RDONLY)?;
+    let mut at = 0;
+    let mut last = String::new();
+    while at < found.plain_size {
+        let len = (found.plain_size - at).min(buffer.len() as u64);
+        match volume.read(found.ino, handle, at, &mut buffer[..len as usize]) {
+            Ok(read) if read as u64 == len => {}
+            Ok(_) => {
+                let e = Error::from(Kind::Damaged("it ends before its end".into()));
+                report.problem(found.path.display(), e);
+                break;
+            }
+            Err(e) => {
+                let text = e.to_string();
+                if text != last {
+                    report.problem(found.path.display(), format_args!("at {at}: {text}"));
+                }
+                last = text;
+            }
+        }
+        report.advance(len);
+        at += len;
+    }
+    volume.release(found.ino, handle);
+    Ok(())
+}

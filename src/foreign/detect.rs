@@ -1,0 +1,121 @@
+//! What a folder is: one of ours, or one of the foreign formats.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Kind, Result};
+
+/// Entries that are looked at, at most, to tell what a folder is.
+const LOOKED_AT_MAX: usize = 20_000;
+
+/// What a library can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
+pub enum FormatKind {
+    /// A library of hushfs itself.
+    Vault,
+    /// Minio Music Server.
+    Mms,
+    /// Cassandra Medusa.
+    Medusa,
+    /// The prompt-nest image store.
+    Images,
+}
+
+impl FormatKind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Vault, Self::Mms, Self::Medusa, Self::Images];
+
+    /// As it is written on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vault => "vault",
+            Self::Mms => "mms",
+            Self::Medusa => "medusa",
+            Self::Images => "images",
+        }
+    }
+
+    /// The format of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+impl fmt::Display for FormatKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vault => "a hushfs library (vault)",
+            Self::Mms => "a library of Minio Music Server (mms)",
+            Self::Medusa => "a bucket of Cassandra Medusa (medusa)",
+            Self::Images => "a prompt-nest image store (images)",
+        })
+    }
+}
+
+/// What the folder is. `is_vault` is what the caller knows: whether it has slots.
+///
+/// [`Kind::Usage`] where it could be more than one, [`Kind::NotLibrary`] where it is none.
+pub fn detect(root: &Path, is_vault: bool) -> Result<FormatKind> {
+    let mut found = Vec::new();
+    if is_vault {
+        found.push(FormatKind::Vault);
+    }
+    found.extend(looks_like_mms(root).then_some(FormatKind::Mms));
+    found.extend(super::medusa::looks_like(root).then_some(FormatKind::Medusa));
+    found.extend(looks_like_images(root).then_some(FormatKind::Images));
+    match found.as_slice() {
+        [one] => Ok(*one),
+        [] => Err(Error::new(Kind::NotLibrary, root.display()).hint(
+            "nor is it one of another program that is known; `hushfs init` makes one, --format=mms, medusa or images says what it is",
+        )),
+        several => {
+            let names: Vec<String> = several.iter().map(ToString::to_string).collect();
+            let choices: Vec<&str> = several.iter().map(|kind| kind.name()).collect();
+            let text = format!("{}: could be {}", root.display(), names.join(", or "));
+            Err(Error::usage(text).hint(format_args!("say which with --format={}", choices.join(" or "))))
+        }
+    }
+}
+
+/// A key file and an index at the top.
+fn looks_like_mms(root: &Path) -> bool {
+    let (mut key, mut index) = (false, false);
+    for entry in fs::read_dir(root)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .take(LOOKED_AT_MAX)
+    {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            key |= super::mms::is_key_file(&path);
+            index |= super::mms::is_index(&path);
+        }
+    }
+    key && index
+}
+
+/// A file with its description beside it, somewhere below.
+fn looks_like_images(root: &Path) -> bool {
+    let mut pending = vec![PathBuf::from(root)];
+    let mut looked_at = 0;
+    while let Some(folder) = pending.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            looked_at += 1;
+            if looked_at > LOOKED_AT_MAX {
+                return false;
+            }
+            let Ok(kind) = entry.file_type() else {
+                continue;
+            };
+            if kind.is_dir() && entry.file_name() != super::stage::STAGE_DIR {
+                pending.push(entry.path());
+            } else if kind.is_file() && entry.file_name().to_string_lossy().ends_with(".enc.meta") {
+                return true;
+            }
+        }
+    }
+    false
+}

@@ -1,0 +1,72 @@
+//! Names and types (format page, 3.3 and 3.4).
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use super::ENC;
+
+/// Whether a path ends in these letters.
+pub(super) fn ends_in(path: &Path, suffix: &str) -> bool {
+    path.as_os_str().as_bytes().ends_with(suffix.as_bytes())
+}
+
+/// A path with these letters behind it.
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// The name under which an encrypted file is shown: without `.enc`; where that is taken, marked.
+pub(super) fn free_name(stored: &Path, taken: &HashSet<PathBuf>) -> PathBuf {
+    let bytes = stored.as_os_str().as_bytes();
+    let bare = bytes.strip_suffix(ENC.as_bytes()).unwrap_or(bytes);
+    let shown = PathBuf::from(OsStr::from_bytes(bare));
+    let nameless = bare.is_empty() || bare.ends_with(b"/");
+    if !nameless && !taken.contains(&shown) {
+        return shown;
+    }
+    let name =
+        OsStr::from_bytes(&bare[bare.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1)..]);
+    let extension = extname(name);
+    let stem = &name.as_bytes()[..name.len() - extension.len().min(name.len())];
+    let folder = stored.parent().unwrap_or(Path::new(""));
+    let mut number = 1;
+    loop {
+        let mark = if number == 1 {
+            " (encrypted)".to_string()
+        } else {
+            format!(" (encrypted {number})")
+        };
+        let name = [stem, mark.as_bytes(), extension.as_bytes()].concat();
+        let shown = folder.join(OsString::from_vec(name));
+        if !taken.contains(&shown) {
+            return shown;
+        }
+        number += 1;
+    }
+}
+
+/// From the last dot on, as Node's `path.extname` has it: a dot at the start is none.
+pub(super) fn extname(name: &OsStr) -> String {
+    let name = name.to_string_lossy();
+    match name.rfind('.') {
+        Some(at) if at > 0 => name[at..].to_string(),
+        _ => String::new(),
+    }
+}
+
+/// As the original serves a file without a description (format page, 3.5).
+pub(super) fn mime_by_name(path: &Path) -> &'static str {
+    let extension = extname(path.file_name().unwrap_or_default()).to_lowercase();
+    match &*extension {
+        ".jpg" | ".jpeg" => "image/jpeg",
+        ".png" => "image/png",
+        ".gif" => "image/gif",
+        ".webp" => "image/webp",
+        ".svg" => "image/svg+xml",
+        _ => "application/octet-stream",
+    }
+}

@@ -1,0 +1,117 @@
+//! An encrypted file: a vector, then one run of AES-256-CBC (format page, 3.2).
+
+use std::fs::File;
+use std::sync::Arc;
+
+use super::super::cipher::{BLOCK_LEN, Iv, Key, unpadded_len};
+use super::super::sealer::Seal;
+use super::super::{Reader, read_at};
+use crate::error::{Error, Kind, Result};
+
+/// The shortest encrypted file: a vector and one block.
+pub const CIPHER_LEN_MIN: u64 = 2 * BLOCK_LEN as u64;
+
+/// Encrypts a file as one run (format page, 3.2).
+pub struct ImageSeal {
+    key: Key,
+    iv: Iv,
+    /// The last encrypted block; at the start there is none.
+    chain: Option<Iv>,
+}
+
+impl ImageSeal {
+    /// Starts with a vector, which the file holds first.
+    pub fn new(key: Key, iv: Iv) -> Self {
+        Self {
+            key,
+            iv,
+            chain: None,
+        }
+    }
+}
+
+impl Seal for ImageSeal {
+    fn unit_plain_len(&self) -> usize {
+        256 << 10
+    }
+
+    fn seal(&mut self, plain: &[u8], last: bool, out: &mut Vec<u8>) -> Result<()> {
+        if self.chain.is_none() {
+            out.extend_from_slice(&self.iv);
+        }
+        let chain = self.chain.unwrap_or(self.iv);
+        let start = out.len();
+        if last {
+            self.key.encrypt_padded(&chain, plain, out);
+        } else {
+            out.extend_from_slice(plain);
+            self.key.encrypt_blocks(&chain, &mut out[start..]);
+        }
+        self.chain = out.last_chunk().copied();
+        Ok(())
+    }
+
+    fn reader(&self, file: Arc<File>, plain_size: u64) -> Arc<dyn Reader> {
+        Arc::new(ImageReader {
+            file,
+            key: self.key.clone(),
+            plain_size,
+        })
+    }
+}
+
+/// Reads an encrypted file.
+pub struct ImageReader {
+    file: Arc<File>,
+    key: Key,
+    plain_size: u64,
+}
+
+impl ImageReader {
+    /// Of a file of `cipher_len` bytes; its last block says how long it is.
+    pub fn new(file: Arc<File>, key: Key, cipher_len: u64) -> Result<Self> {
+        if cipher_len < CIPHER_LEN_MIN || !cipher_len.is_multiple_of(BLOCK_LEN as u64) {
+            let check = format!("no encrypted file has {cipher_len} bytes: it was cut");
+            return Err(Kind::Damaged(check.into()).into());
+        }
+        let mut end = [0; 2 * BLOCK_LEN];
+        read_at(&file, cipher_len - CIPHER_LEN_MIN, &mut end)?;
+        let (chain, block) = end.split_at_mut(BLOCK_LEN);
+        let chain: Iv = (&*chain).try_into().expect("half of two blocks");
+        key.decrypt_blocks(&chain, block);
+        let kept = unpadded_len(block).ok_or_else(|| {
+            Error::from(Kind::Damaged(
+                "its last block does not open: cut, changed, or another key".into(),
+            ))
+        })?;
+        let plain_size = cipher_len - CIPHER_LEN_MIN + kept as u64;
+        Ok(Self {
+            file,
+            key,
+            plain_size,
+        })
+    }
+}
+
+impl Reader for ImageReader {
+    fn plain_size(&self) -> u64 {
+        self.plain_size
+    }
+
+    fn read_exact_at(&self, plain_offset: u64, out: &mut [u8]) -> Result<()> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        // The block before the first is its vector; the file starts with the very first one.
+        let first = plain_offset / BLOCK_LEN as u64;
+        let end = (plain_offset + out.len() as u64).div_ceil(BLOCK_LEN as u64) + 1;
+        let mut cipher = vec![0; (end - first) as usize * BLOCK_LEN];
+        read_at(&self.file, first * BLOCK_LEN as u64, &mut cipher)?;
+        let (chain, blocks) = cipher.split_at_mut(BLOCK_LEN);
+        let chain: Iv = (&*chain).try_into().expect("one block");
+        self.key.decrypt_blocks(&chain, blocks);
+        let skip = (plain_offset % BLOCK_LEN as u64) as usize;
+        out.copy_from_slice(&blocks[skip..skip + out.len()]);
+        Ok(())
+    }
+}

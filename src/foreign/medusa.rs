@@ -1,0 +1,465 @@
+//! Cassandra Medusa with client-side encryption: Fernet frames, names and manifests in clear (format page, section 2).
+//!
+//! Each frame is authenticated, its file and place are not: frames swapped or taken from elsewhere are found by the
+//! manifest's sizes and digests alone, and the manifest itself is in clear and not authenticated. It also shows the
+//! digests of the plaintext.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::report::Report;
+use super::sealer::{InClear, Seal, Sealed};
+use super::stage::{Stage, Step};
+use super::{Entry, Format, Listed, PlainReader, Reader};
+use crate::cache::BlockCache;
+use crate::error::{Error, Kind, Result};
+
+mod backups;
+mod catalog;
+pub mod frames;
+pub mod manifest;
+mod names;
+mod verify;
+
+pub use backups::BackupsView;
+pub use catalog::looks_like;
+use catalog::{Catalog, Known};
+use frames::{FernetKey, FrameReader, FrameSeal, Frames};
+use manifest::{DigestForm, Draft, NewObject, Object};
+use names::{DataName, in_metadata, is_manifest, restores_undecrypted};
+
+/// Files that are tried to tell a wrong key.
+const SAMPLE_MAX: usize = 8;
+
+/// An open bucket.
+pub struct Medusa {
+    root: PathBuf,
+    stage: Option<Stage>,
+    key: FernetKey,
+    cache: Arc<BlockCache>,
+    catalog: Mutex<Catalog>,
+}
+
+impl Medusa {
+    /// Opens a bucket. [`Kind::WrongKey`] where its objects do not open, [`Kind::Unsupported`] where they are of the
+    /// later format.
+    pub fn open(root: &Path, key: &[u8], cache_bytes: usize, read_only: bool) -> Result<Self> {
+        let key = FernetKey::parse(key).ok_or_else(|| {
+            Error::usage(
+                "the key is not the base64 of 32 bytes, as key_secret_base64 is in medusa.ini",
+            )
+        })?;
+        let stage = if read_only {
+            None
+        } else {
+            Some(Stage::open(root)?)
+        };
+        let catalog = Catalog::read(root)?;
+        let medusa = Self {
+            root: root.to_path_buf(),
+            stage,
+            key,
+            cache: Arc::new(BlockCache::new(cache_bytes)),
+            catalog: Mutex::new(catalog),
+        };
+        medusa.check_key()?;
+        Ok(medusa)
+    }
+
+    /// Tries the key on the first frame of some files.
+    fn check_key(&self) -> Result<()> {
+        let catalog = self.catalog.lock();
+        let objects = catalog.objects().filter(|o| o.is_sealed() && o.size > 0);
+        let mut plain_backups = catalog.plain_backups();
+        if let Some(first) = plain_backups.next() {
+            let others = plain_backups.count();
+            log::warn!(
+                "{}: the backup {first} and {others} others hold files that are not encrypted",
+                self.root.display()
+            );
+        }
+        let mut wrong = None;
+        for object in objects.take(SAMPLE_MAX) {
+            let path = self.root.join(&object.path);
+            let Ok((file, len)) = super::open_file(&path) else {
+                continue;
+            };
+            match self.try_first(Arc::new(file), len) {
+                Ok(()) => return Ok(()),
+                Err(e) => wrong = Some(e.about(path.display())),
+            }
+        }
+        match wrong {
+            None => Ok(()),
+            Some(e) if matches!(e.kind(), Kind::Unsupported(_)) => Err(e),
+            Some(e) => Err(Error::new(Kind::WrongKey, self.root.display())
+                .hint(format_args!("none of the files tried opens; the last: {e}"))),
+        }
+    }
+
+    fn try_first(&self, file: Arc<std::fs::File>, len: u64) -> Result<()> {
+        let (frames, plain_size) = frames::scan(&file, &self.key, len)?;
+        let cache = Arc::new(BlockCache::new(0));
+        let reader = FrameReader::new(file, self.key.clone(), frames, plain_size, None, cache);
+        reader.read_exact_at(0, &mut [0; 1][..plain_size.min(1) as usize])
+    }
+
+    fn writer(&self) -> Result<&Stage> {
+        self.stage.as_ref().ok_or_else(|| Kind::ReadOnly.into())
+    }
+
+    /// Opens what is stored at `stored`, as `object` says it is; what no manifest names is what it looks like.
+    fn open_object(&self, stored: &Path, object: Option<&Object>) -> Result<Arc<dyn Reader>> {
+        let path = self.root.join(stored);
+        let (file, len) = super::open_file(&path)?;
+        self.reader(file, len, object)
+            .map_err(|e| e.about(path.display()))
+    }
+
+    fn reader(
+        &self,
+        file: std::fs::File,
+        len: u64,
+        object: Option<&Object>,
+    ) -> Result<Arc<dyn Reader>> {
+        if let Some(object) = object.filter(|object| object.size != len) {
+            let check = format!("it has {len} bytes, and {} by its manifest", object.size);
+            return Err(Error::from(Kind::Damaged(check.into()))
+                .hint("cut short, or overwritten by a later differential backup: `hushfs verify` says which"));
+        }
+        let mut head = vec![0; len.min(10) as usize];
+        super::read_at(&file, 0, &mut head)?;
+        if frames::looks_like_aws(&head) {
+            return Err(frames::aws_sdk());
+        }
+        let file = Arc::new(file);
+        if !object.map_or_else(
+            || len == 0 || frames::looks_like_frames(&head),
+            Object::is_sealed,
+        ) {
+            return Ok(Arc::new(PlainReader {
+                file,
+                plain_size: len,
+            }));
+        }
+        let known = object
+            .and_then(|o| o.source_size)
+            .filter(|size| frames::cipher_len(*size) == len);
+        let (frames, plain_size) = match known {
+            Some(plain_size) => (Frames::Canonical, plain_size),
+            None => frames::scan(&file, &self.key, len)?,
+        };
+        if let Some(expected) = object
+            .and_then(|o| o.source_size)
+            .filter(|size| *size != plain_size)
+        {
+            let check =
+                format!("its frames hold {plain_size} bytes, and its manifest says {expected}");
+            return Err(Kind::Damaged(check.into()).into());
+        }
+        let digest = object
+            .and_then(Object::source_digest)
+            .filter(|_| plain_size > 0);
+        let (key, cache) = (self.key.clone(), Arc::clone(&self.cache));
+        Ok(Arc::new(FrameReader::new(
+            file, key, frames, plain_size, digest, cache,
+        )))
+    }
+
+    /// The manifests that say of an object what is so now: they change with it. For a new one, the backup's, or the
+    /// newest of a pool.
+    fn keepers(&self, catalog: &Catalog, name: &DataName<'_>, path: &str) -> Result<Vec<usize>> {
+        let len = std::fs::metadata(self.root.join(path)).map(|meta| meta.len());
+        let current = |known: &&Known| len.as_ref().is_ok_and(|len| *len == known.object.size);
+        let mut keepers: Vec<usize> = catalog
+            .known(path)
+            .iter()
+            .filter(current)
+            .map(|k| k.manifest)
+            .collect();
+        if keepers.is_empty() {
+            keepers.extend(catalog.manifest_for(name));
+        }
+        let plain = keepers.iter().find(|at| catalog.manifests[**at].has_plain);
+        if let Some(at) = plain {
+            return Err(Error::new(Kind::NotPermitted, path).hint(format_args!(
+                "the backup {} is not encrypted, and the two kinds do not mix",
+                catalog.manifests[*at].backup
+            )));
+        }
+        Ok(keepers)
+    }
+
+    /// The steps that put changed manifests and their copies in place.
+    fn manifest_steps(
+        &self,
+        catalog: &mut Catalog,
+        keepers: &[usize],
+        mut edit: impl FnMut(&mut Draft),
+    ) -> Result<(Vec<Step>, Drafts)> {
+        let stage = self.writer()?;
+        let (mut steps, mut drafts) = (Vec::new(), Vec::new());
+        for at in keepers {
+            let manifest = &catalog.manifests[*at];
+            let mut draft = Draft::read(&self.root.join(&manifest.path))?;
+            edit(&mut draft);
+            let bytes = draft.to_bytes();
+            for place in [&manifest.path, &manifest.copy] {
+                steps.push(Step::Place(stage.create_with(&bytes)?, place.clone()));
+            }
+            drafts.push((*at, draft));
+        }
+        Ok((steps, drafts))
+    }
+
+    fn commit(&self, catalog: &mut Catalog, steps: Vec<Step>, drafts: Drafts) -> Result<()> {
+        self.writer()?.commit(steps)?;
+        for (at, draft) in drafts {
+            catalog.replace(at, draft.objects());
+        }
+        Ok(())
+    }
+}
+
+impl Format for Medusa {
+    fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn stage(&self) -> Option<&Stage> {
+        self.stage.as_ref()
+    }
+
+    fn list(&self, add: &mut dyn FnMut(Listed)) -> Result<()> {
+        let catalog = self.catalog.lock();
+        super::walk(&self.root, &mut |path, is_dir| {
+            let stored = path.to_path_buf();
+            if is_dir {
+                return add(Listed::Folder(stored));
+            }
+            let sealed = catalog.data_name(path).is_some();
+            add(Listed::File(
+                stored.clone(),
+                Entry {
+                    stored,
+                    sealed,
+                    plain_size: None,
+                },
+            ));
+        })?;
+        // What a manifest names and is not there is shown, too: reading it says that it is missing.
+        for object in catalog.objects() {
+            let stored = PathBuf::from(&object.path);
+            if super::stage::is_confined(&stored)
+                && self.root.join(&stored).symlink_metadata().is_err()
+            {
+                let plain_size = Some(object.source_size.unwrap_or(object.size));
+                add(Listed::File(
+                    stored.clone(),
+                    Entry {
+                        stored,
+                        sealed: true,
+                        plain_size,
+                    },
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn plain_size(&self, entry: &Entry) -> Result<u64> {
+        let path = self.root.join(&entry.stored);
+        let (file, len) = super::open_file(&path)?;
+        if !entry.sealed {
+            return Ok(len);
+        }
+        let object = self.catalog.lock().current(&entry.stored, len);
+        if let Some(size) = object.as_ref().and_then(|o| o.source_size) {
+            return Ok(size);
+        }
+        self.reader(file, len, object.as_ref())
+            .map(|reader| reader.plain_size())
+    }
+
+    fn open(&self, _shown: &Path, entry: &Entry) -> Result<Arc<dyn Reader>> {
+        if !entry.sealed {
+            return PlainReader::open(&self.root.join(&entry.stored));
+        }
+        let len = std::fs::metadata(self.root.join(&entry.stored)).map_or(0, |meta| meta.len());
+        let object = self.catalog.lock().current(&entry.stored, len);
+        self.open_object(&entry.stored, object.as_ref())
+    }
+
+    fn admit(&self, shown: &Path) -> Result<()> {
+        let refuse = |hint: &str| Err(Error::new(Kind::NotPermitted, shown.display()).hint(hint));
+        let Some(text) = shown.to_str() else {
+            return Err(Kind::InvalidArgument.into());
+        };
+        let catalog = self.catalog.lock();
+        let Some(name) = catalog.data_name(shown) else {
+            let path = catalog.below_base(shown);
+            return match () {
+                () if is_manifest(path) => {
+                    refuse("manifests are kept by hushfs, as files come and go")
+                }
+                () if in_metadata(path) => Ok(()),
+                () => refuse("it is in no data, meta or index folder, and would lie in clear"),
+            };
+        };
+        if restores_undecrypted(name.file) {
+            return refuse(
+                "Medusa takes files of this name for its own, and would restore it without decrypting",
+            );
+        }
+        self.keepers(&catalog, &name, text).map(drop)
+    }
+
+    fn in_clear(&self, shown: &Path) -> bool {
+        self.catalog.lock().data_name(shown).is_none()
+    }
+
+    fn seal(&self, shown: &Path) -> Result<Box<dyn Seal>> {
+        if self.in_clear(shown) {
+            return Ok(Box::new(InClear));
+        }
+        let (key, cache) = (self.key.clone(), Arc::clone(&self.cache));
+        Ok(Box::new(FrameSeal {
+            key,
+            pinned: None,
+            cache,
+        }))
+    }
+
+    fn wants_digests(&self) -> bool {
+        true
+    }
+
+    fn publish(&self, sealed: Sealed, shown: &Path, _old: Option<&Entry>) -> Result<Entry> {
+        let stored = shown.to_path_buf();
+        let path = shown.to_str().ok_or(Kind::InvalidArgument)?;
+        let mut catalog = self.catalog.lock();
+        let Some(name) = catalog.data_name(shown).map(DataName::own) else {
+            self.writer()?
+                .commit(vec![Step::Place(sealed.temp, stored.clone())])?;
+            return Ok(Entry {
+                stored,
+                sealed: false,
+                plain_size: Some(sealed.plain_size),
+            });
+        };
+        let name = name.borrow();
+        let keepers = self.keepers(&catalog, &name, path)?;
+        let keepers = catalog.ensure(keepers, &name)?;
+        let digests = sealed.digests.ok_or(Kind::InvalidArgument)?;
+        let new = NewObject {
+            table: (name.keyspace, name.table),
+            path,
+            stored: (digests.cipher, sealed.cipher_len),
+            source: (digests.plain, sealed.plain_size),
+        };
+        let form = DigestForm::of(catalog.objects());
+        let (mut steps, drafts) =
+            self.manifest_steps(&mut catalog, &keepers, |draft| draft.put(&new, form))?;
+        steps.insert(0, Step::Place(sealed.temp, stored.clone()));
+        self.commit(&mut catalog, steps, drafts)?;
+        Ok(Entry {
+            stored,
+            sealed: true,
+            plain_size: Some(sealed.plain_size),
+        })
+    }
+
+    fn rename(&self, entry: &Entry, from: &Path, to: &Path, _old: Option<&Entry>) -> Result<Entry> {
+        self.admit(to)?;
+        let moved = Entry {
+            stored: to.to_path_buf(),
+            ..entry.clone()
+        };
+        let step = Step::Move(from.to_path_buf(), to.to_path_buf());
+        let mut catalog = self.catalog.lock();
+        let names = (
+            catalog.data_name(from).map(DataName::own),
+            catalog.data_name(to).map(DataName::own),
+        );
+        let (Some(old), Some(new)) = names else {
+            if entry.sealed || catalog.data_name(to).is_some() {
+                return Err(Kind::CrossDevice.into());
+            }
+            self.writer()?.commit(vec![step])?;
+            return Ok(moved);
+        };
+        let (old, new) = (old.borrow(), new.borrow());
+        if (old.node, old.backup) != (new.node, new.backup) {
+            return Err(Kind::CrossDevice.into());
+        }
+        let (from, to) = (
+            from.to_str().ok_or(Kind::InvalidArgument)?,
+            to.to_str().ok_or(Kind::InvalidArgument)?,
+        );
+        let keepers = self.keepers(&catalog, &old, from)?;
+        let table = (new.keyspace, new.table);
+        let (mut steps, drafts) = self.manifest_steps(&mut catalog, &keepers, |draft| {
+            if let Some(object) = draft.take(from) {
+                draft.put_value(table, to, object);
+            }
+        })?;
+        steps.insert(0, step);
+        self.commit(&mut catalog, steps, drafts)?;
+        Ok(moved)
+    }
+
+    fn remove(&self, shown: &Path, entry: &Entry) -> Result<()> {
+        let mut catalog = self.catalog.lock();
+        let path = shown.to_str().unwrap_or_default();
+        let named: Vec<usize> = catalog
+            .known(path)
+            .iter()
+            .map(|known| known.manifest)
+            .collect();
+        let still = |at: &usize| self.root.join(&catalog.manifests[*at].path).exists();
+        let named: Vec<usize> = named.into_iter().filter(still).collect();
+        let (mut steps, drafts) =
+            self.manifest_steps(&mut catalog, &named, |draft| drop(draft.take(path)))?;
+        steps.push(Step::Remove(entry.stored.clone()));
+        self.commit(&mut catalog, steps, drafts)?;
+        if is_manifest(catalog.below_base(shown)) {
+            catalog.forget(shown);
+        }
+        Ok(())
+    }
+
+    fn verify(&self, report: &mut Report<'_>) -> Result<()> {
+        verify::run(self, report)
+    }
+}
+
+/// Manifests that are being changed, by their places in the catalogue.
+type Drafts = Vec<(usize, Draft)>;
+
+/// The index from the name of an object to what manifests say of it.
+type ByPath = HashMap<String, Vec<Known>>;
+
+/// `key_secret_base64` of the section `[storage]` of a `medusa.ini`.
+pub fn key_in_ini(text: &str) -> Option<zeroize::Zeroizing<Vec<u8>>> {
+    let mut section = "";
+    let mut found = None;
+    for line in text.lines().map(str::trim) {
+        if let Some(name) = line
+            .strip_prefix('[')
+            .and_then(|line| line.split(']').next())
+        {
+            section = name.trim();
+        }
+        let is_comment = line.starts_with(['#', ';']);
+        let Some((name, value)) = line.split_once(['=', ':']).filter(|_| !is_comment) else {
+            continue;
+        };
+        if section == "storage" && name.trim().eq_ignore_ascii_case("key_secret_base64") {
+            found = Some(zeroize::Zeroizing::new(value.trim().as_bytes().to_vec()));
+        }
+    }
+    found.filter(|key| !key.is_empty())
+}

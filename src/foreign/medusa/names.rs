@@ -1,0 +1,147 @@
+//! What the name of an object says (format page, 2.3 and 2.5).
+
+use std::path::Path;
+
+/// A data file's name, taken apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DataName<'a> {
+    /// The node.
+    pub node: &'a str,
+    /// The backup; none in the pool of a node's differential backups.
+    pub backup: Option<&'a str>,
+    /// The keyspace.
+    pub keyspace: &'a str,
+    /// The folder of the table.
+    pub table: &'a str,
+    /// The file's own name.
+    pub file: &'a str,
+}
+
+/// A data file's name that borrows nothing.
+pub struct OwnedName {
+    node: String,
+    backup: Option<String>,
+    keyspace: String,
+    table: String,
+    file: String,
+}
+
+impl<'a> DataName<'a> {
+    /// Of a path below the bucket's prefix; nothing of what is no data file.
+    pub fn parse(path: &'a Path) -> Option<Self> {
+        let parts: Vec<&str> = path.to_str()?.split('/').collect();
+        let (node, backup, below) = match parts.as_slice() {
+            [node, "data", below @ ..] => (*node, None, below),
+            [node, backup, "data", below @ ..] => (*node, Some(*backup), below),
+            _ => return None,
+        };
+        let [keyspace, table, .., file] = below else {
+            return None;
+        };
+        if node == "index" {
+            return None;
+        }
+        Some(Self {
+            node,
+            backup,
+            keyspace,
+            table,
+            file,
+        })
+    }
+
+    /// The same, on its own.
+    pub fn own(self) -> OwnedName {
+        OwnedName {
+            node: self.node.into(),
+            backup: self.backup.map(Into::into),
+            keyspace: self.keyspace.into(),
+            table: self.table.into(),
+            file: self.file.into(),
+        }
+    }
+}
+
+impl OwnedName {
+    /// The same, borrowed.
+    pub fn borrow(&self) -> DataName<'_> {
+        DataName {
+            node: &self.node,
+            backup: self.backup.as_deref(),
+            keyspace: &self.keyspace,
+            table: &self.table,
+            file: &self.file,
+        }
+    }
+}
+
+/// Whether this is a manifest, or the copy of one in the index; below the prefix.
+pub fn is_manifest(path: &Path) -> bool {
+    let parts: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
+    let parts: Vec<&str> = parts.iter().map(|part| &**part).collect();
+    match parts.as_slice() {
+        [_, _, "meta", "manifest.json"] => true,
+        ["index", "backup_index", _, file] => file.starts_with("manifest_"),
+        _ => false,
+    }
+}
+
+/// Whether this is where the original writes in clear; below the prefix.
+pub fn in_metadata(path: &Path) -> bool {
+    let mut parts = path.iter();
+    let first = parts.next();
+    first.is_some_and(|part| part == "index") || parts.nth(1).is_some_and(|part| part == "meta")
+}
+
+/// Whether the original, restoring, takes a file of this name for its own, which is in clear: its patterns are not
+/// anchored at their end (format page, 2.5). The two that it never backs up are among them, too.
+pub fn restores_undecrypted(file: &str) -> bool {
+    let begins = |start: &str, end: &str| {
+        file.strip_prefix(start)
+            .is_some_and(|rest| rest.contains(end))
+    };
+    begins("manifest", ".json")
+        || begins("schema", ".cql")
+        || begins("server_version", ".json")
+        || begins("tokenmap", ".json")
+        || file.starts_with("backup_name.txt")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_say_what_a_file_is() {
+        let parse = |path: &'static str| DataName::parse(Path::new(path));
+        let pooled = parse("n1/data/ks/t-1/.idx/f.db").unwrap();
+        assert_eq!(
+            (pooled.backup, pooled.table, pooled.file),
+            (None, "t-1", "f.db")
+        );
+        assert_eq!(parse("n1/b1/data/ks/t-1/f.db").unwrap().backup, Some("b1"));
+        for none in [
+            "n1/b1/meta/manifest.json",
+            "n1/data/ks/f.db",
+            "index/data/a/b/c",
+            "n1/b1/c/data/ks/t/f",
+        ] {
+            assert_eq!(parse(none), None, "{none}");
+        }
+        assert!(is_manifest(Path::new("n1/b1/meta/manifest.json")));
+        assert!(is_manifest(Path::new(
+            "index/backup_index/b1/manifest_n1.json"
+        )));
+        assert!(!is_manifest(Path::new("n1/b1/meta/schema.cql")));
+        assert!(
+            in_metadata(Path::new("n1/b1/meta/schema.cql")) && in_metadata(Path::new("index/x"))
+        );
+        assert!(!in_metadata(Path::new("n1/file")));
+        assert!(
+            restores_undecrypted("manifest-2.json.bak") && restores_undecrypted("tokenmap.json")
+        );
+        assert!(
+            !restores_undecrypted("nb-1-big-Data.db") && !restores_undecrypted("xmanifest.json")
+        );
+    }
+}

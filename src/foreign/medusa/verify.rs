@@ -1,0 +1,177 @@
+//! Holds every object to what the manifests say of it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use md5::{Digest, Md5};
+
+use super::catalog::Known;
+use super::manifest::Object;
+use super::{Medusa, frames};
+use crate::error::Result;
+use crate::foreign::report::Report;
+use crate::foreign::{open_file, read_at};
+
+/// Bytes that are read at once.
+const READ_LEN: u64 = 1 << 20;
+
+/// What is stored, and what is in it.
+struct Seen {
+    len: u64,
+    stored: [u8; 16],
+    /// Bytes and digest of the plaintext; why there are none.
+    plain: Result<(u64, [u8; 16])>,
+}
+
+/// Every object against every manifest that names it; what none names; backups that are plain or not complete; and
+/// manifests against their copies.
+pub fn run(medusa: &Medusa, report: &mut Report<'_>) -> Result<()> {
+    let catalog = medusa.catalog.lock();
+    let mut objects: BTreeMap<PathBuf, Vec<Known>> = BTreeMap::new();
+    for object in catalog.objects() {
+        let known = || catalog.known(&object.path).to_vec();
+        objects.entry((&object.path).into()).or_insert_with(known);
+    }
+    crate::foreign::walk(&medusa.root, &mut |path, is_dir| {
+        if !is_dir && catalog.data_name(path).is_some() {
+            objects.entry(path.to_path_buf()).or_default();
+        }
+    })?;
+    for backup in catalog.plain_backups() {
+        report.note(backup, "this backup holds files that are not encrypted");
+    }
+    for backup in &catalog.unfinished {
+        report.note(
+            backup,
+            "this backup was begun and never completed: it has no manifest",
+        );
+    }
+    for manifest in &catalog.manifests {
+        let bytes = |path| std::fs::read(medusa.root.join(path)).ok();
+        if bytes(&manifest.path) != bytes(&manifest.copy) {
+            report.problem(
+                manifest.path.display(),
+                "differs from its copy in the index, or that is missing",
+            );
+        }
+    }
+    let names: Vec<String> = catalog.manifests.iter().map(|m| m.backup.clone()).collect();
+    drop(catalog);
+    let len = |path: &PathBuf| {
+        medusa
+            .root
+            .join(path)
+            .metadata()
+            .map_or(0, |meta| meta.len())
+    };
+    report.total(objects.keys().map(len).sum());
+    for (path, known) in &objects {
+        report.count_file();
+        check(medusa, path, known, &names, report);
+    }
+    Ok(())
+}
+
+fn check(
+    medusa: &Medusa,
+    path: &PathBuf,
+    known: &[Known],
+    backups: &[String],
+    report: &mut Report<'_>,
+) {
+    let name = path.display();
+    if !crate::foreign::stage::is_confined(path) {
+        return report.problem(name, "a manifest names it, and it leads out of the bucket");
+    }
+    let sealed = known.iter().any(|known| known.object.is_sealed());
+    let seen = match look(medusa, path, known.is_empty() || sealed, report) {
+        Ok(seen) => seen,
+        Err(e) => return report.problem(name, e),
+    };
+    if known.is_empty() {
+        report.problem(&name, "no manifest names it");
+        if let Err(e) = &seen.plain {
+            report.problem(name, e);
+        }
+        return;
+    }
+    let (fitting, others): (Vec<&Known>, Vec<&Known>) = known
+        .iter()
+        .partition(|known| known.object.size == seen.len && fits(&known.object, &seen.stored));
+    for broken in &others {
+        let backup = &backups[broken.manifest];
+        match fitting.last() {
+            // Medusa itself does this: a changed file of a differential backup takes the place of the older one.
+            Some(by) => report.problem(
+                &name,
+                format_args!("overwritten by the backup {}: the backup {backup} has lost it", backups[by.manifest]),
+            ),
+            None => report.problem(
+                &name,
+                format_args!("is not what the backup {backup} says: {} bytes, and {} are stored, or their MD5 differs", broken.object.size, seen.len),
+            ),
+        }
+    }
+    match &seen.plain {
+        Err(e) => report.problem(&name, e),
+        Ok((size, digest)) => {
+            for known in fitting.iter().filter(|known| known.object.is_sealed()) {
+                let object = &known.object;
+                if object.source_size.is_some_and(|expected| expected != *size)
+                    || object
+                        .source_digest()
+                        .is_some_and(|expected| expected != *digest)
+                {
+                    let backup = &backups[known.manifest];
+                    report.problem(
+                        &name,
+                        format_args!("decrypts to something else than the backup {backup} says"),
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Whether the digest fits; an upload in parts has one that cannot be computed.
+fn fits(object: &Object, stored: &[u8; 16]) -> bool {
+    object
+        .stored_digest()
+        .is_none_or(|expected| expected == *stored)
+}
+
+fn look(medusa: &Medusa, path: &PathBuf, sealed: bool, report: &mut Report<'_>) -> Result<Seen> {
+    let (file, len) = open_file(&medusa.root.join(path))?;
+    let (mut md5, mut at) = (Md5::new(), 0);
+    let mut buffer = vec![0; READ_LEN as usize];
+    while at < len {
+        let part = (len - at).min(READ_LEN) as usize;
+        read_at(&file, at, &mut buffer[..part])?;
+        md5.update(&buffer[..part]);
+        at += part as u64;
+        report.advance(part as u64);
+    }
+    let stored = md5.finalize().into();
+    let plain = if sealed {
+        decrypt(medusa, file, len)
+    } else {
+        Ok((len, stored))
+    };
+    Ok(Seen { len, stored, plain })
+}
+
+fn decrypt(medusa: &Medusa, file: std::fs::File, len: u64) -> Result<(u64, [u8; 16])> {
+    let (found, plain_size) = frames::scan(&file, &medusa.key, len)?;
+    let cache = Arc::new(crate::cache::BlockCache::new(0));
+    let reader = frames::FrameReader::new(
+        Arc::new(file),
+        medusa.key.clone(),
+        found,
+        plain_size,
+        None,
+        cache,
+    );
+    let digest = reader.digest()?;
+    Ok((plain_size, digest))
+}

@@ -1,0 +1,261 @@
+//! A foreign library as a filesystem: names, inodes, attributes and open files, the same for all formats.
+//!
+//! Names are read once and kept in memory; times and permissions are those of the stored files. A file that was
+//! written is encrypted as a whole into a new one, which takes its place when the file is closed or synced.
+//!
+//! Lock order, each only while needed: a file's content; `changes`; the tree. Reading a file that nobody writes to
+//! holds none of them.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::{Mutex, MutexGuard, RwLock};
+
+use super::{Entry, Format};
+use crate::error::{Error, Kind, Result};
+use crate::volume::*;
+
+mod attrs;
+mod content;
+mod names;
+mod tree;
+mod volume;
+
+use content::{Content, DIRTY_COST_MAX};
+use tree::{Body, Tree};
+
+/// Bytes that may wait in memory in all; beyond, each writer writes out what it has.
+const DIRTY_TOTAL_MAX: usize = 64 << 20;
+
+/// A foreign library that can be mounted.
+pub struct Mirror {
+    format: Box<dyn Format>,
+    read_only: bool,
+    tree: RwLock<Tree>,
+    files: Mutex<HashMap<u64, Arc<Mutex<Content>>>>,
+    /// Held by whoever changes names or puts a file in its place.
+    changes: Mutex<()>,
+    handles: Mutex<HashMap<u64, (Ino, bool)>>,
+    next_handle: AtomicU64,
+    dirty: AtomicUsize,
+}
+
+impl Mirror {
+    /// Reads all names. Without a [`Format::stage`] nothing can be changed.
+    pub fn new(format: Box<dyn Format>) -> Result<Arc<Self>> {
+        let mut tree = Tree::new();
+        format.list(&mut |listed| tree.take(listed))?;
+        Ok(Arc::new(Self {
+            read_only: format.stage().is_none(),
+            format,
+            tree: RwLock::new(tree),
+            files: Mutex::default(),
+            changes: Mutex::default(),
+            handles: Mutex::default(),
+            next_handle: AtomicU64::new(1),
+            dirty: AtomicUsize::new(0),
+        }))
+    }
+
+    /// The format.
+    pub fn format(&self) -> &dyn Format {
+        &*self.format
+    }
+
+    fn writable(&self) -> Result<()> {
+        if self.read_only {
+            Err(Kind::ReadOnly.into())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Where a file is stored; none where it was never written out, an error for a folder.
+    fn entry(&self, ino: Ino) -> Result<Option<Entry>> {
+        match &self.tree.read().node(ino)?.body {
+            Body::File(entry) => Ok(entry.clone()),
+            Body::Folder(..) => Err(Kind::IsDirectory.into()),
+        }
+    }
+
+    fn path(&self, ino: Ino) -> Result<PathBuf> {
+        self.tree.read().path(ino)
+    }
+
+    /// Bytes of plaintext of a stored file. Where that cannot be told, all that is stored is shown as its size:
+    /// reading it then says what is wrong.
+    fn plain_size(&self, ino: Ino, entry: &Entry) -> u64 {
+        if let Some(known) = entry.plain_size {
+            return known;
+        }
+        let path = self.format.root().join(&entry.stored);
+        match self.format.plain_size(entry) {
+            Ok(plain_size) => {
+                if let Ok(node) = self.tree.write().node_mut(ino)
+                    && let Body::File(Some(now)) = &mut node.body
+                    && now.stored == entry.stored
+                {
+                    now.plain_size = Some(plain_size);
+                }
+                plain_size
+            }
+            Err(e) => {
+                log::warn!("{}: {e}", path.display());
+                fs::symlink_metadata(path).map_or(0, |meta| meta.len())
+            }
+        }
+    }
+
+    fn opened(&self, ino: Ino) -> Option<Arc<Mutex<Content>>> {
+        self.files.lock().get(&ino.0).cloned()
+    }
+
+    /// The content of a file, opened where it is not.
+    fn content(&self, ino: Ino) -> Result<Arc<Mutex<Content>>> {
+        if let Some(content) = self.opened(ino) {
+            return Ok(content);
+        }
+        let content = match self.entry(ino)? {
+            None => Content::new(),
+            Some(entry) => {
+                let plain_size = self.plain_size(ino, &entry);
+                Content::of(&*self.format, &self.path(ino)?, &entry, plain_size)
+            }
+        };
+        let mut files = self.files.lock();
+        let file = files
+            .entry(ino.0)
+            .or_insert_with(|| Arc::new(Mutex::new(content)));
+        Ok(Arc::clone(file))
+    }
+
+    /// Puts what was written into the library. A file without a name has no place there.
+    fn publish(&self, ino: Ino, content: &mut Content) -> Result<()> {
+        if !content.changed() {
+            return Ok(());
+        }
+        let shown = self.path(ino)?;
+        if !self.tree.read().node(ino)?.linked || self.format.admit(&shown).is_err() {
+            // Held for the name that it will get: see `create`.
+            return Ok(());
+        }
+        self.account(content, |content| content.complete(&*self.format, &shown))?;
+        let _changes = self.changes.lock();
+        // The name may have changed meanwhile.
+        let node_is_linked = self.tree.read().node(ino)?.linked;
+        if !node_is_linked {
+            return Ok(());
+        }
+        let shown = self.path(ino)?;
+        let old = self.entry(ino)?;
+        let entry = self.place(content, &shown, old.as_ref())?;
+        self.tree.write().node_mut(ino)?.body = Body::File(Some(entry));
+        Ok(())
+    }
+
+    /// Puts contents at `shown`, with the attributes that are wanted of it. `changes` is held.
+    fn place(&self, content: &mut Content, shown: &Path, old: Option<&Entry>) -> Result<Entry> {
+        let format = &*self.format;
+        self.account(content, |content| {
+            content.publish(format, shown, old, |sealed, overrides| {
+                let old = old.map(|old| format.root().join(&old.stored));
+                attrs::prepare(&sealed.temp, old.as_deref(), overrides)
+            })
+        })
+    }
+
+    /// Keeps count of what waits in memory while `work` changes that.
+    fn account<T>(&self, content: &mut Content, work: impl FnOnce(&mut Content) -> T) -> T {
+        let before = content.dirty_cost();
+        let done = work(content);
+        let after = content.dirty_cost();
+        if after >= before {
+            self.dirty.fetch_add(after - before, Ordering::Relaxed);
+        } else {
+            self.dirty.fetch_sub(before - after, Ordering::Relaxed);
+        }
+        done
+    }
+
+    /// What one more write may leave in memory.
+    fn cost_max(&self) -> usize {
+        if self.dirty.load(Ordering::Relaxed) > DIRTY_TOTAL_MAX {
+            return 0;
+        }
+        DIRTY_COST_MAX
+    }
+
+    fn new_handle(&self, ino: Ino, writes: bool) -> Handle {
+        let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.handles.lock().insert(number, (ino, writes));
+        Handle(number)
+    }
+
+    /// Forgets the content of a file that nobody needs any more.
+    fn close_content(&self, ino: Ino) {
+        let mut files = self.files.lock();
+        let Some(file) = files.get(&ino.0) else {
+            return;
+        };
+        // Somebody else at work on it comes by here, too.
+        let Some(content) = file.try_lock() else {
+            return;
+        };
+        let linked = self.tree.read().node(ino).is_ok_and(|node| node.linked);
+        let needed = content.handles > 0 || content.changed() && linked;
+        if !needed && Arc::strong_count(file) == 1 {
+            self.dirty
+                .fetch_sub(content.dirty_cost(), Ordering::Relaxed);
+            drop(content);
+            files.remove(&ino.0);
+        }
+    }
+
+    /// Puts everything that was written into the library; what its format does not take is named and dropped.
+    fn publish_all(&self) -> Result<()> {
+        let open: Vec<_> = {
+            let files = self.files.lock();
+            files
+                .iter()
+                .map(|(ino, file)| (Ino(*ino), Arc::clone(file)))
+                .collect()
+        };
+        let mut result = Ok(());
+        for (ino, file) in open {
+            let mut content = file.lock();
+            if let Err(e) = self.publish(ino, &mut content) {
+                log::error!("{}: {e}", self.path(ino).unwrap_or_default().display());
+                result = Err(e);
+            }
+            let linked = self.tree.read().node(ino).is_ok_and(|node| node.linked);
+            if content.changed() && linked {
+                let path = self.path(ino).unwrap_or_default();
+                log::warn!(
+                    "{}: dropped: its name was never one that this library takes",
+                    path.display()
+                );
+            }
+        }
+        result
+    }
+}
+
+/// Whether a name looks like one that a program gives to what it is still writing, before it renames it.
+pub(super) fn looks_temporary(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    let ends = [
+        &b".part"[..],
+        b".partial",
+        b".tmp",
+        b".temp",
+        b".crdownload",
+        b"~",
+    ];
+    name.starts_with(b".") || ends.iter().any(|end| name.ends_with(end))
+}

@@ -1,0 +1,390 @@
+//! The encrypted index: a line in clear, then an encrypted record a line (format page, 1.5).
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::Path;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::super::cipher::{Iv, Key};
+use super::super::stage::is_confined;
+use super::{parse_iv, to_json};
+use crate::error::{Error, Kind, Result};
+
+/// The longest index that is read, in bytes: a million records of a kilobyte.
+const INDEX_LEN_MAX: u64 = 1 << 30;
+/// The largest number that a script of the server tells exactly; beyond, no length is believed.
+const FILE_SIZE_MAX: u64 = (1 << 53) - 1;
+
+/// The first line.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug)]
+pub struct Header {
+    version: u64,
+    /// How many lines follow.
+    pub registers: u64,
+    /// The generation: who has read the index reads it again when this changes.
+    pub id: u64,
+}
+
+/// A line.
+#[derive(Serialize, Deserialize)]
+struct Line<'a> {
+    #[serde(borrow)]
+    data: Cow<'a, str>,
+    #[serde(borrow)]
+    iv: Cow<'a, str>,
+}
+
+/// What is needed of a record.
+#[derive(Deserialize)]
+struct Wire<'a> {
+    id: Option<f64>,
+    #[serde(borrow)]
+    path: Cow<'a, str>,
+    filesize: u64,
+    #[serde(borrow)]
+    iv: Cow<'a, str>,
+    #[serde(borrow, rename = "nameEnc")]
+    name_enc: Cow<'a, str>,
+}
+
+/// A file that the index names.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// Its number; not always unique.
+    pub id: u64,
+    /// Its original object name.
+    pub path: Box<str>,
+    /// Bytes of plaintext.
+    pub plain_size: u64,
+    /// The vector of its object, which is nowhere else.
+    pub iv: Iv,
+    /// The name of its object.
+    pub object: Box<str>,
+    /// Where its line is in the index.
+    at: usize,
+    len: usize,
+}
+
+/// The index in memory.
+#[derive(Debug)]
+pub struct Index {
+    /// The first line.
+    pub header: Header,
+    records: Vec<Record>,
+    by_path: HashMap<Box<str>, u32>,
+    /// Lines that are kept, and mean nothing to us: what is wrong with each, and where it is.
+    pub odd: Vec<(String, usize, usize)>,
+    /// What is wrong as a whole.
+    pub faults: Vec<String>,
+}
+
+/// A change of the index.
+pub enum Edit {
+    /// A record is added, or takes the place of that of path `old`.
+    Put {
+        /// Whose place.
+        old: Option<Box<str>>,
+        /// The new record, members in the server's order.
+        json: Map<String, Value>,
+    },
+    /// The record of this path goes.
+    Remove(Box<str>),
+}
+
+impl Index {
+    /// Reads an index. Lines that do not open are kept aside; where none does, the key is another's.
+    pub fn read(path: &Path, key: &Key) -> Result<Self> {
+        Self::parse(&super::super::read_file(path, INDEX_LEN_MAX)?, key)
+            .map_err(|e| e.about(path.display()))
+    }
+
+    /// The same, of its bytes.
+    pub fn parse(bytes: &[u8], key: &Key) -> Result<Self> {
+        let first = bytes
+            .iter()
+            .position(|b| *b == b'\n')
+            .unwrap_or(bytes.len());
+        let header: Header = serde_json::from_slice(&bytes[..first])
+            .map_err(|e| Kind::Damaged(format!("its first line does not parse: {e}").into()))?;
+        match header.version {
+            2 => {}
+            1 => {
+                let what = "this is an index of files that are not encrypted (version 1)";
+                return Err(
+                    Error::usage(what).hint("the server, told to encrypt, makes one of version 2")
+                );
+            }
+            other => {
+                return Err(
+                    Kind::Unsupported(format!("an index of version {other}").into()).into(),
+                );
+            }
+        }
+        let mut index = Self {
+            header,
+            records: Vec::new(),
+            by_path: HashMap::new(),
+            odd: Vec::new(),
+            faults: Vec::new(),
+        };
+        let mut at = first + 1;
+        let mut plain = Vec::new();
+        while at < bytes.len() {
+            let Some(len) = bytes[at..].iter().position(|b| *b == b'\n') else {
+                index.faults.push("its last line is cut short".into());
+                break;
+            };
+            index.take_line(&bytes[at..at + len], at, key, &mut plain);
+            at += len + 1;
+        }
+        let lines = (index.records.len() + index.odd.len()) as u64;
+        if lines != header.registers {
+            index.faults.push(format!(
+                "it has {lines} records, and says that it has {}",
+                header.registers
+            ));
+        }
+        if index.records.is_empty() && !index.odd.is_empty() {
+            let check = format!(
+                "no record opens with the key of this library ({})",
+                index.odd[0].0
+            );
+            return Err(Kind::Damaged(check.into()).into());
+        }
+        for fault in &index.faults {
+            log::warn!("the index: {fault}");
+        }
+        for (odd, ..) in &index.odd {
+            log::warn!("the index: {odd}");
+        }
+        Ok(index)
+    }
+
+    fn take_line(&mut self, line: &[u8], at: usize, key: &Key, plain: &mut Vec<u8>) {
+        match parse_record(line, key, plain) {
+            Ok(mut record) if !self.by_path.contains_key(&record.path) => {
+                (record.at, record.len) = (at, line.len());
+                self.by_path
+                    .insert(record.path.clone(), self.records.len() as u32);
+                self.records.push(record);
+            }
+            Ok(record) => {
+                let text = format!("{}: named twice; the first record counts", record.path);
+                self.odd.push((text, at, line.len()));
+            }
+            Err(why) => self
+                .odd
+                .push((format!("the line at {at}: {why}"), at, line.len())),
+        }
+    }
+
+    /// Whether nothing would be lost by writing it anew.
+    pub fn is_whole(&self) -> bool {
+        self.faults.is_empty()
+    }
+
+    /// All records, in the order of their lines.
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
+        self.records.iter()
+    }
+
+    /// The record of a path.
+    pub fn get(&self, path: &str) -> Option<&Record> {
+        self.by_path
+            .get(path)
+            .and_then(|at| self.records.get(*at as usize))
+    }
+
+    /// The number of a path's record, or one for a new record.
+    pub fn id_for(&self, path: &str) -> u64 {
+        let next = || self.records.iter().map(|r| r.id + 1).max().unwrap_or(0);
+        self.get(path).map_or_else(next, |record| record.id)
+    }
+
+    /// A record as it stands in the index, with all its members.
+    pub fn json(&self, file: &Path, key: &Key, path: &str) -> Result<Map<String, Value>> {
+        let record = self.get(path).ok_or(Kind::NotFound)?;
+        let (opened, _) = super::super::open_file(file)?;
+        let mut line = vec![0; record.len];
+        super::super::read_at(&opened, record.at as u64, &mut line)?;
+        let mut plain = Vec::new();
+        open_line(&line, key, &mut plain)
+            .and_then(|()| serde_json::from_slice(&plain).map_err(|e| e.to_string()))
+            .map_err(|why| Error::damaged(file.display(), why))
+    }
+
+    /// The bytes of the index after `edits`, of the next generation, and what they will be in memory. Lines that are
+    /// not edited stay as they are.
+    pub fn edited(&self, file: &Path, key: &Key, edits: Vec<Edit>) -> Result<(Vec<u8>, Self)> {
+        let old = super::super::read_file(file, INDEX_LEN_MAX)?;
+        let mut puts: HashMap<usize, Option<Vec<u8>>> = HashMap::new();
+        let mut added = Vec::new();
+        for edit in edits {
+            match edit {
+                Edit::Remove(path) => {
+                    let record = self.get(&path).ok_or(Kind::NotFound)?;
+                    puts.insert(record.at, None);
+                }
+                Edit::Put { old, json } => {
+                    let line = seal_record(&json, key)?;
+                    match old.and_then(|path| self.get(&path)) {
+                        Some(record) => {
+                            puts.insert(record.at, Some(line));
+                        }
+                        None => added.push(line),
+                    }
+                }
+            }
+        }
+        let removed = puts.values().filter(|put| put.is_none()).count();
+        let count = self.records.len() + self.odd.len() + added.len() - removed;
+        let header = Header {
+            registers: count as u64,
+            id: self.header.id.saturating_add(1),
+            ..self.header
+        };
+        let mut bytes = serde_json::to_vec(&header).expect("a header is JSON");
+        bytes.push(b'\n');
+        let mut index = self.emptied(header);
+        self.copy_lines(&old, &mut puts, &mut bytes, &mut index, key);
+        for line in added {
+            index.append(&line, &mut bytes, key);
+        }
+        // What is about to take the place of the old index says all that the old one said.
+        let whole = (index.records.len() + index.odd.len()) as u64 == header.registers;
+        if !puts.is_empty() || !whole {
+            let changed = "the index was changed by something else";
+            return Err(Error::damaged(file.display(), changed).hint("unmount and mount again"));
+        }
+        Ok((bytes, index))
+    }
+
+    fn emptied(&self, header: Header) -> Self {
+        Self {
+            header,
+            records: Vec::with_capacity(self.records.len() + 1),
+            by_path: HashMap::with_capacity(self.records.len() + 1),
+            odd: Vec::new(),
+            faults: Vec::new(),
+        }
+    }
+
+    /// Copies the lines of the old index, but for those in `puts`, which are taken from there; what was read of the
+    /// others is not read again.
+    fn copy_lines(
+        &self,
+        old: &[u8],
+        puts: &mut HashMap<usize, Option<Vec<u8>>>,
+        bytes: &mut Vec<u8>,
+        index: &mut Self,
+        key: &Key,
+    ) {
+        // Both in the order of their lines, and together all lines.
+        let (mut records, mut odd) = (self.records.iter().peekable(), self.odd.iter().peekable());
+        let mut at = old
+            .iter()
+            .position(|b| *b == b'\n')
+            .map_or(old.len(), |end| end + 1);
+        while let Some(len) = old
+            .get(at..)
+            .and_then(|rest| rest.iter().position(|b| *b == b'\n'))
+        {
+            let line = &old[at..at + len];
+            let record = records.next_if(|record| record.at == at && record.len == len);
+            let other = odd.next_if(|(_, start, _)| *start == at);
+            match (puts.remove(&at), record, other) {
+                (Some(None), ..) => {}
+                (Some(Some(line)), ..) => index.append(&line, bytes, key),
+                (None, Some(record), _) => {
+                    let record = Record {
+                        at: bytes.len(),
+                        ..record.clone()
+                    };
+                    index
+                        .by_path
+                        .insert(record.path.clone(), index.records.len() as u32);
+                    index.records.push(record);
+                    bytes.extend_from_slice(line);
+                    bytes.push(b'\n');
+                }
+                (None, None, other) => {
+                    let why = other.map_or_else(|| "unknown".to_string(), |(why, ..)| why.clone());
+                    index.odd.push((why, bytes.len(), len));
+                    bytes.extend_from_slice(line);
+                    bytes.push(b'\n');
+                }
+            }
+            at += len + 1;
+        }
+    }
+
+    fn append(&mut self, line: &[u8], bytes: &mut Vec<u8>, key: &Key) {
+        self.take_line(line, bytes.len(), key, &mut Vec::new());
+        bytes.extend_from_slice(line);
+        bytes.push(b'\n');
+    }
+}
+
+/// Decrypts a line to the JSON of its record.
+fn open_line(line: &[u8], key: &Key, plain: &mut Vec<u8>) -> Result<(), String> {
+    let line: Line<'_> = serde_json::from_slice(line).map_err(|e| e.to_string())?;
+    let iv = parse_iv(&line.iv).ok_or("its vector is none")?;
+    plain.clear();
+    BASE64
+        .decode_vec(line.data.as_bytes(), plain)
+        .map_err(|e| e.to_string())?;
+    let len = key
+        .decrypt_padded(&iv, plain)
+        .ok_or("it does not open with the library's key")?;
+    plain.truncate(len);
+    Ok(())
+}
+
+fn parse_record(line: &[u8], key: &Key, plain: &mut Vec<u8>) -> Result<Record, String> {
+    open_line(line, key, plain)?;
+    let wire: Wire<'_> = serde_json::from_slice(plain).map_err(|e| format!("its record: {e}"))?;
+    let iv = parse_iv(&wire.iv).ok_or_else(|| format!("{}: its vector is none", wire.path))?;
+    for name in [&wire.path, &wire.name_enc] {
+        if !is_confined(Path::new(&**name)) {
+            return Err(format!("{name:?}: no name that can be shown"));
+        }
+    }
+    if wire.filesize > FILE_SIZE_MAX {
+        return Err(format!(
+            "{}: no file has {} bytes",
+            wire.path, wire.filesize
+        ));
+    }
+    let id = wire.id.filter(|id| (0.0..9e15).contains(id)).unwrap_or(0.0) as u64;
+    Ok(Record {
+        id,
+        path: (&*wire.path).into(),
+        plain_size: wire.filesize,
+        iv,
+        object: (&*wire.name_enc).into(),
+        at: 0,
+        len: 0,
+    })
+}
+
+/// The line of a record, encrypted under the record's own vector.
+pub fn seal_record(json: &Map<String, Value>, key: &Key) -> Result<Vec<u8>> {
+    let text = json.get("iv").and_then(Value::as_str).unwrap_or_default();
+    let iv = parse_iv(text).ok_or(Kind::InvalidArgument)?;
+    let mut data = Vec::new();
+    key.encrypt_padded(&iv, &to_json(json), &mut data);
+    let line = Line {
+        data: BASE64.encode(data).into(),
+        iv: text.into(),
+    };
+    Ok(serde_json::to_vec(&line).expect("a line is JSON"))
+}
+
+/// The first line of an index without records.
+pub fn empty() -> Vec<u8> {
+    b"{\"version\":2,\"registers\":0,\"id\":1}\n".to_vec()
+}

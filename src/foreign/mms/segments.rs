@@ -1,0 +1,121 @@
+//! Encrypted objects: segments, each encrypted on its own under the file's vector (format page, 1.4).
+
+use std::fs::File;
+use std::sync::Arc;
+
+use super::super::cipher::{Iv, Key, padded_len, unpadded_len};
+use super::super::sealer::Seal;
+use super::super::{Reader, read_at};
+use crate::error::{Kind, Result};
+
+/// Bytes of plaintext in a segment.
+pub const SEGMENT_PLAIN_LEN: usize = 1008;
+/// Bytes that a full segment takes.
+pub const SEGMENT_CIPHER_LEN: usize = 1024;
+/// Segments that are encrypted, or read, at once.
+const BATCH: usize = 256;
+/// The bytes that an object of `plain_len` bytes has (format page, 1.4).
+pub fn cipher_len(plain_len: u64) -> u64 {
+    let full = plain_len / SEGMENT_PLAIN_LEN as u64 * SEGMENT_CIPHER_LEN as u64;
+    match plain_len % SEGMENT_PLAIN_LEN as u64 {
+        0 => full,
+        rest => full + padded_len(rest),
+    }
+}
+
+/// Encrypts a file, segment for segment (format page, 1.4).
+pub struct SegmentSeal {
+    /// The library's internal key.
+    pub key: Key,
+    /// The file's vector, the same for all of its segments.
+    pub iv: Iv,
+}
+
+impl Seal for SegmentSeal {
+    fn unit_plain_len(&self) -> usize {
+        BATCH * SEGMENT_PLAIN_LEN
+    }
+
+    fn seal(&mut self, plain: &[u8], _last: bool, out: &mut Vec<u8>) -> Result<()> {
+        for segment in plain.chunks(SEGMENT_PLAIN_LEN) {
+            self.key.encrypt_padded(&self.iv, segment, out);
+        }
+        Ok(())
+    }
+
+    fn reader(&self, file: Arc<File>, plain_size: u64) -> Arc<dyn Reader> {
+        Arc::new(SegmentReader {
+            file,
+            key: self.key.clone(),
+            iv: self.iv,
+            plain_size,
+        })
+    }
+
+    fn iv(&self) -> Option<Iv> {
+        Some(self.iv)
+    }
+}
+
+/// Reads an encrypted object.
+pub struct SegmentReader {
+    file: Arc<File>,
+    key: Key,
+    iv: Iv,
+    plain_size: u64,
+}
+
+impl SegmentReader {
+    /// Of an object whose length fits `plain_size`.
+    pub fn new(file: Arc<File>, key: Key, iv: Iv, plain_size: u64) -> Self {
+        Self {
+            file,
+            key,
+            iv,
+            plain_size,
+        }
+    }
+
+    /// Decrypts segment `number` in place; answers its plaintext.
+    fn open_segment<'a>(&self, number: u64, segment: &'a mut [u8]) -> Result<&'a [u8]> {
+        self.key.decrypt_blocks(&self.iv, segment);
+        let left = self.plain_size - number * SEGMENT_PLAIN_LEN as u64;
+        let expected = left.min(SEGMENT_PLAIN_LEN as u64) as usize;
+        if unpadded_len(segment) != Some(expected) {
+            let check =
+                format!("the padding of segment {number} is wrong: changed, or another key");
+            return Err(Kind::Damaged(check.into()).into());
+        }
+        Ok(&segment[..expected])
+    }
+}
+
+impl Reader for SegmentReader {
+    fn plain_size(&self) -> u64 {
+        self.plain_size
+    }
+
+    fn read_exact_at(&self, mut plain_offset: u64, mut out: &mut [u8]) -> Result<()> {
+        let total = cipher_len(self.plain_size);
+        let mut cipher = Vec::new();
+        while !out.is_empty() {
+            let first = plain_offset / SEGMENT_PLAIN_LEN as u64;
+            let end = (plain_offset + out.len() as u64).div_ceil(SEGMENT_PLAIN_LEN as u64);
+            let end = end.min(first + BATCH as u64);
+            let start = first * SEGMENT_CIPHER_LEN as u64;
+            let stop = (end * SEGMENT_CIPHER_LEN as u64).min(total);
+            cipher.resize((stop - start) as usize, 0);
+            read_at(&self.file, start, &mut cipher)?;
+            for (number, segment) in (first..).zip(cipher.chunks_mut(SEGMENT_CIPHER_LEN)) {
+                let plain = self.open_segment(number, segment)?;
+                let skip = (plain_offset - number * SEGMENT_PLAIN_LEN as u64) as usize;
+                let len = (plain.len() - skip).min(out.len());
+                let (now, later) = out.split_at_mut(len);
+                now.copy_from_slice(&plain[skip..skip + len]);
+                out = later;
+                plain_offset += len as u64;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,112 @@
+//! Looks at every object and every segment.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use super::super::Format;
+use super::super::report::Report;
+use super::super::stage::is_confined;
+use super::index::Record;
+use super::{Mms, extension};
+use crate::error::Result;
+
+/// Bytes of plaintext that are read at once.
+const READ_LEN: u64 = 1 << 20;
+
+/// Sizes, the padding of every segment, records without objects and the other way round, numbers used twice, and what
+/// an index that was lost once has left: files that were encrypted twice.
+pub fn run(mms: &Mms, report: &mut Report<'_>) -> Result<()> {
+    let index = mms.index.lock();
+    let records: Vec<Record> = index.records().cloned().collect();
+    let index_name = mms.layout.index.clone();
+    for fault in &index.faults {
+        report.problem(&index_name, fault);
+    }
+    for (odd, ..) in &index.odd {
+        report.problem(&index_name, odd);
+    }
+    drop(index);
+    report.total(records.iter().map(|record| record.plain_size).sum());
+    let mut ids: HashMap<u64, &str> = HashMap::new();
+    for record in &records {
+        if let Some(other) = ids.insert(record.id, &record.path) {
+            let text = format!(
+                "has number {}, as {other} has: the server does that, too",
+                record.id
+            );
+            report.note(&record.path, text);
+        }
+    }
+    for record in &records {
+        check(mms, record, report);
+    }
+    orphans(mms, &records, report)
+}
+
+fn check(mms: &Mms, record: &Record, report: &mut Report<'_>) {
+    report.count_file();
+    if mms.object_name(&record.path) != *record.object {
+        report.note(
+            &record.path,
+            format_args!(
+                "its object has another name than the server gives: {}",
+                record.object
+            ),
+        );
+    }
+    if &*extension(Path::new(&*record.path)) == "encrypt" {
+        report.problem(
+            &record.path,
+            "encrypted twice: the server lost its index once and took the object for a song. Reading it gives the \
+             object as it was; the vector that opened it went with the old index",
+        );
+    }
+    if mms.root.join(&*record.path).is_file() && *record.path != *record.object {
+        report.note(&record.path, "its original lies beside it, in clear");
+    }
+    let entry = mms.entry(record.object.to_string(), record.plain_size);
+    let reader = match mms.open(Path::new(&*record.path), &entry) {
+        Ok(reader) => reader,
+        Err(e) => {
+            report.problem(&record.path, e);
+            return report.advance(record.plain_size);
+        }
+    };
+    let mut buffer = vec![0; READ_LEN.min(record.plain_size) as usize];
+    let mut at = 0;
+    while at < record.plain_size {
+        let len = READ_LEN.min(record.plain_size - at) as usize;
+        if let Err(e) = reader.read_exact_at(at, &mut buffer[..len]) {
+            report.problem(&record.path, e);
+            return report.advance(record.plain_size - at);
+        }
+        at += len as u64;
+        report.advance(len as u64);
+    }
+}
+
+/// Objects that no record names: their vectors are lost, and with them the first 16 bytes of every 1008.
+fn orphans(mms: &Mms, records: &[Record], report: &mut Report<'_>) -> Result<()> {
+    let known: HashSet<&Path> = records
+        .iter()
+        .map(|record| Path::new(&*record.object))
+        .collect();
+    let doubled: HashSet<&Path> = records
+        .iter()
+        .map(|record| Path::new(&*record.path))
+        .collect();
+    let mut orphans = Vec::new();
+    super::super::walk(&mms.root, &mut |path, is_dir| {
+        let named = known.contains(path) || doubled.contains(path);
+        if !is_dir && is_confined(path) && mms.layout.is_object(path) && !named {
+            orphans.push(path.to_path_buf());
+        }
+    })?;
+    for path in orphans {
+        report.problem(
+            path.display(),
+            "an object that the index does not name: it cannot be read (of every 1008 bytes 16 are lost)",
+        );
+    }
+    Ok(())
+}

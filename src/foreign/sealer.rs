@@ -1,0 +1,160 @@
+//! Encrypts a file as it streams into a temporary file: plaintext is never on a disk, and little of it in memory.
+
+use std::fs::File;
+use std::io::Write;
+use std::sync::Arc;
+
+use md5::{Digest, Md5};
+
+use super::cipher::Iv;
+use super::stage::{Stage, Temp};
+use super::{PlainReader, Reader};
+use crate::error::{Error, Result};
+
+/// How many bytes of the start of a file are kept, to tell what it is.
+const HEAD_LEN: usize = 4096;
+
+/// How a format encrypts one file: unit after unit.
+pub trait Seal: Send {
+    /// Bytes of plaintext in a unit; never 0.
+    fn unit_plain_len(&self) -> usize;
+    /// Appends the encryption of the next unit to `out`: a whole one, or the `last`, which may be short or empty.
+    /// The last comes exactly once.
+    fn seal(&mut self, plain: &[u8], last: bool, out: &mut Vec<u8>) -> Result<()>;
+    /// Reads what was sealed.
+    fn reader(&self, file: Arc<File>, plain_size: u64) -> Arc<dyn Reader>;
+    /// The initialisation vector, where the file does not hold it itself.
+    fn iv(&self) -> Option<Iv> {
+        None
+    }
+}
+
+/// A file in clear.
+pub struct InClear;
+
+impl Seal for InClear {
+    fn unit_plain_len(&self) -> usize {
+        256 << 10
+    }
+
+    fn seal(&mut self, plain: &[u8], _last: bool, out: &mut Vec<u8>) -> Result<()> {
+        out.extend_from_slice(plain);
+        Ok(())
+    }
+
+    fn reader(&self, file: Arc<File>, plain_size: u64) -> Arc<dyn Reader> {
+        Arc::new(PlainReader { file, plain_size })
+    }
+}
+
+/// A file on its way into the library.
+pub struct Sealer {
+    seal: Box<dyn Seal>,
+    temp: Temp,
+    /// At most one unit, kept until more comes: the last unit may be another than those before it.
+    unit: Vec<u8>,
+    cipher: Vec<u8>,
+    plain_len: u64,
+    cipher_len: u64,
+    digests: Option<(Md5, Md5)>,
+    head: Vec<u8>,
+}
+
+/// A whole file, encrypted, that is not in its place yet.
+pub struct Sealed {
+    /// The file.
+    pub temp: Temp,
+    /// Reads it.
+    pub reader: Arc<dyn Reader>,
+    /// Bytes of plaintext.
+    pub plain_size: u64,
+    /// Bytes in the file.
+    pub cipher_len: u64,
+    /// MD5 of the plaintext and of the file, where they were asked for.
+    pub digests: Option<Digests>,
+    /// The initialisation vector, where the file does not hold it itself.
+    pub iv: Option<Iv>,
+    /// The first bytes of plaintext.
+    pub head: Vec<u8>,
+}
+
+/// The two MD5 sums of a sealed file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Digests {
+    /// Of the plaintext.
+    pub plain: [u8; 16],
+    /// Of what is stored.
+    pub cipher: [u8; 16],
+}
+
+impl Sealer {
+    /// Starts a file; `with_digests` where MD5 sums are wanted of it.
+    pub fn new(stage: &Stage, seal: Box<dyn Seal>, with_digests: bool) -> Result<Self> {
+        Ok(Self {
+            temp: stage.create()?,
+            unit: Vec::with_capacity(seal.unit_plain_len()),
+            seal,
+            cipher: Vec::new(),
+            plain_len: 0,
+            cipher_len: 0,
+            digests: with_digests.then(Default::default),
+            head: Vec::new(),
+        })
+    }
+
+    /// How much plaintext was taken.
+    pub fn plain_len(&self) -> u64 {
+        self.plain_len
+    }
+
+    /// Takes more.
+    pub fn write(&mut self, mut plain: &[u8]) -> Result<()> {
+        self.plain_len += plain.len() as u64;
+        let head = plain.len().min(HEAD_LEN.saturating_sub(self.head.len()));
+        self.head.extend_from_slice(&plain[..head]);
+        if let Some((digest, _)) = &mut self.digests {
+            digest.update(plain);
+        }
+        let unit_len = self.seal.unit_plain_len();
+        while !plain.is_empty() {
+            if self.unit.len() == unit_len {
+                self.put(false)?;
+            }
+            let (now, later) = plain.split_at(plain.len().min(unit_len - self.unit.len()));
+            self.unit.extend_from_slice(now);
+            plain = later;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, last: bool) -> Result<()> {
+        self.cipher.clear();
+        self.seal.seal(&self.unit, last, &mut self.cipher)?;
+        self.unit.clear();
+        if let Some((_, digest)) = &mut self.digests {
+            digest.update(&self.cipher);
+        }
+        self.cipher_len += self.cipher.len() as u64;
+        let written = (&*self.temp.file).write_all(&self.cipher);
+        written.map_err(|e| Error::io(e, self.temp.path()))
+    }
+
+    /// Ends the file. Nothing is durable yet: the commit that places it sees to that.
+    pub fn finish(mut self) -> Result<Sealed> {
+        self.put(true)?;
+        Ok(Sealed {
+            reader: self
+                .seal
+                .reader(Arc::clone(&self.temp.file), self.plain_len),
+            temp: self.temp,
+            plain_size: self.plain_len,
+            cipher_len: self.cipher_len,
+            digests: self.digests.map(|(plain, cipher)| Digests {
+                plain: plain.finalize().into(),
+                cipher: cipher.finalize().into(),
+            }),
+            iv: self.seal.iv(),
+            head: self.head,
+        })
+    }
+}
