@@ -396,7 +396,7 @@ mod tests {
             stamp_segments: None,
             adopts: None,
         };
-        let writer = SegmentWriter::create(store, master, &opening).unwrap();
+        let mut writer = SegmentWriter::create(store, master, &opening).unwrap();
         let closed = writer.close(Vec::new()).unwrap();
         closed.file.sync().unwrap();
         store.publish(closed.id, Area::Index).unwrap();
