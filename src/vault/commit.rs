@@ -182,8 +182,12 @@ impl Core {
         self.commit.has_changes.swap(false, Ordering::AcqRel);
         let quiet = self.do_what_is_due(last_sync).unwrap_or_else(|e| {
             log::warn!("{e}");
-            // A failure that lasts (a full disk) must not become a busy loop.
-            std::thread::sleep(Duration::from_millis(500));
+            // A failure that lasts (a full disk) must not become a busy loop, nor hold up who waits.
+            let mut state = self.commit.state.lock();
+            if !state.stop && state.waiting.is_empty() {
+                let wake = &self.commit.wake;
+                wake.wait_for(&mut state, Duration::from_millis(500));
+            }
             false
         });
         if !quiet {
