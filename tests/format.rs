@@ -776,8 +776,7 @@ fn print_object(name: &str, bytes: &[u8], padding: Range<usize>) {
 }
 
 #[test]
-#[ignore = "makes a new example for the page: run with --nocapture"]
-fn make_the_example() {
+fn a_new_example_can_be_made() {
     let store = MemoryStore::default();
     let master = MasterKey::from_recovery_code(&constant("code")).unwrap();
     let mut id = ObjectId([0; 16]);

@@ -105,14 +105,4 @@ mod tests {
         let out = stretch(b"password", kdf, b"somesalt1234567").unwrap();
         assert_eq!(out[..8], [206, 178, 156, 37, 2, 17, 132, 120]);
     }
-
-    #[test]
-    #[ignore = "a measurement: run with --release --nocapture"]
-    fn how_long_the_default_takes() {
-        for _ in 0..5 {
-            let start = std::time::Instant::now();
-            stretch(b"password", KdfParams::default(), &[7; 32]).unwrap();
-            println!("{:?}", start.elapsed());
-        }
-    }
 }
