@@ -295,6 +295,12 @@ impl Volume for Vault {
     }
 
     fn close(&self) -> Result<()> {
+        let cache = self.cache_stats();
+        log::info!(
+            "cache of blocks: {} hits, {} misses",
+            cache.hits,
+            cache.misses
+        );
         self.committer.as_ref().map_or(Ok(()), |c| {
             c.stop().map_err(|e: Error| e.about("closing the library"))
         })
