@@ -22,13 +22,14 @@ use super::stage::{Stage, Step};
 use super::{Entry, Format, Listed, PlainReader, Reader};
 use crate::error::{Error, Kind, Result};
 
+mod doubled;
 pub mod index;
 mod layout;
 mod segments;
 mod tags;
 mod verify;
 
-use index::{Edit, Index};
+use index::{Edit, Index, Record};
 pub use layout::{Layout, Options, init, is_index, is_key_file, passwd};
 pub use segments::{SegmentReader, SegmentSeal, cipher_len};
 
@@ -138,6 +139,25 @@ impl Mms {
         ))
     }
 
+    /// What is encrypted in the object of a record.
+    fn open_object(&self, record: &Record) -> Result<Arc<dyn Reader>> {
+        let path = self.root.join(&*record.object);
+        let stored = PlainReader::open(&path)?;
+        let (len, expected) = (stored.plain_size(), cipher_len(record.plain_size));
+        if len != expected {
+            let check = format!("it has {len} bytes, and {expected} by the index");
+            return Err(Error::damaged(path.display(), check)
+                .hint("the copy is not complete, or the index is of another time"));
+        }
+        let key = self.key.clone();
+        Ok(Arc::new(SegmentReader::new(
+            stored,
+            key,
+            record.iv,
+            record.plain_size,
+        )))
+    }
+
     fn entry(&self, object: String, plain_size: u64) -> Entry {
         Entry {
             stored: object.into(),
@@ -159,7 +179,10 @@ impl Format for Mms {
     fn list(&self, add: &mut dyn FnMut(Listed)) -> Result<()> {
         let index = self.index.lock();
         for record in index.records() {
-            let entry = self.entry(record.object.to_string(), record.plain_size);
+            let mut entry = self.entry(record.object.to_string(), record.plain_size);
+            if doubled::is_doubled(&record.path) {
+                entry.plain_size = None;
+            }
             add(Listed::File(PathBuf::from(&*record.path), entry));
         }
         super::walk(&self.root, &mut |path, is_dir| {
@@ -184,6 +207,9 @@ impl Format for Mms {
     }
 
     fn plain_size(&self, entry: &Entry) -> Result<u64> {
+        if entry.sealed {
+            return doubled::plain_size(self, entry);
+        }
         super::open_file(&self.root.join(&entry.stored)).map(|(_, len)| len)
     }
 
@@ -193,18 +219,12 @@ impl Format for Mms {
             return PlainReader::open(&path);
         }
         let index = self.index.lock();
-        let record = index.get(text(shown)?).ok_or(Kind::NotFound)?;
-        let (iv, plain_size) = (record.iv, record.plain_size);
+        let record = index.get(text(shown)?).ok_or(Kind::NotFound)?.clone();
         drop(index);
-        let (file, len) = super::open_file(&path)?;
-        let expected = cipher_len(plain_size);
-        if len != expected {
-            let check = format!("it has {len} bytes, and {expected} by the index");
-            return Err(Error::damaged(path.display(), check)
-                .hint("the copy is not complete, or the index is of another time"));
+        if doubled::is_doubled(&record.path) {
+            return doubled::open(self, record).map(|(reader, _)| reader);
         }
-        let (file, key) = (Arc::new(file), self.key.clone());
-        Ok(Arc::new(SegmentReader::new(file, key, iv, plain_size)))
+        self.open_object(&record)
     }
 
     fn admit(&self, shown: &Path) -> Result<()> {
@@ -285,8 +305,8 @@ impl Format for Mms {
     fn rename(&self, entry: &Entry, from: &Path, to: &Path, old: Option<&Entry>) -> Result<Entry> {
         let stage = self.writer()?;
         self.admit(to)?;
-        if entry.sealed != self.is_media(to) {
-            // Who renames then copies, and what is copied is encrypted, or let through, as it should be.
+        if entry.sealed != self.is_media(to) || entry.sealed && doubled::is_doubled(text(from)?) {
+            // Who renames then copies, and what is copied is encrypted, once, or let through, as it should be.
             return Err(Kind::CrossDevice.into());
         }
         let mut index = self.index.lock();
@@ -327,7 +347,9 @@ impl Format for Mms {
         for (path, entry) in files {
             let below = path.strip_prefix(from).map_err(|_| Kind::InvalidArgument)?;
             let new = to.join(below);
-            if entry.sealed != self.is_media(&new) {
+            // A file that was encrypted twice would not be read through under a name of its own.
+            let is_doubled = entry.sealed && doubled::is_doubled(text(path)?);
+            if entry.sealed != self.is_media(&new) || is_doubled {
                 return Err(Kind::CrossDevice.into());
             }
             if !entry.sealed {

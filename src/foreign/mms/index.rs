@@ -1,6 +1,7 @@
 //! The encrypted index: a line in clear, then an encrypted record a line (format page, 1.5).
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -76,6 +77,8 @@ pub struct Index {
     pub header: Header,
     records: Vec<Record>,
     by_path: HashMap<Box<str>, u32>,
+    /// Made when it is first asked for: few libraries ever need it.
+    by_object: OnceCell<HashMap<Box<str>, u32>>,
     /// Lines that are kept, and mean nothing to us: what is wrong with each, and where it is.
     pub odd: Vec<(String, usize, usize)>,
     /// What is wrong as a whole.
@@ -128,6 +131,7 @@ impl Index {
             header,
             records: Vec::new(),
             by_path: HashMap::new(),
+            by_object: OnceCell::new(),
             odd: Vec::new(),
             faults: Vec::new(),
         };
@@ -196,6 +200,19 @@ impl Index {
     pub fn get(&self, path: &str) -> Option<&Record> {
         self.by_path
             .get(path)
+            .and_then(|at| self.records.get(*at as usize))
+    }
+
+    /// The record whose object has this name.
+    pub fn of_object(&self, object: &str) -> Option<&Record> {
+        let by_object = self.by_object.get_or_init(|| {
+            let numbered = self.records.iter().zip(0..);
+            numbered
+                .map(|(record, at)| (record.object.clone(), at))
+                .collect()
+        });
+        by_object
+            .get(object)
             .and_then(|at| self.records.get(*at as usize))
     }
 
@@ -268,6 +285,7 @@ impl Index {
             header,
             records: Vec::with_capacity(self.records.len() + 1),
             by_path: HashMap::with_capacity(self.records.len() + 1),
+            by_object: OnceCell::new(),
             odd: Vec::new(),
             faults: Vec::new(),
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::cipher::{Iv, Key, padded_len, unpadded_len};
 use super::super::sealer::Seal;
-use super::super::{Reader, read_at};
+use super::super::{PlainReader, Reader};
 use crate::error::{Kind, Result};
 
 /// Bytes of plaintext in a segment.
@@ -44,12 +44,12 @@ impl Seal for SegmentSeal {
     }
 
     fn reader(&self, file: Arc<File>, plain_size: u64) -> Arc<dyn Reader> {
-        Arc::new(SegmentReader {
+        let stored = Arc::new(PlainReader {
             file,
-            key: self.key.clone(),
-            iv: self.iv,
-            plain_size,
-        })
+            plain_size: cipher_len(plain_size),
+        });
+        let key = self.key.clone();
+        Arc::new(SegmentReader::new(stored, key, self.iv, plain_size))
     }
 
     fn iv(&self) -> Option<Iv> {
@@ -59,17 +59,17 @@ impl Seal for SegmentSeal {
 
 /// Reads an encrypted object.
 pub struct SegmentReader {
-    file: Arc<File>,
+    stored: Arc<dyn Reader>,
     key: Key,
     iv: Iv,
     plain_size: u64,
 }
 
 impl SegmentReader {
-    /// Of an object whose length fits `plain_size`.
-    pub fn new(file: Arc<File>, key: Key, iv: Iv, plain_size: u64) -> Self {
+    /// Of an object whose length fits `plain_size`; `stored` reads it as it is.
+    pub fn new(stored: Arc<dyn Reader>, key: Key, iv: Iv, plain_size: u64) -> Self {
         Self {
-            file,
+            stored,
             key,
             iv,
             plain_size,
@@ -105,7 +105,7 @@ impl Reader for SegmentReader {
             let start = first * SEGMENT_CIPHER_LEN as u64;
             let stop = (end * SEGMENT_CIPHER_LEN as u64).min(total);
             cipher.resize((stop - start) as usize, 0);
-            read_at(&self.file, start, &mut cipher)?;
+            self.stored.read_exact_at(start, &mut cipher)?;
             for (number, segment) in (first..).zip(cipher.chunks_mut(SEGMENT_CIPHER_LEN)) {
                 let plain = self.open_segment(number, segment)?;
                 let skip = (plain_offset - number * SEGMENT_PLAIN_LEN as u64) as usize;

@@ -2,12 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 
-use super::super::Format;
+use super::super::Reader;
 use super::super::report::Report;
 use super::super::stage::is_confined;
+use super::Mms;
+use super::doubled::{self, is_doubled};
 use super::index::Record;
-use super::{Mms, extension};
 use crate::error::Result;
 
 /// Bytes of plaintext that are read at once.
@@ -54,35 +56,50 @@ fn check(mms: &Mms, record: &Record, report: &mut Report<'_>) {
             ),
         );
     }
-    if &*extension(Path::new(&*record.path)) == "encrypt" {
-        report.problem(
-            &record.path,
-            "encrypted twice: the server lost its index once and took the object for a song. Reading it gives the \
-             object as it was; the vector that opened it went with the old index",
-        );
-    }
     if mms.root.join(&*record.path).is_file() && *record.path != *record.object {
         report.note(&record.path, "its original lies beside it, in clear");
     }
-    let entry = mms.entry(record.object.to_string(), record.plain_size);
-    let reader = match mms.open(Path::new(&*record.path), &entry) {
+    let reader = match open(mms, record, report) {
         Ok(reader) => reader,
         Err(e) => {
             report.problem(&record.path, e);
             return report.advance(record.plain_size);
         }
     };
-    let mut buffer = vec![0; READ_LEN.min(record.plain_size) as usize];
+    let plain_size = reader.plain_size();
+    let mut buffer = vec![0; READ_LEN.min(plain_size) as usize];
     let mut at = 0;
-    while at < record.plain_size {
-        let len = READ_LEN.min(record.plain_size - at) as usize;
+    while at < plain_size {
+        let len = READ_LEN.min(plain_size - at) as usize;
         if let Err(e) = reader.read_exact_at(at, &mut buffer[..len]) {
             report.problem(&record.path, e);
-            return report.advance(record.plain_size - at);
+            break;
         }
         at += len as u64;
         report.advance(len as u64);
     }
+    report.advance(record.plain_size.saturating_sub(at));
+}
+
+/// Opens a file as it is shown; names it where it was encrypted twice.
+fn open(mms: &Mms, record: &Record, report: &mut Report<'_>) -> Result<Arc<dyn Reader>> {
+    if !is_doubled(&record.path) {
+        return mms.open_object(record);
+    }
+    let opened = doubled::open(mms, record.clone());
+    match opened.as_ref().map(|(_, lacking)| lacking) {
+        Ok(None) => report.note(
+            &record.path,
+            "encrypted twice: the server lost its index once and took the object for a song. It is read through, to \
+             the song itself",
+        ),
+        _ => report.problem(
+            &record.path,
+            "encrypted twice: the server lost its index once and took the object for a song. Reading it gives the \
+             object as it was; the vector that opened it went with the old index",
+        ),
+    }
+    opened.map(|(reader, _)| reader)
 }
 
 /// Objects that no record names: their vectors are lost, and with them the first 16 bytes of every 1008.
