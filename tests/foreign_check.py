@@ -22,16 +22,33 @@ def decrypt(key, iv, data):
     return remover.update(opener.update(data) + opener.finalize()) + remover.finalize()
 
 
-def mms(root, password, index="music.index", key="key", objects_missing=()):
-    """Minio Music Server: {path: contents}, and the records by path, and the index's generation."""
-    root = Path(root)
-    key_text = (root / key).read_text()
+def encrypt(key, iv, data):
+    """The same the other way round."""
+    adder, closer = padding.PKCS7(128).padder(), Cipher(algorithms.AES(key), modes.CBC(iv)).encryptor()
+    return closer.update(adder.update(data) + adder.finalize()) + closer.finalize()
+
+
+def mms_key(password, key_text):
+    """The internal key out of a key file of Minio Music Server."""
     assert len(key_text) == 87, "a key file has 87 letters"
     wrapped = json.loads(key_text)
     assert list(wrapped) == ["data", "iv"]
     inner = decrypt(hashlib.sha256(password.encode()).digest()[:16], base64.b64decode(wrapped["iv"]), base64.b64decode(wrapped["data"]))
     assert len(inner) == 24
-    internal = base64.b64decode(inner)
+    return base64.b64decode(inner)
+
+
+def mms_file(internal, iv, stored):
+    """An object of Minio Music Server."""
+    pieces = [decrypt(internal, iv, stored[at:at + 1024]) for at in range(0, len(stored), 1024)]
+    assert all(len(piece) == 1008 for piece in pieces[:-1]), "a short segment inside"
+    return b"".join(pieces)
+
+
+def mms(root, password, index="music.index", key="key", objects_missing=()):
+    """Minio Music Server: {path: contents}, and the records by path, and the index's generation."""
+    root = Path(root)
+    internal = mms_key(password, (root / key).read_text())
     text = (root / index).read_bytes().decode("ascii")
     assert text.endswith("\n"), "the server drops a last line without its end"
     first, *lines = text[:-1].split("\n")
@@ -58,9 +75,7 @@ def mms(root, password, index="music.index", key="key", objects_missing=()):
         if path in objects_missing:
             continue
         stored = (root / record["nameEnc"]).read_bytes()
-        pieces = [decrypt(internal, base64.b64decode(record["iv"]), stored[at:at + 1024]) for at in range(0, len(stored), 1024)]
-        assert all(len(piece) == 1008 for piece in pieces[:-1]), f"{path}: a short segment inside"
-        files[path] = b"".join(pieces)
+        files[path] = mms_file(internal, base64.b64decode(record["iv"]), stored)
         assert len(files[path]) == record["filesize"], f"{path}: filesize"
     return files, records, head["id"]
 
@@ -104,14 +119,18 @@ def medusa(root, key, skip=()):
     return files
 
 
+def image(key, stored):
+    """An encrypted picture."""
+    return decrypt(hashlib.sha256(key.encode()).digest(), stored[:16], stored[16:])
+
+
 def images(root, key):
     """The image store: {name: (contents, description)}."""
     root, files = Path(root), {}
-    secret = hashlib.sha256(key.encode()).digest()
     for path in sorted(root.rglob("*.enc")):
         stored = path.read_bytes()
         text = Path(f"{path}.meta").read_text()
         meta = json.loads(text)
         assert text == json.dumps(meta, separators=(",", ":")) and list(meta) == ["originalExtension", "mimeType"], text
-        files[str(path.relative_to(root))[:-4]] = decrypt(secret, stored[:16], stored[16:]), meta
+        files[str(path.relative_to(root))[:-4]] = image(key, stored), meta
     return files

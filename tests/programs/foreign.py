@@ -1,6 +1,10 @@
 #!/usr/bin/env python3
 """Foreign libraries below a mount: what the original programs wrote is read, what programs write there is decoded
 without hushfs, a web server gives each picture its type, and killing at any moment leaves the old or the new."""
+import base64
+import hashlib
+import hmac
+import importlib.util
 import json
 import os
 import random
@@ -55,7 +59,6 @@ def plain_of(whole):
 
 
 def read_vectors(whole):
-    import hashlib
     digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()  # noqa: E731
     source, count = (WHOLE if whole else VECTORS), 0
     stored = lambda path: whole or not path.endswith(("3MB random.wav", "nb-2-big-Data.db", "_1051.png.enc", "_1257.png.enc"))  # noqa: E731
@@ -101,6 +104,125 @@ def test_the_whole_set_of_vectors_is_read():
         return
     run("python3", WHOLE / "check.py")
     same(read_vectors(True), 17 + 39 + 18, "files read")
+
+
+class OurChecker:
+    """The functions of the vectors' own checker that are used here, made of those of foreign_check."""
+    mms_key, mms_dec = staticmethod(foreign_check.mms_key), staticmethod(foreign_check.mms_file)
+    cbc_dec, cbc_enc, img = staticmethod(foreign_check.decrypt), staticmethod(foreign_check.encrypt), staticmethod(foreign_check.image)
+
+    @staticmethod
+    def mms_enc(key, iv, plain):
+        return b"".join(foreign_check.encrypt(key, iv, plain[at:at + 1008]) for at in range(0, len(plain), 1008))
+
+    @staticmethod
+    def med_dec(key, stored):
+        return foreign_check.frames(base64.urlsafe_b64encode(key), stored)
+
+    @staticmethod
+    def fernet_enc(key, seconds, iv, plain):
+        front = b"\x80" + seconds.to_bytes(8, "big") + iv + foreign_check.encrypt(key[16:], iv, plain)
+        return base64.urlsafe_b64encode(front + hmac.digest(key[:16], front, "sha256"))
+
+
+def independent_checker():
+    """The checker that came with the vectors, which knows nothing of this repository; where it is not here, ours."""
+    path = WHOLE / "check.py"
+    if not path.is_file():
+        print("      (by the repository's own checker)")
+        return OurChecker
+    spec = importlib.util.spec_from_file_location("vectors_check", path)
+    module, argv = importlib.util.module_from_spec(spec), sys.argv
+    sys.argv = [str(path)]  # it looks there for the vectors, which it checks when it is loaded
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.argv = argv
+    return module
+
+
+# On both sides of every block, segment and frame, of what is encrypted at once, and some that are large.
+SIZES = (0, 1, 15, 16, 17, 1007, 1008, 1009, 1023, 1024, 1025, 2015, 2016, 2017, 258_047, 258_048, 258_049,
+         1_048_575, 1_048_576, 1_048_577, 2_097_152, 3_145_729, 9_000_001)
+
+
+def write_sizes(folder, name):
+    """Files of all sizes, the larger ones not from front to back; what they hold, by name."""
+    expected = {}
+    for size in SIZES:
+        data = bytearray(content(size, size))
+        with open(folder / name(size), "wb") as f:
+            if size > 1000:
+                f.seek(size // 2)
+                f.write(data[size // 2:])
+                f.seek(0)
+            f.write(data[:size // 2] if size > 1000 else data)
+        expected[name(size)] = data
+    # A part of an older file, and more at its end.
+    changed = name(SIZES[-1])
+    with open(folder / changed, "r+b") as f:
+        for at, piece in ((1_048_570, b"over the edge"), (len(expected[changed]), b"appended" * 1000)):
+            f.seek(at)
+            f.write(piece)
+            expected[changed][at:at + len(piece)] = piece
+    return {path: bytes(data) for path, data in expected.items()}
+
+
+def check_written(what, plain, decoded, stored, encoded):
+    check(decoded == plain, f"{what}: the checker decodes something else")
+    check(encoded == stored, f"{what}: the checker encodes it otherwise")
+
+
+def test_mms_written_is_decoded_independently():
+    checker, b64 = independent_checker(), base64.b64decode
+    with foreign("mms") as lib:
+        expected = write_sizes(lib.mnt / "music", lambda size: f"of {size}.mp3")
+        lib.umount()
+        key = checker.mms_key(SECRETS["mms"], (lib.dir / "key").read_text())
+        first, *lines = (lib.dir / "music.index").read_text().splitlines()
+        same(json.loads(first)["registers"], len(lines), "registers")
+        records = {}
+        for line in map(json.loads, lines):
+            record = json.loads(checker.cbc_dec(key, b64(line["iv"]), b64(line["data"])))
+            records[record["path"]] = record
+        for name, plain in expected.items():
+            record = records[f"music/{name}"]
+            stored, iv = (lib.dir / record["nameEnc"]).read_bytes(), b64(record["iv"])
+            same(record["filesize"], len(plain), name)
+            check_written(name, plain, checker.mms_dec(key, iv, stored), stored, checker.mms_enc(key, iv, plain))
+
+
+def test_medusa_written_is_decoded_independently():
+    checker, key = independent_checker(), base64.b64decode(SECRETS["medusa"])
+    with foreign("medusa") as lib:
+        expected = write_sizes(lib.mnt / USERS, lambda size: f"of {size}.db")
+        lib.umount()
+        manifest = json.loads((lib.dir / NODE / "diff-2/meta/manifest.json").read_text())
+        objects = {o["path"]: o for section in manifest for o in section["objects"]}
+        for name, plain in expected.items():
+            stored, listed, encoded, at = (lib.dir / USERS / name).read_bytes(), objects[f"{USERS}/{name}"], b"", 0
+            for part in range(0, len(plain), 1 << 20):  # each frame has a time and a vector of its own
+                length = int.from_bytes(stored[at:at + 4], "big")
+                front = base64.urlsafe_b64decode(stored[at + 4:at + 4 + length])[:25]
+                token = checker.fernet_enc(key, int.from_bytes(front[1:9], "big"), front[9:], plain[part:part + (1 << 20)])
+                encoded += len(token).to_bytes(4, "big") + token
+                at += 4 + length
+            check_written(name, plain, checker.med_dec(key, stored), stored, encoded)
+            md5 = base64.b64encode(hashlib.md5(plain).digest()).decode()
+            same((listed["size"], listed["MD5"], listed["source_size"], listed["source_MD5"]),
+                 (len(stored), hashlib.md5(stored).hexdigest(), len(plain), md5), name)
+
+
+def test_images_written_are_decoded_independently():
+    checker, key = independent_checker(), hashlib.sha256(SECRETS["images"].encode()).digest()
+    with foreign("images") as lib:
+        loras = lib.mnt / "dam/loras"
+        expected = write_sizes(loras, lambda size: f"of {size}.png")
+        lib.umount()
+        for name, plain in expected.items():
+            stored = (lib.dir / f"dam/loras/{name}.enc").read_bytes()
+            check_written(name, plain, checker.img(SECRETS["images"], stored), stored, stored[:16] + checker.cbc_enc(key, stored[:16], plain))
+            same(set(json.loads((lib.dir / f"dam/loras/{name}.enc.meta").read_text())), {"originalExtension", "mimeType"}, name)
 
 
 def test_mms_written_by_programs():
@@ -192,6 +314,71 @@ def test_fernet_of_python_is_read():
         (lib.dir / USERS / "by-python.db").write_bytes(out)
         lib.mount()
         same((lib.mnt / USERS / "by-python.db").read_bytes() == plain, True, "frames of Python's Fernet")
+
+
+def test_frames_in_another_order_end_a_sequential_read():
+    with foreign("medusa") as lib:
+        data = content("frames", 5 << 20)
+        (lib.mnt / USERS / "large.db").write_bytes(data)
+        lib.umount()
+        stored = lib.dir / USERS / "large.db"
+        whole = stored.read_bytes()
+        frame = len(whole) // 5
+        parts = [whole[at:at + frame] for at in range(0, len(whole), frame)]
+
+        def read():
+            lib.mount("--read-only")
+            done = subprocess.run(["dd", f"if={lib.mnt / USERS / 'large.db'}", f"of={lib.base / 'out'}", "bs=1M"], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            lib.umount()
+            return done.returncode, done.stderr, (lib.base / "out").read_bytes()
+
+        code, text, out = read()
+        same((code, out == data), (0, True), text)
+        for a, b in ((0, 1), (0, 4), (2, 3), (3, 4)):
+            swapped = list(parts)
+            swapped[a], swapped[b] = swapped[b], swapped[a]
+            stored.write_bytes(b"".join(swapped))
+            code, text, out = read()
+            check(code != 0 and "Input/output error" in text, f"frames {a} and {b} swapped: dd ended with {code}: {text}")
+        stored.write_bytes(whole)
+        code, text, out = read()
+        same((code, out == data), (0, True), text)
+
+
+def test_images_with_the_key_in_an_env_file():
+    """What other programs' settings look like; the password that is given as well is wrong, and not taken."""
+    name, key = "dam/loras/lora_1795199454547_5261.jpg", SECRETS["images"]
+    expected = {f["file"]: f["sha256"] for f in json.loads((VECTORS / "imagestore/expected.json").read_text())["files"]}[f"{name}.enc"]
+    others = 'DATABASE_URL="postgres://u:p@h/db?x=1"\n# IMAGE_ENCRYPTION_KEY=comment\nMY_IMAGE_ENCRYPTION_KEY=other\nIMAGE_ENCRYPTION_KEY_OLD=old\n'
+    texts = (f"IMAGE_ENCRYPTION_KEY={key}", f"IMAGE_ENCRYPTION_KEY={key}\n", f'{others}IMAGE_ENCRYPTION_KEY="{key}"\nNODE_ENV=production\n',
+             f"{others}IMAGE_ENCRYPTION_KEY='{key}'\n\n", f"{others}export IMAGE_ENCRYPTION_KEY = {key}\r\nX=y\r\n")
+    with foreign("images", mount=False) as lib:
+        lib.password_file.write_text("wrong")
+        env_file = lib.base / "env"
+        for text in texts:
+            env_file.write_text(text)
+            env_file.chmod(0o600)
+            lib.mount("--env-file", env_file)
+            same(hashlib.sha256((lib.mnt / name).read_bytes()).hexdigest(), expected, text)
+            lib.umount()
+        check("others on this machine" not in lib.log.read_text(), "a file of one's own is not warned of")
+        env_file.write_text(others)
+        text = lib.hushfs("verify", "--env-file", env_file, lib.dir, ok=(2,))
+        check("IMAGE_ENCRYPTION_KEY is not set" in text, text)
+
+
+def test_medusa_with_the_key_in_its_ini():
+    with foreign("medusa", mount=False) as lib:
+        lib.password_file.write_text("wrong")
+        ini = lib.base / "medusa.ini"
+        ini.write_text(f"[cassandra]\nconfig_file = /etc/x\n\n[storage]\nbucket_name = b\nkey_secret_base64 = {SECRETS['medusa']}\n\n[monitoring]\n")
+        for mode, warned in ((0o600, False), (0o400, False), (0o640, True), (0o604, True), (0o644, True)):
+            ini.chmod(mode)
+            lib.log.write_text("")
+            lib.mount("--read-only", "--medusa-ini", ini)
+            check((lib.mnt / USERS / "tone.mp3").read_bytes(), "the key opens it")
+            lib.umount()
+            same("others on this machine can read this secret" in lib.log.read_text(), warned, f"a warning at mode {mode:o}")
 
 
 def test_images_written_by_programs():
