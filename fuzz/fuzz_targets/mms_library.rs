@@ -16,7 +16,12 @@ const KEY_FILE: &str = r#"{"data":"521WPmCnOfu0YhTY9styiEIXf5hcEHXM13FCgTcsfSc="
 const INTERNAL_KEY: [u8; 16] =
     [0xf0, 0xe1, 0xd2, 0xc3, 0xb4, 0xa5, 0x96, 0x87, 0x78, 0x69, 0x5a, 0x4b, 0x3c, 0x2d, 0x1e, 0x0f];
 /// The song, and the objects of each layer.
-const NAMES: [&str; 4] = ["m/s.mp3", "m/1.encrypt", "m/2.encrypt", "m/3.encrypt"];
+const NAMES: [&str; 4] = [
+    "m/s.mp3",
+    "m/11111111111111111111111111111111.encrypt",
+    "m/22222222222222222222222222222222.encrypt",
+    "m/33333333333333333333333333333333.encrypt",
+];
 
 struct Nobody;
 
@@ -70,6 +75,7 @@ fuzz_target!(|data: (&[u8], &[u8], &[u8], [Option<u16>; 3], [bool; 3])| {
     put(dir, "a.encrypt", song);
     read(dir);
 
+    std::fs::remove_file(dir.join("a.encrypt")).expect("it was just put there");
     std::fs::create_dir(dir.join("m")).expect("a disk that is not full");
     put(dir, "key", KEY_FILE.as_bytes());
     let key = Key::short(&INTERNAL_KEY);

@@ -12,7 +12,8 @@ use crate::cli::printable;
 use crate::cli::verify::{Found, find_all};
 use crate::error::{Error, Kind, Result};
 use crate::volume::{
-    Attr, Caller, FileKind, Handle, Ino, ROOT, RenameMode, SetAttr, SetTime, Volume, XattrMode,
+    Attr, Caller, FileKind, Handle, Ino, ROOT, RenameMode, SetAttr, SetTime, Volume, Whence,
+    XattrMode,
 };
 
 /// Bytes that are copied at once.
@@ -233,23 +234,43 @@ impl<'a> Copy<'a> {
 
     fn contents(&self, found: &Found, to: Ino, to_handle: Handle) -> Result<()> {
         let from_handle = self.source.open(found.ino, libc::O_RDONLY)?;
-        let mut buffer = vec![0; COPY_LEN];
-        let mut at = 0;
-        let copied = loop {
-            match self.source.read(found.ino, from_handle, at, &mut buffer) {
-                Ok(0) => break Ok(()),
-                Ok(len) => {
-                    if let Err(e) = self.target.write(to, to_handle, at, &buffer[..len]) {
-                        break Err(e);
-                    }
-                    at += len as u64;
-                    self.bar.inc(len as u64);
-                }
-                Err(e) => break Err(e),
-            }
-        };
+        let copied = self.data(found, from_handle, to, to_handle);
         self.source.release(found.ino, from_handle);
-        copied
+        let plain_size = self.source.getattr(found.ino)?.plain_size;
+        if copied? < plain_size {
+            // It ends in a hole.
+            let end = SetAttr {
+                plain_size: Some(plain_size),
+                ..SetAttr::default()
+            };
+            self.target.setattr(to, &end)?;
+        }
+        Ok(())
+    }
+
+    /// Copies what is not in a hole; answers where the last of it ends.
+    fn data(&self, found: &Found, from: Handle, to: Ino, to_handle: Handle) -> Result<u64> {
+        let mut buffer = vec![0; COPY_LEN];
+        let (mut at, mut hole) = (0, 0);
+        loop {
+            if at >= hole {
+                let data = match self.source.lseek(found.ino, at, Whence::Data) {
+                    Err(e) if matches!(e.kind(), Kind::NoSuchOffset) => return Ok(at),
+                    data => data?,
+                };
+                self.bar.inc(data - at);
+                at = data;
+                hole = self.source.lseek(found.ino, at, Whence::Hole)?;
+            }
+            let len = (hole - at).min(COPY_LEN as u64) as usize;
+            let len = self.source.read(found.ino, from, at, &mut buffer[..len])?;
+            if len == 0 {
+                return Ok(at);
+            }
+            self.target.write(to, to_handle, at, &buffer[..len])?;
+            at += len as u64;
+            self.bar.inc(len as u64);
+        }
     }
 
     /// Reads both again: what is in the packs against the source.

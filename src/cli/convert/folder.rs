@@ -8,6 +8,8 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 
 use crate::error::{Error, Kind, Result};
 use crate::volume::*;
@@ -118,13 +120,15 @@ impl Volume for PlainFolder {
     }
 
     fn lseek(&self, ino: Ino, plain_offset: u64, whence: Whence) -> Result<u64> {
-        let plain_size = self.getattr(ino)?.plain_size;
-        if plain_offset >= plain_size {
-            return Err(Kind::NoSuchOffset.into());
-        }
-        Ok(match whence {
-            Whence::Data => plain_offset,
-            Whence::Hole => plain_size,
+        let path = self.path(ino)?;
+        let (file, _) = crate::foreign::open_file(&path)?;
+        let to = match whence {
+            Whence::Data => SeekFrom::Data(plain_offset),
+            Whence::Hole => SeekFrom::Hole(plain_offset),
+        };
+        rustix::fs::seek(&file, to).map_err(|e| match e {
+            Errno::NXIO => Kind::NoSuchOffset.into(),
+            e => Error::io(e.into(), &path),
         })
     }
 
