@@ -10,6 +10,7 @@
 //! Each is a [`Format`]: what there is, how a file is read, how one is encrypted, and what else has to change with
 //! it. [`mirror`] makes a filesystem of it. Changes take effect whole, by way of [`stage`].
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -172,6 +173,20 @@ pub(crate) fn read_at(file: &File, offset: u64, out: &mut [u8]) -> Result<()> {
             Kind::Damaged("it became shorter while it was read".into()).into()
         }
         _ => Kind::Io(e).into(),
+    })
+}
+
+/// Lends a buffer of `len` bytes that the thread keeps, so that none is made and faulted in for each read. What is
+/// in it means nothing. Not to be called from within `work`.
+pub(crate) fn with_buffer<R>(len: usize, work: impl FnOnce(&mut [u8]) -> R) -> R {
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < len {
+            buffer.resize(len, 0);
+        }
+        work(&mut buffer[..len])
     })
 }
 
