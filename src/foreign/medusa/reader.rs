@@ -19,7 +19,7 @@ use crate::error::{Error, Kind, Result};
 const AT_ONCE: u64 = 4;
 /// Frames that came before their turn, kept for the digest.
 const EARLY_MAX: usize = 12;
-/// With so many waiting for the digest, who brings another one works them off first.
+/// With so many waiting for the digest, who brings another one waits for his turn and does one.
 const EARLY_MANY: usize = 8;
 
 /// Reads a file of frames.
@@ -35,11 +35,11 @@ pub struct FrameReader {
     loading: [Mutex<()>; AT_ONCE as usize],
     /// The frame that was asked for last.
     recent: AtomicU64,
-    order: Option<Order>,
+    order: Option<Arc<Order>>,
 }
 
 /// The digest of the plaintext, as far as it was read in order: what HMACs cannot tell is that a frame is another's
-/// or in another's place. MD5 takes longer than all else, so it goes on beside the reading.
+/// or in another's place. MD5 takes longer than all else, so a thread does it beside the reading.
 struct Order {
     expected: [u8; 16],
     /// What waits for its turn. Locked after `digest`, or alone.
@@ -48,6 +48,8 @@ struct Order {
     /// The frame whose turn it is; moved under both locks.
     next: AtomicU64,
     wrong: AtomicBool,
+    /// A thread is at work.
+    working: AtomicBool,
 }
 
 impl Order {
@@ -58,6 +60,7 @@ impl Order {
             digest: Mutex::default(),
             next: AtomicU64::new(0),
             wrong: AtomicBool::new(false),
+            working: AtomicBool::new(false),
         }
     }
 
@@ -65,13 +68,30 @@ impl Order {
         self.next.load(Ordering::Acquire)
     }
 
-    /// Takes up to `max` of the frames whose turn it is into the digest.
-    fn digest_some(&self, md5: &mut Md5, max: usize) {
-        for _ in 0..max {
-            let Some(plain) = self.take_next() else {
-                return;
-            };
-            md5.update(&plain);
+    /// Takes the frame whose turn it is into the digest; false where it is not here.
+    fn digest_one(&self, md5: &mut Md5) -> bool {
+        let Some(plain) = self.take_next() else {
+            return false;
+        };
+        md5.update(&plain);
+        true
+    }
+
+    /// Starts a thread that digests what is ready, where there is none. It ends when nothing is left: where one more
+    /// frame comes at that moment, the next one starts another.
+    fn digest_beside(self: &Arc<Self>) {
+        if self.working.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let order = Arc::clone(self);
+        let work = move || {
+            while order.digest_one(&mut order.digest.lock()) {}
+            order.working.store(false, Ordering::Release);
+        };
+        let name = std::thread::Builder::new().name("digest".into());
+        if name.spawn(work).is_err() {
+            // The last frame makes up for it.
+            self.working.store(false, Ordering::Release);
         }
     }
 
@@ -111,7 +131,7 @@ impl FrameReader {
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
             loading: Default::default(),
             recent: AtomicU64::new(0),
-            order: source_md5.map(Order::new),
+            order: source_md5.map(|expected| Arc::new(Order::new(expected))),
         }
     }
 
@@ -253,21 +273,22 @@ impl FrameReader {
             }
             early.len()
         };
-        if is_last || waiting >= EARLY_MANY {
-            let mut md5 = order.digest.lock();
-            order.digest_some(&mut md5, EARLY_MAX);
-            if is_last {
-                self.finish(order, &mut md5)?;
+        if is_last {
+            self.finish(order)?;
+        } else {
+            order.digest_beside();
+            if waiting >= EARLY_MANY {
+                order.digest_one(&mut order.digest.lock());
             }
-        } else if let Some(mut md5) = order.digest.try_lock() {
-            order.digest_some(&mut md5, 1);
         }
         order.check()
     }
 
     /// At the last frame: who has read nearly all in order has the rest done for him.
-    fn finish(&self, order: &Order, md5: &mut Md5) -> Result<()> {
+    fn finish(&self, order: &Order) -> Result<()> {
         let count = self.count();
+        let mut md5 = order.digest.lock();
+        while order.digest_one(&mut md5) {}
         if count - order.next() > EARLY_MAX as u64 {
             return Ok(());
         }
@@ -278,7 +299,7 @@ impl FrameReader {
                 None => self.load(next)?,
             };
             order.early.lock().insert(next, plain);
-            order.digest_some(md5, 1);
+            order.digest_one(&mut md5);
         }
         let digest: [u8; 16] = md5.clone().finalize().into();
         order.early.lock().clear();
