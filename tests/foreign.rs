@@ -7,8 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use base64_simd::STANDARD as BASE64;
 use hushfs::cache::BlockCache;
 use hushfs::error::{Kind, Result};
 use hushfs::foreign::cipher::Key;
@@ -234,7 +233,7 @@ fn seal(seal: Box<dyn Seal>, plain: &[u8]) -> Vec<u8> {
 fn mms_gives_the_known_answers() {
     let kat = json("mms/kat.json");
     let bytes = |name: &str| {
-        <[u8; 16]>::try_from(BASE64.decode(kat[name].as_str().unwrap()).unwrap()).unwrap()
+        <[u8; 16]>::try_from(BASE64.decode_to_vec(kat[name].as_str().unwrap()).unwrap()).unwrap()
     };
     let (key, iv) = (Key::short(&bytes("internal_key_b64")), bytes("iv_b64"));
     let cases = kat["files"].as_array().unwrap();
@@ -642,7 +641,7 @@ fn wrong_secrets_and_strangers_are_named() {
         matches!(wrong.kind(), Kind::Usage(_)),
         "no padding: {wrong}"
     );
-    let key = BASE64.encode([7; 32]);
+    let key = BASE64.encode_to_string([7; 32]);
     let wrong = Medusa::open(dir.path(), key.as_bytes(), 0, true)
         .err()
         .unwrap();
@@ -817,7 +816,7 @@ struct LostIndex {
 impl LostIndex {
     fn new() -> Self {
         let kat = json("mms/kat.json");
-        let internal = BASE64.decode(kat["internal_key_b64"].as_str().unwrap());
+        let internal = BASE64.decode_to_vec(kat["internal_key_b64"].as_str().unwrap());
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("music")).unwrap();
         let key_file = kat["passwords"][0]["keyfile"].as_str().unwrap();
@@ -849,7 +848,7 @@ impl LostIndex {
         self.put(&object, &bytes);
         let record = serde_json::json!({
             "id": 0, "path": path, "filesize": plain.len(), "extension": path.rsplit('.').next(),
-            "iv": BASE64.encode([iv; 16]), "nameEnc": object,
+            "iv": BASE64.encode_to_string([iv; 16]), "nameEnc": object,
         });
         let line = mms::index::seal_record(record.as_object().unwrap(), &self.key).unwrap();
         self.lines.push(line);

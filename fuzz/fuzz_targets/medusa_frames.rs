@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use hushfs::cache::BlockCache;
 use hushfs::foreign::Reader;
-use hushfs::foreign::medusa::frames::{FernetKey, FrameReader, scan};
+use hushfs::foreign::medusa::FrameReader;
+use hushfs::foreign::medusa::frames::{FernetKey, scan};
 use libfuzzer_sys::fuzz_target;
 
 fn read(key: &FernetKey, bytes: &[u8]) -> Option<Vec<u8>> {

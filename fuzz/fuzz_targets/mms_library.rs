@@ -3,8 +3,7 @@
 #![no_main]
 use std::path::Path;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use base64_simd::STANDARD as BASE64;
 use hushfs::foreign::cipher::Key;
 use hushfs::foreign::mms::{Mms, Options, index};
 use hushfs::foreign::report::{Report, Watch};
@@ -86,11 +85,11 @@ fuzz_target!(|data: (&[u8], &[u8], &[u8], [Option<u16>; 3], [bool; 3])| {
         let len = lens[layer].map_or(plain.len(), usize::from);
         let json = format!(
             r#"{{"id":{layer},"path":"{path}","filesize":{len},"extension":"x","iv":"{}","nameEnc":"{object}"}}"#,
-            BASE64.encode([iv; 16])
+            BASE64.encode_to_string([iv; 16])
         );
         let mut line = Vec::new();
         key.encrypt_padded(&[iv; 16], json.as_bytes(), &mut line);
-        let line = format!(r#"{{"data":"{}","iv":"{}"}}"#, BASE64.encode(line), BASE64.encode([iv; 16]));
+        let line = format!(r#"{{"data":"{}","iv":"{}"}}"#, BASE64.encode_to_string(line), BASE64.encode_to_string([iv; 16]));
         text.extend_from_slice(line.as_bytes());
         text.push(b'\n');
         plain = sealed(&key, iv, &plain);

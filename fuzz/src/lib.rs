@@ -109,12 +109,10 @@ fn read_pack(file: &[u8]) {
     };
     for entry in entries {
         let blocks = entry.run.blocks();
-        let mut sealed = Vec::new();
         for block in [0, blocks - 1] {
-            if reader
-                .read_sealed(entry.run.cipher_range(block..block + 1), &mut sealed)
-                .is_ok()
-            {
+            let range = entry.run.cipher_range(block..block + 1);
+            let mut sealed = vec![0; range.len()];
+            if reader.read_sealed(range.start, &mut sealed).is_ok() {
                 let mut plain = vec![0; sealed.len() - SEAL_OVERHEAD];
                 let _ = reader.open_block(&entry.run, block, &sealed, &mut plain);
             }

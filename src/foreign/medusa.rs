@@ -22,14 +22,16 @@ mod catalog;
 pub mod frames;
 pub mod manifest;
 mod names;
+mod reader;
 mod verify;
 
 pub use backups::BackupsView;
 pub use catalog::looks_like;
 use catalog::{Catalog, Known};
-use frames::{FernetKey, FrameReader, FrameSeal, Frames};
+use frames::{FernetKey, FrameSeal, Frames};
 use manifest::{DigestForm, Draft, NewObject, Object};
 use names::{DataName, in_metadata, is_manifest, restores_undecrypted};
+pub use reader::FrameReader;
 
 /// Files that are tried to tell a wrong key.
 const SAMPLE_MAX: usize = 8;

@@ -7,8 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use base64_simd::STANDARD as BASE64;
 use md5::{Digest, Md5};
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
@@ -288,7 +287,7 @@ impl Format for Mms {
         json.insert("path".into(), path.into());
         json.insert("filesize".into(), sealed.plain_size.into());
         json.insert("extension".into(), (*extension).into());
-        json.insert("iv".into(), BASE64.encode(iv).into());
+        json.insert("iv".into(), BASE64.encode_to_string(iv).into());
         json.insert("nameEnc".into(), (*object).into());
         if AUDIO.contains(&&*extension) {
             tags::add(&mut json, Arc::clone(&sealed.reader));
@@ -428,7 +427,7 @@ fn password_key(password: &[u8]) -> Key {
 
 /// A vector in base64, as key file and index have it.
 fn parse_iv(text: &str) -> Option<Iv> {
-    let bytes = BASE64.decode(text).ok()?;
+    let bytes = BASE64.decode_to_vec(text).ok()?;
     <[u8; BLOCK_LEN]>::try_from(bytes).ok()
 }
 

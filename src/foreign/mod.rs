@@ -10,6 +10,7 @@
 //! Each is a [`Format`]: what there is, how a file is read, how one is encrypted, and what else has to change with
 //! it. [`mirror`] makes a filesystem of it. Changes take effect whole, by way of [`stage`].
 
+use std::cell::Cell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -173,6 +174,21 @@ pub(crate) fn read_at(file: &File, offset: u64, out: &mut [u8]) -> Result<()> {
         }
         _ => Kind::Io(e).into(),
     })
+}
+
+/// Lends a buffer of `len` bytes that the thread keeps, so that none is made and faulted in for each read. What is
+/// in it means nothing. Within `work` another one is lent.
+pub(crate) fn with_buffer<R>(len: usize, work: impl FnOnce(&mut [u8]) -> R) -> R {
+    thread_local! {
+        static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    }
+    let mut buffer = BUFFER.take();
+    if buffer.len() < len {
+        buffer.resize(len, 0);
+    }
+    let done = work(&mut buffer[..len]);
+    BUFFER.set(buffer);
+    done
 }
 
 /// A reader as `std::io` has them.

@@ -14,8 +14,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use base64_simd::STANDARD as BASE64;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
@@ -194,7 +193,7 @@ impl Stage {
     }
 
     fn write_intent(&self, actions: &[Action]) -> Result<()> {
-        let text = |path: &Path| BASE64.encode(path.as_os_str().as_bytes());
+        let text = |path: &Path| BASE64.encode_to_string(path.as_os_str().as_bytes());
         let steps = actions
             .iter()
             .map(|a| (text(&a.from), a.to.as_deref().map(text)))
@@ -371,7 +370,7 @@ fn parse_intent(bytes: &[u8]) -> Option<Vec<Action>> {
         return None;
     }
     let path = |text: &str| {
-        let path = PathBuf::from(OsString::from_vec(BASE64.decode(text).ok()?));
+        let path = PathBuf::from(OsString::from_vec(BASE64.decode_to_vec(text).ok()?));
         is_confined(&path).then_some(path)
     };
     let action = |(from, to): (String, Option<String>)| {
@@ -438,7 +437,10 @@ mod tests {
             let root = dir.path().join("lib");
             fs::create_dir_all(root.join(STAGE_DIR)).unwrap();
             std::os::unix::fs::symlink(dir.path(), root.join("link")).unwrap();
-            let steps = vec![(BASE64.encode(from), Some(BASE64.encode(to)))];
+            let steps = vec![(
+                BASE64.encode_to_string(from),
+                Some(BASE64.encode_to_string(to)),
+            )];
             let json = serde_json::to_vec(&Intent { version: 1, steps }).unwrap();
             fs::write(root.join(STAGE_DIR).join(INTENT), json).unwrap();
             assert!(Stage::open(&root).is_err(), "{from} to {to}");

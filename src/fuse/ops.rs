@@ -16,12 +16,12 @@ use fuser::{
 };
 
 use super::types::*;
-use super::{Adapter, BACKGROUND_MAX, SESSION_ATTRIBUTE, TRANSFER_LEN_MAX, WANTED};
+use super::{Adapter, BACKGROUND_MAX, SESSION_ATTRIBUTE, WANTED, WRITE_LEN_MAX};
 use crate::error::Kind;
 use crate::volume::{Handle, Ino, ROOT, SetAttr, Volume, Whence, XATTR_LEN_MAX};
 
 thread_local! {
-    /// Where reads are decrypted to, at most [`TRANSFER_LEN_MAX`] bytes a thread: not allocated anew per request.
+    /// Where reads are decrypted to, at most [`READ_LEN_MAX`](super::READ_LEN_MAX) bytes a thread: not allocated anew per request.
     static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -30,7 +30,7 @@ impl Filesystem for Adapter {
         let offered = config.capabilities();
         // Nothing here is refused: flags are among those offered, numbers within fuser's bounds.
         let set = config.add_capabilities(WANTED & offered).is_ok()
-            && config.set_max_write(TRANSFER_LEN_MAX).is_ok()
+            && config.set_max_write(WRITE_LEN_MAX).is_ok()
             && config.set_max_background(BACKGROUND_MAX).is_ok()
             && config.set_time_granularity(Duration::from_nanos(1)).is_ok();
         if !set {

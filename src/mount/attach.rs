@@ -12,7 +12,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use crate::error::{Error, Kind, Result};
-use crate::fuse::TRANSFER_LEN_MAX;
+use crate::fuse::READ_LEN_MAX;
 
 /// What the kernel's table calls a mount of ours.
 pub(super) const FS_TYPE: &str = "fuse.hushfs";
@@ -50,7 +50,7 @@ impl Options {
     /// Options of the filesystem type. Modes and ACLs are always checked by the kernel.
     fn kernel(&self) -> String {
         let other = if self.allow_other { ",allow_other" } else { "" };
-        format!("default_permissions,max_read={TRANSFER_LEN_MAX}{other}")
+        format!("default_permissions,max_read={READ_LEN_MAX}{other}")
     }
 
     /// All options, as fusermount3 takes them. For ordinary users it adds nosuid and nodev in any case.

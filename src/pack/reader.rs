@@ -113,22 +113,16 @@ impl PackReader {
         )))
     }
 
-    /// Reads a range of the pack, in one read, to `sealed` (what was in it goes).
+    /// Fills `sealed` from the pack, in one read.
     ///
-    /// A pack that is too short is damaged; so is an index that asks for more than a pack can hold.
-    pub fn read_sealed(&self, range: Range<u32>, sealed: &mut Vec<u8>) -> Result<()> {
-        if range.start as usize >= HEADER_LEN
-            && range.start < range.end
-            && range.end <= PACK_CIPHER_LEN
-        {
-            // Not cleared: every byte is read over, so only what is longer than the last time costs a fill.
-            sealed.resize((range.end - range.start) as usize, 0);
-            return self
-                .object
-                .read_at(sealed, u64::from(range.start))
-                .inspect_err(|_| sealed.clear());
+    /// A pack that is too short is damaged; so is an index that asks for more than a pack can hold. After an error,
+    /// what is in `sealed` means nothing.
+    pub fn read_sealed(&self, cipher_offset: u32, sealed: &mut [u8]) -> Result<()> {
+        let (start, len) = (u64::from(cipher_offset), sealed.len() as u64);
+        if start >= HEADER_LEN as u64 && len > 0 && start + len <= u64::from(PACK_CIPHER_LEN) {
+            return self.object.read_at(sealed, start);
         }
-        Err(self.damaged(format_args!("cannot hold anything at {range:?}")))
+        Err(self.damaged(format_args!("cannot hold {len} bytes at {start}")))
     }
 
     /// Opens block `block` of `run` from its sealed bytes into `plain`, exactly `run.block_plain_len(block)` long.

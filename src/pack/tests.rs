@@ -1,3 +1,4 @@
+use std::ops::Range;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -33,9 +34,16 @@ fn note(path: &[u8], plain_offset: u64) -> Note<'_> {
     }
 }
 
+fn read_sealed(reader: &PackReader, run: &Run, blocks: Range<u32>) -> Result<Vec<u8>> {
+    let range = run.cipher_range(blocks);
+    let mut sealed = vec![0; range.len()];
+    reader.read_sealed(range.start, &mut sealed)?;
+    Ok(sealed)
+}
+
 fn read(reader: &PackReader, run: &Run) -> Result<Vec<u8>> {
-    let (mut plain, mut sealed) = (Vec::new(), Vec::new());
-    reader.read_sealed(run.cipher_range(0..run.blocks()), &mut sealed)?;
+    let mut plain = Vec::new();
+    let sealed = read_sealed(reader, run, 0..run.blocks())?;
     let mut rest = &sealed[..];
     for block in 0..run.blocks() {
         let len = run.block_plain_len(block) as usize;
@@ -384,9 +392,8 @@ proptest! {
         prop_assert_eq!(read(&reader, &run).unwrap(), pieces.concat());
         // A part in the middle is one read, and blocks stand where they should.
         let blocks = range.0..(range.0 + range.1).min(run.blocks());
-        let mut sealed = Vec::new();
         if !blocks.is_empty() {
-            reader.read_sealed(run.cipher_range(blocks.clone()), &mut sealed).unwrap();
+            let sealed = read_sealed(&reader, &run, blocks.clone()).unwrap();
             let expected: u32 = blocks.map(|b| run.block_plain_len(b) + SEAL_OVERHEAD as u32).sum();
             prop_assert_eq!(sealed.len(), expected as usize);
         }

@@ -8,10 +8,11 @@ use crate::cache::BlockKey;
 use crate::crypto::SEAL_OVERHEAD;
 use crate::error::Result;
 use crate::index::extents::Extent;
-use crate::pack::{BLOCK_PLAIN_LEN, PackId, Run};
+use crate::pack::{BLOCK_CIPHER_LEN, BLOCK_PLAIN_LEN, PackId, Run};
 
-/// Sealed bytes are read in pieces of at most this many, so that a large read takes little memory.
-const READ_LEN_MAX: u32 = 1 << 20;
+/// Sealed bytes are read in pieces of at most this many, so that a large read takes little memory and finds them in
+/// the processor's cache: 256 KiB of blocks, and the one that a request may begin within.
+const READ_LEN_MAX: u32 = ((256 << 10) / BLOCK_PLAIN_LEN + 1) * BLOCK_CIPHER_LEN;
 /// Blocks with less than this between them are one read: that costs less than another call.
 const READ_GAP_MAX: u32 = 8 * 1024;
 
@@ -117,7 +118,12 @@ impl Core {
         let start = first.key.cipher_offset;
         let end = group.iter().map(Want::cipher_end).fold(start, u32::max);
         SEALED.with_borrow_mut(|sealed| {
-            reader.read_sealed(start..end, sealed)?;
+            let len = (end - start) as usize;
+            if sealed.len() < len {
+                sealed.resize(len, 0);
+            }
+            let sealed = &mut sealed[..len];
+            reader.read_sealed(start, sealed)?;
             // A block that was written over in its middle is wanted twice, on both sides.
             let mut last: Option<(u32, Arc<[u8]>)> = None;
             for want in group {
@@ -138,9 +144,9 @@ impl Core {
                 {
                     Some((_, plain)) => plain,
                     None => {
-                        let mut plain = vec![0; plain_len];
-                        reader.open_block(&want.run, want.block, sealed, &mut plain)?;
-                        let plain: Arc<[u8]> = plain.into();
+                        let mut plain: Arc<[u8]> = std::iter::repeat_n(0, plain_len).collect();
+                        let fresh = Arc::get_mut(&mut plain).expect("nobody else has it yet");
+                        reader.open_block(&want.run, want.block, sealed, fresh)?;
                         self.cache.insert(want.key, plain.clone());
                         plain
                     }

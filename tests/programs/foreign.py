@@ -142,7 +142,7 @@ def independent_checker():
 
 
 # On both sides of every block, segment and frame, of what is encrypted at once, and some that are large.
-SIZES = (0, 1, 15, 16, 17, 1007, 1008, 1009, 1023, 1024, 1025, 2015, 2016, 2017, 258_047, 258_048, 258_049,
+SIZES = (0, 1, 15, 16, 17, 1007, 1008, 1009, 1023, 1024, 1025, 2015, 2016, 2017, 264_095, 264_096, 264_097,
          1_048_575, 1_048_576, 1_048_577, 2_097_152, 3_145_729, 9_000_001)
 
 

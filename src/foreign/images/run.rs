@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::cipher::{BLOCK_LEN, Iv, Key, unpadded_len};
 use super::super::sealer::Seal;
-use super::super::{Reader, read_at};
+use super::super::{Reader, read_at, with_buffer};
 use crate::error::{Error, Kind, Result};
 
 /// The shortest encrypted file: a vector and one block.
@@ -105,13 +105,14 @@ impl Reader for ImageReader {
         // The block before the first is its vector; the file starts with the very first one.
         let first = plain_offset / BLOCK_LEN as u64;
         let end = (plain_offset + out.len() as u64).div_ceil(BLOCK_LEN as u64) + 1;
-        let mut cipher = vec![0; (end - first) as usize * BLOCK_LEN];
-        read_at(&self.file, first * BLOCK_LEN as u64, &mut cipher)?;
-        let (chain, blocks) = cipher.split_at_mut(BLOCK_LEN);
-        let chain: Iv = (&*chain).try_into().expect("one block");
-        self.key.decrypt_blocks(&chain, blocks);
-        let skip = (plain_offset % BLOCK_LEN as u64) as usize;
-        out.copy_from_slice(&blocks[skip..skip + out.len()]);
-        Ok(())
+        with_buffer((end - first) as usize * BLOCK_LEN, |cipher| {
+            read_at(&self.file, first * BLOCK_LEN as u64, cipher)?;
+            let (chain, blocks) = cipher.split_at_mut(BLOCK_LEN);
+            let chain: Iv = (&*chain).try_into().expect("one block");
+            self.key.decrypt_blocks(&chain, blocks);
+            let skip = (plain_offset % BLOCK_LEN as u64) as usize;
+            out.copy_from_slice(&blocks[skip..skip + out.len()]);
+            Ok(())
+        })
     }
 }

@@ -3,8 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use base64_simd::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -66,7 +65,7 @@ fn digest(text: &str) -> Option<[u8; 16]> {
         let bytes: Option<Vec<u8>> = (0..16).map(|n| byte(2 * n)).collect();
         return bytes?.try_into().ok();
     }
-    BASE64.decode(text).ok()?.try_into().ok()
+    BASE64.decode_to_vec(text).ok()?.try_into().ok()
 }
 
 /// How a driver writes the digest of what is stored.
@@ -96,7 +95,7 @@ impl DigestForm {
     fn write(self, digest: &[u8; 16]) -> String {
         match self {
             Self::Hex => digest.iter().map(|b| format!("{b:02x}")).collect(),
-            Self::Base64 => BASE64.encode(digest),
+            Self::Base64 => BASE64.encode_to_string(digest),
         }
     }
 }
@@ -165,7 +164,7 @@ impl Draft {
             "path": new.path,
             "MD5": form.write(&new.stored.0),
             "size": new.stored.1,
-            "source_MD5": BASE64.encode(new.source.0),
+            "source_MD5": BASE64.encode_to_string(new.source.0),
             "source_size": new.source.1,
         });
         self.put_value(new.table, new.path, object);

@@ -164,7 +164,7 @@ fn look(medusa: &Medusa, path: &PathBuf, sealed: bool, report: &mut Report<'_>) 
 fn decrypt(medusa: &Medusa, file: std::fs::File, len: u64) -> Result<(u64, [u8; 16])> {
     let (found, plain_size) = frames::scan(&file, &medusa.key, len)?;
     let cache = Arc::new(crate::cache::BlockCache::new(0));
-    let reader = frames::FrameReader::new(
+    let reader = super::FrameReader::new(
         Arc::new(file),
         medusa.key.clone(),
         found,

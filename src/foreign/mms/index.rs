@@ -5,8 +5,7 @@ use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::path::Path;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use base64_simd::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -352,9 +351,10 @@ fn open_line(line: &[u8], key: &Key, plain: &mut Vec<u8>) -> Result<(), String> 
     let line: Line<'_> = serde_json::from_slice(line).map_err(|e| e.to_string())?;
     let iv = parse_iv(&line.iv).ok_or("its vector is none")?;
     plain.clear();
-    BASE64
-        .decode_vec(line.data.as_bytes(), plain)
-        .map_err(|e| e.to_string())?;
+    plain.extend_from_slice(line.data.as_bytes());
+    let decoded = BASE64.decode_inplace(plain).map_err(|e| e.to_string())?;
+    let len = decoded.len();
+    plain.truncate(len);
     let len = key
         .decrypt_padded(&iv, plain)
         .ok_or("it does not open with the library's key")?;
@@ -396,7 +396,7 @@ pub fn seal_record(json: &Map<String, Value>, key: &Key) -> Result<Vec<u8>> {
     let mut data = Vec::new();
     key.encrypt_padded(&iv, &to_json(json), &mut data);
     let line = Line {
-        data: BASE64.encode(data).into(),
+        data: BASE64.encode_to_string(data).into(),
         iv: text.into(),
     };
     Ok(serde_json::to_vec(&line).expect("a line is JSON"))

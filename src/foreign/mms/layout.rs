@@ -3,8 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use base64_simd::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -179,7 +178,10 @@ fn parse_key_file(path: &Path) -> Result<KeyFile> {
     let bytes = super::super::read_file(path, KEY_FILE_LEN_MAX)?;
     let file: Option<KeyFile> = serde_json::from_slice(&bytes).ok();
     let fits = |file: &KeyFile| {
-        BASE64.decode(&file.data).is_ok_and(|d| d.len() == 32) && parse_iv(&file.iv).is_some()
+        BASE64
+            .decode_to_vec(&file.data)
+            .is_ok_and(|d| d.len() == 32)
+            && parse_iv(&file.iv).is_some()
     };
     file.filter(fits)
         .ok_or_else(|| Error::damaged(path.display(), "it is no key file"))
@@ -211,13 +213,13 @@ pub fn read_key(path: &Path, password: &[u8]) -> Result<Zeroizing<[u8; 16]>> {
         Error::new(Kind::WrongKey, path.display())
             .hint("the password of config.js opens it, or the newest that was set")
     };
-    let mut data = Zeroizing::new(BASE64.decode(&file.data).map_err(|_| wrong())?);
+    let mut data = Zeroizing::new(BASE64.decode_to_vec(&file.data).map_err(|_| wrong())?);
     let iv = parse_iv(&file.iv).ok_or_else(wrong)?;
     let len = password_key(password)
         .decrypt_padded(&iv, &mut data)
         .ok_or_else(wrong)?;
     // One wrong password of 256 gets as far as this: what it opens is then no text of 24 letters.
-    let key = Zeroizing::new(BASE64.decode(&data[..len]).map_err(|_| wrong())?);
+    let key = Zeroizing::new(BASE64.decode_to_vec(&data[..len]).map_err(|_| wrong())?);
     let key = <[u8; 16]>::try_from(key.as_slice()).map_err(|_| wrong())?;
     Ok(Zeroizing::new(key))
 }
@@ -225,12 +227,12 @@ pub fn read_key(path: &Path, password: &[u8]) -> Result<Zeroizing<[u8; 16]>> {
 /// A key file for an internal key under a password: a new vector, compact JSON without a line feed.
 fn wrap_key(internal: &[u8; 16], password: &[u8]) -> Result<Vec<u8>> {
     let iv = random_iv()?;
-    let text = Zeroizing::new(BASE64.encode(internal));
+    let text = Zeroizing::new(BASE64.encode_to_string(internal));
     let mut data = Vec::new();
     password_key(password).encrypt_padded(&iv, text.as_bytes(), &mut data);
     let file = KeyFile {
-        data: BASE64.encode(data),
-        iv: BASE64.encode(iv),
+        data: BASE64.encode_to_string(data),
+        iv: BASE64.encode_to_string(iv),
     };
     Ok(serde_json::to_vec(&file).expect("two strings are JSON"))
 }

@@ -1,19 +1,20 @@
 //! Encrypted objects: segments, each encrypted on its own under the file's vector (format page, 1.4).
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::super::cipher::{Iv, Key, padded_len, unpadded_len};
 use super::super::sealer::Seal;
-use super::super::{PlainReader, Reader};
+use super::super::{PlainReader, Reader, with_buffer};
 use crate::error::{Kind, Result};
 
 /// Bytes of plaintext in a segment.
 pub const SEGMENT_PLAIN_LEN: usize = 1008;
 /// Bytes that a full segment takes.
 pub const SEGMENT_CIPHER_LEN: usize = 1024;
-/// Segments that are encrypted, or read, at once.
-const BATCH: usize = 256;
+/// Segments that are encrypted, or read, at once: as many as a request of 256 KiB touches.
+const BATCH: usize = 262;
 /// The bytes that an object of `plain_len` bytes has (format page, 1.4).
 pub fn cipher_len(plain_len: u64) -> u64 {
     let full = plain_len / SEGMENT_PLAIN_LEN as u64 * SEGMENT_CIPHER_LEN as u64;
@@ -90,31 +91,43 @@ impl SegmentReader {
     }
 }
 
+impl SegmentReader {
+    /// Fills `out`, which starts at `plain_offset`, from these segments.
+    fn read_batch(&self, numbers: Range<u64>, plain_offset: u64, out: &mut [u8]) -> Result<()> {
+        let start = numbers.start * SEGMENT_CIPHER_LEN as u64;
+        let stop = (numbers.end * SEGMENT_CIPHER_LEN as u64).min(cipher_len(self.plain_size));
+        with_buffer((stop - start) as usize, |cipher| {
+            self.stored.read_exact_at(start, cipher)?;
+            let mut done = 0;
+            for (number, segment) in numbers.zip(cipher.chunks_mut(SEGMENT_CIPHER_LEN)) {
+                let plain = self.open_segment(number, segment)?;
+                let at = plain_offset + done as u64;
+                let plain = &plain[(at - number * SEGMENT_PLAIN_LEN as u64) as usize..];
+                let len = plain.len().min(out.len() - done);
+                out[done..done + len].copy_from_slice(&plain[..len]);
+                done += len;
+            }
+            Ok(())
+        })
+    }
+}
+
 impl Reader for SegmentReader {
     fn plain_size(&self) -> u64 {
         self.plain_size
     }
 
     fn read_exact_at(&self, mut plain_offset: u64, mut out: &mut [u8]) -> Result<()> {
-        let total = cipher_len(self.plain_size);
-        let mut cipher = Vec::new();
         while !out.is_empty() {
             let first = plain_offset / SEGMENT_PLAIN_LEN as u64;
             let end = (plain_offset + out.len() as u64).div_ceil(SEGMENT_PLAIN_LEN as u64);
             let end = end.min(first + BATCH as u64);
-            let start = first * SEGMENT_CIPHER_LEN as u64;
-            let stop = (end * SEGMENT_CIPHER_LEN as u64).min(total);
-            cipher.resize((stop - start) as usize, 0);
-            self.stored.read_exact_at(start, &mut cipher)?;
-            for (number, segment) in (first..).zip(cipher.chunks_mut(SEGMENT_CIPHER_LEN)) {
-                let plain = self.open_segment(number, segment)?;
-                let skip = (plain_offset - number * SEGMENT_PLAIN_LEN as u64) as usize;
-                let len = (plain.len() - skip).min(out.len());
-                let (now, later) = out.split_at_mut(len);
-                now.copy_from_slice(&plain[skip..skip + len]);
-                out = later;
-                plain_offset += len as u64;
-            }
+            let plain_end = end * SEGMENT_PLAIN_LEN as u64;
+            let len = out.len().min((plain_end - plain_offset) as usize);
+            let (now, later) = out.split_at_mut(len);
+            self.read_batch(first..end, plain_offset, now)?;
+            out = later;
+            plain_offset += len as u64;
         }
         Ok(())
     }

@@ -1,0 +1,429 @@
+//! Reads a file of frames: each as a whole, kept in the cache, and all of them against the digest of the manifest.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use md5::{Digest, Md5};
+use parking_lot::Mutex;
+
+use super::super::{Reader, read_at, with_buffer};
+use super::frames::{
+    FRAME_PLAIN_LEN, FernetKey, Frames, LENGTH_LEN, TOKEN_LEN_MAX, TOKEN_LEN_MIN, cipher_len,
+};
+use crate::cache::{BlockCache, BlockKey};
+use crate::error::{Error, Kind, Result};
+
+/// Frames that are decrypted at once, and how far ahead of a stream that is.
+const AT_ONCE: u64 = 4;
+/// Frames that came before their turn, kept for the digest.
+const EARLY_MAX: usize = 12;
+/// With so many waiting for the digest, who brings another one waits for his turn and does one.
+const EARLY_MANY: usize = 8;
+
+/// Reads a file of frames.
+pub struct FrameReader {
+    file: Arc<File>,
+    key: FernetKey,
+    frames: Frames,
+    plain_size: u64,
+    cache: Arc<BlockCache>,
+    /// Its number in the cache.
+    number: u32,
+    /// Held while a frame is decrypted, so that readers of one frame do not all do it.
+    loading: [Mutex<()>; AT_ONCE as usize],
+    /// The frame that was asked for last.
+    recent: AtomicU64,
+    order: Option<Arc<Order>>,
+}
+
+/// The digest of the plaintext, as far as it was read in order: what HMACs cannot tell is that a frame is another's
+/// or in another's place. MD5 takes longer than all else, so a thread does it beside the reading.
+struct Order {
+    expected: [u8; 16],
+    /// What waits for its turn. Locked after `digest`, or alone.
+    early: Mutex<BTreeMap<u64, Arc<[u8]>>>,
+    digest: Mutex<Md5>,
+    /// The frame whose turn it is; moved under both locks.
+    next: AtomicU64,
+    wrong: AtomicBool,
+    /// A thread is at work.
+    working: AtomicBool,
+}
+
+impl Order {
+    fn new(expected: [u8; 16]) -> Self {
+        Self {
+            expected,
+            early: Mutex::default(),
+            digest: Mutex::default(),
+            next: AtomicU64::new(0),
+            wrong: AtomicBool::new(false),
+            working: AtomicBool::new(false),
+        }
+    }
+
+    fn next(&self) -> u64 {
+        self.next.load(Ordering::Acquire)
+    }
+
+    /// Takes the frame whose turn it is into the digest; false where it is not here.
+    fn digest_one(&self, md5: &mut Md5) -> bool {
+        let Some(plain) = self.take_next() else {
+            return false;
+        };
+        md5.update(&plain);
+        true
+    }
+
+    /// Starts a thread that digests what is ready, where there is none. It ends when nothing is left: where one more
+    /// frame comes at that moment, the next one starts another.
+    fn digest_beside(self: &Arc<Self>) {
+        if self.working.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let order = Arc::clone(self);
+        let work = move || {
+            while order.digest_one(&mut order.digest.lock()) {}
+            order.working.store(false, Ordering::Release);
+        };
+        let name = std::thread::Builder::new().name("digest".into());
+        if name.spawn(work).is_err() {
+            // The last frame makes up for it.
+            self.working.store(false, Ordering::Release);
+        }
+    }
+
+    fn take_next(&self) -> Option<Arc<[u8]>> {
+        let mut early = self.early.lock();
+        let plain = early.remove(&self.next())?;
+        self.next.fetch_add(1, Ordering::AcqRel);
+        Some(plain)
+    }
+
+    fn check(&self) -> Result<()> {
+        if !self.wrong.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let check = "all of its frames are authentic, and not those, or not in the order, that its manifest says";
+        Err(Kind::Damaged(check.into()).into())
+    }
+}
+
+impl FrameReader {
+    /// Of a file whose frames are known; `source_md5` is the digest of its plaintext by its manifest.
+    pub fn new(
+        file: Arc<File>,
+        key: FernetKey,
+        frames: Frames,
+        plain_size: u64,
+        source_md5: Option<[u8; 16]>,
+        cache: Arc<BlockCache>,
+    ) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        Self {
+            file,
+            key,
+            frames,
+            plain_size,
+            cache,
+            number: NUMBER.fetch_add(1, Ordering::Relaxed),
+            loading: Default::default(),
+            recent: AtomicU64::new(0),
+            order: source_md5.map(|expected| Arc::new(Order::new(expected))),
+        }
+    }
+
+    fn count(&self) -> u64 {
+        match &self.frames {
+            Frames::Canonical => self.plain_size.div_ceil(FRAME_PLAIN_LEN as u64),
+            Frames::Listed(starts) => starts.len() as u64,
+        }
+    }
+
+    /// The frame that holds this byte.
+    fn frame_at(&self, plain_offset: u64) -> u64 {
+        match &self.frames {
+            Frames::Canonical => plain_offset / FRAME_PLAIN_LEN as u64,
+            Frames::Listed(starts) => {
+                starts.partition_point(|(_, plain)| *plain <= plain_offset) as u64 - 1
+            }
+        }
+    }
+
+    /// Where a frame starts, in the file and in the plaintext.
+    fn start(&self, frame: u64) -> (u64, u64) {
+        match &self.frames {
+            Frames::Canonical => {
+                let plain = frame * FRAME_PLAIN_LEN as u64;
+                (cipher_len(plain), plain)
+            }
+            Frames::Listed(starts) => starts[frame as usize],
+        }
+    }
+
+    fn cache_key(&self, frame: u64) -> BlockKey {
+        BlockKey {
+            pack: self.number,
+            cipher_offset: frame as u32,
+        }
+    }
+
+    /// Reads and opens a frame.
+    fn load(&self, frame: u64) -> Result<Arc<[u8]>> {
+        let (at, plain_start) = self.start(frame);
+        let wrong = |why: &str| {
+            Error::from(Kind::Damaged(
+                format!("frame {frame} at {at}: {why}").into(),
+            ))
+        };
+        let mut length = [0; LENGTH_LEN as usize];
+        read_at(&self.file, at, &mut length)?;
+        let token_len = u32::from_be_bytes(length);
+        if !(TOKEN_LEN_MIN..=TOKEN_LEN_MAX).contains(&token_len) {
+            return Err(wrong("no token is that long: changed, or not encrypted"));
+        }
+        let end = if frame + 1 < self.count() {
+            self.start(frame + 1).1
+        } else {
+            self.plain_size
+        };
+        with_buffer(token_len as usize, |token| {
+            read_at(&self.file, at + LENGTH_LEN, token)?;
+            let plain = self.key.open(token).map_err(wrong)?;
+            if plain.len() as u64 != end - plain_start {
+                return Err(wrong("it holds another number of bytes than its place"));
+            }
+            Ok(Arc::from(plain))
+        })
+    }
+
+    /// Decrypts all frames in order: the digest of the plaintext.
+    pub fn digest(&self) -> Result<[u8; 16]> {
+        let mut md5 = Md5::new();
+        for frame in 0..self.count() {
+            md5.update(self.load(frame)?);
+        }
+        Ok(md5.finalize().into())
+    }
+
+    /// The plaintext of a frame.
+    fn frame(&self, frame: u64) -> Result<Arc<[u8]>> {
+        let before = self.recent.swap(frame, Ordering::Relaxed);
+        let key = self.cache_key(frame);
+        let plain = match self.cache.get(key) {
+            Some(plain) => plain,
+            None => {
+                let slot = &self.loading[(frame % AT_ONCE) as usize];
+                let loading = slot.try_lock().unwrap_or_else(|| {
+                    if before == frame || before + 1 == frame {
+                        self.load_ahead(frame);
+                    }
+                    slot.lock()
+                });
+                let plain = match self.cache.contains(key).then(|| self.cache.get(key)) {
+                    Some(Some(plain)) => plain,
+                    _ => self.load(frame)?,
+                };
+                self.cache.insert(key, Arc::clone(&plain));
+                drop(loading);
+                plain
+            }
+        };
+        self.note(frame, &plain)?;
+        Ok(plain)
+    }
+
+    /// A frame of a stream is being decrypted by somebody else: who would wait for it does one of the next meanwhile.
+    /// What goes wrong is met again by who asks for it.
+    fn load_ahead(&self, frame: u64) {
+        for next in (frame + 1..self.count()).take(AT_ONCE as usize - 1) {
+            let slot = &self.loading[(next % AT_ONCE) as usize];
+            let key = self.cache_key(next);
+            if let Some(_loading) = slot.try_lock()
+                && !self.cache.contains(key)
+            {
+                if let Ok(plain) = self.load(next) {
+                    self.cache.insert(key, plain);
+                }
+                return;
+            }
+        }
+    }
+
+    /// Gives a frame to the digest, unless it had it already. A wrong digest shows at the last frame, and from then
+    /// on everywhere.
+    fn note(&self, frame: u64, plain: &Arc<[u8]>) -> Result<()> {
+        let Some(order) = &self.order else {
+            return Ok(());
+        };
+        let is_last = frame + 1 == self.count();
+        let waiting = {
+            let mut early = order.early.lock();
+            if frame < order.next() {
+                drop(early);
+                // Somebody may be about to find out.
+                let _digest = is_last.then(|| order.digest.lock());
+                return order.check();
+            }
+            early.entry(frame).or_insert_with(|| Arc::clone(plain));
+            while early.len() > EARLY_MAX {
+                early.pop_last();
+            }
+            early.len()
+        };
+        if is_last {
+            self.finish(order)?;
+        } else {
+            order.digest_beside();
+            if waiting >= EARLY_MANY {
+                order.digest_one(&mut order.digest.lock());
+            }
+        }
+        order.check()
+    }
+
+    /// At the last frame: who has read nearly all in order has the rest done for him.
+    fn finish(&self, order: &Order) -> Result<()> {
+        let count = self.count();
+        let mut md5 = order.digest.lock();
+        while order.digest_one(&mut md5) {}
+        if count - order.next() > EARLY_MAX as u64 {
+            return Ok(());
+        }
+        while order.next() < count {
+            let next = order.next();
+            let plain = match self.cache.get(self.cache_key(next)) {
+                Some(plain) => plain,
+                None => self.load(next)?,
+            };
+            order.early.lock().insert(next, plain);
+            order.digest_one(&mut md5);
+        }
+        let digest: [u8; 16] = md5.clone().finalize().into();
+        order.early.lock().clear();
+        order
+            .wrong
+            .store(digest != order.expected, Ordering::Release);
+        Ok(())
+    }
+}
+
+impl Reader for FrameReader {
+    fn plain_size(&self) -> u64 {
+        self.plain_size
+    }
+
+    fn read_exact_at(&self, mut plain_offset: u64, mut out: &mut [u8]) -> Result<()> {
+        while !out.is_empty() {
+            let number = self.frame_at(plain_offset);
+            let frame = self.frame(number)?;
+            let skip = (plain_offset - self.start(number).1) as usize;
+            let len = (frame.len() - skip).min(out.len());
+            let (now, later) = out.split_at_mut(len);
+            now.copy_from_slice(&frame[skip..skip + len]);
+            out = later;
+            plain_offset += len as u64;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    const FRAMES: usize = 40;
+    const PIECE: usize = 256 << 10;
+
+    fn key() -> FernetKey {
+        FernetKey::parse(b"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap()
+    }
+
+    /// A file of frames in this order, each full of its own number, and a reader that expects them in turn.
+    fn reader(order: &[usize], cache_bytes: usize) -> FrameReader {
+        let frame = |number: &usize| vec![*number as u8; FRAME_PLAIN_LEN];
+        let (mut stored, mut md5) = (Vec::new(), Md5::new());
+        for number in order {
+            key().seal(1, &[7; 16], &frame(number), &mut stored);
+        }
+        for number in 0..order.len() {
+            md5.update(frame(&number));
+        }
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&stored).unwrap();
+        let plain_size = (order.len() * FRAME_PLAIN_LEN) as u64;
+        let (file, cache) = (Arc::new(file), Arc::new(BlockCache::new(cache_bytes)));
+        let expected = md5.finalize().into();
+        FrameReader::new(
+            file,
+            key(),
+            Frames::Canonical,
+            plain_size,
+            Some(expected),
+            cache,
+        )
+    }
+
+    /// Reads all of it as the kernel does for a stream: pieces in turn, each by whoever has time. Answers how many
+    /// failed.
+    fn stream(reader: &FrameReader) -> usize {
+        let (next, failed) = (AtomicU64::new(0), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mut piece = vec![0; PIECE];
+                    loop {
+                        let at = next.fetch_add(PIECE as u64, Ordering::Relaxed);
+                        if at >= reader.plain_size() {
+                            return;
+                        }
+                        match reader.read_exact_at(at, &mut piece) {
+                            Ok(()) => {
+                                let number = at / FRAME_PLAIN_LEN as u64;
+                                assert!(piece.iter().all(|b| u64::from(*b) == number));
+                            }
+                            Err(_) => drop(failed.fetch_add(1, Ordering::Relaxed)),
+                        }
+                    }
+                });
+            }
+        });
+        failed.into_inner() as usize
+    }
+
+    #[test]
+    fn a_stream_by_several_threads_is_read_and_digested() {
+        let order: Vec<usize> = (0..FRAMES).collect();
+        for cache_bytes in [64 << 20, 0] {
+            let reader = reader(&order, cache_bytes);
+            assert_eq!(stream(&reader), 0);
+            let digested = reader.order.as_ref().map(|order| order.next());
+            assert_eq!(digested, Some(FRAMES as u64));
+        }
+    }
+
+    #[test]
+    fn another_order_is_noticed_at_the_end_by_a_stream_behind_a_random_reader() {
+        let mut order: Vec<usize> = (0..FRAMES).collect();
+        // As somebody would who cannot forge frames, but move them.
+        order[7] = 9;
+        order[9] = 7;
+        let reader = reader(&order, 64 << 20);
+        let mut byte = [0];
+        for frame in [FRAMES - 1, 7, 20] {
+            let at = (frame * FRAME_PLAIN_LEN) as u64;
+            reader.read_exact_at(at, &mut byte).unwrap();
+        }
+        for frame in 0..FRAMES - 1 {
+            let at = (frame * FRAME_PLAIN_LEN) as u64;
+            reader.read_exact_at(at, &mut byte).unwrap();
+        }
+        let last = ((FRAMES - 1) * FRAME_PLAIN_LEN) as u64;
+        assert!(reader.read_exact_at(last, &mut byte).is_err());
+        // From then on everywhere.
+        assert!(reader.read_exact_at(0, &mut byte).is_err());
+    }
+}
