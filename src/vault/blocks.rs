@@ -10,8 +10,8 @@ use crate::error::Result;
 use crate::index::extents::Extent;
 use crate::pack::{BLOCK_CIPHER_LEN, BLOCK_PLAIN_LEN, PackId, Run};
 
-/// Sealed bytes are read in pieces of at most this many, so that a large read takes little memory and finds them in
-/// the processor's cache: 256 KiB of blocks, and the one that a request may begin within.
+/// Sealed bytes are read in pieces of at most this many, so that a large read takes little memory: 256 KiB of blocks,
+/// which is a request of the kernel's, and the one that it may begin within.
 const READ_LEN_MAX: u32 = ((256 << 10) / BLOCK_PLAIN_LEN + 1) * BLOCK_CIPHER_LEN;
 /// Around a single block that somebody jumped to, so many bytes of the pack are fetched from the disk without waiting,
 /// as a page fault does in a mapped file: what lies near was written together, and is often wanted next. Random reads

@@ -132,7 +132,7 @@ impl Core {
         ranges.sort_unstable();
         for group in ranges.chunk_by(|a, b| a.0 == b.0 && b.1 <= a.2.saturating_add(GAP)) {
             let (first, last) = (group[0], group[group.len() - 1]);
-            // What lies in one piece the system reads ahead by itself, and in larger pages: asking costs a third more.
+            // What lies in one piece the system reads ahead by itself, and in larger pages: asking takes half as much processor time again.
             if group.len() > 1 || last.2 - first.1 < WHOLE_LEN {
                 self.prefetch((first.0, first.1, last.2));
             }

@@ -283,7 +283,8 @@ impl Core {
             return None;
         }
         let mut block = vec![0; (to - from) as usize];
-        let filled = self.fill(&located.extents, from, &mut block, false);
+        // As a sequential reader: what is replaced now will not be asked for, nor what lies around it.
+        let filled = self.fill(&located.extents, from, &mut block, true);
         for (at, part) in dirty.parts(from, to) {
             let place = (at - from) as usize;
             block[place..place + part.len()].copy_from_slice(part);
