@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustix::fs::SeekFrom;
@@ -25,7 +26,7 @@ struct Known {
     paths: Vec<PathBuf>,
     /// Numbers by device and inode, for what has several names.
     inodes: HashMap<(u64, u64), Ino>,
-    open: HashMap<u64, File>,
+    open: HashMap<u64, Arc<File>>,
     handles: u64,
 }
 
@@ -90,7 +91,7 @@ impl Volume for PlainFolder {
         let mut known = self.known.lock();
         known.handles += 1;
         let handle = known.handles;
-        known.open.insert(handle, file);
+        known.open.insert(handle, Arc::new(file));
         Ok(Handle(handle))
     }
 
@@ -99,14 +100,10 @@ impl Volume for PlainFolder {
     }
 
     fn read(&self, ino: Ino, handle: Handle, plain_offset: u64, out: &mut [u8]) -> Result<usize> {
-        let file = {
-            let known = self.known.lock();
-            let file = known.open.get(&handle.0).ok_or(Kind::Stale)?;
-            file.try_clone()
-        };
+        let file = self.known.lock().open.get(&handle.0).cloned();
+        let file = file.ok_or(Kind::Stale)?;
         let path = self.path(ino)?;
         let at = |e| Error::io(e, &path);
-        let file = file.map_err(at)?;
         let mut done = 0;
         while done < out.len() {
             match file.read_at(&mut out[done..], plain_offset + done as u64) {

@@ -222,9 +222,11 @@ impl FrameReader {
                     }
                     slot.lock()
                 });
-                let plain = match self.cache.contains(key).then(|| self.cache.get(key)) {
-                    Some(Some(plain)) => plain,
-                    _ => self.load(frame)?,
+                // Not a look-up first, which would count as a miss once more.
+                let loaded = self.cache.contains(key).then(|| self.cache.get(key));
+                let plain = match loaded.flatten() {
+                    Some(plain) => plain,
+                    None => self.load(frame)?,
                 };
                 self.cache.insert(key, Arc::clone(&plain));
                 drop(loading);

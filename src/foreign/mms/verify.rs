@@ -87,17 +87,18 @@ fn open(mms: &Mms, record: &Record, report: &mut Report<'_>) -> Result<Arc<dyn R
         return mms.open_object(record);
     }
     let opened = doubled::open(mms, record.clone());
+    let twice = "encrypted twice: the server lost its index once and took the object for a song";
     match opened.as_ref().map(|(_, lacking)| lacking) {
-        Ok(None) => report.note(
-            &record.path,
-            "encrypted twice: the server lost its index once and took the object for a song. It is read through, to \
-             the song itself",
-        ),
-        _ => report.problem(
-            &record.path,
-            "encrypted twice: the server lost its index once and took the object for a song. Reading it gives the \
-             object as it was; the vector that opened it went with the old index",
-        ),
+        Ok(None) => {
+            let text = format!("{twice}. It is read through, to the song itself");
+            report.note(&record.path, text);
+        }
+        Ok(Some(lacking)) => {
+            let text = format!("{twice}. It is not read through: {lacking}");
+            report.problem(&record.path, text);
+        }
+        // What is wrong with the object itself is told by who reads it.
+        Err(_) => report.problem(&record.path, twice),
     }
     opened.map(|(reader, _)| reader)
 }
