@@ -1,9 +1,9 @@
 //! Adoption: what a crash left in this device's `new/` folder.
 //!
 //! Leftover segments are copied, in their order, into new ones that are published at once; contents that lie in
-//! packs which were never finished are copied with them. Nothing is ever added to a leftover. Frames after the last
-//! one that says "durable before here" count only while everything that they name opens: after a power cut their
-//! contents may be missing. The first that does not open ends the journal.
+//! packs which were never finished are copied with them. Nothing is ever added to a leftover. First it is judged which
+//! frames count: those after the last one that says "durable before here" only while everything that they name
+//! opens, for after a power cut their contents may be missing. The first that does not open ends the journal.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ struct Leftovers {
     packs: HashMap<PackId, Arc<dyn Growing>>,
     /// Packs that had one, and are published now.
     finished: Vec<PackLen>,
-    /// Packs that frames condemn: they may be gone.
+    /// Packs that a frame that counts condemns: nothing in them matters, and they may be gone.
     condemned: HashSet<PackId>,
     /// What is of no use.
     garbage: Vec<ObjectId>,
@@ -52,36 +52,23 @@ impl Core {
         for (id, file) in &left.packs {
             self.packs.pin(*id, file.clone())?;
         }
-        // Of two with one number one is a copy of the other, made when a write failed: the one with more counts.
-        left.segments
-            .sort_by_key(|s| (s.opening.number, std::cmp::Reverse(s.frames.len())));
-        left.segments.dedup_by_key(|s| s.opening.number);
-        let count = left.segments.len();
-        let mut segments = std::mem::take(&mut left.segments);
-        left.condemned = segments
-            .iter()
-            .flat_map(|s| &s.frames)
-            .flat_map(|f| &f.records)
-            .filter_map(|r| match r {
-                Record::Condemn(packs) => Some(packs),
-                _ => None,
-            })
-            .flatten()
-            .copied()
-            .collect();
+        let mut segments = self.put_in_order(std::mem::take(&mut left.segments));
+        let count = segments.len();
+        let mut frames_left;
+        (frames_left, left.condemned) = self.judge(&segments)?;
         let mut renamed: Vec<(ObjectId, ObjectId)> = Vec::new();
         for segment in &mut segments {
-            if segment.opening.number != self.journal.lock().next_number() {
-                break; // the one before it is lost
-            }
+            let is_whole = segment.is_closed && segment.frames.len() <= frames_left;
+            segment.frames.truncate(frames_left);
+            frames_left -= segment.frames.len();
             for (old, new) in &renamed {
                 segment
                     .frames
                     .iter_mut()
                     .for_each(|f| rename_segment(&mut f.records, *old, *new));
             }
-            let whole = self.adopt_segment(segment, &left, &mut renamed)?;
-            if !whole {
+            self.adopt_segment(segment, &left, &mut renamed)?;
+            if !is_whole {
                 break; // what comes after a torn frame was made on top of it
             }
         }
@@ -165,13 +152,109 @@ impl Core {
         })
     }
 
-    /// Copies one segment and publishes the copy. False where it ended before its end.
+    /// One segment of each number, from the next one on, up to the first that is lost or has no end.
+    fn put_in_order(&self, mut segments: Vec<LeftSegment>) -> Vec<LeftSegment> {
+        // Of two with one number one is a copy of the other, made when a write failed, and says more when it is whole.
+        segments.sort_by_key(|s| (s.opening.number, std::cmp::Reverse(s.frames.len())));
+        segments.dedup_by_key(|s| s.opening.number);
+        let next = self.journal.lock().next_number();
+        let in_order = segments.into_iter().zip(next..);
+        in_order
+            .take_while(|(segment, number)| segment.opening.number == *number)
+            .map(|(segment, _)| segment)
+            .collect()
+    }
+
+    /// How many frames count, of all segments together, and which packs they condemn.
+    ///
+    /// A pack that a write or a sync failed in need not open: what was live in it was copied before a frame condemned
+    /// it. That frame must count itself, though; where it does not, the copies may be missing, too.
+    fn judge(&self, segments: &[LeftSegment]) -> Result<(usize, HashSet<PackId>)> {
+        let frames: Vec<&Frame> = segments.iter().flat_map(|s| &s.frames).collect();
+        let mut condemned_at = HashMap::new();
+        for (i, frame) in frames.iter().enumerate() {
+            for record in &frame.records {
+                let Record::Condemn(packs) = record else {
+                    continue;
+                };
+                condemned_at.extend(packs.iter().map(|p| (*p, i)));
+            }
+        }
+        let mut end = frames.len();
+        // Frames that count only if another one does.
+        let mut depends: Vec<(usize, usize)> = Vec::new();
+        'frames: for (i, frame) in frames.iter().enumerate() {
+            for (pack, _) in self.unopened(frame)? {
+                let Some(at) = condemned_at.get(&pack) else {
+                    end = i;
+                    break 'frames;
+                };
+                depends.push((i, *at));
+            }
+        }
+        while let Some(first) = depends.iter().position(|(_, at)| *at >= end) {
+            end = depends[first].0;
+            depends.truncate(first);
+        }
+        let durable = frames.iter().rposition(|f| f.durable_before).unwrap_or(0);
+        if end < durable {
+            let what = format_args!("frame {end} does not open, and {durable} were durable");
+            let e = Error::damaged(format_args!("new/{}", self.device), what);
+            return Err(
+                e.hint("the library was not closed cleanly, and what was durable is damaged")
+            );
+        }
+        if end < frames.len() {
+            let lost = frames.len() - end;
+            log::info!(
+                "the crash took the contents of the last {lost} frames or of some: they do not count"
+            );
+        }
+        condemned_at.retain(|_, at| *at < end);
+        Ok((end, condemned_at.into_keys().collect()))
+    }
+
+    /// The packs in which something that a frame names is missing or does not open. A store that cannot be read is
+    /// an error: what it holds must not be given up.
+    fn unopened(&self, frame: &Frame) -> Result<Vec<(PackId, Error)>> {
+        let mut unopened: Vec<(PackId, Error)> = Vec::new();
+        for record in &frame.records {
+            let (packs, splices) = match record {
+                Record::Content(c) => (&c.packs, &c.splices),
+                Record::Relocate(r) => (&r.packs, &r.splices),
+                Record::Pack(pack) => {
+                    if let Err(e) = self.check_pack_len(pack) {
+                        unopened.push((pack.pack, e));
+                    }
+                    continue;
+                }
+                _ => continue,
+            };
+            for splice in splices {
+                let Some(source) = splice.source else {
+                    continue;
+                };
+                let id = pack_of(packs, source.pack)?;
+                if unopened.iter().all(|(other, _)| *other != id)
+                    && let Err(e) = self.read_splice(id, splice, |_, _| Ok(()))
+                {
+                    unopened.push((id, e));
+                }
+            }
+        }
+        match unopened.iter().position(|(_, e)| !is_torn(e)) {
+            Some(i) => Err(unopened.swap_remove(i).1),
+            None => Ok(unopened),
+        }
+    }
+
+    /// Copies one segment and publishes the copy.
     fn adopt_segment(
         &self,
         left: &mut LeftSegment,
         others: &Leftovers,
         renamed: &mut Vec<(ObjectId, ObjectId)>,
-    ) -> Result<bool> {
+    ) -> Result<()> {
         let mut opening = self.journal.lock().opening(left.opening.number, None);
         opening.adopts = Some(left.id);
         let mut writer = SegmentWriter::create(&*self.store, &self.master, &opening)?;
@@ -182,35 +265,16 @@ impl Core {
             number: opening.number,
         };
         let number_in_tree = self.tree.write().intern_segment(stamp);
-        let durable = left
-            .frames
-            .iter()
-            .rposition(|f| f.durable_before)
-            .unwrap_or(0);
-        let mut whole = left.is_closed;
-        for (i, frame) in left.frames.iter_mut().enumerate() {
+        for frame in &mut left.frames {
             rename_segment(&mut frame.records, left.id, writer.id());
-            match self.adopt_contents(frame, others) {
-                Ok(()) => {}
-                Err(e) if i >= durable && !e.is_no_space() => {
-                    log::info!("frame {i} of the last journal does not count: {e}");
-                    whole = false;
-                    break;
-                }
-                Err(e) => {
-                    return Err(e.hint(
-                        "the library was not closed cleanly, and what was durable is damaged",
-                    ));
-                }
-            }
+            self.adopt_contents(frame, others)?;
             writer.append(frame)?;
             let applied = self.tree.write().apply_frame(number_in_tree, frame);
             applied.map_err(|why| {
                 Error::damaged(format_args!("new/{}/{}", self.device, left.id), why)
             })?;
         }
-        self.finish_adopted(writer, &others.finished)?;
-        Ok(whole)
+        self.finish_adopted(writer, &others.finished)
     }
 
     fn finish_adopted(&self, mut writer: SegmentWriter, published: &[PackLen]) -> Result<()> {
@@ -257,7 +321,7 @@ impl Core {
         Ok(())
     }
 
-    /// Makes sure that what a frame names opens, and lets it name copies of what lies in leftovers.
+    /// Lets a frame that counts name copies of what lies in leftovers.
     fn adopt_contents(&self, frame: &mut Frame, left: &Leftovers) -> Result<()> {
         let counter = frame.counter;
         for record in &mut frame.records {
@@ -283,7 +347,7 @@ impl Core {
             }
             (*packs, *splices) = (adopted.packs, adopted.list);
         }
-        self.adopt_pack_lengths(&frame.records)
+        Ok(())
     }
 
     fn adopt_splice(
@@ -298,77 +362,81 @@ impl Core {
             out.hole(splice.plain_offset, splice.plain_len);
             return Ok(());
         };
-        let id = *packs
-            .get(source.pack as usize)
-            .ok_or_else(|| Error::damaged("a leftover frame", "unknown pack"))?;
+        let id = pack_of(packs, source.pack)?;
+        if left.packs.contains_key(&id) && !left.condemned.contains(&id) {
+            return self.read_splice(id, splice, |plain_offset, plain| {
+                self.contents.seal(subject, plain_offset, &[plain], out)
+            });
+        }
         let run = crate::pack::Run {
             pack: id,
             cipher_offset: source.cipher_offset,
             plain_len: source.run_len,
         };
-        let is_left = left.packs.contains_key(&id);
-        let pack = self.tree.write().intern_pack(id);
+        out.data(splice.plain_offset, splice.plain_len, run, source.start);
+        Ok(())
+    }
+
+    /// Calls `each` with the offset in the file and the bytes of all that a splice names in pack `id`, in pieces.
+    fn read_splice(
+        &self,
+        id: PackId,
+        splice: &Splice,
+        mut each: impl FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
         // The largest piece that is sealed is a pack long; what is read at once is less.
         const STEP: u64 = 4 << 20;
+        let Some(source) = splice.source else {
+            return Ok(());
+        };
+        let pack = self.tree.write().intern_pack(id);
         let mut done = 0;
         while done < splice.plain_len {
             let len = (splice.plain_len - done).min(STEP);
-            let start = source.start + done as u32;
             let extent = Extent {
                 plain_offset: 0,
                 plain_len: len as u32,
                 pack,
                 cipher_offset: source.cipher_offset,
                 run_len: source.run_len,
-                start,
+                start: source.start + done as u32,
             };
             let mut plain = vec![0; len as usize];
-            match self.fill(&[(extent, id)], 0, &mut plain, true) {
-                // Removed, because a frame that comes says that nothing in it matters any more.
-                Err(e) if matches!(e.kind(), Kind::Missing) && left.condemned.contains(&id) => {
-                    out.data(splice.plain_offset, splice.plain_len, run, source.start);
-                    return Ok(());
-                }
-                filled => filled?,
-            }
-            if is_left {
-                self.contents
-                    .seal(subject, splice.plain_offset + done, &[&plain], out)?;
-            }
+            self.fill(&[(extent, id)], 0, &mut plain, true)?;
+            each(splice.plain_offset + done, &plain)?;
             done += len;
-        }
-        if !is_left {
-            out.data(splice.plain_offset, splice.plain_len, run, source.start);
         }
         Ok(())
     }
 
-    /// A pack that a frame calls finished must be there at that length.
-    fn adopt_pack_lengths(&self, records: &[Record]) -> Result<()> {
-        for record in records {
-            let Record::Pack(PackLen { pack, cipher_len }) = record else {
-                continue;
-            };
-            let len = match self.store.open(Area::Data, *pack) {
-                Ok(object) => object.cipher_len()?,
-                // Collected since: nothing in it is live.
-                Err(e) if matches!(e.kind(), Kind::Missing) => continue,
-                Err(e) => return Err(e),
-            };
-            if len != u64::from(*cipher_len) {
-                return Err(Error::damaged(
-                    format_args!("data/{pack}"),
-                    "it is not as long as its writer said",
-                ));
-            }
+    /// A pack that a frame calls finished must be there at that length; or it is collected since.
+    fn check_pack_len(&self, finished: &PackLen) -> Result<()> {
+        let len = match self.store.open(Area::Data, finished.pack) {
+            Ok(object) => object.cipher_len()?,
+            Err(e) if matches!(e.kind(), Kind::Missing) => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        if len != u64::from(finished.cipher_len) {
+            return Err(Error::damaged(
+                format_args!("data/{}", finished.pack),
+                "it is not as long as its writer said",
+            ));
         }
         Ok(())
     }
 }
 
+fn pack_of(packs: &[PackId], number: u32) -> Result<PackId> {
+    let id = packs.get(number as usize).copied();
+    id.ok_or_else(|| Error::damaged("a leftover frame", "unknown pack"))
+}
+
 /// Whether a crash explains it. A store that cannot be read for now must not cost the file.
 fn is_torn(e: &Error) -> bool {
-    let torn = matches!(e.kind(), Kind::Damaged(_) | Kind::Unsupported(_));
+    let torn = matches!(
+        e.kind(),
+        Kind::Damaged(_) | Kind::Unsupported(_) | Kind::Missing
+    );
     if torn {
         log::info!("{e}");
     }

@@ -194,7 +194,11 @@ impl Journal {
         let opening = self.opening(open.writer.number(), None);
         let mut writer = SegmentWriter::create(&*self.store, &self.master, &opening)?;
         let new = writer.id();
-        if let Err(e) = self.copy_frames(old, expected, &mut writer) {
+        // The old file holds what was promised, and is removed: the new one has to be durable before.
+        let copied = self
+            .copy_frames(old, expected, &mut writer)
+            .and_then(|()| writer.file().sync());
+        if let Err(e) = copied {
             self.store.discard(new)?;
             return Err(e);
         }
@@ -202,7 +206,7 @@ impl Journal {
             tree.write().rename_segment(open.number_in_tree, new);
             open.writer = writer;
         }
-        // What was synced of the old file is not synced of the new one.
+        // Whether its packs were is not known.
         self.durable = 0;
         self.store.discard(old)?;
         Ok(Some((old, new)))
@@ -224,7 +228,14 @@ impl Journal {
             let check = "frames that were written cannot be read";
             return Err(Error::damaged(old, check));
         }
-        Ok(())
+        // A power cut may bring the old file back, with the frame that failed behind those that count. With another
+        // frame here the copy is the longer one of the two from the first new frame on, and is taken.
+        to.append(&Frame {
+            counter: 0,
+            wall: Time::default(),
+            durable_before: false,
+            records: Vec::new(),
+        })
     }
 
     /// The files that frames were written to and are not published, and how many frames there are, for a sync.

@@ -46,10 +46,15 @@ impl Bench {
         Ok(())
     }
 
+    /// What is found when the power is back, beside this.
+    fn after_power_cut(&self, seed: u64) -> Result<Self> {
+        let (code, store) = (self.code.clone(), self.store.after_power_cut(seed));
+        let vault = open(&code, &store)?;
+        Ok(Self { code, store, vault })
+    }
+
     fn power_cut(&mut self, seed: u64) -> Result<()> {
-        let after = self.store.after_power_cut(seed);
-        self.vault = open(&self.code, &after)?;
-        self.store = after;
+        *self = self.after_power_cut(seed)?;
         Ok(())
     }
 
