@@ -70,6 +70,12 @@ impl Object for StoredFile {
         Ok(())
     }
 
+    fn uncache(&self, cipher_offset: u64, cipher_len: u64) {
+        let len = NonZeroU64::new(cipher_len);
+        // A hint: where it is not taken, nothing is lost.
+        let _ = rustix::fs::fadvise(&self.fd, cipher_offset, len, Advice::DontNeed);
+    }
+
     fn prefetch(&self, cipher_offset: u64, cipher_len: u64) {
         let end = cipher_offset.saturating_add(cipher_len.min(PREFETCH_MAX));
         let mut at = cipher_offset;
@@ -169,6 +175,9 @@ impl Object for GrowingFile {
     }
     fn read_at(&self, out: &mut [u8], cipher_offset: u64) -> Result<()> {
         self.file.read_at(out, cipher_offset)
+    }
+    fn uncache(&self, cipher_offset: u64, cipher_len: u64) {
+        self.file.uncache(cipher_offset, cipher_len);
     }
     fn prefetch(&self, cipher_offset: u64, cipher_len: u64) {
         self.file.prefetch(cipher_offset, cipher_len);

@@ -104,6 +104,8 @@ pub trait Object: Send + Sync {
     fn read_at(&self, out: &mut [u8], cipher_offset: u64) -> Result<()>;
     /// Says that this range will be read soon. A hint: does not wait and cannot fail.
     fn prefetch(&self, cipher_offset: u64, cipher_len: u64);
+    /// Says that this range will not be read again soon. A hint: does not wait and cannot fail.
+    fn uncache(&self, cipher_offset: u64, cipher_len: u64);
 }
 
 /// A file of this device that still grows. Written from one thread at a time, read from many.

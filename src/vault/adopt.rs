@@ -296,7 +296,7 @@ impl Core {
         }
         let number = writer.number();
         let closed = writer.close(Vec::new())?;
-        for file in self.contents.take_unsynced() {
+        for file in self.contents.take_unsynced().files {
             file.sync()?;
         }
         closed.file.sync()?;

@@ -42,7 +42,7 @@ impl Core {
                 .map_or(0, |l| l.bytes_outside(covered));
             attr.blocks_512 += (dirty + leaving).div_ceil(512);
         }
-        attr.plain_size = attr.plain_size.max(state.dirty_end);
+        attr.plain_size = attr.plain_size.max(state.end());
         if let Some(mtime) = state.mtime {
             (attr.mtime, attr.ctime) = (mtime, mtime.max(attr.ctime));
         }
@@ -154,7 +154,6 @@ impl Core {
             let mut state = file.state.lock();
             let before = state.dirty.cost();
             state.dirty.cut(plain_size, u64::MAX);
-            state.dirty_end = state.dirty_end.min(plain_size);
             state.mtime = state
                 .mtime
                 .filter(|_| !state.dirty.is_empty())

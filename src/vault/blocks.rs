@@ -8,7 +8,7 @@ use crate::cache::BlockKey;
 use crate::crypto::SEAL_OVERHEAD;
 use crate::error::Result;
 use crate::index::extents::Extent;
-use crate::pack::{BLOCK_CIPHER_LEN, BLOCK_PLAIN_LEN, PackId, Run};
+use crate::pack::{BLOCK_CIPHER_LEN, BLOCK_PLAIN_LEN, PackId, PackReader, Run};
 
 /// Sealed bytes are read in pieces of at most this many, so that a large read takes little memory: 256 KiB of blocks,
 /// which is a request of the kernel's, and the one that it may begin within.
@@ -128,6 +128,9 @@ impl Core {
             }
             let sealed = &mut sealed[..len];
             reader.read_sealed(start, sealed)?;
+            if sequential {
+                uncache_behind(&reader, start, end);
+            }
             if !sequential && group.len() == 1 {
                 reader.prefetch(start / READ_AROUND_LEN * READ_AROUND_LEN, READ_AROUND_LEN);
             }
@@ -163,6 +166,22 @@ impl Core {
             }
             Ok(())
         })
+    }
+}
+
+/// Behind a sequential reader the system need not keep what is sealed: it keeps what was opened. That halves the
+/// memory that a stream takes, and pages that are used again at once are cheaper than others.
+fn uncache_behind(reader: &PackReader, cipher_start: u32, cipher_end: u32) {
+    /// What is so near may be wanted still: requests of one reader overtake each other.
+    const KEPT_LEN: u32 = 4 << 20;
+    const STEP: u32 = 1 << 20;
+    if cipher_start / STEP == cipher_end / STEP {
+        return;
+    }
+    let to = (cipher_end / STEP * STEP).saturating_sub(KEPT_LEN);
+    let from = to.saturating_sub(KEPT_LEN);
+    if from < to {
+        reader.uncache(from, to - from);
     }
 }
 

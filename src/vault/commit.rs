@@ -270,10 +270,11 @@ impl Core {
     }
 
     fn sync_packs_and(&self, segments: &[Arc<dyn Growing>]) -> Result<()> {
-        let packs = self.contents.take_unsynced();
-        let synced = sync_all(segments, &packs);
-        if synced.is_err() {
-            self.contents.put_back_unsynced(packs);
+        let unsynced = self.contents.take_unsynced();
+        let synced = sync_all(segments, &unsynced.files);
+        match &synced {
+            Ok(()) => unsynced.uncache(),
+            Err(_) => self.contents.put_back_unsynced(unsynced.files),
         }
         synced
     }

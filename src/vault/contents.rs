@@ -29,6 +29,36 @@ struct Inner {
     /// Written to since the last sync.
     unsynced: HashMap<PackId, Arc<dyn Growing>>,
     unsynced_bytes: u64,
+    /// Long runs among that.
+    streamed: Vec<Streamed>,
+}
+
+/// A run so long is part of a stream, in bytes.
+const STREAMED_LEN_MIN: u64 = 1 << 20;
+/// More are not remembered.
+const STREAMED_MAX: usize = 256;
+
+/// A long run: its file, and where in it.
+struct Streamed {
+    file: Arc<dyn Growing>,
+    cipher_offset: u64,
+    cipher_len: u64,
+}
+
+/// What was written and is not synced.
+pub struct Unsynced {
+    /// The files to be synced.
+    pub files: Vec<Arc<dyn Growing>>,
+    streamed: Vec<Streamed>,
+}
+
+impl Unsynced {
+    /// After a sync: what was written in long runs need not stay in the system's memory, which has it opened.
+    pub fn uncache(&self) {
+        for run in &self.streamed {
+            run.file.uncache(run.cipher_offset, run.cipher_len);
+        }
+    }
 }
 
 /// Whose contents are sealed, for the catalogue.
@@ -86,9 +116,17 @@ impl Contents {
                 inner.open = None;
                 inner.spoiled.insert(id, file.clone());
             }
-            inner.unsynced.insert(id, file);
+            inner.unsynced.insert(id, file.clone());
             inner.unsynced_bytes += len as u64;
-            out.data(at, len as u64, run?, 0);
+            let run = run?;
+            if len as u64 >= STREAMED_LEN_MIN && inner.streamed.len() < STREAMED_MAX {
+                inner.streamed.push(Streamed {
+                    file,
+                    cipher_offset: u64::from(run.cipher_offset),
+                    cipher_len: u64::from(run.cipher_len()),
+                });
+            }
+            out.data(at, len as u64, run, 0);
             at += len as u64;
             parts = later;
         }
@@ -169,10 +207,13 @@ impl Contents {
     }
 
     /// The files that have to be synced for all that was sealed so far to be durable.
-    pub fn take_unsynced(&self) -> Vec<Arc<dyn Growing>> {
+    pub fn take_unsynced(&self) -> Unsynced {
         let mut inner = self.inner.lock();
         inner.unsynced_bytes = 0;
-        std::mem::take(&mut inner.unsynced).into_values().collect()
+        Unsynced {
+            files: std::mem::take(&mut inner.unsynced).into_values().collect(),
+            streamed: std::mem::take(&mut inner.streamed),
+        }
     }
 
     /// A sync failed: those that cannot be synced never will be, and what is live in them has to be copied out.

@@ -33,6 +33,12 @@ impl Dirty {
         self.chunks.is_empty()
     }
 
+    /// Where the last written range ends; 0 where nothing was written.
+    pub fn end(&self) -> u64 {
+        let last = self.chunks.last_key_value();
+        last.map_or(0, |(start, chunk)| start + chunk.len() as u64)
+    }
+
     /// How many buffers there are.
     pub fn chunk_count(&self) -> usize {
         self.chunks.len()
@@ -129,6 +135,19 @@ impl Dirty {
         ranges
     }
 
+    /// Takes out what lies behind the last whole block of `block_len` bytes: more of that block may come. Nothing
+    /// where the last range has no whole block.
+    pub fn take_tail(&mut self, block_len: u64) -> Dirty {
+        let (at, end) = (self.end() / block_len * block_len, self.end());
+        let mut tail = Dirty::default();
+        // Where the range begins behind the last edge, or at it, it is all tail.
+        for (start, part) in self.parts(at, end) {
+            tail.write(start, part);
+        }
+        self.cut(at, end);
+        tail
+    }
+
     /// Takes in what is older than itself: a flush that failed gives its data back.
     pub fn put_under(&mut self, older: &Dirty) {
         let newer = std::mem::take(self);
@@ -179,16 +198,24 @@ pub struct FileState {
     pub dirty: Dirty,
     /// On its way into a pack: still shown to readers.
     pub leaving: Option<Arc<Dirty>>,
-    /// Where what is dirty or leaving ends: the file is at least so long, whatever the tree says meanwhile.
-    pub dirty_end: u64,
     /// When it was last written, where the tree does not say.
     pub mtime: Option<Time>,
+    /// It waits to be written out beside its writer.
+    pub is_offered: bool,
     /// Since when something is dirty.
     pub dirty_since: Option<Instant>,
     /// How often writing data out failed, and the last time's errno kind: each handle is told once.
     pub failures: u64,
     /// Whether the last failure was a full disk.
     pub failed_for_space: bool,
+}
+
+impl FileState {
+    /// Where what is dirty or leaving ends: the file is at least so long, whatever the tree says meanwhile.
+    pub fn end(&self) -> u64 {
+        let leaving = self.leaving.as_ref().map_or(0, |l| l.end());
+        self.dirty.end().max(leaving)
+    }
 }
 
 impl OpenFile {
@@ -235,7 +262,7 @@ mod tests {
     proptest! {
         #[test]
         fn dirty_ranges_hold_what_was_written_last(
-            ops in proptest::collection::vec((0u64..200, 0usize..60, any::<u8>(), 0u8..4), 1..40)
+            ops in proptest::collection::vec((0u64..200, 0usize..60, any::<u8>(), 0u8..6), 1..40)
         ) {
             let mut dirty = Dirty::default();
             let mut model: Vec<Option<u8>> = vec![None; 300];
@@ -252,6 +279,14 @@ mod tests {
                         dirty.write(at, &vec![byte; len]);
                         dirty.put_under(&older);
                         model[range].fill(Some(byte));
+                    }
+                    2 => {
+                        // Whole blocks leave, and fail to.
+                        let tail = dirty.take_tail(16);
+                        let left = std::mem::replace(&mut dirty, tail);
+                        prop_assert!(left.end() % 16 == 0 || left.end() < left.end().max(dirty.end()) / 16 * 16);
+                        prop_assert!(dirty.end() == 0 || dirty.end() - dirty.ranges()[0].0 < 16);
+                        dirty.put_under(&left);
                     }
                     _ => {
                         dirty.write(at, &vec![byte; len]);

@@ -35,6 +35,7 @@ mod journal;
 mod maintain;
 mod names;
 mod read;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod volume;
@@ -44,6 +45,7 @@ use commit::Committer;
 use contents::Contents;
 use file::OpenFile;
 use journal::{Journal, Start};
+use stream::Streamer;
 
 /// Published packs that are kept open for reading.
 const OPEN_PACKS_MAX: usize = 512;
@@ -65,7 +67,13 @@ pub struct Options {
 /// An open library.
 pub struct Vault {
     core: Arc<Core>,
-    committer: Option<Committer>,
+    threads: Option<Threads>,
+}
+
+/// What works beside the requests in a mount that writes.
+struct Threads {
+    streamer: Streamer,
+    committer: Committer,
 }
 
 /// What the requests, the committer and the maintenance share.
@@ -91,6 +99,7 @@ pub(crate) struct Core {
     /// Bytes that may still be written before the store has to be asked again how much room it has.
     room_bytes: AtomicI64,
     commit: commit::Shared,
+    streams: stream::Shared,
     /// Segments that the newest base covers: may be removed.
     covered: Mutex<Vec<Published>>,
     /// The bases in use.
@@ -161,6 +170,7 @@ impl Vault {
             dirty_cost: AtomicUsize::new(0),
             room_bytes: AtomicI64::new(0),
             commit: commit::Shared::default(),
+            streams: stream::Shared::default(),
             covered: Mutex::new(replayed.covered),
             base_bytes: AtomicU64::new(replayed.base_bytes),
             has_gaps,
@@ -176,7 +186,7 @@ impl Vault {
         if options.read_only {
             return Ok(Arc::new(Self {
                 core,
-                committer: None,
+                threads: None,
             }));
         }
         // What was kept back, a crash has left: adoption takes room.
@@ -184,10 +194,13 @@ impl Vault {
         core.adopt_leftovers()?;
         core.remember()?;
         core.restore_reserve();
-        let committer = Committer::start(core.clone())?;
+        let threads = Threads {
+            streamer: Streamer::start(core.clone())?,
+            committer: Committer::start(core.clone())?,
+        };
         Ok(Arc::new(Self {
             core,
-            committer: Some(committer),
+            threads: Some(threads),
         }))
     }
 

@@ -9,7 +9,7 @@ use crate::volume::{Ino, Whence};
 
 /// How far ahead of a sequential reader the store is told to read, in bytes of the file.
 const READ_AHEAD_LEN: u64 = 4 << 20;
-/// A piece of a pack as long as this is read ahead without asking, in bytes.
+/// A piece of a pack as long as this, without gaps, is read ahead without asking, in bytes.
 const WHOLE_LEN: u32 = 1 << 20;
 
 /// Extents of a file, with the packs that they name.
@@ -42,7 +42,7 @@ impl Core {
             Some(file) => {
                 let state = file.state.lock();
                 let mut located = self.locate(ino, plain_offset, wanted_end)?;
-                located.plain_size = located.plain_size.max(state.dirty_end);
+                located.plain_size = located.plain_size.max(state.end());
                 let len = located
                     .plain_size
                     .saturating_sub(plain_offset)
@@ -131,10 +131,12 @@ impl Core {
         const GAP: u32 = 64 * 1024;
         ranges.sort_unstable();
         for group in ranges.chunk_by(|a, b| a.0 == b.0 && b.1 <= a.2.saturating_add(GAP)) {
-            let (first, last) = (group[0], group[group.len() - 1]);
-            // What lies in one piece the system reads ahead by itself, and in larger pages: asking takes half as much processor time again.
-            if group.len() > 1 || last.2 - first.1 < WHOLE_LEN {
-                self.prefetch((first.0, first.1, last.2));
+            let (start, end) = (group[0].1, group[group.len() - 1].2);
+            let wanted: u32 = group.iter().map(|(_, from, to)| to - from).sum();
+            // What lies in one piece the system reads ahead by itself, and in larger pages: asking takes half as
+            // much processor time again.
+            if end - start < WHOLE_LEN || wanted < end - start {
+                self.prefetch((group[0].0, start, end));
             }
         }
     }

@@ -301,8 +301,10 @@ impl Volume for Vault {
             cache.hits,
             cache.misses
         );
-        self.committer.as_ref().map_or(Ok(()), |c| {
-            c.stop().map_err(|e: Error| e.about("closing the library"))
+        self.threads.as_ref().map_or(Ok(()), |threads| {
+            threads.streamer.stop();
+            let stopped = threads.committer.stop();
+            stopped.map_err(|e: Error| e.about("closing the library"))
         })
     }
 }

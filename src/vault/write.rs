@@ -16,8 +16,10 @@ use crate::volume::{FILE_LEN_MAX, Fallocate, FileKind, Handle, Ino, Time};
 
 /// Dirty memory of all files together, in bytes; who writes more, writes it out first.
 const DIRTY_COST_MAX: usize = 32 << 20;
-/// A file that is written in long pieces is written out when it has this much.
-const STREAM_LEN: usize = 4 << 20;
+/// A file that is written in long pieces is written out, beside its writer, when it has this much.
+const STREAM_LEN: usize = 2 << 20;
+/// The writer waits when it has this much more than was asked to be written out.
+const STREAM_LEN_MAX: usize = 8 << 20;
 /// Pieces that a block-aligned range may be in; more, and it is rewritten as one block.
 const PIECES_MAX: usize = 8;
 
@@ -30,10 +32,10 @@ impl Core {
         data: &[u8],
     ) -> Result<()> {
         self.writable()?;
-        let end = plain_offset
-            .checked_add(data.len() as u64)
-            .filter(|end| *end <= FILE_LEN_MAX);
-        let end = end.ok_or(Kind::FileTooLarge)?;
+        let end = plain_offset.checked_add(data.len() as u64);
+        if end.is_none_or(|end| end > FILE_LEN_MAX) {
+            return Err(Kind::FileTooLarge.into());
+        }
         if data.is_empty() {
             return Ok(());
         }
@@ -46,19 +48,23 @@ impl Core {
                 return Err(Kind::InvalidArgument.into());
             }
         }
-        let is_stream = {
+        let (stream_len, offers) = {
             let mut state = file.state.lock();
             let before = state.dirty.cost();
             state.dirty.write(plain_offset, data);
             let cost = state.dirty.cost();
-            state.dirty_end = state.dirty_end.max(end);
             state.mtime = Some(Time::now());
             state.dirty_since.get_or_insert_with(Instant::now);
             self.dirty_cost.fetch_add(cost - before, Ordering::Relaxed);
-            cost >= STREAM_LEN && cost / state.dirty.chunk_count().max(1) >= 64 * 1024
+            let is_stream = cost / state.dirty.chunk_count().max(1) >= 64 * 1024;
+            let stream_len = if is_stream { cost } else { 0 };
+            let offers = stream_len >= STREAM_LEN && !state.is_offered;
+            state.is_offered |= offers;
+            (stream_len, offers)
         };
-        if is_stream {
-            self.flush_file(&file).inspect_err(|_| {
+        let waits = stream_len >= STREAM_LEN_MAX || (offers && !self.streams.offer(&file));
+        if waits {
+            self.flush_stream(&file).inspect_err(|_| {
                 // This caller hears of it now; the other handles, when they close.
                 self.note_told(handle, &file);
             })
@@ -140,29 +146,45 @@ impl Core {
     /// Seals what is dirty into packs, and frames it. What could not be written stays dirty.
     pub(super) fn flush_file(&self, file: &OpenFile) -> Result<()> {
         let _flushing = file.flushing.lock();
-        self.flush_locked(file)
+        self.flush_locked(file, true)
+    }
+
+    /// The same for a file to which more is coming: the block that it ends in stays until it is whole. So runs
+    /// begin and end where blocks do, whatever the lengths of the writes.
+    pub(super) fn flush_stream(&self, file: &OpenFile) -> Result<()> {
+        let _flushing = file.flushing.lock();
+        self.flush_locked(file, false)
     }
 
     /// The same for who holds `flushing` already.
-    fn flush_locked(&self, file: &OpenFile) -> Result<()> {
-        let (dirty, dirty_end, mtime) = {
+    fn flush_locked(&self, file: &OpenFile, with_tail: bool) -> Result<()> {
+        let (dirty, mtime) = {
             let mut state = file.state.lock();
-            state.dirty_since = None;
-            if state.dirty.is_empty() {
+            state.is_offered = false;
+            let before = state.dirty.cost();
+            let mut dirty = std::mem::take(&mut state.dirty);
+            if !with_tail {
+                state.dirty = dirty.take_tail(u64::from(BLOCK_PLAIN_LEN));
+                let after = dirty.cost() + state.dirty.cost();
+                self.dirty_cost.fetch_add(after, Ordering::Relaxed);
+                self.dirty_cost.fetch_sub(before, Ordering::Relaxed);
+            }
+            state.dirty_since = (!state.dirty.is_empty()).then(Instant::now);
+            if dirty.is_empty() {
                 return Ok(());
             }
-            let dirty = Arc::new(std::mem::take(&mut state.dirty));
+            let dirty = Arc::new(dirty);
             state.leaving = Some(dirty.clone());
-            (dirty, state.dirty_end, state.mtime)
+            (dirty, state.mtime)
         };
-        let flushed = self.write_out(file.ino, &dirty, dirty_end, mtime);
+        let flushed = self.write_out(file.ino, &dirty, mtime);
         let mut state = file.state.lock();
         state.leaving = None;
         match flushed {
             Ok(()) => {
-                // A write since then has its own end and time.
+                // A write since then has its own time.
                 if state.dirty.is_empty() {
-                    (state.dirty_end, state.mtime) = (0, None);
+                    state.mtime = None;
                 }
                 self.dirty_cost.fetch_sub(dirty.cost(), Ordering::Relaxed);
                 Ok(())
@@ -180,13 +202,7 @@ impl Core {
         }
     }
 
-    fn write_out(
-        &self,
-        ino: Ino,
-        dirty: &Dirty,
-        dirty_end: u64,
-        mtime: Option<Time>,
-    ) -> Result<()> {
+    fn write_out(&self, ino: Ino, dirty: &Dirty, mtime: Option<Time>) -> Result<()> {
         let (subject, extents, plain_size) = {
             let tree = self.tree.read();
             // Its last name and handle are gone: nobody will ask.
@@ -202,7 +218,7 @@ impl Core {
             (
                 subject,
                 inode.extents().as_slice().len(),
-                inode.plain_size().max(dirty_end),
+                inode.plain_size().max(dirty.end()),
             )
         };
         let _sealing = self.sealing.read();
@@ -239,7 +255,7 @@ impl Core {
             let inode = tree.inode(ix);
             let (base, plain_size) = (
                 tree.wire(inode.version()),
-                inode.plain_size().max(dirty_end),
+                inode.plain_size().max(dirty.end()),
             );
             // When it was written is what was told meanwhile; what was changed since is later still.
             if let Some(mtime) = mtime {
@@ -374,7 +390,7 @@ impl Core {
     fn while_flushed<R>(&self, ino: Ino, change: impl FnOnce() -> Result<R>) -> Result<R> {
         let file = self.file(ino);
         let flushing = file.flushing.lock();
-        let done = self.flush_locked(&file).and_then(|()| change());
+        let done = self.flush_locked(&file, true).and_then(|()| change());
         drop(flushing);
         drop(file);
         self.close_file(ino);

@@ -116,6 +116,8 @@ impl Object for Handle {
     }
 
     fn prefetch(&self, _cipher_offset: u64, _cipher_len: u64) {}
+
+    fn uncache(&self, _cipher_offset: u64, _cipher_len: u64) {}
 }
 
 impl Growing for Handle {

@@ -130,3 +130,50 @@ fn what_was_in_memory_of_a_removed_file_is_given_back() {
     assert_eq!(bench.core().dirty_cost.load(Ordering::Relaxed), 0);
     assert!(bench.core().files.lock().is_empty());
 }
+
+/// Bytes that tell where they belong.
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i / 251 % 256) as u8 ^ i as u8).collect()
+}
+
+#[test]
+fn a_stream_of_odd_writes_is_cut_where_blocks_end() {
+    let bench = Bench::new();
+    let ino = bench.make("f");
+    let data = pattern(20_000_000);
+    let handle = bench.vault.open(ino, libc::O_WRONLY).unwrap();
+    for (i, part) in data.chunks(1_000_000).enumerate() {
+        let at = i as u64 * 1_000_000;
+        bench.vault.write(ino, handle, at, part).unwrap();
+    }
+    bench.vault.flush(ino, handle).unwrap();
+    bench.vault.release(ino, handle);
+    assert!(bench.read("f").unwrap() == data);
+    let tree = bench.core().tree.read();
+    let extents = tree.inode(tree.find(ino).unwrap()).extents().as_slice();
+    let odd = |e: &&crate::index::extents::Extent| {
+        e.plain_offset % u64::from(crate::pack::BLOCK_PLAIN_LEN) != 0
+    };
+    assert_eq!(extents.iter().filter(odd).count(), 0);
+}
+
+#[test]
+fn a_kill_in_a_stream_leaves_what_was_written_first() {
+    let mut bench = Bench::new();
+    let ino = bench.make("f");
+    let data = pattern(20_000_000);
+    let handle = bench.vault.open(ino, libc::O_WRONLY).unwrap();
+    for (i, part) in data.chunks(1_000_000).enumerate() {
+        let at = i as u64 * 1_000_000;
+        bench.vault.write(ino, handle, at, part).unwrap();
+    }
+    bench.kill().unwrap();
+    let left = bench.read("f").unwrap();
+    // What was in memory is gone; nothing stands in its place.
+    assert!(
+        left.len() > 8_000_000 && left.len() < data.len(),
+        "{}",
+        left.len()
+    );
+    assert!(left == data[..left.len()]);
+}

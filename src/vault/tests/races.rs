@@ -89,7 +89,14 @@ fn work(bench: &Bench, thread: u64, steps: u32) -> Vec<(String, Vec<u8>)> {
 fn threads_that_work_while_all_is_published_and_collected_read_what_they_wrote() {
     let mut bench = Bench::new();
     // This test is the committer, and in a hurry.
-    bench.vault.committer.as_ref().unwrap().halt().unwrap();
+    bench
+        .vault
+        .threads
+        .as_ref()
+        .unwrap()
+        .committer
+        .halt()
+        .unwrap();
     let done = AtomicBool::new(false);
     let files: Vec<(String, Vec<u8>)> = std::thread::scope(|scope| {
         let (bench, done) = (&bench, &done);
@@ -181,7 +188,14 @@ fn readers_do_not_wait_for_a_slow_fsync() {
 #[test]
 fn an_fsync_does_not_wait_for_the_end_of_a_base() {
     let bench = Bench::new();
-    bench.vault.committer.as_ref().unwrap().halt().unwrap();
+    bench
+        .vault
+        .threads
+        .as_ref()
+        .unwrap()
+        .committer
+        .halt()
+        .unwrap();
     for i in 0..205 {
         bench.put(&format!("f{i}"), b"x");
         bench.core().publish().unwrap();
