@@ -151,10 +151,7 @@ fn a_stream_of_odd_writes_is_cut_where_blocks_end() {
     assert!(bench.read("f").unwrap() == data);
     let tree = bench.core().tree.read();
     let extents = tree.inode(tree.find(ino).unwrap()).extents().as_slice();
-    let odd = |e: &&crate::index::extents::Extent| {
-        e.plain_offset % u64::from(crate::pack::BLOCK_PLAIN_LEN) != 0
-    };
-    assert_eq!(extents.iter().filter(odd).count(), 0);
+    assert!(extents.iter().all(|e| e.plain_offset.is_multiple_of(BLOCK)));
 }
 
 #[test]
