@@ -10,6 +10,7 @@ HUSHFS_TEST_TALLY  a file to which `passed failed` is added, for the sum at the 
 
 `HUSHFS=tests/programs/standin` tries a suite itself on another filesystem.
 """
+import ctypes
 import errno
 import hashlib
 import inspect
@@ -23,6 +24,8 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
+
+libc = ctypes.CDLL(None, use_errno=True)
 
 REPO = Path(__file__).resolve().parents[2]
 PROGRAM = Path(os.environ.get("HUSHFS", REPO / "target/release/hushfs")).absolute()
@@ -277,6 +280,34 @@ def workplace(name):
     path = Path(tempfile.mkdtemp(prefix=f"{name[:3]}-", dir=parent))
     path.chmod(0o755)  # other users are part of several cases
     return path
+
+
+def call(function, *args):
+    """A call of libc that answers -1 on error."""
+    ctypes.set_errno(0)
+    result = function(*args)
+    if result == -1:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def fails(number, action, what):
+    """Something ends with this errno."""
+    try:
+        action()
+    except OSError as e:
+        same(errno.errorcode[e.errno], errno.errorcode[number], what)
+        return
+    raise Failed(f"{what}: succeeded, expected {errno.errorcode[number]}")
+
+
+def thrice(library, look):
+    """Looks at once, without the kernel's caches, and after a remount."""
+    look()
+    drop_caches()
+    look()
+    library.remount()
+    look()
 
 
 def main(options=(), init=True):

@@ -7,205 +7,19 @@ is answered from another place.
 import ctypes
 import errno
 import fcntl
-import mmap
 import os
 import select
 import socket
 import stat
 import subprocess
 import sys
-import threading
-import time
-from common import Failed, check, content, drop_caches, main, run, same, stored_bytes
+from common import call, check, content, drop_caches, fails, libc, main, run, same, thrice
 
-libc = ctypes.CDLL(None, use_errno=True)
-KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16
 NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
-BLOCK = 4096
-
-
-def call(function, *args):
-    """A call of libc that answers -1 on error."""
-    ctypes.set_errno(0)
-    result = function(*args)
-    if result == -1:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return result
-
-
-def fallocate(fd, mode, offset, length):
-    call(libc.fallocate, fd, mode, ctypes.c_long(offset), ctypes.c_long(length))
 
 
 def rename2(old, new, flags):
     call(libc.renameat2, -100, os.fsencode(old), -100, os.fsencode(new), flags)
-
-
-def fails(number, action, what):
-    try:
-        action()
-    except OSError as e:
-        same(errno.errorcode[e.errno], errno.errorcode[number], what)
-        return
-    raise Failed(f"{what}: succeeded, expected {errno.errorcode[number]}")
-
-
-def thrice(library, look):
-    look()
-    drop_caches()
-    look()
-    library.remount()
-    look()
-
-
-def data_ranges(path):
-    """What SEEK_DATA and SEEK_HOLE say is data."""
-    found, at = [], 0
-    with open(path, "rb") as f:
-        end = os.fstat(f.fileno()).st_size
-        while at < end:
-            try:
-                start = os.lseek(f.fileno(), at, os.SEEK_DATA)
-            except OSError as e:
-                same(e.errno, errno.ENXIO, "SEEK_DATA behind the last data")
-                break
-            at = os.lseek(f.fileno(), start, os.SEEK_HOLE)
-            check(at > start, f"SEEK_HOLE at {start} says {at}")
-            found.append((start, at))
-        fails(errno.ENXIO, lambda: os.lseek(f.fileno(), end, os.SEEK_DATA), "SEEK_DATA at the end")
-        fails(errno.ENXIO, lambda: os.lseek(f.fileno(), end + 1, os.SEEK_HOLE), "SEEK_HOLE behind the end")
-    return found
-
-
-def test_sparse(library):
-    """Holes cost nothing and are found; dirty data is data before it is flushed."""
-    path, mib = library.mnt / "sparse", 1 << 20
-    with open(path, "wb") as f:
-        f.truncate(100 * mib)
-        for at in (10 * mib, 50 * mib):
-            os.pwrite(f.fileno(), content(at, mib), at)
-        same(os.lseek(f.fileno(), 0, os.SEEK_DATA), 10 * mib, "SEEK_DATA over what is not yet flushed")
-        same(os.lseek(f.fileno(), 10 * mib, os.SEEK_HOLE), 11 * mib, "SEEK_HOLE over what is not yet flushed")
-
-    def look():
-        same(data_ranges(path), [(10 * mib, 11 * mib), (50 * mib, 51 * mib)], "data")
-        blocks = os.stat(path).st_blocks * 512
-        check(2 * mib <= blocks <= 3 * mib, f"2 MiB of data, and st_blocks says {blocks} bytes")
-        with open(path, "rb") as f:
-            whole = f.read()
-        check(whole[10 * mib:11 * mib] == content(10 * mib, mib) and whole[50 * mib:51 * mib] == content(50 * mib, mib), "content of the data")
-        same(len(whole.replace(b"\0", b"")) <= 2 * mib, True, "all else is zeros")
-    thrice(library, look)
-    check(stored_bytes(library) < 4 * mib or not (library.dir / "key").is_dir(), "2 MiB in a sparse file, and the library has grown by 4 and more")
-
-
-def test_fallocate(library):
-    path = library.mnt / "f"
-    expected = bytearray(content("f", 200_000))
-    path.write_bytes(expected)
-    with open(path, "r+b") as f:
-        fd = f.fileno()
-        fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 10_000, 50_001)
-        expected[10_000:60_001] = bytes(50_001)
-        fallocate(fd, ZERO_RANGE, 100_000, 20_000)
-        expected[100_000:120_000] = bytes(20_000)
-        fallocate(fd, ZERO_RANGE | KEEP_SIZE, 190_000, 100_000)
-        expected[190_000:] = bytes(10_000)
-        same(os.fstat(fd).st_size, 200_000, "size after ZERO_RANGE with KEEP_SIZE")
-        fallocate(fd, KEEP_SIZE, 150_000, 500_000)
-        same(os.fstat(fd).st_size, 200_000, "size after fallocate with KEEP_SIZE")
-        fallocate(fd, 0, 150_000, 150_000)
-        expected += bytes(100_000)
-        same(os.fstat(fd).st_size, 300_000, "size after fallocate")
-        fallocate(fd, ZERO_RANGE, 299_000, 2_000)
-        expected += bytes(1_000)
-        fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 300_500, 1 << 20)
-        fails(errno.EINVAL, lambda: fallocate(fd, 0, 0, 0), "fallocate of nothing")
-        fails(errno.EINVAL, lambda: fallocate(fd, 0, -1, 10), "fallocate at a negative offset")
-        fails(errno.EOPNOTSUPP, lambda: fallocate(fd, PUNCH_HOLE, 0, 10), "PUNCH_HOLE without KEEP_SIZE")
-    thrice(library, lambda: check(path.read_bytes() == expected, "content after fallocate"))
-
-
-def test_copy_file_range(library):
-    """Copies share what is stored: one of 32 MiB makes the library grow by next to nothing."""
-    source, copy = library.mnt / "source", library.mnt / "copy"
-    whole = content("cfr", 32 << 20)
-    source.write_bytes(whole)
-    library.remount()
-    before = stored_bytes(library)
-    with open(source, "rb") as i, open(copy, "wb") as o:
-        at = 0
-        while at < len(whole):
-            n = os.copy_file_range(i.fileno(), o.fileno(), len(whole) - at)
-            check(n > 0, f"copy_file_range stops at {at}")
-            at += n
-    with open(copy, "r+b") as f:  # within a file, at odd offsets; then the copy goes its own way
-        same(os.copy_file_range(f.fileno(), f.fileno(), 100_000, 12_345, 20_000_001), 100_000, "copied within the file")
-        os.pwrite(f.fileno(), b"changed", 5_000_000)
-        fails(errno.EINVAL, lambda: os.copy_file_range(f.fileno(), f.fileno(), 10, 100, 105), "copying onto itself")
-    expected = bytearray(whole)
-    expected[20_000_001:20_100_001] = whole[12_345:112_345]
-    expected[5_000_000:5_000_007] = b"changed"
-
-    def look():
-        check(source.read_bytes() == whole, "the source has changed")
-        check(copy.read_bytes() == expected, "content of the copy")
-    thrice(library, look)
-    grown = stored_bytes(library) - before
-    check(grown < 1 << 20, f"a copy of 32 MiB made the library grow by {grown} bytes")
-    source.unlink()
-    thrice(library, lambda: check(copy.read_bytes() == expected, "content of the copy when the source is gone"))
-
-
-def test_mmap(library):
-    """Shared maps: what is written through them is in the file, also when the descriptor was closed before."""
-    path = library.mnt / "mapped"
-    size = 1_000_003
-    expected = bytearray(content("mapped", size))
-    path.write_bytes(expected)
-    with open(path, "r+b") as f:
-        both = mmap.mmap(f.fileno(), size)
-        check(both[:] == expected, "content through a map")
-        for at in range(0, size - 10, 77_777):
-            both[at:at + 10] = b"0123456789"
-            expected[at:at + 10] = b"0123456789"
-        both[-1:] = expected[-1:] = b"!"
-        same(os.pread(f.fileno(), 10, 77_777), b"0123456789", "read(2) of what was written through the map")
-        os.pwrite(f.fileno(), b"by write", 500_000)
-        expected[500_000:500_008] = b"by write"
-        same(both[500_000:500_008], b"by write", "the map of what was written by write(2)")
-    both[42:46] = expected[42:46] = b"late"
-    both.close()
-    thrice(library, lambda: check(path.read_bytes() == expected, "content after writing through a map"))
-    script = library.mnt / "program"
-    script.write_bytes(open("/bin/true", "rb").read())
-    script.chmod(0o755)
-    run(script)
-    with open("/bin/true", "rb") as f:
-        same(script.read_bytes() == f.read(), True, "content of a program")
-
-
-def test_direct(library):
-    """O_DIRECT beside buffered descriptors: each sees what the other wrote."""
-    path = library.mnt / "direct"
-    buffer = mmap.mmap(-1, 1 << 20)  # memory of one's own, aligned as O_DIRECT asks
-    expected = content("direct", 1 << 20)
-    buffer[:] = expected
-    direct = os.open(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o644)
-    try:
-        same(os.pwritev(direct, [buffer], 0), 1 << 20, "written with O_DIRECT")
-        check(path.read_bytes() == expected, "buffered read of what was written with O_DIRECT")
-        with open(path, "r+b") as f:
-            f.seek(8192)
-            f.write(b"buffered" * 512)
-        expected = expected[:8192] + b"buffered" * 512 + expected[8192 + 4096:]
-        buffer[:] = bytes(1 << 20)
-        same(os.preadv(direct, [buffer], 0), 1 << 20, "read with O_DIRECT")
-        check(buffer[:] == expected, "O_DIRECT read of what was written buffered")
-        same(os.preadv(direct, [buffer], 1 << 20), 0, "read with O_DIRECT at the end")
-    finally:
-        os.close(direct)
-    thrice(library, lambda: check(path.read_bytes() == expected, "content"))
 
 
 # Runs in another process: takes the lock or says that somebody has it, then answers to a line.
@@ -393,40 +207,6 @@ def test_privileges(library):
     check("mask::r--" in run("getfacl", "-cp", default / "child"), "chmod does not set the mask")
 
 
-def test_append(library):
-    """Two writers with O_APPEND: no line is lost or mixed."""
-    path = library.mnt / "appended"
-
-    def writer(which):
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        for i in range(2000):
-            os.write(fd, b"%d %04d %s\n" % (which, i, b"." * (i % 50)))
-        os.close(fd)
-    threads = [threading.Thread(target=writer, args=(i,)) for i in range(2)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-
-    def look():
-        lines = path.read_bytes().splitlines()
-        for which in range(2):
-            mine = [x for x in lines if x.startswith(b"%d " % which)]
-            same(mine, [b"%d %04d %s" % (which, i, b"." * (i % 50)) for i in range(2000)], f"lines of writer {which}")
-    thrice(library, look)
-    for flags, size in ((os.O_TRUNC, 0), (os.O_TRUNC | os.O_CREAT, 0)):
-        os.close(os.open(path, os.O_WRONLY | flags))
-        same(os.stat(path).st_size, size, "size after O_TRUNC")
-    fails(errno.EEXIST, lambda: os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY), "O_EXCL")
-    try:
-        with open(os.open(library.mnt, os.O_TMPFILE | os.O_RDWR), "r+b") as f:
-            f.write(b"nameless")
-            f.flush()
-            same(os.pread(f.fileno(), 10, 0), b"nameless", "content of an O_TMPFILE")
-    except OSError as e:  # FUSE has it, but a server may not: programs know this answer
-        same(e.errno, errno.EOPNOTSUPP, "O_TMPFILE")
-
-
 def test_limits(library):
     """Files of some TiB, and the numbers of statfs."""
     path = library.mnt / "far"
@@ -540,36 +320,6 @@ def test_file_handles(library):
         fails(errno.ESTALE, lambda: call(libc.open_by_handle_at, root, ctypes.byref(handles[path]), os.O_RDONLY), "the handle of a file that is gone")
     finally:
         os.close(root)
-
-
-def test_readers_and_a_writer(library):
-    """Readers of a file that grows see a prefix of what it will be, never anything else."""
-    path, whole = library.mnt / "grows", content("grows", 8 << 20)
-    path.touch()
-    ended, wrong = threading.Event(), []
-
-    def reader():
-        with open(path, "rb", buffering=0) as f:
-            while not ended.is_set():
-                size = os.fstat(f.fileno()).st_size
-                got = os.pread(f.fileno(), 100_000, max(0, size - 100_000))
-                start = max(0, size - 100_000)
-                if got[:size - start] != whole[start:start + len(got[:size - start])]:
-                    wrong.append(size)
-    threads = [threading.Thread(target=reader) for _ in range(3)]
-    for t in threads:
-        t.start()
-    with open(path, "r+b", buffering=0) as f:
-        for at in range(0, len(whole), 10_007):
-            f.write(whole[at:at + 10_007])
-            if at % 50 == 0:
-                os.fsync(f.fileno())
-    time.sleep(0.2)
-    ended.set()
-    for t in threads:
-        t.join()
-    same(wrong[:5], [], "sizes at which a reader saw something else")
-    thrice(library, lambda: check(path.read_bytes() == whole, "content"))
 
 
 if __name__ == "__main__":
