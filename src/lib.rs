@@ -68,7 +68,7 @@
 //!
 //! A request of the kernel that is not answered: `fuse`, then [`volume`]. Another store: a second [`Store`](store::Store).
 //! Another thing to mount: a second [`Volume`](volume::Volume). A new kind of record: `index::record`, its meaning in
-//! `index::apply`, and the format page, which `tests/format.rs` holds against both.
+//! `index::apply`, and the format page, which `tests/format` holds against both.
 
 #![deny(clippy::unwrap_used)]
 
