@@ -1,8 +1,9 @@
 //! The vault against a model: random operations on both, the whole tree compared after each, remounts in between.
 
+mod memory;
+#[path = "../support/mod.rs"]
 mod support;
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -10,8 +11,9 @@ use std::sync::Arc;
 use hushfs::store::MemoryStore;
 use hushfs::vault::Vault;
 use hushfs::volume::*;
+use memory::{Model, Node};
 use proptest::prelude::*;
-use support::{CALLER, Library, Shown, Tree, fsync, walk};
+use support::{CALLER, Library, fsync, walk};
 
 /// A few names, so that operations meet; one is not UTF-8.
 const NAMES: [&[u8]; 4] = [b"a", b"b", b"c", b"\xff\xfe"];
@@ -34,6 +36,7 @@ enum Op {
     Rmdir(Place),
     Rename(Place, Place, u8),
     Write(usize, usize, usize, u8),
+    Stream(usize, u8),
     Truncate(usize, usize),
     Fallocate(usize, usize, usize, u8),
     Copy(usize, usize, usize, usize, usize),
@@ -61,6 +64,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => place().prop_map(Op::Rmdir),
         5 => (place(), place(), 0u8..4).prop_map(|(a, b, m)| Op::Rename(a, b, m)),
         14 => (i.clone(), i.clone(), i.clone(), any::<u8>()).prop_map(|(f, o, l, b)| Op::Write(f, o, l, b)),
+        1 => (i.clone(), any::<u8>()).prop_map(|(f, b)| Op::Stream(f, b)),
         4 => (i.clone(), i.clone()).prop_map(|(f, s)| Op::Truncate(f, s)),
         4 => (i.clone(), i.clone(), i.clone(), 0u8..5).prop_map(|(f, o, l, m)| Op::Fallocate(f, o, l, m)),
         4 => (i.clone(), i.clone(), i.clone(), i.clone(), i.clone()).prop_map(|(a, b, c, d, e)| Op::Copy(a, b, c, d, e)),
@@ -74,125 +78,6 @@ fn op() -> impl Strategy<Value = Op> {
         2 => Just(Op::Remount),
         1 => Just(Op::Kill),
     ]
-}
-
-/// An inode of the model.
-#[derive(Debug, Clone)]
-struct Node {
-    kind: FileKind,
-    perm: u16,
-    bytes: Vec<u8>,
-    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    entries: BTreeMap<Vec<u8>, usize>,
-}
-
-/// The model: inodes by number, 0 the root.
-struct Model {
-    nodes: BTreeMap<usize, Node>,
-    next: usize,
-}
-
-impl Model {
-    fn new() -> Self {
-        let mut model = Self {
-            nodes: BTreeMap::new(),
-            next: 0,
-        };
-        model.add(FileKind::Directory, 0o755, b"");
-        model
-    }
-
-    fn add(&mut self, kind: FileKind, perm: u16, bytes: &[u8]) -> usize {
-        let node = Node {
-            kind,
-            perm,
-            bytes: bytes.to_vec(),
-            xattrs: BTreeMap::new(),
-            entries: BTreeMap::new(),
-        };
-        self.nodes.insert(self.next, node);
-        self.next += 1;
-        self.next - 1
-    }
-
-    /// Directories in the order of a walk, with their paths.
-    fn dirs(&self) -> Vec<(usize, Vec<u8>)> {
-        let mut dirs = vec![(0, Vec::new())];
-        let mut at = 0;
-        while at < dirs.len() {
-            let (dir, path) = dirs[at].clone();
-            for (name, child) in &self.nodes[&dir].entries {
-                if self.nodes[child].kind == FileKind::Directory {
-                    dirs.push((*child, [&path[..], b"/", name].concat()));
-                }
-            }
-            at += 1;
-        }
-        dirs
-    }
-
-    fn files(&self) -> Vec<(usize, Vec<u8>)> {
-        let mut files = Vec::new();
-        for (dir, path) in self.dirs() {
-            for (name, child) in &self.nodes[&dir].entries {
-                if self.nodes[child].kind == FileKind::Regular {
-                    files.push((*child, [&path[..], b"/", name].concat()));
-                }
-            }
-        }
-        files
-    }
-
-    fn links(&self, node: usize) -> u32 {
-        self.nodes
-            .values()
-            .flat_map(|n| n.entries.values())
-            .filter(|c| **c == node)
-            .count() as u32
-    }
-
-    fn within(&self, dir: usize, ancestor: usize) -> bool {
-        let mut below = vec![ancestor];
-        while let Some(at) = below.pop() {
-            if at == dir {
-                return true;
-            }
-            below.extend(
-                self.nodes[&at]
-                    .entries
-                    .values()
-                    .filter(|c| self.nodes[c].kind == FileKind::Directory),
-            );
-        }
-        false
-    }
-
-    fn tree(&self) -> Tree {
-        let mut tree = Tree::new();
-        for (dir, path) in self.dirs() {
-            for (name, child) in &self.nodes[&dir].entries {
-                let node = &self.nodes[child];
-                let dirs_in = node
-                    .entries
-                    .values()
-                    .filter(|c| self.nodes[c].kind == FileKind::Directory)
-                    .count();
-                let nlink = match node.kind {
-                    FileKind::Directory => 2 + dirs_in as u32,
-                    _ => self.links(*child),
-                };
-                let shown = Shown {
-                    kind: node.kind,
-                    perm: node.perm,
-                    nlink,
-                    bytes: node.bytes.clone(),
-                    xattrs: node.xattrs.clone(),
-                };
-                tree.insert([&path[..], b"/", name].concat(), shown);
-            }
-        }
-        tree
-    }
 }
 
 struct Pair {
@@ -498,6 +383,18 @@ impl Pair {
                     );
                 });
             }
+            // Long, and in odd pieces: it is written out while more comes.
+            Op::Stream(file, byte) => self.with_file(file, |vault, ino, handle, node| {
+                for i in 0..4u8 {
+                    let data = vec![byte.wrapping_add(i); 1_000_001];
+                    let at = 100 + usize::from(i) * data.len();
+                    vault.write(ino, handle, at as u64, &data).unwrap();
+                    put(&mut node.bytes, at, &data);
+                }
+                let mut seen = vec![0; 3_000_000];
+                let len = vault.read(ino, handle, 50, &mut seen).unwrap();
+                assert!(seen[..len] == node.bytes[50..3_000_050]);
+            }),
             Op::Truncate(file, at) => self.with_file(file, |vault, ino, _, node| {
                 let size = SetAttr {
                     plain_size: Some(OFFSETS[at]),
