@@ -159,8 +159,13 @@ impl Core {
         segments.dedup_by_key(|s| s.opening.number);
         let next = self.journal.lock().next_number();
         let in_order = segments.into_iter().zip(next..);
+        // What comes behind one without an end was made on top of what is lost.
+        let mut has_end = true;
         in_order
-            .take_while(|(segment, number)| segment.opening.number == *number)
+            .take_while(|(segment, number)| {
+                segment.opening.number == *number
+                    && std::mem::replace(&mut has_end, segment.is_closed)
+            })
             .map(|(segment, _)| segment)
             .collect()
     }

@@ -169,7 +169,9 @@ impl Core {
                 self.dirty_cost.fetch_add(after, Ordering::Relaxed);
                 self.dirty_cost.fetch_sub(before, Ordering::Relaxed);
             }
-            state.dirty_since = (!state.dirty.is_empty()).then(Instant::now);
+            if state.dirty.is_empty() {
+                state.dirty_since = None;
+            }
             if dirty.is_empty() {
                 return Ok(());
             }
