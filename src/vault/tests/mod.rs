@@ -12,6 +12,7 @@ mod bases;
 mod failures;
 mod files;
 mod races;
+mod storms;
 
 const CALLER: Caller = Caller {
     uid: 0,

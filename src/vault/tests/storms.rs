@@ -1,0 +1,171 @@
+//! Failures of the store, publications, removals and crashes in any order: what an fsync promised is there, and what
+//! was removed before one stays away.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// The operation so many from now on fails.
+    Fail(u64, bool),
+    Put(usize),
+    Unlink(usize),
+    Fsync,
+    Publish,
+    EmptySpoiled,
+    Collect,
+    Kill,
+    PowerCut(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => (0u64..8, any::<bool>()).prop_map(|(ahead, full)| Step::Fail(ahead, full)),
+        6 => (1usize..40_000).prop_map(Step::Put),
+        2 => (0usize..8).prop_map(Step::Unlink),
+        4 => Just(Step::Fsync),
+        2 => Just(Step::Publish),
+        2 => Just(Step::EmptySpoiled),
+        1 => Just(Step::Collect),
+        1 => Just(Step::Kill),
+        1 => any::<u64>().prop_map(Step::PowerCut),
+    ]
+}
+
+/// What a file holds; `None` where it was removed.
+type Held = Option<Vec<u8>>;
+
+struct Storm {
+    bench: Bench,
+    /// By an fsync.
+    promised: BTreeMap<String, Held>,
+    /// Done since.
+    pending: BTreeMap<String, Held>,
+    files: usize,
+}
+
+impl Storm {
+    fn new() -> Self {
+        Self {
+            bench: calm(Bench::new()),
+            promised: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            files: 0,
+        }
+    }
+
+    fn apply(&mut self, step: &Step) {
+        let core = self.bench.core();
+        match *step {
+            Step::Fail(ahead, full) => {
+                let errno = if full { libc::ENOSPC } else { libc::EIO };
+                self.bench.fail(ahead, errno);
+            }
+            Step::Put(len) => self.put(len),
+            Step::Unlink(which) => {
+                let all = self.promised.iter().chain(&self.pending);
+                let there: Vec<&String> = all.filter(|f| f.1.is_some()).map(|f| f.0).collect();
+                let Some(name) = there.get(which).map(|name| (*name).clone()) else {
+                    return;
+                };
+                // One that fails may have been done: nothing is said of that file any more.
+                let removed = self.bench.vault.unlink(ROOT, OsStr::new(&name));
+                self.promised.remove(&name);
+                self.pending.remove(&name);
+                if removed.is_ok() {
+                    self.pending.insert(name, None);
+                }
+            }
+            Step::Fsync => {
+                if core.flush_all().and_then(|()| core.sync()).is_ok() {
+                    self.promised.append(&mut self.pending);
+                }
+            }
+            // These may fail: what they were to do is done later.
+            Step::Publish => drop(core.publish()),
+            Step::EmptySpoiled => drop(core.empty_spoiled()),
+            Step::Collect => drop(core.collect()),
+            Step::Kill => {
+                self.bench.kill().unwrap();
+                self.crashed();
+            }
+            Step::PowerCut(seed) => {
+                self.bench.power_cut(seed).unwrap();
+                self.crashed();
+            }
+        }
+    }
+
+    fn put(&mut self, len: usize) {
+        self.files += 1;
+        let name = format!("f{}", self.files);
+        let vault = &self.bench.vault;
+        let made = vault.mknod(ROOT, OsStr::new(&name), FileKind::Regular, 0o644, 0, CALLER);
+        let Ok(made) = made else { return };
+        vault.forget(made.ino, 1);
+        let data: Vec<u8> = (0..len).map(|i| (i * 31 + self.files) as u8).collect();
+        if self.bench.try_write(made.ino, 0, &data).is_ok() {
+            self.pending.insert(name, Some(data));
+        }
+    }
+
+    fn crashed(&mut self) {
+        self.bench
+            .vault
+            .threads
+            .as_ref()
+            .unwrap()
+            .committer
+            .halt()
+            .unwrap();
+        self.pending.clear();
+    }
+
+    fn check(&self, bench: &Bench, moment: &str) {
+        for (name, held) in &self.promised {
+            // What was done to it since may be there or not.
+            if self.pending.contains_key(name) {
+                continue;
+            }
+            match held {
+                Some(data) => assert!(bench.read(name).unwrap() == *data, "{name}, {moment}"),
+                None => assert!(bench.stat(name).is_none(), "{name} is back, {moment}"),
+            }
+        }
+    }
+}
+
+/// A mount whose committer does nothing by itself.
+fn calm(bench: Bench) -> Bench {
+    bench
+        .vault
+        .threads
+        .as_ref()
+        .unwrap()
+        .committer
+        .halt()
+        .unwrap();
+    bench
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #[test]
+    fn what_was_promised_outlives_failures_and_crashes(
+        steps in proptest::collection::vec(step(), 1..30),
+        seed in any::<u64>(),
+    ) {
+        let mut storm = Storm::new();
+        for (i, step) in steps.iter().enumerate() {
+            storm.apply(step);
+            storm.check(&storm.bench, "in the mount");
+            for cut in 0..3 {
+                let seed = seed ^ (i as u64) << 8 ^ cut;
+                storm.check(&storm.bench.after_power_cut(seed).unwrap(), "after a power cut");
+            }
+        }
+    }
+}
