@@ -98,6 +98,8 @@ pub(super) struct GrowingFile {
     named: AtomicBool,
     /// Room is allocated up to here.
     allocated: AtomicU64,
+    /// Durable up to here.
+    durable: AtomicU64,
     /// A write failed: what is there is known no more, so nothing may be added.
     write_failed: AtomicBool,
     /// A sync failed. The kernel forgets the pages that it could not write, so a later sync would say yes without them.
@@ -112,6 +114,7 @@ impl GrowingFile {
             folder,
             named: AtomicBool::new(false),
             allocated: AtomicU64::new(0),
+            durable: AtomicU64::new(0),
             write_failed: AtomicBool::new(false),
             sync_failed: AtomicBool::new(false),
         }
@@ -177,7 +180,12 @@ impl Object for GrowingFile {
         self.file.read_at(out, cipher_offset)
     }
     fn uncache(&self, cipher_offset: u64, cipher_len: u64) {
-        self.file.uncache(cipher_offset, cipher_len);
+        // Pages that could not be written look clean, and are all there is.
+        let durable = self.durable.load(Ordering::Acquire);
+        let end = durable.min(cipher_offset.saturating_add(cipher_len));
+        if cipher_offset < end && !self.sync_failed.load(Ordering::Acquire) {
+            self.file.uncache(cipher_offset, end - cipher_offset);
+        }
     }
     fn prefetch(&self, cipher_offset: u64, cipher_len: u64) {
         self.file.prefetch(cipher_offset, cipher_len);
@@ -217,7 +225,10 @@ impl Growing for GrowingFile {
         if self.sync_failed.load(Ordering::Acquire) {
             return Err(self.poisoned());
         }
+        let written = self.cipher_len()?;
         self.try_sync()
-            .inspect_err(|_| self.sync_failed.store(true, Ordering::Release))
+            .inspect_err(|_| self.sync_failed.store(true, Ordering::Release))?;
+        self.durable.fetch_max(written, Ordering::AcqRel);
+        Ok(())
     }
 }

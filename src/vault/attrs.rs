@@ -26,7 +26,9 @@ impl Core {
             return attr;
         }
         let Some(file) = self.opened(attr.ino) else {
-            return attr;
+            // It may have been written out and closed since `attr` was taken.
+            let tree = self.tree.read();
+            return tree.find(attr.ino).map_or(attr, |ix| tree.attr(ix));
         };
         let state = file.state.lock();
         // The tree once more, now that no flush can begin: it may have taken in what was dirty a moment ago.
@@ -150,18 +152,17 @@ impl Core {
         }
         let file = self.file(ino);
         let flushing = file.flushing.lock();
-        let cut = {
+        let (cut, mtime) = {
             let mut state = file.state.lock();
             let before = state.dirty.cost();
-            state.dirty.cut(plain_size, u64::MAX);
-            state.mtime = state
-                .mtime
+            let cut = state.dirty.take_from(plain_size);
+            self.recount(before, state.dirty.cost() + cut.cost());
+            let mtime = state.mtime;
+            state.mtime = mtime
                 .filter(|_| !state.dirty.is_empty())
                 .map(|_| Time::now());
-            before - state.dirty.cost()
+            (cut, mtime)
         };
-        self.dirty_cost
-            .fetch_sub(cut, std::sync::atomic::Ordering::Relaxed);
         let done = self.transact(|tree, draft| {
             let inode = tree.inode(self.find(tree, ino)?);
             match inode.kind() {
@@ -173,6 +174,15 @@ impl Core {
             draft.unlinked = !inode.is_linked();
             Ok(())
         });
+        match &done {
+            Ok(()) => self.recount(cut.cost(), 0),
+            // It is as long as before, and holds what it held.
+            Err(_) => {
+                let mut state = file.state.lock();
+                self.put_back(&mut state, &cut);
+                state.mtime = mtime;
+            }
+        }
         drop(flushing);
         drop(file);
         self.close_file(ino);

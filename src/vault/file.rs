@@ -135,17 +135,19 @@ impl Dirty {
         ranges
     }
 
-    /// Takes out what lies behind the last whole block of `block_len` bytes: more of that block may come. Nothing
-    /// where the last range has no whole block.
+    /// Takes out what lies behind the last whole block of `block_len` bytes: more of that block may come.
     pub fn take_tail(&mut self, block_len: u64) -> Dirty {
-        let (at, end) = (self.end() / block_len * block_len, self.end());
-        let mut tail = Dirty::default();
-        // Where the range begins behind the last edge, or at it, it is all tail.
-        for (start, part) in self.parts(at, end) {
-            tail.write(start, part);
+        self.take_from(self.end() / block_len * block_len)
+    }
+
+    /// Takes out what was written at `plain_offset` and behind.
+    pub fn take_from(&mut self, plain_offset: u64) -> Dirty {
+        let mut taken = Dirty::default();
+        for (start, part) in self.parts(plain_offset, u64::MAX) {
+            taken.write(start, part);
         }
-        self.cut(at, end);
-        tail
+        self.cut(plain_offset, u64::MAX);
+        taken
     }
 
     /// Takes in what is older than itself: a flush that failed gives its data back.

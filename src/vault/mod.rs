@@ -4,7 +4,8 @@
 //! file's dirty buffer (`file`), later sealed into the open pack (`contents`) and framed. A read goes: extents
 //! from the tree, blocks from the cache or the store, the dirty buffer over them.
 //!
-//! Lock order, each only while needed: a file's `flushing`; the journal; the open pack; a file's state; the tree.
+//! Lock order, each only while needed: a file's `flushing`; `sealing`; the journal; the open pack; the table of open
+//! files; a file's state; the tree. The tables of handles and of what waits for a thread come last, alone.
 //! A reader takes the last two only, and nothing holds those over I/O.
 
 use std::collections::HashMap;

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::contents::{Subject, split};
-use super::file::{Dirty, OpenFile};
+use super::file::{Dirty, FileState, OpenFile};
 use super::journal::RESERVE_BYTES;
 use super::{Core, Draft};
 use crate::error::{Error, Kind, Result};
@@ -18,7 +18,7 @@ use crate::volume::{FILE_LEN_MAX, Fallocate, FileKind, Handle, Ino, Time};
 const DIRTY_COST_MAX: usize = 32 << 20;
 /// A file that is written in long pieces is written out, beside its writer, when it has this much.
 const STREAM_LEN: usize = 2 << 20;
-/// The writer waits when it has this much more than was asked to be written out.
+/// The writer waits when it has this much: what is to be written out does not keep up.
 const STREAM_LEN_MAX: usize = 8 << 20;
 /// Pieces that a block-aligned range may be in; more, and it is rewritten as one block.
 const PIECES_MAX: usize = 8;
@@ -161,13 +161,16 @@ impl Core {
         let (dirty, mtime) = {
             let mut state = file.state.lock();
             state.is_offered = false;
+            if let Some(left) = state.leaving.take() {
+                // Who was writing this out has panicked.
+                self.put_back(&mut state, &left);
+                state.failures += 1;
+            }
             let before = state.dirty.cost();
             let mut dirty = std::mem::take(&mut state.dirty);
             if !with_tail {
                 state.dirty = dirty.take_tail(u64::from(BLOCK_PLAIN_LEN));
-                let after = dirty.cost() + state.dirty.cost();
-                self.dirty_cost.fetch_add(after, Ordering::Relaxed);
-                self.dirty_cost.fetch_sub(before, Ordering::Relaxed);
+                self.recount(before, dirty.cost() + state.dirty.cost());
             }
             if state.dirty.is_empty() {
                 state.dirty_since = None;
@@ -188,20 +191,30 @@ impl Core {
                 if state.dirty.is_empty() {
                     state.mtime = None;
                 }
-                self.dirty_cost.fetch_sub(dirty.cost(), Ordering::Relaxed);
+                self.recount(dirty.cost(), 0);
                 Ok(())
             }
             Err(e) => {
-                let before = state.dirty.cost() + dirty.cost();
-                state.dirty.put_under(&dirty);
-                self.dirty_cost
-                    .fetch_sub(before - state.dirty.cost(), Ordering::Relaxed);
+                self.put_back(&mut state, &dirty);
                 state.dirty_since = Some(Instant::now());
                 state.failures += 1;
                 state.failed_for_space = e.is_no_space();
                 Err(e)
             }
         }
+    }
+
+    /// Gives a file back what was taken out of its buffer, under what was written since.
+    pub(super) fn put_back(&self, state: &mut FileState, dirty: &Dirty) {
+        let before = state.dirty.cost() + dirty.cost();
+        state.dirty.put_under(dirty);
+        self.recount(before, state.dirty.cost());
+    }
+
+    /// What cost `before` in dirty buffers, costs `after` now.
+    pub(super) fn recount(&self, before: usize, after: usize) {
+        self.dirty_cost.fetch_add(after, Ordering::Relaxed);
+        self.dirty_cost.fetch_sub(before, Ordering::Relaxed);
     }
 
     fn write_out(&self, ino: Ino, dirty: &Dirty, mtime: Option<Time>) -> Result<()> {

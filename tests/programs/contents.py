@@ -193,6 +193,33 @@ def test_handles_that_only_write(library):
     thrice(library, lambda: check(path.read_bytes() == expected, "content"))
 
 
+def test_readers_beside_an_appending_writer(library):
+    """Whoever follows a log sees lines, never zeros that stand where lines will be."""
+    path = library.mnt / "log"
+    lines = [b"line %06d of the log\n" % i for i in range(8000)]
+    writer = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    reader = os.open(path, os.O_RDONLY)
+    whole, wrong, ended = b"".join(lines), [], threading.Event()
+
+    def follow():
+        while not ended.is_set():
+            got = os.pread(reader, 1 << 20, 0)
+            if got != whole[:len(got)]:
+                wrong.append(len(got))
+    threads = [threading.Thread(target=follow) for _ in range(2)]
+    for t in threads:
+        t.start()
+    for line in lines:
+        os.write(writer, line)
+    ended.set()
+    for t in threads:
+        t.join()
+    same(wrong[:5], [], "lengths at which a reader saw something else")
+    check(os.pread(reader, 1 << 20, 0) == whole, "what a reader sees at the end")
+    os.close(writer)
+    os.close(reader)
+
+
 def test_append(library):
     """Two writers with O_APPEND: no line is lost or mixed."""
     path = library.mnt / "appended"

@@ -210,3 +210,22 @@ fn a_frame_that_failed_does_not_come_back_for_a_later_one() {
         }
     }
 }
+
+#[test]
+fn a_truncation_that_fails_takes_nothing() {
+    let bench = Bench::new();
+    let ino = bench.make("f");
+    let handle = bench.vault.open(ino, libc::O_RDWR).unwrap();
+    bench.vault.write(ino, handle, 0, &[7; 3000]).unwrap();
+    bench.fail(0, libc::EIO);
+    let size = SetAttr {
+        plain_size: Some(10),
+        ..SetAttr::default()
+    };
+    assert!(bench.vault.setattr(ino, &size).is_err());
+    assert!(bench.read("f").unwrap() == [7; 3000]);
+    assert!(bench.vault.setattr(ino, &size).is_ok());
+    assert!(bench.read("f").unwrap() == [7; 10]);
+    bench.vault.release(ino, handle);
+    assert_eq!(bench.core().dirty_cost.load(Ordering::Relaxed), 0);
+}
