@@ -130,6 +130,32 @@ fn wrong_secrets_and_strangers_are_named() {
 }
 
 #[test]
+fn a_backup_with_a_file_in_clear_is_said_to_be_plain() {
+    let dir = library("medusa/store/backups");
+    let clear = b"not a frame".repeat(100);
+    let manifest = "node1.example.internal/full-2026/meta/manifest.json";
+    let mut sections: Value =
+        serde_json::from_slice(&fs::read(dir.path().join(manifest)).unwrap()).unwrap();
+    // As the original says it of a file that it did not encrypt.
+    let object = &mut sections[0]["objects"][0];
+    let path = object["path"].as_str().unwrap().to_owned();
+    let digest = <md5::Md5 as md5::Digest>::digest(&clear);
+    *object = serde_json::json!({ "path": path, "MD5": hex(&digest), "size": clear.len() });
+    let text = serde_json::to_vec(&sections).unwrap();
+    fs::write(dir.path().join(manifest), &text).unwrap();
+    let copy = "index/backup_index/full-2026/manifest_node1.example.internal.json";
+    assert!(dir.path().join(copy).exists());
+    fs::write(dir.path().join(copy), &text).unwrap();
+    fs::write(dir.path().join(&path), &clear).unwrap();
+    let volume = Mirror::new(open_medusa(dir.path(), true).unwrap()).unwrap();
+    assert_eq!(read(&*volume, &path).unwrap(), clear);
+    let notes = verify(volume.format()).notes;
+    let plain = |n: &String| n.starts_with("full-2026") && n.contains("not encrypted");
+    assert!(notes.iter().any(plain), "{notes:?}");
+    assert_eq!(new_problems(volume.format()), Vec::<String>::new());
+}
+
+#[test]
 fn what_a_folder_is_is_recognised_or_asked() {
     for (name, kind) in [
         ("mms/run1-bucket", FormatKind::Mms),

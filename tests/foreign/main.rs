@@ -185,21 +185,30 @@ fn write(volume: &dyn Volume, path: &str, bytes: &[u8]) -> Result<()> {
 }
 
 #[derive(Default)]
-struct Found(Vec<String>);
+struct Found {
+    problems: Vec<String>,
+    notes: Vec<String>,
+}
 
 impl Watch for Found {
     fn problem(&mut self, subject: &str, text: &str) {
-        self.0.push(format!("{subject}: {text}"));
+        self.problems.push(format!("{subject}: {text}"));
     }
-    fn note(&mut self, _: &str, _: &str) {}
+    fn note(&mut self, subject: &str, text: &str) {
+        self.notes.push(format!("{subject}: {text}"));
+    }
     fn total(&mut self, _: u64) {}
     fn advance(&mut self, _: u64) {}
 }
 
-fn problems(format: &dyn Format) -> Vec<String> {
+fn verify(format: &dyn Format) -> Found {
     let mut found = Found::default();
     format.verify(&mut Report::new(&mut found)).unwrap();
-    found.0
+    found
+}
+
+fn problems(format: &dyn Format) -> Vec<String> {
+    verify(format).problems
 }
 
 /// Problems that the vectors do not have of themselves.

@@ -144,3 +144,14 @@ fn an_object_that_was_encrypted_twice_is_not_read_under_the_vector_of_another() 
     fs::remove_file(library.dir.path().join(&path)).unwrap();
     assert_eq!(read(&*library.open(true), &path).unwrap(), once);
 }
+
+#[test]
+fn a_number_that_two_records_have_is_noted() {
+    let mut library = LostIndex::new();
+    library.encrypt("music/a.mp3", 1, &noise(1, 3000));
+    library.encrypt("music/b.mp3", 2, &noise(2, 3000));
+    let found = verify(library.open(true).format());
+    assert_eq!(found.problems, Vec::<String>::new());
+    let numbers = found.notes.iter().filter(|n| n.contains("has number 0"));
+    assert_eq!(numbers.count(), 1, "{:?}", found.notes);
+}
