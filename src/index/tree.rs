@@ -336,6 +336,11 @@ impl Tree {
         self.segment_numbers.insert(id, number);
     }
 
+    /// The id of the segment with this number in the tree.
+    pub fn segment_id(&self, number: u32) -> SegmentId {
+        self.segments[number as usize].segment
+    }
+
     /// A stamp as records spell it.
     pub fn wire(&self, stamp: Stamp) -> WireStamp {
         WireStamp {

@@ -7,7 +7,7 @@ use super::Core;
 use super::contents::Subject;
 use crate::error::{Kind, Result};
 use crate::index::record::{BaseRef, Frame, Record, Relocate, Splices};
-use crate::index::{BaseCursor, Published, SegmentWriter};
+use crate::index::{BaseCursor, ClosedSegment, Published, SegmentWriter};
 use crate::pack::{PackId, PackReader};
 use crate::store::Area;
 use crate::volume::{Ino, Time};
@@ -55,7 +55,10 @@ impl Core {
                 journal.uncovered.clone(),
             )
         };
-        let table = self.tree.read().stamp_table(from);
+        let (table, from_id) = {
+            let tree = self.tree.read();
+            (tree.stamp_table(from), tree.segment_id(from))
+        };
         let opening = crate::index::record::Opening {
             stamp_segments: Some(table.segments.clone()),
             ..opening
@@ -87,6 +90,10 @@ impl Core {
             }
         }
         self.publish()?;
+        if self.tree.read().segment_id(from) != from_id {
+            // A write to it failed, and a copy of another id took its place: the base's stamps name one that is not.
+            return self.store.discard(writer.id());
+        }
         let needs = {
             let journal = self.journal.lock();
             let new = journal
@@ -98,6 +105,12 @@ impl Core {
         let base = writer.close(needs)?;
         base.file.sync()?;
         self.store.publish(base.id, Area::Index)?;
+        self.note_base(&base, covered);
+        Ok(())
+    }
+
+    /// A base is published: what it covers is superfluous, and so are those before it.
+    fn note_base(&self, base: &ClosedSegment, covered: Vec<Published>) {
         let mut journal = self.journal.lock();
         journal.base = Some(BaseRef {
             segment: base.id,
@@ -117,7 +130,6 @@ impl Core {
             number: 0,
             cipher_len: base.cipher_len,
         });
-        Ok(())
     }
 
     /// Removes what nothing refers to: packs without a live byte, and segments that the base covers. Only in a
@@ -293,7 +305,7 @@ impl Core {
 
     /// Seals ranges of a file anew and frames where they are now. False where the file was written to meanwhile:
     /// then the copies count for nothing.
-    fn copy_ranges(&self, ino: Ino, ranges: &[(u64, u64)]) -> Result<bool> {
+    pub(super) fn copy_ranges(&self, ino: Ino, ranges: &[(u64, u64)]) -> Result<bool> {
         let _sealing = self.sealing.read();
         let (subject, version) = {
             let tree = self.tree.read();

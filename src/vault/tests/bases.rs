@@ -174,3 +174,25 @@ fn a_hard_link_that_comes_before_the_first_one_in_a_base() {
     assert!(bench.stat("b").is_none());
     assert!(bench.read("c").unwrap() == b"b");
 }
+
+#[test]
+fn a_base_beside_a_segment_that_was_replaced_loses_no_relocation() {
+    // Which of the two ids is the later one is chance.
+    for _ in 0..6 {
+        let mut bench = Bench::new();
+        let threads = bench.vault.threads.as_ref().unwrap();
+        threads.committer.halt().unwrap();
+        make_base_due(&bench);
+        let ino = bench.put("f", &[5; 3000]);
+        // The open segment is spoiled now; its copy, under a new id, is made while the base is written.
+        bench.fail(0, libc::EIO);
+        let failed = OsStr::new("failed");
+        assert!(bench.vault.mkdir(ROOT, failed, 0o755, CALLER).is_err());
+        bench.core().maintain().unwrap();
+        bench.core().copy_ranges(ino, &[(0, 3000)]).unwrap();
+        bench.core().publish().unwrap();
+        bench.core().collect().unwrap();
+        bench.remount().unwrap();
+        assert!(bench.read("f").unwrap() == [5; 3000]);
+    }
+}
