@@ -180,8 +180,7 @@ fn a_base_beside_a_segment_that_was_replaced_loses_no_relocation() {
     // Which of the two ids is the later one is chance.
     for _ in 0..6 {
         let mut bench = Bench::new();
-        let threads = bench.vault.threads.as_ref().unwrap();
-        threads.committer.halt().unwrap();
+        bench.halt_committer();
         make_base_due(&bench);
         let ino = bench.put("f", &[5; 3000]);
         // The open segment is spoiled now; its copy, under a new id, is made while the base is written.

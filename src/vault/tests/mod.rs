@@ -66,6 +66,12 @@ impl Bench {
         Ok(())
     }
 
+    /// From now on the committer does nothing: the test does what it would.
+    fn halt_committer(&self) {
+        let threads = self.vault.threads.as_ref().unwrap();
+        threads.committer.halt().unwrap();
+    }
+
     fn make(&self, name: &str) -> Ino {
         self.make_in(ROOT, name)
     }

@@ -89,14 +89,7 @@ fn work(bench: &Bench, thread: u64, steps: u32) -> Vec<(String, Vec<u8>)> {
 fn threads_that_work_while_all_is_published_and_collected_read_what_they_wrote() {
     let mut bench = Bench::new();
     // This test is the committer, and in a hurry.
-    bench
-        .vault
-        .threads
-        .as_ref()
-        .unwrap()
-        .committer
-        .halt()
-        .unwrap();
+    bench.halt_committer();
     let done = AtomicBool::new(false);
     let files: Vec<(String, Vec<u8>)> = std::thread::scope(|scope| {
         let (bench, done) = (&bench, &done);
@@ -188,14 +181,7 @@ fn readers_do_not_wait_for_a_slow_fsync() {
 #[test]
 fn an_fsync_does_not_wait_for_the_end_of_a_base() {
     let bench = Bench::new();
-    bench
-        .vault
-        .threads
-        .as_ref()
-        .unwrap()
-        .committer
-        .halt()
-        .unwrap();
+    bench.halt_committer();
     for i in 0..205 {
         bench.put(&format!("f{i}"), b"x");
         bench.core().publish().unwrap();

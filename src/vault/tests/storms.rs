@@ -49,8 +49,10 @@ struct Storm {
 
 impl Storm {
     fn new() -> Self {
+        let bench = Bench::new();
+        bench.halt_committer();
         Self {
-            bench: calm(Bench::new()),
+            bench,
             promised: BTreeMap::new(),
             pending: BTreeMap::new(),
             files: 0,
@@ -113,14 +115,7 @@ impl Storm {
     }
 
     fn crashed(&mut self) {
-        self.bench
-            .vault
-            .threads
-            .as_ref()
-            .unwrap()
-            .committer
-            .halt()
-            .unwrap();
+        self.bench.halt_committer();
         self.pending.clear();
     }
 
@@ -136,19 +131,6 @@ impl Storm {
             }
         }
     }
-}
-
-/// A mount whose committer does nothing by itself.
-fn calm(bench: Bench) -> Bench {
-    bench
-        .vault
-        .threads
-        .as_ref()
-        .unwrap()
-        .committer
-        .halt()
-        .unwrap();
-    bench
 }
 
 proptest! {
