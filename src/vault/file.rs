@@ -202,8 +202,6 @@ pub struct FileState {
     pub leaving: Option<Arc<Dirty>>,
     /// When it was last written, where the tree does not say.
     pub mtime: Option<Time>,
-    /// It waits to be written out beside its writer.
-    pub is_offered: bool,
     /// Since when something is dirty.
     pub dirty_since: Option<Instant>,
     /// How often writing data out failed, and the last time's errno kind: each handle is told once.

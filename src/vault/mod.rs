@@ -46,7 +46,7 @@ use commit::Committer;
 use contents::Contents;
 use file::OpenFile;
 use journal::{Journal, Start};
-use stream::Streamer;
+use stream::{Streamer, Streams};
 
 /// Published packs that are kept open for reading.
 const OPEN_PACKS_MAX: usize = 512;
@@ -100,7 +100,7 @@ pub(crate) struct Core {
     /// Bytes that may still be written before the store has to be asked again how much room it has.
     room_bytes: AtomicI64,
     commit: commit::Shared,
-    streams: stream::Shared,
+    streams: Streams,
     /// Segments that the newest base covers: may be removed.
     covered: Mutex<Vec<Published>>,
     /// The bases in use.
@@ -171,7 +171,7 @@ impl Vault {
             dirty_cost: AtomicUsize::new(0),
             room_bytes: AtomicI64::new(0),
             commit: commit::Shared::default(),
-            streams: stream::Shared::default(),
+            streams: Streams::default(),
             covered: Mutex::new(replayed.covered),
             base_bytes: AtomicU64::new(replayed.base_bytes),
             has_gaps,

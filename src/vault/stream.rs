@@ -1,11 +1,11 @@
 //! Long writes leave memory beside whoever writes them: one thread seals what a file has dirty while more comes in.
 //! Without it, a program that writes would wait for the cipher and for the store after every few requests.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use super::Core;
 use super::file::OpenFile;
@@ -14,58 +14,17 @@ use crate::error::{Error, Kind, Result};
 /// Files that wait; who has one more, writes it out itself.
 const QUEUE_MAX: usize = 64;
 
-/// What writers say to the thread.
+/// The way to the thread; `None` where there is none.
 #[derive(Default)]
-pub struct Shared {
-    queue: Mutex<Queue>,
-    wake: Condvar,
-}
+pub struct Streams(Mutex<Option<SyncSender<Arc<OpenFile>>>>);
 
-#[derive(Default)]
-struct Queue {
-    files: VecDeque<Arc<OpenFile>>,
-    /// The thread is there, and not told to end.
-    is_open: bool,
-}
-
-impl Shared {
+impl Streams {
     /// Has `file` written out soon; false where nobody will. What fails stays dirty, and is told as any failure is.
     pub fn offer(&self, file: &Arc<OpenFile>) -> bool {
-        let mut queue = self.queue.lock();
-        if !queue.is_open || queue.files.len() >= QUEUE_MAX {
-            return false;
-        }
-        queue.files.push_back(file.clone());
-        self.wake.notify_one();
-        true
-    }
-
-    /// The next file; `None` at the end.
-    fn next(&self) -> Option<Arc<OpenFile>> {
-        let mut queue = self.queue.lock();
-        while queue.is_open {
-            match queue.files.pop_front() {
-                Some(file) => return Some(file),
-                None => self.wake.wait(&mut queue),
-            }
-        }
-        None
-    }
-
-    fn close(&self) {
-        let mut queue = self.queue.lock();
-        queue.is_open = false;
-        queue.files.clear();
-        self.wake.notify_one();
-    }
-}
-
-/// However the thread ends, nobody must count on it afterwards.
-struct Closes<'a>(&'a Shared);
-
-impl Drop for Closes<'_> {
-    fn drop(&mut self) {
-        self.0.close();
+        let queue = self.0.lock();
+        queue
+            .as_ref()
+            .is_some_and(|q| q.try_send(file.clone()).is_ok())
     }
 }
 
@@ -78,13 +37,12 @@ pub struct Streamer {
 impl Streamer {
     /// Starts it.
     pub fn start(core: Arc<Core>) -> Result<Self> {
-        core.streams.queue.lock().is_open = true;
+        let (sender, files) = sync_channel::<Arc<OpenFile>>(QUEUE_MAX);
         let run = core.clone();
         let thread = std::thread::Builder::new()
             .name("streamer".into())
             .spawn(move || {
-                let _closes = Closes(&run.streams);
-                while let Some(file) = run.streams.next() {
+                for file in files {
                     // The file keeps what failed, and says so when it is closed.
                     let _ = run.flush_stream(&file);
                     let ino = file.ino;
@@ -93,15 +51,16 @@ impl Streamer {
                 }
             })
             .map_err(|e| Error::new(Kind::Io(e), "the streamer's thread"))?;
+        *core.streams.0.lock() = Some(sender);
         Ok(Self {
             core,
             thread: Mutex::new(Some(thread)),
         })
     }
 
-    /// Ends it. What waits stays dirty.
+    /// Ends it, when it has done what waits.
     pub fn stop(&self) {
-        self.core.streams.close();
+        drop(self.core.streams.0.lock().take());
         if let Some(thread) = self.thread.lock().take() {
             // It has no result; a panic was logged.
             let _ = thread.join();

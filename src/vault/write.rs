@@ -48,22 +48,19 @@ impl Core {
                 return Err(Kind::InvalidArgument.into());
             }
         }
-        let (stream_len, offers) = {
+        let (before, cost, is_stream) = {
             let mut state = file.state.lock();
             let before = state.dirty.cost();
             state.dirty.write(plain_offset, data);
             let cost = state.dirty.cost();
             state.mtime = Some(Time::now());
             state.dirty_since.get_or_insert_with(Instant::now);
-            self.dirty_cost.fetch_add(cost - before, Ordering::Relaxed);
+            self.recount(before, cost);
             let is_stream = cost / state.dirty.chunk_count().max(1) >= 64 * 1024;
-            let stream_len = if is_stream { cost } else { 0 };
-            let offers = stream_len >= STREAM_LEN && !state.is_offered;
-            state.is_offered |= offers;
-            (stream_len, offers)
+            (before, cost, is_stream)
         };
-        let waits = stream_len >= STREAM_LEN_MAX || (offers && !self.streams.offer(&file));
-        if waits {
+        let is_due = before < STREAM_LEN && cost >= STREAM_LEN;
+        if is_stream && (cost >= STREAM_LEN_MAX || is_due && !self.streams.offer(&file)) {
             self.flush_stream(&file).inspect_err(|_| {
                 // This caller hears of it now; the other handles, when they close.
                 self.note_told(handle, &file);
@@ -160,7 +157,6 @@ impl Core {
     fn flush_locked(&self, file: &OpenFile, with_tail: bool) -> Result<()> {
         let (dirty, mtime) = {
             let mut state = file.state.lock();
-            state.is_offered = false;
             if let Some(left) = state.leaving.take() {
                 // Who was writing this out has panicked.
                 self.put_back(&mut state, &left);
