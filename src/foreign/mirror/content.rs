@@ -242,7 +242,7 @@ impl Content {
             self.complete(format, shown)?;
         }
         self.touch();
-        self.dirty.cut(plain_size, u64::MAX);
+        drop(self.dirty.take_from(plain_size));
         self.base_len = self.base_len.min(plain_size);
         self.plain_size = plain_size;
         Ok(())
@@ -271,11 +271,13 @@ impl Content {
     /// Empties the memory into the stream.
     fn drain(&mut self, format: &dyn Format, shown: &Path) -> Result<()> {
         let (mut stream, done) = self.take_stream(format, shown)?;
-        let end = self.dirty.ranges().last().map_or(done, |(at, parts)| {
-            at + parts.iter().map(|p| p.len() as u64).sum::<u64>()
-        });
+        let end = if self.dirty.is_empty() {
+            done
+        } else {
+            self.dirty.end()
+        };
         self.copy(format, shown, &mut stream, end)?;
-        self.dirty.cut(done, u64::MAX);
+        drop(self.dirty.take_from(done));
         self.stream = Some(stream);
         self.lost = false;
         // What lies below `done` came too late for this stream.
@@ -317,7 +319,7 @@ impl Content {
             self.lost = false;
             self.base = Base::Open(Arc::clone(&sealed.reader));
             self.base_len = sealed.plain_size;
-            self.dirty.cut(done, u64::MAX);
+            drop(self.dirty.take_from(done));
             // Written where the stream had passed: once more, over what it made. Then nothing can be left.
             if self.dirty.is_empty() && self.clear == clear {
                 self.sealed = Some(sealed);
