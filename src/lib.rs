@@ -44,8 +44,8 @@
 //! 1. `fuse`: [`Volume::write`](volume::Volume::write).
 //! 2. `vault::write`: into the file's dirty buffer (`vault::file`), which is bounded for all files together.
 //! 3. A flush (close, fsync, age, size, or a rename that must not get ahead of its data) seals the dirty ranges into the
-//!    device's open pack: `vault::contents`, [`pack::PackWriter`]. Of a long write, `vault::stream` does that beside the
-//!    writer.
+//!    device's open pack: `vault::flush`, `vault::contents`, [`pack::PackWriter`]. Of a long write, `vault::stream` has
+//!    that done beside the writer.
 //! 4. `vault::journal`: a [`Frame`](index::record::Frame) that says where the bytes lie is appended to the open segment in
 //!    `new/`, and then changes the tree. Operations on names and attributes begin here: look, frame, change.
 //! 5. `vault::commit`, one thread: syncs packs and segment for all who wait in fsync; publishes both, packs first, by a

@@ -32,6 +32,7 @@ mod blocks;
 mod commit;
 mod contents;
 pub(crate) mod file;
+mod flush;
 mod journal;
 mod maintain;
 mod names;

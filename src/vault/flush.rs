@@ -1,0 +1,219 @@
+//! Out of the dirty buffer: sealed into packs, then framed.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::Core;
+use super::contents::{Subject, split};
+use super::file::{Dirty, FileState, OpenFile};
+use crate::error::Result;
+use crate::index::record::{Content, Record, Splices};
+use crate::pack::BLOCK_PLAIN_LEN;
+use crate::volume::{Ino, Time};
+
+/// Pieces that a block-aligned range may be in; more, and it is rewritten as one block.
+const PIECES_MAX: usize = 8;
+
+impl Core {
+    /// Writes out what is dirty in a file, if it is open.
+    pub(super) fn flush_ino(&self, ino: Ino) -> Result<()> {
+        let Some(file) = self.opened(ino) else {
+            return Ok(());
+        };
+        self.flush_file(&file)
+    }
+
+    /// Writes out what is dirty in every file.
+    pub(super) fn flush_all(&self) -> Result<()> {
+        let files: Vec<Arc<OpenFile>> = self.files.lock().values().cloned().collect();
+        let mut result = Ok(());
+        for file in files {
+            let flushed = self.flush_file(&file);
+            let ino = file.ino;
+            drop(file);
+            self.close_file(ino);
+            result = result.and(flushed);
+        }
+        result
+    }
+
+    /// Seals what is dirty into packs, and frames it. What could not be written stays dirty.
+    pub(super) fn flush_file(&self, file: &OpenFile) -> Result<()> {
+        let _flushing = file.flushing.lock();
+        self.flush_locked(file, true)
+    }
+
+    /// The same for a file to which more is coming: the block that it ends in stays until it is whole. So runs
+    /// begin and end where blocks do, whatever the lengths of the writes.
+    pub(super) fn flush_stream(&self, file: &OpenFile) -> Result<()> {
+        let _flushing = file.flushing.lock();
+        self.flush_locked(file, false)
+    }
+
+    /// The same for who holds `flushing` already.
+    pub(super) fn flush_locked(&self, file: &OpenFile, with_tail: bool) -> Result<()> {
+        let (dirty, mtime) = {
+            let mut state = file.state.lock();
+            if let Some(left) = state.leaving.take() {
+                // Who was writing this out has panicked.
+                self.put_back(&mut state, &left);
+                state.failures += 1;
+            }
+            let before = state.dirty.cost();
+            let mut dirty = std::mem::take(&mut state.dirty);
+            if !with_tail {
+                state.dirty = dirty.take_tail(u64::from(BLOCK_PLAIN_LEN));
+                self.recount(before, dirty.cost() + state.dirty.cost());
+            }
+            if state.dirty.is_empty() {
+                state.dirty_since = None;
+            }
+            if dirty.is_empty() {
+                return Ok(());
+            }
+            let dirty = Arc::new(dirty);
+            state.leaving = Some(dirty.clone());
+            (dirty, state.mtime)
+        };
+        let flushed = self.write_out(file.ino, &dirty, mtime);
+        let mut state = file.state.lock();
+        state.leaving = None;
+        match flushed {
+            Ok(()) => {
+                // A write since then has its own time.
+                if state.dirty.is_empty() {
+                    state.mtime = None;
+                }
+                self.recount(dirty.cost(), 0);
+                Ok(())
+            }
+            Err(e) => {
+                self.put_back(&mut state, &dirty);
+                state.dirty_since = Some(Instant::now());
+                state.failures += 1;
+                state.failed_for_space = e.is_no_space();
+                Err(e)
+            }
+        }
+    }
+
+    /// Gives a file back what was taken out of its buffer, under what was written since.
+    pub(super) fn put_back(&self, state: &mut FileState, dirty: &Dirty) {
+        let before = state.dirty.cost() + dirty.cost();
+        state.dirty.put_under(dirty);
+        self.recount(before, state.dirty.cost());
+    }
+
+    /// What cost `before` in dirty buffers, costs `after` now.
+    pub(super) fn recount(&self, before: usize, after: usize) {
+        self.dirty_cost.fetch_add(after, Ordering::Relaxed);
+        self.dirty_cost.fetch_sub(before, Ordering::Relaxed);
+    }
+
+    fn write_out(&self, ino: Ino, dirty: &Dirty, mtime: Option<Time>) -> Result<()> {
+        let (subject, extents, plain_size) = {
+            let tree = self.tree.read();
+            // Its last name and handle are gone: nobody will ask.
+            let Some(ix) = tree.find(ino) else {
+                return Ok(());
+            };
+            let inode = tree.inode(ix);
+            let subject = Subject {
+                inode: inode.id(),
+                path: tree.path(ix),
+                counter: tree.next_counter(),
+            };
+            (
+                subject,
+                inode.extents().as_slice().len(),
+                inode.plain_size().max(dirty.end()),
+            )
+        };
+        let _sealing = self.sealing.read();
+        let mut splices = Splices::default();
+        // Up to here everything dirty is sealed: a range may begin in a block that was taken whole before it.
+        let mut done = 0;
+        for (at, parts) in dirty.ranges() {
+            let end = at + parts.iter().map(|p| p.len() as u64).sum::<u64>();
+            if end <= done {
+                continue;
+            }
+            let (_, parts) = split(&parts, done.saturating_sub(at) as usize);
+            let at = at.max(done);
+            done = match self.whole_block(ino, dirty, (done, at, end), plain_size, extents) {
+                Some(block) => {
+                    let (at, bytes) = block?;
+                    self.contents.seal(&subject, at, &[&bytes], &mut splices)?;
+                    at + bytes.len() as u64
+                }
+                None => {
+                    self.contents.seal(&subject, at, &parts, &mut splices)?;
+                    end
+                }
+            };
+        }
+        let Splices {
+            packs,
+            list: splices,
+        } = splices;
+        self.transact(|tree, draft| {
+            let Some(ix) = tree.find(ino) else {
+                return Ok(());
+            };
+            let inode = tree.inode(ix);
+            let (base, plain_size) = (
+                tree.wire(inode.version()),
+                inode.plain_size().max(dirty.end()),
+            );
+            // When it was written is what was told meanwhile; what was changed since is later still.
+            if let Some(mtime) = mtime {
+                draft.wall = mtime.max(tree.attr(ix).ctime);
+            }
+            draft.records.push(Record::Content(Content {
+                inode: inode.id(),
+                base,
+                plain_size,
+                mtime,
+                packs,
+                splices,
+            }));
+            draft.unlinked = !inode.is_linked();
+            Ok(())
+        })
+    }
+
+    /// Where a dirty range lies within one block of a file that is in too many pieces there: the whole block as it
+    /// is now (but for what is sealed already, up to `done`), to be sealed in one piece.
+    fn whole_block(
+        &self,
+        ino: Ino,
+        dirty: &Dirty,
+        (done, at, end): (u64, u64, u64),
+        plain_size: u64,
+        extents: usize,
+    ) -> Option<Result<(u64, Vec<u8>)>> {
+        let block_len = u64::from(BLOCK_PLAIN_LEN);
+        let block_at = at / block_len * block_len;
+        if extents < PIECES_MAX || end > block_at + block_len {
+            return None;
+        }
+        let from = block_at.max(done);
+        let to = plain_size.min(block_at + block_len);
+        let located = match self.locate(ino, from, to) {
+            Ok(located) => located,
+            Err(e) => return Some(Err(e)),
+        };
+        if located.extents.len() < PIECES_MAX {
+            return None;
+        }
+        let mut block = vec![0; (to - from) as usize];
+        // As a sequential reader: what is replaced now will not be asked for, nor what lies around it.
+        let filled = self.fill(&located.extents, from, &mut block, true);
+        for (at, part) in dirty.parts(from, to) {
+            let place = (at - from) as usize;
+            block[place..place + part.len()].copy_from_slice(part);
+        }
+        Some(filled.map(|()| (from, block)))
+    }
+}
