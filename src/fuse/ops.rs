@@ -51,6 +51,7 @@ impl Filesystem for Adapter {
             Ok(None) => reply.entry(&TTL, &NEGATIVE, GENERATION),
             Err(e) => reply.error(e),
         }
+        self.linger.wait();
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
@@ -58,10 +59,11 @@ impl Filesystem for Adapter {
             v.forget(ino, count);
             Ok(())
         });
+        self.linger.wait();
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.answer(self.call("getattr", ino, |v, ino| v.getattr(ino)));
+        self.answer(reply, self.call("getattr", ino, |v, ino| v.getattr(ino)));
     }
 
     fn setattr(
@@ -97,11 +99,11 @@ impl Filesystem for Adapter {
             }
             v.setattr(ino, &change)
         });
-        reply.answer(done);
+        self.answer(reply, done);
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        reply.answer(self.call("readlink", ino, |v, ino| v.readlink(ino)));
+        self.answer(reply, self.call("readlink", ino, |v, ino| v.readlink(ino)));
     }
 
     fn mknod(
@@ -118,7 +120,7 @@ impl Filesystem for Adapter {
             let kind = file_kind(mode)?;
             v.mknod(parent, name, kind, perm(mode), rdev, caller(req, umask))
         });
-        reply.answer(made);
+        self.answer(reply, made);
     }
 
     fn mkdir(
@@ -133,15 +135,21 @@ impl Filesystem for Adapter {
         let made = self.change("mkdir", parent, |v, parent| {
             v.mkdir(parent, name, perm(mode), caller(req, umask))
         });
-        reply.answer(made);
+        self.answer(reply, made);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply.answer(self.change("unlink", parent, |v, parent| v.unlink(parent, name)));
+        self.answer(
+            reply,
+            self.change("unlink", parent, |v, parent| v.unlink(parent, name)),
+        );
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply.answer(self.change("rmdir", parent, |v, parent| v.rmdir(parent, name)));
+        self.answer(
+            reply,
+            self.change("rmdir", parent, |v, parent| v.rmdir(parent, name)),
+        );
     }
 
     fn symlink(
@@ -155,7 +163,7 @@ impl Filesystem for Adapter {
         let made = self.change("symlink", parent, |v, parent| {
             v.symlink(parent, name, target.as_os_str().as_bytes(), caller(req, 0))
         });
-        reply.answer(made);
+        self.answer(reply, made);
     }
 
     fn rename(
@@ -177,12 +185,12 @@ impl Filesystem for Adapter {
                 rename_mode(flags)?,
             )
         });
-        reply.answer(moved);
+        self.answer(reply, moved);
     }
 
     fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let made = self.change("link", ino, |v, ino| v.link(ino, Ino(parent.0), name));
-        reply.answer(made);
+        self.answer(reply, made);
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -193,7 +201,7 @@ impl Filesystem for Adapter {
         } else {
             self.call("open", ino, open)
         };
-        reply.answer(opened.map(|handle| (handle, fopen_flags(flags.0))));
+        self.answer(reply, opened.map(|handle| (handle, fopen_flags(flags.0))));
     }
 
     fn create(
@@ -221,6 +229,7 @@ impl Filesystem for Adapter {
             }
             Err(e) => reply.error(e),
         }
+        self.linger.wait();
     }
 
     fn read(
@@ -248,6 +257,7 @@ impl Filesystem for Adapter {
                 Err(e) => reply.error(e),
             }
         });
+        self.linger.wait();
     }
 
     fn write(
@@ -268,11 +278,14 @@ impl Filesystem for Adapter {
                 v.write(ino, Handle(fh.0), plain_offset, data)
             })
         });
-        reply.answer(written.map(|()| data.len() as u32));
+        self.answer(reply, written.map(|()| data.len() as u32));
     }
 
     fn flush(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.answer(self.call("flush", ino, |v, ino| v.flush(ino, Handle(fh.0))));
+        self.answer(
+            reply,
+            self.call("flush", ino, |v, ino| v.flush(ino, Handle(fh.0))),
+        );
     }
 
     fn release(
@@ -289,7 +302,7 @@ impl Filesystem for Adapter {
             v.release(ino, Handle(fh.0));
             Ok(())
         });
-        reply.answer(released);
+        self.answer(reply, released);
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -303,7 +316,7 @@ impl Filesystem for Adapter {
         }
         let opened = self.call("opendir", ino, |v, ino| v.opendir(ino));
         let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
-        reply.answer(opened.map(|handle| (handle, flags)));
+        self.answer(reply, opened.map(|handle| (handle, flags)));
     }
 
     fn readdir(
@@ -328,6 +341,7 @@ impl Filesystem for Adapter {
             // An error further on is met again there: the entries so far are the kernel's to know, and to forget.
             _ => reply.ok(),
         }
+        self.linger.wait();
     }
 
     fn readdirplus(
@@ -353,6 +367,7 @@ impl Filesystem for Adapter {
             // An error further on is met again there: the entries so far are the kernel's to know, and to forget.
             _ => reply.ok(),
         }
+        self.linger.wait();
     }
 
     fn releasedir(
@@ -367,7 +382,7 @@ impl Filesystem for Adapter {
             v.releasedir(ino, Handle(fh.0));
             Ok(())
         });
-        reply.answer(released);
+        self.answer(reply, released);
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -375,7 +390,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        reply.answer(self.call("statfs", ino, |v, _| v.statfs()));
+        self.answer(reply, self.call("statfs", ino, |v, _| v.statfs()));
     }
 
     fn setxattr(
@@ -394,7 +409,7 @@ impl Filesystem for Adapter {
             }
             v.setxattr(ino, name, value, xattr_mode(flags)?)
         });
-        reply.answer(set);
+        self.answer(reply, set);
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -405,6 +420,7 @@ impl Filesystem for Adapter {
             _ => self.call("getxattr", ino, |v, ino| v.getxattr(ino, name)),
         };
         answer_xattr(reply, size, value);
+        self.linger.wait();
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
@@ -413,10 +429,14 @@ impl Filesystem for Adapter {
             size,
             self.call("listxattr", ino, |v, ino| v.listxattr(ino)),
         );
+        self.linger.wait();
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply.answer(self.change("removexattr", ino, |v, ino| v.removexattr(ino, name)));
+        self.answer(
+            reply,
+            self.change("removexattr", ino, |v, ino| v.removexattr(ino, name)),
+        );
     }
 
     fn ioctl(
@@ -462,7 +482,7 @@ impl Filesystem for Adapter {
                 v.fallocate(ino, plain_offset, plain_len, fallocate_mode(mode)?)
             })
         });
-        reply.answer(done);
+        self.answer(reply, done);
     }
 
     fn lseek(
@@ -483,7 +503,7 @@ impl Filesystem for Adapter {
             };
             v.lseek(ino, plain_offset, whence)
         });
-        reply.answer(found);
+        self.answer(reply, found);
     }
 
     fn copy_file_range(
@@ -506,7 +526,7 @@ impl Filesystem for Adapter {
                 v.copy_file_range(Ino(from.0), from_offset, to, to_offset, len)
             })
         });
-        reply.answer(copied.map(|count| count as u32));
+        self.answer(reply, copied.map(|count| count as u32));
     }
 }
 
