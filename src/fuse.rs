@@ -16,11 +16,9 @@ use fuser::{
 use crate::error::{Error, Kind, Result};
 use crate::volume::{Ino, Volume};
 
-mod linger;
 mod ops;
 mod types;
 
-use linger::Linger;
 use types::Answer;
 
 /// The largest write in one request, in bytes: what the kernel's 256 pages per request allow.
@@ -69,7 +67,6 @@ impl Session {
     /// Answers the requests that come from `device`, an open `/dev/fuse` that is mounted already. `name` is the
     /// value of [`SESSION_ATTRIBUTE`].
     pub fn start(volume: Arc<dyn Volume>, device: OwnedFd, name: Option<String>) -> Result<Self> {
-        let failed = |e| Error::new(Kind::Io(e), "/dev/fuse");
         let (alive, gone) = mpsc::channel();
         let kernel = Arc::new(OnceLock::new());
         let adapter = Adapter {
@@ -77,7 +74,6 @@ impl Session {
             name,
             read_only: AtomicBool::new(false),
             no_opendir: false,
-            linger: Linger::new(&device).map_err(failed)?,
             kernel: kernel.clone(),
             _alive: alive,
         };
@@ -90,7 +86,7 @@ impl Session {
                 let _ = kernel.set(session.notifier());
                 session.spawn()
             })
-            .map_err(failed)?;
+            .map_err(|e| Error::new(Kind::Io(e), "/dev/fuse"))?;
         Ok(Self { session, gone })
     }
 
@@ -112,7 +108,6 @@ struct Adapter {
     /// Set by the first panic: whatever it left half done, nothing is written on top.
     read_only: AtomicBool,
     no_opendir: bool,
-    linger: Linger,
     /// For what the kernel has to be told; there before the first request is taken.
     kernel: Arc<OnceLock<Notifier>>,
     _alive: mpsc::Sender<()>,
@@ -161,12 +156,6 @@ impl Adapter {
             }
         }
         Ok(())
-    }
-
-    /// Replies, and has the next request find a thread awake.
-    fn answer<T>(&self, reply: impl Answer<T>, result: Result<T, Errno>) {
-        reply.answer(result);
-        self.linger.wait();
     }
 
     /// Replies when the volume says so, from whichever thread that is. A callback that is dropped unused drops

@@ -51,7 +51,6 @@ impl Filesystem for Adapter {
             Ok(None) => reply.entry(&TTL, &NEGATIVE, GENERATION),
             Err(e) => reply.error(e),
         }
-        self.linger.wait();
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
@@ -59,11 +58,10 @@ impl Filesystem for Adapter {
             v.forget(ino, count);
             Ok(())
         });
-        self.linger.wait();
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.answer(reply, self.call("getattr", ino, |v, ino| v.getattr(ino)));
+        reply.answer(self.call("getattr", ino, |v, ino| v.getattr(ino)));
     }
 
     fn setattr(
@@ -99,11 +97,11 @@ impl Filesystem for Adapter {
             }
             v.setattr(ino, &change)
         });
-        self.answer(reply, done);
+        reply.answer(done);
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        self.answer(reply, self.call("readlink", ino, |v, ino| v.readlink(ino)));
+        reply.answer(self.call("readlink", ino, |v, ino| v.readlink(ino)));
     }
 
     fn mknod(
@@ -120,7 +118,7 @@ impl Filesystem for Adapter {
             let kind = file_kind(mode)?;
             v.mknod(parent, name, kind, perm(mode), rdev, caller(req, umask))
         });
-        self.answer(reply, made);
+        reply.answer(made);
     }
 
     fn mkdir(
@@ -135,21 +133,15 @@ impl Filesystem for Adapter {
         let made = self.change("mkdir", parent, |v, parent| {
             v.mkdir(parent, name, perm(mode), caller(req, umask))
         });
-        self.answer(reply, made);
+        reply.answer(made);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.answer(
-            reply,
-            self.change("unlink", parent, |v, parent| v.unlink(parent, name)),
-        );
+        reply.answer(self.change("unlink", parent, |v, parent| v.unlink(parent, name)));
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.answer(
-            reply,
-            self.change("rmdir", parent, |v, parent| v.rmdir(parent, name)),
-        );
+        reply.answer(self.change("rmdir", parent, |v, parent| v.rmdir(parent, name)));
     }
 
     fn symlink(
@@ -163,7 +155,7 @@ impl Filesystem for Adapter {
         let made = self.change("symlink", parent, |v, parent| {
             v.symlink(parent, name, target.as_os_str().as_bytes(), caller(req, 0))
         });
-        self.answer(reply, made);
+        reply.answer(made);
     }
 
     fn rename(
@@ -185,12 +177,12 @@ impl Filesystem for Adapter {
                 rename_mode(flags)?,
             )
         });
-        self.answer(reply, moved);
+        reply.answer(moved);
     }
 
     fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let made = self.change("link", ino, |v, ino| v.link(ino, Ino(parent.0), name));
-        self.answer(reply, made);
+        reply.answer(made);
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -201,7 +193,7 @@ impl Filesystem for Adapter {
         } else {
             self.call("open", ino, open)
         };
-        self.answer(reply, opened.map(|handle| (handle, fopen_flags(flags.0))));
+        reply.answer(opened.map(|handle| (handle, fopen_flags(flags.0))));
     }
 
     fn create(
@@ -229,7 +221,6 @@ impl Filesystem for Adapter {
             }
             Err(e) => reply.error(e),
         }
-        self.linger.wait();
     }
 
     fn read(
@@ -257,7 +248,6 @@ impl Filesystem for Adapter {
                 Err(e) => reply.error(e),
             }
         });
-        self.linger.wait();
     }
 
     fn write(
@@ -278,14 +268,11 @@ impl Filesystem for Adapter {
                 v.write(ino, Handle(fh.0), plain_offset, data)
             })
         });
-        self.answer(reply, written.map(|()| data.len() as u32));
+        reply.answer(written.map(|()| data.len() as u32));
     }
 
     fn flush(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        self.answer(
-            reply,
-            self.call("flush", ino, |v, ino| v.flush(ino, Handle(fh.0))),
-        );
+        reply.answer(self.call("flush", ino, |v, ino| v.flush(ino, Handle(fh.0))));
     }
 
     fn release(
@@ -302,7 +289,7 @@ impl Filesystem for Adapter {
             v.release(ino, Handle(fh.0));
             Ok(())
         });
-        self.answer(reply, released);
+        reply.answer(released);
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -316,7 +303,7 @@ impl Filesystem for Adapter {
         }
         let opened = self.call("opendir", ino, |v, ino| v.opendir(ino));
         let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
-        self.answer(reply, opened.map(|handle| (handle, flags)));
+        reply.answer(opened.map(|handle| (handle, flags)));
     }
 
     fn readdir(
@@ -341,7 +328,6 @@ impl Filesystem for Adapter {
             // An error further on is met again there: the entries so far are the kernel's to know, and to forget.
             _ => reply.ok(),
         }
-        self.linger.wait();
     }
 
     fn readdirplus(
@@ -367,7 +353,6 @@ impl Filesystem for Adapter {
             // An error further on is met again there: the entries so far are the kernel's to know, and to forget.
             _ => reply.ok(),
         }
-        self.linger.wait();
     }
 
     fn releasedir(
@@ -382,7 +367,7 @@ impl Filesystem for Adapter {
             v.releasedir(ino, Handle(fh.0));
             Ok(())
         });
-        self.answer(reply, released);
+        reply.answer(released);
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -390,7 +375,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        self.answer(reply, self.call("statfs", ino, |v, _| v.statfs()));
+        reply.answer(self.call("statfs", ino, |v, _| v.statfs()));
     }
 
     fn setxattr(
@@ -409,7 +394,7 @@ impl Filesystem for Adapter {
             }
             v.setxattr(ino, name, value, xattr_mode(flags)?)
         });
-        self.answer(reply, set);
+        reply.answer(set);
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -420,7 +405,6 @@ impl Filesystem for Adapter {
             _ => self.call("getxattr", ino, |v, ino| v.getxattr(ino, name)),
         };
         answer_xattr(reply, size, value);
-        self.linger.wait();
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
@@ -429,14 +413,10 @@ impl Filesystem for Adapter {
             size,
             self.call("listxattr", ino, |v, ino| v.listxattr(ino)),
         );
-        self.linger.wait();
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.answer(
-            reply,
-            self.change("removexattr", ino, |v, ino| v.removexattr(ino, name)),
-        );
+        reply.answer(self.change("removexattr", ino, |v, ino| v.removexattr(ino, name)));
     }
 
     fn ioctl(
@@ -482,7 +462,7 @@ impl Filesystem for Adapter {
                 v.fallocate(ino, plain_offset, plain_len, fallocate_mode(mode)?)
             })
         });
-        self.answer(reply, done);
+        reply.answer(done);
     }
 
     fn lseek(
@@ -503,7 +483,7 @@ impl Filesystem for Adapter {
             };
             v.lseek(ino, plain_offset, whence)
         });
-        self.answer(reply, found);
+        reply.answer(found);
     }
 
     fn copy_file_range(
@@ -526,7 +506,7 @@ impl Filesystem for Adapter {
                 v.copy_file_range(Ino(from.0), from_offset, to, to_offset, len)
             })
         });
-        self.answer(reply, copied.map(|count| count as u32));
+        reply.answer(copied.map(|count| count as u32));
     }
 }
 
