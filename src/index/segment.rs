@@ -115,6 +115,11 @@ impl SegmentWriter {
         self.spoiled
     }
 
+    /// Lets nothing be added any more: a sync has failed.
+    pub fn spoil(&mut self) {
+        self.spoiled = true;
+    }
+
     /// Adds a frame. It is with the system on return, not on the disk.
     pub fn append(&mut self, frame: &Frame) -> Result<()> {
         self.write_message(Part::Frame, &to_cbor(frame))

@@ -13,8 +13,9 @@ use parking_lot::{Condvar, Mutex};
 use super::Core;
 use super::file::OpenFile;
 use crate::error::{Error, Kind, Result};
+use crate::index::record::{PackLen, Record};
 use crate::store::{Area, Growing};
-use crate::volume::Done;
+use crate::volume::{Done, Time};
 
 /// What is dirty or not durable for so long, is made durable.
 const DURABLE_AFTER: Duration = Duration::from_secs(5);
@@ -262,8 +263,16 @@ impl Core {
                 }
                 journal.sync_point()
             };
-            self.sync_packs_and(&segments)?;
-            if self.journal.lock().synced(&segments, appended) {
+            let synced = self.sync_packs_and(&segments);
+            let mut journal = self.journal.lock();
+            if let Err(e) = synced {
+                // This sync has failed, whatever the next one does: that needs a file that can be synced.
+                if let Err(again) = journal.replace_unsyncable(&self.tree) {
+                    log::warn!("{again}");
+                }
+                return Err(e);
+            }
+            if journal.synced(&segments, appended) {
                 return Ok(());
             }
         }
@@ -285,12 +294,10 @@ impl Core {
         if finished.is_empty() {
             return Ok(());
         }
-        let wall = crate::volume::Time::now();
-        let records = finished
-            .iter()
-            .map(|p| crate::index::record::Record::Pack(*p))
-            .collect();
-        self.journal.lock().append(&self.tree, wall, records)?;
+        let records = finished.iter().map(|p| Record::Pack(*p)).collect();
+        self.journal
+            .lock()
+            .append(&self.tree, Time::now(), records)?;
         self.sync()?;
         self.contents.publish(&finished)
     }
@@ -298,37 +305,47 @@ impl Core {
     /// Finishes the open pack and the open segment, and publishes both.
     pub(super) fn publish(&self) -> Result<()> {
         self.empty_spoiled()?;
-        let (closed, finished, (segments, appended)) = {
-            let mut journal = self.journal.lock();
-            if journal.is_idle() && self.contents.is_idle() {
-                return Ok(());
-            }
-            // Under the journal's lock, so that no frame can name a pack that is still open when it closes.
-            self.contents.finish_open()?;
-            if let Some(id) = self.contents.spoiled().first() {
-                // What failed meanwhile has to be copied first: a published frame names published packs only.
-                return Err(Error::new(Kind::Poisoned, format_args!("data/{id}")));
-            }
-            let finished = self.contents.finished();
-            if !finished.is_empty() {
-                let records = finished
-                    .iter()
-                    .map(|p| crate::index::record::Record::Pack(*p))
-                    .collect();
-                journal.append(&self.tree, crate::volume::Time::now(), records)?;
-            }
-            let closed = journal.close_segment(&self.tree)?;
-            (closed, finished, journal.sync_point())
+        // Most of the waiting, while others go on.
+        self.sync()?;
+        let Some(finished) = self.finish()? else {
+            return Ok(());
         };
-        // Also where all frames are durable: the end of the segment is not.
-        self.sync_packs_and(&segments)?;
-        self.journal.lock().synced(&segments, appended);
         self.contents.publish(&finished)?;
+        let closed = self.journal.lock().to_publish();
         if let Some(closed) = closed {
             self.store.publish(closed.id, Area::Index)?;
             self.journal.lock().published();
         }
         self.remember()
+    }
+
+    /// Gives the open pack and the open segment an end that is durable; answers which packs are to be published, `None`
+    /// where nothing has changed.
+    fn finish(&self) -> Result<Option<Vec<PackLen>>> {
+        // Locked to the end: no frame may name a pack that is still open when the segment closes, and none may be
+        // made on top of an end that is not durable.
+        let mut journal = self.journal.lock();
+        if journal.is_idle() && self.contents.is_idle() {
+            return Ok(None);
+        }
+        self.contents.finish_open()?;
+        if let Some(id) = self.contents.spoiled().first() {
+            // What failed meanwhile has to be copied first: a published frame names published packs only.
+            return Err(Error::new(Kind::Poisoned, format_args!("data/{id}")));
+        }
+        let finished = self.contents.finished();
+        if !finished.is_empty() {
+            let records = finished.iter().map(|p| Record::Pack(*p)).collect();
+            journal.append(&self.tree, Time::now(), records)?;
+        }
+        let closed = journal.close_segment(&self.tree)?;
+        let (segments, appended) = journal.sync_point();
+        self.sync_packs_and(&segments)?;
+        journal.synced(&segments, appended);
+        if let Some(closed) = closed {
+            journal.closed(closed);
+        }
+        Ok(Some(finished))
     }
 }
 

@@ -28,7 +28,7 @@ pub struct Journal {
     master: Arc<MasterKey>,
     device: DeviceId,
     open: Option<Open>,
-    /// Closed, and not published yet: the next one is closed only when this one is.
+    /// Closed and durable, and not published yet: the next one is closed only when this one is.
     closed: Option<Arc<ClosedSegment>>,
     /// The newest published (or closed) segment of each device that is in the tree.
     pub heads: BTreeMap<DeviceId, Head>,
@@ -184,6 +184,16 @@ impl Journal {
             .append(frame)
     }
 
+    /// After a sync that failed: where it was the open segment's, a copy takes its place.
+    pub fn replace_unsyncable(&mut self, tree: &RwLock<Tree>) -> Result<()> {
+        if let Some(open) = &mut self.open
+            && open.writer.file().sync().is_err()
+        {
+            open.writer.spoil();
+        }
+        self.replace_spoiled(tree).map(drop)
+    }
+
     /// Copies the frames of a segment that a write failed in into a new one; answers their ids. Stamps name the
     /// new one from now on: nobody else has seen the old.
     fn replace_spoiled(&mut self, tree: &RwLock<Tree>) -> Result<Option<(ObjectId, ObjectId)>> {
@@ -238,11 +248,10 @@ impl Journal {
         })
     }
 
-    /// The files that frames were written to and are not published, and how many frames there are, for a sync.
+    /// The file of the open segment, and how many frames there are, for a sync: closed ones are durable.
     pub fn sync_point(&self) -> (Vec<Arc<dyn Growing>>, u64) {
-        let closed = self.closed.iter().map(|c| &c.file);
         let open = self.open.iter().map(|o| o.writer.file());
-        (closed.chain(open).cloned().collect(), self.appended)
+        (open.cloned().collect(), self.appended)
     }
 
     /// Frames up to number `point`, which are in `files`, are durable; false where a file was replaced meanwhile
@@ -275,11 +284,12 @@ impl Journal {
         self.closed.is_some() || open.is_some_and(|o| o.writer.cipher_len() >= SEGMENT_CIPHER_LEN)
     }
 
-    /// Closes the open segment, which is a head from now on. The closed one has to be synced and published next;
-    /// until then it is the one that is answered.
-    pub fn close_segment(&mut self, tree: &RwLock<Tree>) -> Result<Option<Arc<ClosedSegment>>> {
+    /// Writes the end of the open segment; nothing where the one before is not published yet. The caller, who holds
+    /// the lock, has it synced and calls [`Journal::closed`] before anything is made on top of it. Where that fails, a
+    /// copy without an end takes its place at the next frame.
+    pub fn close_segment(&mut self, tree: &RwLock<Tree>) -> Result<Option<ClosedSegment>> {
         if self.closed.is_some() {
-            return Ok(self.closed.clone());
+            return Ok(None);
         }
         self.replace_spoiled(tree)?;
         let Some(open) = &mut self.open else {
@@ -291,17 +301,24 @@ impl Journal {
             self.store.discard(id)?;
             return Ok(None);
         }
-        let number = open.writer.number();
-        let closed = Arc::new(open.writer.close(Vec::new())?);
-        self.open = None;
+        open.writer.close(Vec::new()).map(Some)
+    }
+
+    /// The open segment, with this end, is durable: it is a head from now on.
+    pub fn closed(&mut self, closed: ClosedSegment) {
         let head = Head {
             device: self.device,
-            number,
+            number: self.next_number(),
             sha256: closed.sha256,
         };
+        self.open = None;
         self.heads.insert(self.device, head);
-        self.closed = Some(closed.clone());
-        Ok(Some(closed))
+        self.closed = Some(Arc::new(closed));
+    }
+
+    /// The closed segment that waits to be published.
+    pub fn to_publish(&self) -> Option<Arc<ClosedSegment>> {
+        self.closed.clone()
     }
 
     /// The closed segment is published.

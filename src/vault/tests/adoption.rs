@@ -26,8 +26,11 @@ fn what_was_made_on_top_of_a_torn_segment_does_not_count() {
             bench.mkdir(&format!("first{i}"));
         }
         let core = bench.core();
-        core.journal.lock().close_segment(&core.tree).unwrap();
-        core.journal.lock().published();
+        let mut journal = core.journal.lock();
+        let closed = journal.close_segment(&core.tree).unwrap();
+        journal.closed(closed.unwrap());
+        journal.published();
+        drop(journal);
         for i in 0..20 {
             bench.mkdir(&format!("second{i}"));
         }
