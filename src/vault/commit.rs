@@ -256,14 +256,14 @@ impl Core {
     /// power go in between, a frame counts only if all that it names opens.
     pub(super) fn sync(&self) -> Result<()> {
         loop {
-            let (segments, appended) = {
+            let (segment, appended) = {
                 let journal = self.journal.lock();
                 if journal.durable >= journal.appended {
                     return Ok(());
                 }
                 journal.sync_point()
             };
-            let synced = self.sync_packs_and(&segments);
+            let synced = self.sync_packs_and(segment.as_deref());
             let mut journal = self.journal.lock();
             if let Err(e) = synced {
                 // This sync has failed, whatever the next one does: that needs a file that can be synced.
@@ -272,15 +272,15 @@ impl Core {
                 }
                 return Err(e);
             }
-            if journal.synced(&segments, appended) {
+            if journal.synced(segment.as_deref(), appended) {
                 return Ok(());
             }
         }
     }
 
-    fn sync_packs_and(&self, segments: &[Arc<dyn Growing>]) -> Result<()> {
+    fn sync_packs_and(&self, segment: Option<&dyn Growing>) -> Result<()> {
         let unsynced = self.contents.take_unsynced();
-        let synced = sync_all(segments, &unsynced.files);
+        let synced = sync_all(segment, &unsynced.files);
         match &synced {
             Ok(()) => unsynced.uncache(),
             Err(_) => self.contents.put_back_unsynced(unsynced.files),
@@ -313,7 +313,7 @@ impl Core {
         self.contents.publish(&finished)?;
         let closed = self.journal.lock().to_publish();
         if let Some(closed) = closed {
-            self.store.publish(closed.id, Area::Index)?;
+            self.store.publish(closed, Area::Index)?;
             self.journal.lock().published();
         }
         self.remember()
@@ -339,9 +339,9 @@ impl Core {
             journal.append(&self.tree, Time::now(), records)?;
         }
         let closed = journal.close_segment(&self.tree)?;
-        let (segments, appended) = journal.sync_point();
-        self.sync_packs_and(&segments)?;
-        journal.synced(&segments, appended);
+        let (segment, appended) = journal.sync_point();
+        self.sync_packs_and(segment.as_deref())?;
+        journal.synced(segment.as_deref(), appended);
         if let Some(closed) = closed {
             journal.closed(closed);
         }
@@ -366,15 +366,15 @@ fn answer(waiting: Vec<Done>, synced: Result<()>) {
     }
 }
 
-fn sync_all(segments: &[Arc<dyn Growing>], packs: &[Arc<dyn Growing>]) -> Result<()> {
-    let sync = |files: &[Arc<dyn Growing>]| files.iter().try_for_each(|f| f.sync());
-    if segments.is_empty() || packs.is_empty() {
-        return sync(packs).and_then(|()| sync(segments));
-    }
+fn sync_all(segment: Option<&dyn Growing>, packs: &[Arc<dyn Growing>]) -> Result<()> {
+    let sync_packs = || packs.iter().try_for_each(|p| p.sync());
+    let Some(segment) = segment.filter(|_| !packs.is_empty()) else {
+        return sync_packs().and(segment.map_or(Ok(()), |s| s.sync()));
+    };
     std::thread::scope(|scope| {
         // On a disk the two waits are one: the filesystem below commits both together.
-        let beside = scope.spawn(|| sync(segments));
-        let result = sync(packs);
+        let beside = scope.spawn(|| segment.sync());
+        let result = sync_packs();
         result.and(beside.join().unwrap_or_else(|_| Err(Kind::Poisoned.into())))
     })
 }

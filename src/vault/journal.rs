@@ -29,7 +29,7 @@ pub struct Journal {
     device: DeviceId,
     open: Option<Open>,
     /// Closed and durable, and not published yet: the next one is closed only when this one is.
-    closed: Option<Arc<ClosedSegment>>,
+    closed: Option<Published>,
     /// The newest published (or closed) segment of each device that is in the tree.
     pub heads: BTreeMap<DeviceId, Head>,
     /// The newest base.
@@ -249,20 +249,20 @@ impl Journal {
     }
 
     /// The file of the open segment, and how many frames there are, for a sync: closed ones are durable.
-    pub fn sync_point(&self) -> (Vec<Arc<dyn Growing>>, u64) {
-        let open = self.open.iter().map(|o| o.writer.file());
-        (open.cloned().collect(), self.appended)
+    pub fn sync_point(&self) -> (Option<Arc<dyn Growing>>, u64) {
+        let open = self.open.as_ref().map(|o| o.writer.file().clone());
+        (open, self.appended)
     }
 
-    /// Frames up to number `point`, which are in `files`, are durable; false where a file was replaced meanwhile
-    /// by a copy, which is not.
-    pub fn synced(&mut self, files: &[Arc<dyn Growing>], point: u64) -> bool {
-        let (now, _) = self.sync_point();
-        let all = files.iter().all(|f| now.iter().any(|n| n.id() == f.id()));
-        if all {
+    /// Frames up to number `point`, which are in `file`, are durable; false where a copy, which is not, took its place
+    /// meanwhile.
+    pub fn synced(&mut self, file: Option<&dyn Growing>, point: u64) -> bool {
+        let open = self.open.as_ref().map(|o| o.writer.id());
+        let is_same = file.is_none_or(|f| Some(f.id()) == open);
+        if is_same {
             self.durable = self.durable.max(point);
         }
-        all
+        is_same
     }
 
     /// Whether nothing waits to be published.
@@ -306,32 +306,31 @@ impl Journal {
 
     /// The open segment, with this end, is durable: it is a head from now on.
     pub fn closed(&mut self, closed: ClosedSegment) {
+        let (device, number) = (self.device, self.next_number());
+        let sha256 = closed.sha256;
         let head = Head {
-            device: self.device,
-            number: self.next_number(),
-            sha256: closed.sha256,
+            device,
+            number,
+            sha256,
         };
         self.open = None;
-        self.heads.insert(self.device, head);
-        self.closed = Some(Arc::new(closed));
+        self.heads.insert(device, head);
+        self.closed = Some(Published {
+            id: closed.id,
+            device,
+            number,
+            cipher_len: closed.cipher_len,
+        });
     }
 
     /// The closed segment that waits to be published.
-    pub fn to_publish(&self) -> Option<Arc<ClosedSegment>> {
-        self.closed.clone()
+    pub fn to_publish(&self) -> Option<ObjectId> {
+        self.closed.as_ref().map(|c| c.id)
     }
 
     /// The closed segment is published.
     pub fn published(&mut self) {
-        let Some(closed) = self.closed.take() else {
-            return;
-        };
-        self.uncovered.push(Published {
-            id: closed.id,
-            device: self.device,
-            number: self.heads.get(&self.device).map_or(0, |h| h.number),
-            cipher_len: closed.cipher_len,
-        });
+        self.uncovered.extend(self.closed.take());
     }
 }
 

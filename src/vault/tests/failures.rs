@@ -174,8 +174,8 @@ fn what_was_durable_before_a_sync_failed_is_so_afterwards() {
 /// Frames that can be read in the open segment.
 fn frames(bench: &Bench) -> usize {
     let journal = bench.core().journal.lock();
-    let (files, _) = journal.sync_point();
-    let id = files[0].id();
+    let (file, _) = journal.sync_point();
+    let id = file.unwrap().id();
     let file = bench.store.open_leftover(id).unwrap();
     let reader = SegmentReader::open(file, id, &bench.core().master, SegmentExtent::Leftover);
     let mut count = 0;
