@@ -243,11 +243,7 @@ impl Core {
         let mut result = Ok(());
         for file in old {
             self.serve();
-            let flushed = self.flush_file(&file);
-            let ino = file.ino;
-            drop(file);
-            self.close_file(ino);
-            result = result.and(flushed);
+            result = result.and(self.flush_and_close(file));
         }
         result
     }

@@ -29,13 +29,18 @@ impl Core {
         let files: Vec<Arc<OpenFile>> = self.files.lock().values().cloned().collect();
         let mut result = Ok(());
         for file in files {
-            let flushed = self.flush_file(&file);
-            let ino = file.ino;
-            drop(file);
-            self.close_file(ino);
-            result = result.and(flushed);
+            result = result.and(self.flush_and_close(file));
         }
         result
+    }
+
+    /// Writes out what is dirty in a file, and forgets it where nothing else needs it.
+    pub(super) fn flush_and_close(&self, file: Arc<OpenFile>) -> Result<()> {
+        let flushed = self.flush_file(&file);
+        let ino = file.ino;
+        drop(file);
+        self.close_file(ino);
+        flushed
     }
 
     /// Seals what is dirty into packs, and frames it. What could not be written stays dirty.
