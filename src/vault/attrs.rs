@@ -21,41 +21,27 @@ const XATTR_ALL_LEN_MAX: usize = 1 << 20;
 
 impl Core {
     /// Attributes with what is dirty counted in.
-    pub(super) fn with_dirty(&self, mut attr: Attr) -> Attr {
-        if attr.kind != FileKind::Regular {
-            return attr;
-        }
-        let Some(file) = self.opened(attr.ino) else {
-            // It may have been written out and closed since `attr` was taken.
-            let tree = self.tree.read();
-            return tree.find(attr.ino).map_or(attr, |ix| tree.attr(ix));
-        };
-        let state = file.state.lock();
-        // The tree once more, now that no flush can begin: it may have taken in what was dirty a moment ago.
+    pub(super) fn attr(&self, ino: Ino) -> Result<Attr> {
+        // Before the tree, in which what is dirty now may be a moment later; while the state is locked, it is not.
+        let file = self.opened(ino);
+        let state = file.as_ref().map(|f| f.state.lock());
         let tree = self.tree.read();
-        if let Some(ix) = tree.find(attr.ino) {
-            attr = tree.attr(ix);
-            let covered =
-                |from, to| file::covered(tree.inode(ix).extents().overlapping(from, to), from, to);
-            let dirty = state.dirty.bytes_outside(covered);
-            let leaving = state
-                .leaving
-                .as_ref()
-                .map_or(0, |l| l.bytes_outside(covered));
-            attr.blocks_512 += (dirty + leaving).div_ceil(512);
-        }
+        let ix = self.find(&tree, ino)?;
+        let mut attr = tree.attr(ix);
+        let Some(state) = state else { return Ok(attr) };
+        let covered =
+            |from, to| file::covered(tree.inode(ix).extents().overlapping(from, to), from, to);
+        let dirty = state.dirty.bytes_outside(covered);
+        let leaving = state
+            .leaving
+            .as_ref()
+            .map_or(0, |l| l.bytes_outside(covered));
+        attr.blocks_512 += (dirty + leaving).div_ceil(512);
         attr.plain_size = attr.plain_size.max(state.end());
         if let Some(mtime) = state.mtime {
             (attr.mtime, attr.ctime) = (mtime, mtime.max(attr.ctime));
         }
-        attr
-    }
-
-    pub(super) fn attr(&self, ino: Ino) -> Result<Attr> {
-        let tree = self.tree.read();
-        let attr = tree.attr(self.find(&tree, ino)?);
-        drop(tree);
-        Ok(self.with_dirty(attr))
+        Ok(attr)
     }
 
     pub(super) fn change_attrs(&self, ino: Ino, change: &SetAttr) -> Result<Attr> {

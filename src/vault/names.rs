@@ -27,7 +27,8 @@ pub(super) struct Wanted<'a> {
 pub(super) struct Listed {
     pub cookie: u64,
     pub name: Vec<u8>,
-    pub attr: Attr,
+    pub ino: Ino,
+    pub kind: FileKind,
     /// The kernel will hold a reference to it.
     pub held: bool,
 }
@@ -71,9 +72,9 @@ impl Core {
             _ => tree.link(self.existing(&tree, dir, name)?).inode(),
         };
         tree.inode(ix).hold(1);
-        let attr = tree.attr(ix);
+        let ino = tree.ino(ix);
         drop(tree);
-        Ok(self.with_dirty(attr))
+        self.attr(ino)
     }
 
     /// At most `count` entries of a directory behind `cookie`, `.` and `..` first. With `hold`, each
@@ -102,7 +103,8 @@ impl Core {
             Listed {
                 cookie,
                 name: name.to_vec(),
-                attr: tree.attr(ix),
+                ino: tree.ino(ix),
+                kind: tree.inode(ix).kind(),
                 held,
             }
         });
@@ -197,9 +199,8 @@ impl Core {
         let tree = self.tree.read();
         let ix = self.find(&tree, ino)?;
         tree.inode(ix).hold(1);
-        let attr = tree.attr(ix);
         drop(tree);
-        Ok(self.with_dirty(attr))
+        self.attr(ino)
     }
 
     pub(super) fn remove_name(&self, parent: Ino, name: &OsStr, directory: bool) -> Result<()> {

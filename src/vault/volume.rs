@@ -115,20 +115,22 @@ impl Volume for Vault {
             let batch = core.list(ino, cookie, BATCH, plus)?;
             let last = batch.len() < BATCH;
             for (i, entry) in batch.iter().enumerate() {
-                let attr = plus.then(|| core.with_dirty(entry.attr));
-                let (name, cookie) = (OsStr::from_bytes(&entry.name), entry.cookie);
-                if !take(Dirent {
-                    ino: entry.attr.ino,
-                    kind: entry.attr.kind,
-                    name,
-                    cookie,
-                    attr,
-                }) {
+                let attr = plus.then(|| core.attr(entry.ino)).transpose();
+                let taken = attr.map(|attr| {
+                    take(Dirent {
+                        ino: entry.ino,
+                        kind: entry.kind,
+                        name: OsStr::from_bytes(&entry.name),
+                        cookie: entry.cookie,
+                        attr,
+                    })
+                });
+                if !matches!(taken, Ok(true)) {
                     batch[i..]
                         .iter()
                         .filter(|e| e.held)
-                        .for_each(|e| core.let_go(e.attr.ino, 1));
-                    return Ok(());
+                        .for_each(|e| core.let_go(e.ino, 1));
+                    return taken.map(drop);
                 }
             }
             match batch.last() {
