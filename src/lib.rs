@@ -32,9 +32,10 @@
 //! 1. `fuse`: the kernel's request becomes [`Volume::read`](volume::Volume::read) on an inode number.
 //! 2. `vault::read`: the inode's extents, copied out of the [`Tree`](index::Tree) under a short lock; what is still in
 //!    the file's dirty buffer lies over them.
-//! 3. [`cache`]: blocks that are there are copied; sequential readers pass it by.
+//! 3. [`cache`]: blocks that are there are copied; sequential readers pass it by. What these will want next,
+//!    `vault::ahead` fetches in large pieces, beside them.
 //! 4. [`pack::Packs`] finds the open [`PackReader`](pack::PackReader); adjacent blocks that are missing are one read of
-//!    the [`Store`](store::Store).
+//!    the [`Store`](store::Store), or lie in a piece that was fetched ahead.
 //! 5. [`crypto::SealKey::open`] opens each block straight into the answer. What does not open is EIO, and named in the log.
 //!
 //! No lock that a reader takes is held over I/O.

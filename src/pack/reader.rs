@@ -125,6 +125,11 @@ impl PackReader {
         Err(self.damaged(format_args!("cannot hold {len} bytes at {start}")))
     }
 
+    /// Reads what the pack has from `cipher_offset`, as [`Object::read_stream`] does.
+    pub fn read_stream(&self, cipher_offset: u32, sealed: &mut [u8]) -> Result<usize> {
+        self.object.read_stream(sealed, u64::from(cipher_offset))
+    }
+
     /// Opens block `block` of `run` from its sealed bytes into `plain`, exactly `run.block_plain_len(block)` long.
     ///
     /// After an error, what is in `plain` means nothing.
@@ -150,12 +155,6 @@ impl PackReader {
     pub fn prefetch(&self, cipher_offset: u32, cipher_len: u32) {
         self.object
             .prefetch(u64::from(cipher_offset), u64::from(cipher_len));
-    }
-
-    /// Says that these bytes of the pack will not be read again soon.
-    pub fn uncache(&self, cipher_offset: u32, cipher_len: u32) {
-        self.object
-            .uncache(u64::from(cipher_offset), u64::from(cipher_len));
     }
 
     /// Opens the trailer; only finished packs have one.

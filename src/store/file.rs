@@ -6,10 +6,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rustix::fs::{Advice, FallocateFlags};
+use rustix::fs::{Advice, FallocateFlags, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::{Growing, Object, ObjectId};
+use super::{Growing, Object, ObjectId, STREAM_ALIGNMENT};
 use crate::error::{Error, Kind, Result};
 
 /// Longest range that one hint asks the kernel for: it cuts longer ones at the device's read-ahead, 128 KiB at least.
@@ -32,6 +32,23 @@ pub(super) fn sync_folder(folder: impl AsFd, name: &str) -> Result<()> {
         Ok(()) | Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(()),
         Err(e) => Err(io_error(e, name)),
     }
+}
+
+/// Reads until `out` is full or the file ends. That ends where a read does between two pages: a direct read from there
+/// on would be refused.
+fn read_some(fd: &OwnedFd, out: &mut [u8], cipher_offset: u64) -> Result<usize, Errno> {
+    let mut done = 0;
+    while done < out.len() {
+        let at = cipher_offset + done as u64;
+        match retry_on_intr(|| rustix::io::pread(fd, &mut out[done..], at))? {
+            0 => break,
+            n => done += n,
+        }
+        if done % STREAM_ALIGNMENT as usize != 0 {
+            break;
+        }
+    }
+    Ok(done)
 }
 
 /// An object open for reading.
@@ -68,6 +85,21 @@ impl Object for StoredFile {
             }
         }
         Ok(())
+    }
+
+    fn read_stream(&self, out: &mut [u8], cipher_offset: u64) -> Result<usize> {
+        // Opened anew each time: it costs little beside the read, and there may be many files.
+        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+        if let Ok(direct) = rustix::fs::open(path, flags, Mode::empty())
+            && let Ok(len) = read_some(&direct, out, cipher_offset)
+        {
+            return Ok(len);
+        }
+        // Not every filesystem can. Nor need the system keep what was read through its memory.
+        let read = read_some(&self.fd, out, cipher_offset);
+        self.uncache(cipher_offset, out.len() as u64);
+        read.map_err(|e| io_error(e, &self.name))
     }
 
     fn uncache(&self, cipher_offset: u64, cipher_len: u64) {
@@ -178,6 +210,10 @@ impl Object for GrowingFile {
     }
     fn read_at(&self, out: &mut [u8], cipher_offset: u64) -> Result<()> {
         self.file.read_at(out, cipher_offset)
+    }
+    fn read_stream(&self, out: &mut [u8], cipher_offset: u64) -> Result<usize> {
+        // What was written lately is in memory.
+        read_some(&self.file.fd, out, cipher_offset).map_err(|e| io_error(e, &self.file.name))
     }
     fn uncache(&self, cipher_offset: u64, cipher_len: u64) {
         // Pages that could not be written look clean, and are all there is.

@@ -94,6 +94,9 @@ pub struct Space {
     pub files_free: u64,
 }
 
+/// What [`Object::read_stream`] wants places to be multiples of, in bytes: a disk's sectors and a page's start.
+pub const STREAM_ALIGNMENT: u32 = 4096;
+
 /// An object, or a growing file, open for reading.
 pub trait Object: Send + Sync {
     /// What errors call it: `data/00ff…`.
@@ -102,6 +105,10 @@ pub trait Object: Send + Sync {
     fn cipher_len(&self) -> Result<u64>;
     /// Fills `out` from `cipher_offset`. An object that ends before is damaged.
     fn read_at(&self, out: &mut [u8], cipher_offset: u64) -> Result<()>;
+    /// Reads what there is from `cipher_offset`, `out.len()` bytes at most, and says how much that was. Place and
+    /// length, and where `out` lies, are multiples of [`STREAM_ALIGNMENT`]: so a disk can fill it without a copy in the
+    /// system's memory.
+    fn read_stream(&self, out: &mut [u8], cipher_offset: u64) -> Result<usize>;
     /// Says that this range will be read soon. A hint: does not wait and cannot fail.
     fn prefetch(&self, cipher_offset: u64, cipher_len: u64);
     /// Says that this range will not be read again soon. A hint: does not wait and cannot fail.

@@ -1,6 +1,7 @@
 //! From extents to bytes: blocks from the cache, else from the store, opened straight into the reply.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::Core;
@@ -39,6 +40,9 @@ impl Want {
     fn cipher_end(&self) -> u32 {
         self.key.cipher_offset + (self.plain_len() + SEAL_OVERHEAD) as u32
     }
+    fn cipher(&self) -> Range<u32> {
+        self.key.cipher_offset..self.cipher_end()
+    }
 }
 
 impl Core {
@@ -66,11 +70,35 @@ impl Core {
         wants.sort_unstable_by_key(|w| (w.run.pack, w.key.cipher_offset));
         let mut rest = &wants[..];
         while !rest.is_empty() {
-            let (group, others) = rest.split_at(one_read(rest));
-            self.read_group(group, out, sequential)?;
-            rest = others;
+            let mut done = 0;
+            if sequential {
+                done = self.open_fetched(rest, out)?;
+            }
+            if done == 0 {
+                done = one_read(rest);
+                self.read_group(&rest[..done], out, sequential)?;
+            }
+            rest = &rest[done..];
         }
         Ok(())
+    }
+
+    /// Opens the first blocks out of a piece that was read ahead. How many: none where they lie in none.
+    fn open_fetched(&self, wants: &[Want], out: &mut [u8]) -> Result<usize> {
+        let Some(first) = wants.first() else {
+            return Ok(0);
+        };
+        let Some(piece) = self.ahead.find(first.run.pack, &first.cipher()) else {
+            return Ok(0);
+        };
+        let covered = |w: &&Want| piece.covers(w.run.pack, &w.cipher());
+        let group = &wants[..wants.iter().take_while(covered).count()];
+        let Some(sealed) = piece.take(&cipher_range(group)) else {
+            return Ok(0);
+        };
+        let reader = self.packs.get(first.run.pack)?;
+        self.open_group(&reader, group, sealed, out, true)?;
+        Ok(group.len())
     }
 
     /// Copies what the cache has of an extent to its `place` in `out`, and notes the blocks that it has not.
@@ -78,7 +106,7 @@ impl Core {
         &self,
         extent: &Extent,
         id: PackId,
-        place: std::ops::Range<usize>,
+        place: Range<usize>,
         out: &mut [u8],
         wants: &mut Vec<Want>,
     ) {
@@ -119,8 +147,7 @@ impl Core {
         }
         let [first, ..] = group else { return Ok(()) };
         let reader = self.packs.get(first.run.pack)?;
-        let start = first.key.cipher_offset;
-        let end = group.iter().map(Want::cipher_end).fold(start, u32::max);
+        let Range { start, end } = cipher_range(group);
         SEALED.with_borrow_mut(|sealed| {
             let len = (end - start) as usize;
             if sealed.len() < len {
@@ -128,61 +155,61 @@ impl Core {
             }
             let sealed = &mut sealed[..len];
             reader.read_sealed(start, sealed)?;
-            if sequential {
-                uncache_behind(&reader, start, end);
-            }
             if !sequential && group.len() == 1 {
                 reader.prefetch(start / READ_AROUND_LEN * READ_AROUND_LEN, READ_AROUND_LEN);
             }
-            // A block that was written over in its middle is wanted twice, on both sides.
-            let mut last: Option<(u32, Arc<[u8]>)> = None;
-            for want in group {
-                let plain_len = want.plain_len();
-                let from = (want.key.cipher_offset - start) as usize;
-                let sealed = &sealed[from..from + plain_len + SEAL_OVERHEAD];
-                let part = &mut out[want.at..want.at + want.len];
-                if want.len == plain_len {
-                    reader.open_block(&want.run, want.block, sealed, part)?;
-                    if !sequential {
-                        self.cache.insert(want.key, Arc::from(&*part));
-                    }
-                    continue;
-                }
-                let plain = match last
-                    .take()
-                    .filter(|(offset, _)| *offset == want.key.cipher_offset)
-                {
-                    Some((_, plain)) => plain,
-                    None => {
-                        let mut plain: Arc<[u8]> = std::iter::repeat_n(0, plain_len).collect();
-                        let fresh = Arc::get_mut(&mut plain).expect("nobody else has it yet");
-                        reader.open_block(&want.run, want.block, sealed, fresh)?;
-                        self.cache.insert(want.key, plain.clone());
-                        plain
-                    }
-                };
-                part.copy_from_slice(&plain[want.skip..want.skip + want.len]);
-                last = Some((want.key.cipher_offset, plain));
-            }
-            Ok(())
+            self.open_group(&reader, group, sealed, out, sequential)
         })
+    }
+
+    /// Opens the blocks of a group, whose sealed bytes `sealed` starts with, each to where it belongs.
+    fn open_group(
+        &self,
+        reader: &PackReader,
+        group: &[Want],
+        sealed: &[u8],
+        out: &mut [u8],
+        sequential: bool,
+    ) -> Result<()> {
+        let start = cipher_range(group).start;
+        // A block that was written over in its middle is wanted twice, on both sides.
+        let mut last: Option<(u32, Arc<[u8]>)> = None;
+        for want in group {
+            let plain_len = want.plain_len();
+            let from = (want.key.cipher_offset - start) as usize;
+            let sealed = &sealed[from..from + plain_len + SEAL_OVERHEAD];
+            let part = &mut out[want.at..want.at + want.len];
+            if want.len == plain_len {
+                reader.open_block(&want.run, want.block, sealed, part)?;
+                if !sequential {
+                    self.cache.insert(want.key, Arc::from(&*part));
+                }
+                continue;
+            }
+            let plain = match last
+                .take()
+                .filter(|(offset, _)| *offset == want.key.cipher_offset)
+            {
+                Some((_, plain)) => plain,
+                None => {
+                    let mut plain: Arc<[u8]> = std::iter::repeat_n(0, plain_len).collect();
+                    let fresh = Arc::get_mut(&mut plain).expect("nobody else has it yet");
+                    reader.open_block(&want.run, want.block, sealed, fresh)?;
+                    self.cache.insert(want.key, plain.clone());
+                    plain
+                }
+            };
+            part.copy_from_slice(&plain[want.skip..want.skip + want.len]);
+            last = Some((want.key.cipher_offset, plain));
+        }
+        Ok(())
     }
 }
 
-/// Behind a sequential reader the system need not keep what is sealed: it keeps what was opened. That halves the
-/// memory that a stream takes, and pages that are used again at once are cheaper than others.
-fn uncache_behind(reader: &PackReader, cipher_start: u32, cipher_end: u32) {
-    /// What is so near may be wanted still: requests of one reader overtake each other.
-    const KEPT_LEN: u32 = 4 << 20;
-    const STEP: u32 = 1 << 20;
-    if cipher_start / STEP == cipher_end / STEP {
-        return;
-    }
-    let to = (cipher_end / STEP * STEP).saturating_sub(KEPT_LEN);
-    let from = to.saturating_sub(KEPT_LEN);
-    if from < to {
-        reader.uncache(from, to - from);
-    }
+/// From the first block of a group to the end of its last.
+fn cipher_range(group: &[Want]) -> Range<u32> {
+    let start = group.first().map_or(0, |w| w.key.cipher_offset);
+    start..group.iter().map(Want::cipher_end).fold(start, u32::max)
 }
 
 /// How many of the first blocks are one read.

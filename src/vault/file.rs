@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::ahead::ReadPattern;
 use crate::index::extents::Extent;
 use crate::volume::{Ino, Time};
 
@@ -209,30 +209,6 @@ impl OpenFile {
             state: Mutex::default(),
             pattern: ReadPattern::default(),
         }
-    }
-}
-
-/// Tells a reader who goes through the file from one who jumps.
-#[derive(Debug, Default)]
-pub struct ReadPattern {
-    end: AtomicU64,
-    streak: AtomicU64,
-    /// Up to where the store was told to read ahead.
-    pub ahead: AtomicU64,
-}
-
-impl ReadPattern {
-    /// Notes a read; true where it is one of a sequence. Requests of one reader overtake each other by some
-    /// read-ahead windows, so near the last end counts as at it.
-    pub fn note(&self, plain_offset: u64, len: usize) -> bool {
-        const NEAR: u64 = 1 << 20;
-        let end = self.end.swap(plain_offset + len as u64, Ordering::Relaxed);
-        if plain_offset.abs_diff(end) > NEAR || len < 16 * 1024 {
-            self.streak.store(0, Ordering::Relaxed);
-            self.ahead.store(0, Ordering::Relaxed);
-            return false;
-        }
-        self.streak.fetch_add(1, Ordering::Relaxed) >= 1 || plain_offset == 0
     }
 }
 

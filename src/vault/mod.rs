@@ -27,6 +27,7 @@ use crate::volume::{Handle, Ino, Time};
 
 pub mod acl;
 mod adopt;
+mod ahead;
 mod attrs;
 mod blocks;
 mod commit;
@@ -43,6 +44,7 @@ mod tests;
 mod volume;
 mod write;
 
+use ahead::Ahead;
 use commit::Committer;
 use contents::Contents;
 use file::OpenFile;
@@ -92,6 +94,7 @@ pub(crate) struct Core {
     contents: Contents,
     packs: Arc<Packs>,
     cache: BlockCache,
+    ahead: Ahead,
     files: Mutex<HashMap<Ino, Arc<OpenFile>>>,
     handles: Mutex<HashMap<u64, OpenHandle>>,
     next_handle: AtomicU64,
@@ -161,8 +164,9 @@ impl Vault {
             journal: Mutex::new(Journal::new(store.clone(), master.clone(), device, start)),
             contents: Contents::new(store.clone(), master.clone(), device, packs.clone()),
             tree: RwLock::new(replayed.tree),
-            packs,
             cache: BlockCache::new(options.cache_bytes),
+            ahead: Ahead::start(&packs)?,
+            packs,
             read_only: options.read_only,
             shared: AtomicBool::new(shared),
             files: Mutex::default(),

@@ -1,16 +1,46 @@
 //! Reading a file: its extents, filled (`blocks`), then what is dirty over them.
 
+use std::ops::Range;
+
 use super::Core;
-use super::file::OpenFile;
+use super::ahead::{Access, PIECE_CIPHER_MAX};
 use crate::error::{Kind, Result};
 use crate::index::extents::Extent;
 use crate::pack::{BLOCK_PLAIN_LEN, PACK_CIPHER_LEN, PackId, Run};
 use crate::volume::{Ino, Whence};
 
-/// How far ahead of a sequential reader the store is told to read, in bytes of the file.
-const READ_AHEAD_LEN: u64 = 4 << 20;
-/// A piece of a pack as long as this, without gaps, is read ahead without asking, in bytes.
-const WHOLE_LEN: u32 = 1 << 20;
+/// What is shorter, in bytes of a pack, the system is asked to read, into its own memory.
+const PIECE_CIPHER_MIN: usize = 256 << 10;
+/// Ranges of a pack with less than this between them are one piece.
+const READ_GAP_MAX: u32 = 64 << 10;
+
+/// Blocks of a pack.
+struct CipherRange {
+    pack: PackId,
+    start: u32,
+    end: u32,
+}
+
+impl CipherRange {
+    /// The blocks that an extent touches.
+    fn of((extent, pack): &(Extent, PackId)) -> Self {
+        let run = Run {
+            pack: *pack,
+            cipher_offset: extent.cipher_offset,
+            plain_len: extent.run_len,
+        };
+        let start = run.block_cipher_offset(extent.start / BLOCK_PLAIN_LEN);
+        let blocks_end = (extent.start + extent.plain_len).div_ceil(BLOCK_PLAIN_LEN);
+        let end = run
+            .block_cipher_offset(blocks_end)
+            .min(run.cipher_offset + run.cipher_len());
+        Self {
+            pack: *pack,
+            start,
+            end: end.clamp(start, PACK_CIPHER_LEN.max(start)),
+        }
+    }
+}
 
 /// Extents of a file, with the packs that they name.
 pub(super) struct Located {
@@ -59,11 +89,10 @@ impl Core {
             .saturating_sub(plain_offset)
             .min(out.len() as u64) as usize;
         let out = &mut out[..len];
-        let sequential = file
-            .as_ref()
-            .is_some_and(|f| f.pattern.note(plain_offset, len));
-        if let (true, Some(file)) = (sequential, &file) {
-            self.read_ahead(file, plain_offset + len as u64);
+        let mut sequential = false;
+        if let Some(Access::Sequence(next)) = file.map(|f| f.pattern.note(plain_offset, len)) {
+            sequential = true;
+            self.read_ahead(ino, next);
         }
         if let Err(e) = self.fill(&located.extents, plain_offset, out, sequential) {
             // The pack may have been collected since the extents were looked up: then they are elsewhere now.
@@ -96,54 +125,34 @@ impl Core {
         out
     }
 
-    /// Tells the store what a sequential reader who is at `from` will want.
-    fn read_ahead(&self, file: &OpenFile, from: u64) {
-        use std::sync::atomic::Ordering::Relaxed;
-        let ahead = file.pattern.ahead.load(Relaxed).max(from);
-        if ahead >= from + READ_AHEAD_LEN / 2 {
+    /// Has fetched what lies in a range of a file.
+    fn read_ahead(&self, ino: Ino, plain: Range<u64>) {
+        if plain.is_empty() {
             return;
         }
-        let to = from + READ_AHEAD_LEN;
-        file.pattern.ahead.store(to, Relaxed);
-        let Ok(located) = self.locate(file.ino, ahead, to) else {
+        let Ok(located) = self.locate(ino, plain.start, plain.end) else {
             return;
         };
-        let mut ranges: Vec<(PackId, u32, u32)> = located
-            .extents
-            .iter()
-            .map(|(extent, id)| {
-                let run = Run {
-                    pack: *id,
-                    cipher_offset: extent.cipher_offset,
-                    plain_len: extent.run_len,
-                };
-                let blocks_end = (extent.start + extent.plain_len).div_ceil(BLOCK_PLAIN_LEN);
-                let start = run.block_cipher_offset(extent.start / BLOCK_PLAIN_LEN);
-                (
-                    *id,
-                    start,
-                    run.block_cipher_offset(blocks_end).min(PACK_CIPHER_LEN),
-                )
-            })
-            .collect();
+        let mut ranges: Vec<CipherRange> = located.extents.iter().map(CipherRange::of).collect();
         // What was written here and there lies in several packs, in each in the order of the file: so sorted, pieces
         // that lie close together are one request.
-        const GAP: u32 = 64 * 1024;
-        ranges.sort_unstable();
-        for group in ranges.chunk_by(|a, b| a.0 == b.0 && b.1 <= a.2.saturating_add(GAP)) {
-            let (start, end) = (group[0].1, group[group.len() - 1].2);
-            let wanted: u32 = group.iter().map(|(_, from, to)| to - from).sum();
-            // What lies in one piece the system reads ahead by itself, and in larger pages: asking takes half as
-            // much processor time again.
-            if end - start < WHOLE_LEN || wanted < end - start {
-                self.prefetch((group[0].0, start, end));
+        ranges.sort_unstable_by_key(|r| (r.pack, r.start));
+        let mut rest = &ranges[..];
+        while let Some((first, others)) = rest.split_first() {
+            let near = rest.iter().zip(others).take_while(|(last, next)| {
+                next.pack == last.pack
+                    && next.start <= last.end.saturating_add(READ_GAP_MAX)
+                    && next.end - first.start <= PIECE_CIPHER_MAX
+            });
+            let (group, others) = rest.split_at(1 + near.count());
+            rest = others;
+            let cipher = first.start..group.iter().map(|r| r.end).fold(first.end, u32::max);
+            if cipher.len() >= PIECE_CIPHER_MIN {
+                let wanted = group.iter().map(|r| r.end - r.start).sum();
+                self.ahead.fetch(first.pack, cipher, wanted);
+            } else if let Ok(reader) = self.packs.get(first.pack) {
+                reader.prefetch(cipher.start, cipher.end - cipher.start);
             }
-        }
-    }
-
-    fn prefetch(&self, (id, start, end): (PackId, u32, u32)) {
-        if let Ok(reader) = self.packs.get(id) {
-            reader.prefetch(start, end - start);
         }
     }
 

@@ -115,6 +115,15 @@ impl Object for Handle {
         Ok(())
     }
 
+    fn read_stream(&self, out: &mut [u8], cipher_offset: u64) -> Result<usize> {
+        let left = self.cipher_len()?.saturating_sub(cipher_offset);
+        let len = usize::try_from(left).unwrap_or(usize::MAX).min(out.len());
+        if len > 0 {
+            self.read_at(&mut out[..len], cipher_offset)?;
+        }
+        Ok(len)
+    }
+
     fn prefetch(&self, _cipher_offset: u64, _cipher_len: u64) {}
 
     fn uncache(&self, _cipher_offset: u64, _cipher_len: u64) {}

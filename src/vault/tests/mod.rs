@@ -13,6 +13,7 @@ mod failures;
 mod files;
 mod races;
 mod storms;
+mod streams;
 
 const CALLER: Caller = Caller {
     uid: 0,
