@@ -35,8 +35,9 @@ pub const SESSION_ATTRIBUTE: &str = "system.hushfs.session";
 /// Requests that the kernel may send ahead of need. Its default of 16 starves parallel read-ahead.
 const BACKGROUND_MAX: u16 = 64;
 
-/// Threads that take requests. More did not help streams on two CPUs; these keep a slow read from stopping all.
-const THREADS: usize = 4;
+/// Threads that take requests: a slow read must not stop all. The kernel wakes the one that has slept longest; with
+/// eight, not four, small files are created some 8 % faster on two CPUs, streams are as fast, and sixteen gain no more.
+const THREADS: usize = 8;
 
 /// Wanted from the kernel where it offers them. Not wanted:
 /// - locks, so the kernel keeps them itself;

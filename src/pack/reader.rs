@@ -157,6 +157,12 @@ impl PackReader {
             .prefetch(u64::from(cipher_offset), u64::from(cipher_len));
     }
 
+    /// Says that these bytes of the pack will not be read again soon.
+    pub fn uncache(&self, cipher_offset: u32, cipher_len: u32) {
+        self.object
+            .uncache(u64::from(cipher_offset), u64::from(cipher_len));
+    }
+
     /// Opens the trailer; only finished packs have one.
     pub fn trailer(&self) -> Result<Trailer> {
         let cipher_len = self.object.cipher_len()?;

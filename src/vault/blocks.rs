@@ -155,7 +155,9 @@ impl Core {
             }
             let sealed = &mut sealed[..len];
             reader.read_sealed(start, sealed)?;
-            if !sequential && group.len() == 1 {
+            if sequential {
+                uncache_behind(&reader, start, end);
+            } else if group.len() == 1 {
                 reader.prefetch(start / READ_AROUND_LEN * READ_AROUND_LEN, READ_AROUND_LEN);
             }
             self.open_group(&reader, group, sealed, out, sequential)
@@ -203,6 +205,22 @@ impl Core {
             last = Some((want.key.cipher_offset, plain));
         }
         Ok(())
+    }
+}
+
+/// Behind a sequential reader the system need not keep what is sealed: it keeps what was opened. That halves the
+/// memory that a stream takes, and pages that are used again at once are cheaper than others.
+fn uncache_behind(reader: &PackReader, cipher_start: u32, cipher_end: u32) {
+    /// What is so near may be wanted still: requests of one reader overtake each other.
+    const KEPT_LEN: u32 = 4 << 20;
+    const STEP: u32 = 1 << 20;
+    if cipher_start / STEP == cipher_end / STEP {
+        return;
+    }
+    let to = (cipher_end / STEP * STEP).saturating_sub(KEPT_LEN);
+    let from = to.saturating_sub(KEPT_LEN);
+    if from < to {
+        reader.uncache(from, to - from);
     }
 }
 

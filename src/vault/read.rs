@@ -9,9 +9,9 @@ use crate::index::extents::Extent;
 use crate::pack::{BLOCK_PLAIN_LEN, PACK_CIPHER_LEN, PackId, Run};
 use crate::volume::{Ino, Whence};
 
-/// What is shorter, in bytes of a pack, the system is asked to read, into its own memory.
-const PIECE_CIPHER_MIN: usize = 256 << 10;
-/// Ranges of a pack with less than this between them are one piece.
+/// What is shorter, in bytes of a pack, or has gaps, the system is asked to read, into its own memory.
+const PIECE_CIPHER_MIN: u32 = 256 << 10;
+/// Ranges of a pack with less than this between them are one request.
 const READ_GAP_MAX: u32 = 64 << 10;
 
 /// Blocks of a pack.
@@ -146,12 +146,15 @@ impl Core {
             });
             let (group, others) = rest.split_at(1 + near.count());
             rest = others;
-            let cipher = first.start..group.iter().map(|r| r.end).fold(first.end, u32::max);
-            if cipher.len() >= PIECE_CIPHER_MIN {
-                let wanted = group.iter().map(|r| r.end - r.start).sum();
-                self.ahead.fetch(first.pack, cipher, wanted);
+            let end = group.iter().map(|r| r.end).fold(first.end, u32::max);
+            let (len, wanted) = (
+                end - first.start,
+                group.iter().map(|r| r.end - r.start).sum(),
+            );
+            if len >= PIECE_CIPHER_MIN && wanted >= len {
+                self.ahead.fetch(first.pack, first.start..end, wanted);
             } else if let Ok(reader) = self.packs.get(first.pack) {
-                reader.prefetch(cipher.start, cipher.end - cipher.start);
+                reader.prefetch(first.start, len);
             }
         }
     }
