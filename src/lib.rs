@@ -64,7 +64,7 @@
 //! 4. A pack or segment is removed only after the record that condemned it is durable.
 //! 5. Bad input (a slot, an index, a pack) is an error that names the file and what to do. It never panics, loops, or
 //!    takes memory without bound: `fuzz/` and `tests/fuzz_smoke.rs` try.
-//! 6. Memory is bounded: the cache, a constant, 300 bytes a file and 32 an extent.
+//! 6. Memory is bounded: the cache, 96 MiB, 300 bytes a file and 32 an extent.
 //!
 //! # Where a change belongs
 //!
