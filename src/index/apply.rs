@@ -317,6 +317,18 @@ impl Tree {
         Ok(())
     }
 
+    /// Forgets the inodes that lost their last name by these records, and that nobody holds. Not in a replay: beside
+    /// a base that was written meanwhile, a name may be missing that a later record gives.
+    pub fn drop_removed(&mut self, records: &[Record]) {
+        for record in records {
+            if let Record::Unlink(gone) = record
+                && let Some(ix) = self.find_id(gone.inode.unwrap_or(gone.link))
+            {
+                self.drop_if_unused(ix);
+            }
+        }
+    }
+
     /// Ends a replay: inodes without a name go. They were open when the last segment was written.
     pub fn drop_unlinked(&mut self) {
         let unlinked: Vec<InodeIx> = self

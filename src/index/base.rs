@@ -142,6 +142,25 @@ impl Tree {
         }
     }
 
+    /// A base that was written while names changed has some as they were before, and others as they were after. Where
+    /// two of its links have one name, the earlier has left it; where a directory would come below itself, those above
+    /// it have moved, and false says to leave it out. A record of a segment that the base needs says where to.
+    fn make_way(&mut self, at: Stamp, to: &LinkAt) -> bool {
+        let (Some(parent), Some(inode)) = (
+            self.find_id(to.parent),
+            self.find_id(to.inode.unwrap_or(to.link)),
+        ) else {
+            return true;
+        };
+        if let Some(other) = self.child(parent, &to.name)
+            && self.is_later(at, self.link(other).at)
+        {
+            self.detach(other, Stamp::new(0, 0), Time::default());
+            self.remove_link(other);
+        }
+        !(self.inode(inode).kind == FileKind::Directory && self.is_within(parent, inode))
+    }
+
     fn base_inode(
         &self,
         inode: &Inode,
@@ -233,6 +252,9 @@ impl Tree {
                 let at = stamp(base.at)?;
                 self.counter = self.counter.max(at.counter());
                 let parent = self.find_id(base.link.parent);
+                if !self.make_way(at, &base.link) {
+                    return Ok(());
+                }
                 let times = parent.map(|p| {
                     (
                         p,

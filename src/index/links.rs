@@ -207,12 +207,11 @@ impl Tree {
         self.detach(ix, at, wall);
         self.remove_link(ix);
         self.inode_mut(inode).ctime = wall.into();
-        self.drop_if_unused(inode);
         Ok(())
     }
 
     /// Forgets a link that is in no directory any more.
-    fn remove_link(&mut self, ix: LinkIx) {
+    pub(super) fn remove_link(&mut self, ix: LinkIx) {
         let Some(link) = self.links.remove(ix.0) else {
             return;
         };

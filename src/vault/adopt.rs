@@ -72,6 +72,7 @@ impl Core {
                 break; // what comes after a torn frame was made on top of it
             }
         }
+        self.tree.write().drop_unlinked();
         for id in found {
             self.packs.forget(id);
             self.store.discard(id)?;

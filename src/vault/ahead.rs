@@ -237,7 +237,7 @@ impl Ahead {
 
     /// Has a range of a pack fetched, [`PIECE_CIPHER_MAX`] long at most, of which somebody will take `wanted` bytes.
     /// Where all memory is in use nothing is done: read-ahead is a help, not a promise.
-    pub fn fetch(&self, pack: PackId, cipher: Range<u32>, wanted: u32) {
+    pub fn fetch(&self, pack: PackId, cipher: Range<u32>, wanted: u64) {
         debug_assert!(cipher.start <= cipher.end && cipher.end - cipher.start <= PIECE_CIPHER_MAX);
         let mut pieces = self.pieces.lock();
         let Some(buffer) = room(&mut pieces) else {
@@ -248,7 +248,7 @@ impl Ahead {
             cipher_start: cipher.start / STREAM_ALIGNMENT * STREAM_ALIGNMENT,
             cipher_end: cipher.end,
             fetched: OnceLock::new(),
-            left: AtomicI64::new(wanted.into()),
+            left: AtomicI64::new(i64::try_from(wanted).unwrap_or(i64::MAX)),
             made: Instant::now(),
         });
         let fetch = Fetch {

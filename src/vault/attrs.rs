@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::acl::Acl;
 use super::names::{ACL_ACCESS, ACL_DEFAULT};
-use super::{Core, file};
+use super::{Core, Draft, file};
 use crate::error::{Kind, Result};
 use crate::index::record::{AttrChange, Content, Record, XattrChange};
 use crate::index::{Inode, Tree};
@@ -138,6 +138,20 @@ impl Core {
         }
         let file = self.file(ino);
         let flushing = file.flushing.lock();
+        // What is dirty and stays is older than the new length: a crash must not find this without that. What goes is
+        // written out with it, or else a part of a write would be found.
+        let stays = file
+            .state
+            .lock()
+            .dirty
+            .parts(0, plain_size)
+            .next()
+            .is_some();
+        let flushed = if stays {
+            self.flush_locked(&file, true)
+        } else {
+            Ok(())
+        };
         let (cut, mtime) = {
             let mut state = file.state.lock();
             let before = state.dirty.cost();
@@ -149,7 +163,7 @@ impl Core {
                 .map(|_| Time::now());
             (cut, mtime)
         };
-        let done = self.transact(|tree, draft| {
+        let frame = |tree: &Tree, draft: &mut Draft| {
             let inode = tree.inode(self.find(tree, ino)?);
             match inode.kind() {
                 FileKind::Regular => {}
@@ -159,7 +173,8 @@ impl Core {
             draft.records.push(content(tree, inode, plain_size, None));
             draft.unlinked = !inode.is_linked();
             Ok(())
-        });
+        };
+        let done = flushed.and_then(|()| self.transact(frame));
         match &done {
             Ok(()) => self.recount(cut.cost(), 0),
             // It is as long as before, and holds what it held.

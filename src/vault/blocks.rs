@@ -97,8 +97,9 @@ impl Core {
             return Ok(0);
         };
         let reader = self.packs.get(first.run.pack)?;
-        self.open_group(&reader, group, sealed, out, true)?;
-        Ok(group.len())
+        // What does not open is read again as any other, before that is an error.
+        let opened = self.open_group(&reader, group, sealed, out, true);
+        Ok(if opened.is_ok() { group.len() } else { 0 })
     }
 
     /// Copies what the cache has of an extent to its `place` in `out`, and notes the blocks that it has not.
@@ -123,8 +124,10 @@ impl Core {
                 pack: extent.pack,
                 cipher_offset: run.block_cipher_offset(block),
             };
-            let len = (run.block_plain_len(block) as usize - skip).min(place.end - at);
-            match self.cache.get(key) {
+            let plain_len = run.block_plain_len(block) as usize;
+            let len = (plain_len - skip).min(place.end - at);
+            // An index may claim two lengths of a block: the tag says which is right.
+            match self.cache.get(key).filter(|p| p.len() == plain_len) {
                 Some(plain) => out[at..at + len].copy_from_slice(&plain[skip..skip + len]),
                 None => wants.push(Want {
                     run,
@@ -190,7 +193,7 @@ impl Core {
             }
             let plain = match last
                 .take()
-                .filter(|(offset, _)| *offset == want.key.cipher_offset)
+                .filter(|(offset, p)| *offset == want.key.cipher_offset && p.len() == plain_len)
             {
                 Some((_, plain)) => plain,
                 None => {

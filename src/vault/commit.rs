@@ -106,18 +106,11 @@ impl Committer {
         let core = &self.core;
         // The end takes room, too.
         core.store.reserve(0)?;
-        core.flush_all()?;
-        let collects = !core.shared.load(Ordering::Relaxed) && !core.has_gaps;
-        let dead = if collects {
-            core.condemn()?
-        } else {
-            Vec::new()
-        };
+        // One file that cannot be written out must not keep the others from being published, nor what is dead.
+        let flushed = core.flush_all();
+        let collected = core.collect();
         core.publish()?;
-        if collects {
-            core.remove_condemned(&dead)?;
-        }
-        Ok(())
+        flushed.and(collected)
     }
 
     /// Ends the thread, with all that waits answered.
@@ -198,8 +191,8 @@ impl Core {
 
     /// True where nothing will be due until something changes.
     fn do_what_is_due(&self, last_sync: &mut Instant) -> Result<bool> {
-        self.flush_old()?;
-        self.empty_spoiled()?;
+        // What cannot be written for want of room must not hold up what makes room.
+        let written = self.flush_old().and(self.empty_spoiled());
         let pending = {
             let journal = self.journal.lock();
             journal.durable < journal.appended
@@ -224,6 +217,7 @@ impl Core {
             self.restore_reserve();
             self.maintain()?;
         }
+        written?;
         let waits = self.rewrite_fragmented()?;
         let dirty = self.dirty_cost.load(Ordering::Relaxed) > 0;
         Ok(changes.is_none() && self.contents.is_idle() && !dirty && !waits)
@@ -312,7 +306,11 @@ impl Core {
             self.store.publish(closed, Area::Index)?;
             self.journal.lock().published();
         }
-        self.remember()
+        // Not part of the library: without it only a rollback to here goes unnoticed.
+        if let Err(e) = self.remember() {
+            log::warn!("{e}");
+        }
+        Ok(())
     }
 
     /// Gives the open pack and the open segment an end that is durable; answers which packs are to be published, `None`
@@ -369,8 +367,12 @@ fn sync_all(segment: Option<&dyn Growing>, packs: &[Arc<dyn Growing>]) -> Result
     };
     std::thread::scope(|scope| {
         // On a disk the two waits are one: the filesystem below commits both together.
-        let beside = scope.spawn(|| segment.sync());
+        let beside = std::thread::Builder::new().spawn_scoped(scope, || segment.sync());
         let result = sync_packs();
-        result.and(beside.join().unwrap_or_else(|_| Err(Kind::Poisoned.into())))
+        result.and(match beside {
+            Ok(beside) => beside.join().unwrap_or_else(|_| Err(Kind::Poisoned.into())),
+            // No thread is to be had: one after the other.
+            Err(_) => segment.sync(),
+        })
     })
 }

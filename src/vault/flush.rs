@@ -147,8 +147,7 @@ impl Core {
             let (_, parts) = split(&parts, done.saturating_sub(at) as usize);
             let at = at.max(done);
             done = match self.whole_block(ino, dirty, (done, at, end), plain_size, extents) {
-                Some(block) => {
-                    let (at, bytes) = block?;
+                Some((at, bytes)) => {
                     self.contents.seal(&subject, at, &[&bytes], &mut splices)?;
                     at + bytes.len() as u64
                 }
@@ -197,7 +196,7 @@ impl Core {
         (done, at, end): (u64, u64, u64),
         plain_size: u64,
         extents: usize,
-    ) -> Option<Result<(u64, Vec<u8>)>> {
+    ) -> Option<(u64, Vec<u8>)> {
         let block_len = u64::from(BLOCK_PLAIN_LEN);
         let block_at = at / block_len * block_len;
         if extents < PIECES_MAX || end > block_at + block_len {
@@ -205,20 +204,18 @@ impl Core {
         }
         let from = block_at.max(done);
         let to = plain_size.min(block_at + block_len);
-        let located = match self.locate(ino, from, to) {
-            Ok(located) => located,
-            Err(e) => return Some(Err(e)),
-        };
+        let located = self.locate(ino, from, to).ok()?;
         if located.extents.len() < PIECES_MAX {
             return None;
         }
         let mut block = vec![0; (to - from) as usize];
         // As a sequential reader: what is replaced now will not be asked for, nor what lies around it.
-        let filled = self.fill(&located.extents, from, &mut block, true);
+        // What cannot be read stays where it is, and the range is sealed alone.
+        self.fill(&located.extents, from, &mut block, true).ok()?;
         for (at, part) in dirty.parts(from, to) {
             let place = (at - from) as usize;
             block[place..place + part.len()].copy_from_slice(part);
         }
-        Some(filled.map(|()| (from, block)))
+        Some((from, block))
     }
 }

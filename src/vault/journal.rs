@@ -165,7 +165,9 @@ impl Journal {
         self.appended += 1;
         let open = self.open.as_mut().ok_or(Kind::Poisoned)?;
         open.last_change = Instant::now();
-        let applied = tree.write().apply_frame(open.number_in_tree, &frame);
+        let mut tree = tree.write();
+        let applied = tree.apply_frame(open.number_in_tree, &frame);
+        tree.drop_removed(&frame.records);
         applied.map_err(|why| {
             self.poisoned = true;
             log::error!("a record that was written cannot be applied ({why}): the mount is read-only from now on");

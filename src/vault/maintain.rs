@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use super::Core;
 use super::contents::Subject;
 use crate::error::{Kind, Result};
-use crate::index::record::{BaseRef, Frame, Record, Relocate, Splices};
-use crate::index::{BaseCursor, ClosedSegment, Published, SegmentWriter};
+use crate::index::record::{BaseRef, Frame, Opening, Record, Relocate, SegmentId, Splices};
+use crate::index::{BaseCursor, ClosedSegment, Published, SegmentWriter, StampTable};
 use crate::pack::{PackId, PackReader};
 use crate::store::Area;
 use crate::volume::{Ino, Time};
@@ -16,8 +16,8 @@ use crate::volume::{Ino, Time};
 const BASE_WORTH_BYTES: u64 = 4 << 20;
 /// More segments than this are, however short.
 const SEGMENTS_MAX: usize = 200;
-/// Records in a frame of a base, and so how long the tree is locked for one.
-const RECORDS_PER_FRAME: usize = 512;
+/// Records in a frame of a base, and so how long the tree is locked for one. In tests few, so that there are many.
+const RECORDS_PER_FRAME: usize = if cfg!(test) { 8 } else { 512 };
 /// A file whose extents are shorter on average is rewritten, in bytes.
 const EXTENT_LEN_MIN: u64 = 64 * 1024;
 /// A file in fewer extents is left alone.
@@ -45,7 +45,7 @@ impl Core {
 
     /// Writes a base of all published segments, in slices, while work goes on. What changes meanwhile may be in it
     /// or not: the segment that has those changes is published first, and the base says that it needs it.
-    fn write_base(&self) -> Result<()> {
+    pub(super) fn write_base(&self) -> Result<()> {
         let (opening, from, covered) = {
             let mut journal = self.journal.lock();
             let from = journal.ensure_open(&self.tree)?;
@@ -59,19 +59,39 @@ impl Core {
             let tree = self.tree.read();
             (tree.stamp_table(from), tree.segment_id(from))
         };
-        let opening = crate::index::record::Opening {
+        let opening = Opening {
             stamp_segments: Some(table.segments.clone()),
             ..opening
         };
-        let mut writer = SegmentWriter::create(&*self.store, &self.master, &opening)?;
+        let writer = SegmentWriter::create(&*self.store, &self.master, &opening)?;
+        let id = writer.id();
+        match self.fill_base(writer, &opening, &table, (from, from_id)) {
+            Ok(Some(base)) => self.note_base(&base, covered),
+            Ok(None) => self.store.discard(id)?,
+            Err(e) => {
+                self.store.discard(id)?;
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes and publishes a base, which needs what happens from segment `from` on; `None` where it has to be given up.
+    fn fill_base(
+        &self,
+        mut writer: SegmentWriter,
+        opening: &Opening,
+        table: &StampTable,
+        (from, from_id): (u32, SegmentId),
+    ) -> Result<Option<ClosedSegment>> {
         let mut cursor = BaseCursor::Inodes(0);
         while cursor != BaseCursor::End {
             let Some((records, next)) =
                 self.tree
                     .read()
-                    .base_records(cursor, RECORDS_PER_FRAME, &table)
+                    .base_records(cursor, RECORDS_PER_FRAME, table)
             else {
-                return self.store.discard(writer.id());
+                return Ok(None);
             };
             cursor = next;
             self.serve();
@@ -83,16 +103,13 @@ impl Core {
                     durable_before: false,
                     records: records.to_vec(),
                 };
-                if let Err(e) = writer.append(&frame) {
-                    self.store.discard(writer.id())?;
-                    return Err(e);
-                }
+                writer.append(&frame)?;
             }
         }
         self.publish()?;
         if self.tree.read().segment_id(from) != from_id {
             // A write to it failed, and a copy of another id took its place: the base's stamps name one that is not.
-            return self.store.discard(writer.id());
+            return Ok(None);
         }
         let needs = {
             let journal = self.journal.lock();
@@ -105,8 +122,7 @@ impl Core {
         let base = writer.close(needs)?;
         base.file.sync()?;
         self.store.publish(base.id, Area::Index)?;
-        self.note_base(&base, covered);
-        Ok(())
+        Ok(Some(base))
     }
 
     /// A base is published: what it covers is superfluous, and so are those before it.

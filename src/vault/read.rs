@@ -147,11 +147,9 @@ impl Core {
             let (group, others) = rest.split_at(1 + near.count());
             rest = others;
             let end = group.iter().map(|r| r.end).fold(first.end, u32::max);
-            let (len, wanted) = (
-                end - first.start,
-                group.iter().map(|r| r.end - r.start).sum(),
-            );
-            if len >= PIECE_CIPHER_MIN && wanted >= len {
+            let len = end - first.start;
+            let wanted = group.iter().map(|r| u64::from(r.end - r.start)).sum();
+            if len >= PIECE_CIPHER_MIN && wanted >= u64::from(len) {
                 self.ahead.fetch(first.pack, first.start..end, wanted);
             } else if let Ok(reader) = self.packs.get(first.pack) {
                 reader.prefetch(first.start, len);

@@ -9,6 +9,7 @@ use crate::volume::{Attr, Caller, FileKind, ROOT, RenameMode, SetAttr, Volume};
 
 mod adoption;
 mod bases;
+mod beside;
 mod failures;
 mod files;
 mod races;
