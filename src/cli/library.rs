@@ -110,6 +110,10 @@ impl Library {
             };
             // A file that a sync tool just took away is not there.
             let Ok(meta) = entry.metadata() else { continue };
+            // Opening a pipe would wait for ever.
+            if !meta.is_file() {
+                continue;
+            }
             if objects.len() == count_max {
                 return Err(Error::damaged(
                     folder.display(),

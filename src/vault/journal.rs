@@ -142,7 +142,13 @@ impl Journal {
         if self.poisoned {
             return Err(Error::from(Kind::Poisoned).hint("unmount and mount again"));
         }
-        self.ensure_open(tree)?;
+        let mut opened = self.ensure_open(tree);
+        if matches!(&opened, Err(e) if e.is_no_space()) && removes(&records) {
+            // A new segment takes room, too: the reserve is for it as for the frame below.
+            self.store.reserve(0)?;
+            opened = self.ensure_open(tree);
+        }
+        opened?;
         let counter = tree.read().next_counter();
         let durable_before = self.durable == self.appended;
         let mut frame = Frame {
