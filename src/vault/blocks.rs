@@ -97,7 +97,7 @@ impl Core {
             return Ok(0);
         };
         let reader = self.packs.get(first.run.pack)?;
-        // What does not open is read again as any other, before that is an error.
+        // What does not open is read once more, as any other is, before it is an error.
         let opened = self.open_group(&reader, group, sealed, out, true);
         Ok(if opened.is_ok() { group.len() } else { 0 })
     }

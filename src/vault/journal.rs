@@ -142,13 +142,8 @@ impl Journal {
         if self.poisoned {
             return Err(Error::from(Kind::Poisoned).hint("unmount and mount again"));
         }
-        let mut opened = self.ensure_open(tree);
-        if matches!(&opened, Err(e) if e.is_no_space()) && removes(&records) {
-            // A new segment takes room, too: the reserve is for it as for the frame below.
-            self.store.reserve(0)?;
-            opened = self.ensure_open(tree);
-        }
-        opened?;
+        let makes_room = removes(&records);
+        self.with_reserve(makes_room, |journal| journal.ensure_open(tree))?;
         let counter = tree.read().next_counter();
         let durable_before = self.durable == self.appended;
         let mut frame = Frame {
@@ -157,17 +152,13 @@ impl Journal {
             durable_before,
             records,
         };
-        let mut written = self.write(tree, &mut frame);
-        if matches!(&written, Err(e) if matches!(e.kind(), Kind::Poisoned)) {
-            // A sync of the segment has failed: nothing was written, and a copy takes its place.
-            written = self.write(tree, &mut frame);
-        }
-        if matches!(&written, Err(e) if e.is_no_space()) && removes(&frame.records) {
-            // The disk is full, and this makes room: now the reserve is for it.
-            self.store.reserve(0)?;
-            written = self.write(tree, &mut frame);
-        }
-        written?;
+        self.with_reserve(makes_room, |journal| {
+            match journal.write(tree, &mut frame) {
+                // A sync of the segment has failed: nothing was written, and a copy takes its place.
+                Err(e) if matches!(e.kind(), Kind::Poisoned) => journal.write(tree, &mut frame),
+                written => written,
+            }
+        })?;
         self.appended += 1;
         let open = self.open.as_mut().ok_or(Kind::Poisoned)?;
         open.last_change = Instant::now();
@@ -179,6 +170,21 @@ impl Journal {
             log::error!("a record that was written cannot be applied ({why}): the mount is read-only from now on");
             Error::from(Kind::Poisoned)
         })
+    }
+
+    /// Takes a step towards a frame. Where the disk is full and the frame makes room, the reserve is for it.
+    fn with_reserve<R>(
+        &mut self,
+        makes_room: bool,
+        mut step: impl FnMut(&mut Self) -> Result<R>,
+    ) -> Result<R> {
+        match step(self) {
+            Err(e) if makes_room && e.is_no_space() => {
+                self.store.reserve(0)?;
+                step(self)
+            }
+            done => done,
+        }
     }
 
     fn write(&mut self, tree: &RwLock<Tree>, frame: &mut Frame) -> Result<()> {

@@ -69,17 +69,6 @@ fn assert_same(after: &Bench, before: &Found, what: &str) {
     assert_eq!(now.len(), before.len(), "{what}");
 }
 
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n
-    }
-}
-
 /// A directory, three levels deep at most.
 fn place(v: &Vault, dice: &mut Dice) -> Ino {
     let mut dir = ROOT;

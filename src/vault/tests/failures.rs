@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::index::{SegmentExtent, SegmentReader};
+use crate::store::Area;
 
 /// Work, a publication of which one operation fails, more work, an end: everything is there afterwards.
 fn publication_fails(ahead: u64, errno: i32) -> bool {
@@ -235,4 +236,100 @@ fn a_truncation_that_fails_takes_nothing() {
     assert!(bench.read("f").unwrap() == [7; 10]);
     bench.vault.release(ino, handle);
     assert_eq!(bench.core().dirty_cost.load(Ordering::Relaxed), 0);
+}
+
+/// Lets the store be full but for `bytes`.
+fn leave_room(bench: &Bench, bytes: u64) {
+    let used = (1 << 50) - bench.store.space().unwrap().available_bytes;
+    bench
+        .store
+        .set_faults(Faults::default().space(used + bytes));
+}
+
+#[test]
+fn a_new_length_is_not_found_without_what_was_written_before_it() {
+    let mut bench = Bench::new();
+    bench.halt_committer();
+    let ino = bench.put("f", &[1; 3000]);
+    let handle = bench.vault.open(ino, libc::O_RDWR).unwrap();
+    bench.vault.write(ino, handle, 0, &[2; 2500]).unwrap();
+    let size = SetAttr {
+        plain_size: Some(2000),
+        ..SetAttr::default()
+    };
+    bench.vault.setattr(ino, &size).unwrap();
+    bench.kill().unwrap();
+    assert!(bench.read("f").unwrap() == [2; 2000]);
+}
+
+#[test]
+fn a_block_that_cannot_be_read_does_not_stop_a_write_into_it() {
+    let mut bench = Bench::new();
+    let ino = bench.put("f", &[1; 16384]);
+    bench.remount().unwrap();
+    let first = bench.store.objects(Area::Data)[0];
+    for i in 0..4 {
+        bench.write(ino, 1000 + i * 500, &[i as u8 + 2; 100]);
+    }
+    bench.remount().unwrap();
+    bench.store.take_object(Area::Data, first).unwrap();
+    bench.write(ino, 8000, &[99; 100]);
+    assert!(bench.read("f").is_err(), "what is lost is no zeros");
+    bench.vault.close().unwrap();
+}
+
+#[test]
+fn what_cannot_be_written_out_does_not_keep_the_rest_from_being_published() {
+    let bench = Bench::new();
+    bench.halt_committer();
+    bench.put("closed", &[1; 5000]);
+    let ino = bench.make("f");
+    let handle = bench.vault.open(ino, libc::O_RDWR).unwrap();
+    bench.vault.write(ino, handle, 0, &[1; 9000]).unwrap();
+    bench.fail(0, libc::EIO);
+    bench.vault.close().unwrap_err();
+    assert_eq!(bench.store.objects(Area::Index).len(), 1);
+}
+
+#[test]
+fn a_full_disk_and_a_pack_that_failed_are_mended_by_deleting() {
+    let mut bench = Bench::new();
+    for i in 0..10 {
+        bench.put(&format!("old{i}"), &vec![i as u8; 3 << 20]);
+    }
+    bench.remount().unwrap();
+    bench.halt_committer();
+    for i in 0..20 {
+        bench.put(&format!("new{i}"), &vec![i as u8; 1 << 20]);
+    }
+    leave_room(&bench, 500_000);
+    let ino = bench.make("f");
+    let failed = bench.try_write(ino, 0, &vec![1; 1 << 20]);
+    assert!(failed.unwrap_err().is_no_space());
+    bench.unlink("f");
+    for i in 0..10 {
+        bench.unlink(&format!("old{i}"));
+    }
+    bench.vault.close().unwrap();
+    bench.vault = open(&bench.code, &bench.store).unwrap();
+    for i in 0..20 {
+        assert!(bench.read(&format!("new{i}")).unwrap() == vec![i as u8; 1 << 20]);
+    }
+}
+
+#[test]
+fn the_reserve_is_also_for_the_segment_that_a_deletion_needs() {
+    let mut bench = Bench::new();
+    bench.put("f", &[1; 3000]);
+    bench.remount().unwrap();
+    bench.halt_committer();
+    leave_room(&bench, 10);
+    assert!(
+        bench
+            .vault
+            .mkdir(ROOT, OsStr::new("d"), 0o755, CALLER)
+            .is_err()
+    );
+    bench.unlink("f");
+    assert!(bench.stat("f").is_none());
 }

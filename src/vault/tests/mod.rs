@@ -22,6 +22,18 @@ const CALLER: Caller = Caller {
     umask: 0o022,
 };
 
+/// The same numbers for the same seed, which is not 0.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n
+    }
+}
+
 /// A library in memory, and one mount of it after the other.
 struct Bench {
     code: String,

@@ -6,17 +6,6 @@ use std::time::{Duration, Instant};
 
 use super::*;
 
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n
-    }
-}
-
 /// What one thread does to its own files, and what they hold afterwards. Whatever it reads must be what it wrote.
 fn work(bench: &Bench, thread: u64, steps: u32) -> Vec<(String, Vec<u8>)> {
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15 + thread);
