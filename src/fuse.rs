@@ -94,7 +94,11 @@ impl Session {
     /// Waits for the end: until nothing is mounted and no thread can reach the volume. If a thread of fuser
     /// fails, the others would go on without it: `abort` then has to break the connection.
     pub fn join(self, abort: impl FnOnce()) -> Result<()> {
-        let result = self.session.join();
+        let result = self.session.join().or_else(|e| match e.raw_os_error() {
+            // How the end looks to a thread that was just taking a request: the kernel has cut the connection.
+            Some(libc::ECONNABORTED) => Ok(()),
+            _ => Err(e),
+        });
         if result.is_err() {
             abort();
         }

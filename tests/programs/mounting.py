@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """The ways to begin and to end a mount, and what the exit codes say."""
+import itertools
 import os
 import signal
 import subprocess
 import time
 from pathlib import Path
-from common import PROGRAM, Library, check, content, drop_caches, main, mounts, run, same, stored_bytes, until, workplace
+from common import PROGRAM, Library, check, content, drop_caches, main, mounts, root_only, run, same, stored_bytes, until, workplace
 
 DATA = content("mounting", 200_000)
 
@@ -153,6 +154,39 @@ def test_second_reader(library):
         second.umount()
     finally:
         second.close()
+
+
+def test_ended_under_load(library):
+    """`umount -f` and `umount -l` while requests are on their way: the mount still ends well, each time."""
+    root_only()
+    for turn in range(24):
+        if library.process is None:
+            library.mount()
+        busy = [write_for_ever(library.mnt) for _ in range(6)]
+        time.sleep(0.1 + turn % 7 * 0.02)
+        run("umount", *(["-f"] if turn % 2 else []), "-l", library.mnt)
+        for pid in busy:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        same(library.process.wait(30), 0, "exit code of a mount that was ended under load")
+        library.process = None
+
+
+def write_for_ever(mnt):
+    """Starts a process that creates and reads files, also where the mount is out of sight already."""
+    root = os.open(mnt, os.O_RDONLY)
+    pid = os.fork()
+    if pid:
+        os.close(root)
+        return pid
+    try:
+        for i in itertools.count():
+            file = os.open(f"{os.getpid()} {i % 20}", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644, dir_fd=root)
+            os.write(file, DATA[:3000])
+            os.pread(file, 3000, 0)
+            os.close(file)
+    finally:
+        os._exit(0)
 
 
 def test_mount_time(library):
