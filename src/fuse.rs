@@ -18,8 +18,10 @@ use crate::volume::{Ino, Volume};
 
 mod ops;
 mod types;
+mod uncached;
 
 use types::Answer;
+use uncached::Uncached;
 
 /// The largest write in one request, in bytes: what the kernel's 256 pages per request allow.
 pub const WRITE_LEN_MAX: u32 = 1 << 20;
@@ -55,6 +57,7 @@ const WANTED: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
     .union(InitFlags::FUSE_POSIX_ACL)
     .union(InitFlags::FUSE_DONT_MASK)
     .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2)
+    .union(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP)
     .union(InitFlags::FUSE_CACHE_SYMLINKS);
 
 /// A volume that answers the kernel.
@@ -75,6 +78,8 @@ impl Session {
             name,
             read_only: AtomicBool::new(false),
             no_opendir: false,
+            may_uncache: false,
+            uncached: Uncached::default(),
             kernel: kernel.clone(),
             _alive: alive,
         };
@@ -113,6 +118,10 @@ struct Adapter {
     /// Set by the first panic: whatever it left half done, nothing is written on top.
     read_only: AtomicBool,
     no_opendir: bool,
+    /// The kernel drops cached pages before direct writes: Linux since 6.6, which is when it began to offer
+    /// DIRECT_IO_ALLOW_MMAP.
+    may_uncache: bool,
+    uncached: Uncached,
     /// For what the kernel has to be told; there before the first request is taken.
     kernel: Arc<OnceLock<Notifier>>,
     _alive: mpsc::Sender<()>,

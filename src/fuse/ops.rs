@@ -36,6 +36,7 @@ impl Filesystem for Adapter {
         if !set {
             return Err(io::Error::from_raw_os_error(libc::EPROTO));
         }
+        self.may_uncache = offered.contains(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
         self.no_opendir = offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         Ok(())
     }
@@ -54,6 +55,7 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
+        self.uncached.forgotten(ino);
         let _ = self.call("forget", ino, |v, ino| {
             v.forget(ino, count);
             Ok(())
@@ -193,7 +195,10 @@ impl Filesystem for Adapter {
         } else {
             self.call("open", ino, open)
         };
-        reply.answer(opened.map(|handle| (handle, fopen_flags(flags.0))));
+        reply.answer(opened.map(|handle| {
+            let flags = self.uncached.opened(ino, fopen_flags(flags.0));
+            (handle, flags)
+        }));
     }
 
     fn create(
@@ -211,13 +216,11 @@ impl Filesystem for Adapter {
         });
         match made {
             Ok((attr, handle)) => {
-                reply.created(
-                    &TTL,
-                    &file_attr(&attr),
-                    GENERATION,
-                    FileHandle(handle.0),
-                    fopen_flags(flags),
-                );
+                let (attr, mut opened) = (file_attr(&attr), fopen_flags(flags));
+                if self.may_uncache {
+                    opened |= self.uncached.created(attr.ino, flags);
+                }
+                reply.created(&TTL, &attr, GENERATION, FileHandle(handle.0), opened);
             }
             Err(e) => reply.error(e),
         }
@@ -289,6 +292,7 @@ impl Filesystem for Adapter {
             v.release(ino, Handle(fh.0));
             Ok(())
         });
+        self.uncached.released(ino);
         reply.answer(released);
     }
 

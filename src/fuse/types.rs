@@ -129,8 +129,8 @@ pub(super) fn caller(req: &Request, umask: u32) -> Caller {
     }
 }
 
-/// How the kernel treats an open file. Not FOPEN_DIRECT_IO for those that only write, though streams and new files
-/// would gain by it: a reader beside an appending writer then sees zeros at the end for moments (Linux 6.18).
+/// How the kernel treats an open file. Not FOPEN_DIRECT_IO for all that only write: a reader through the page cache
+/// beside an appending writer then sees zeros at the end for moments (Linux 6.18).
 pub(super) fn fopen_flags(flags: i32) -> FopenFlags {
     // A handle that cannot write has nothing to tell when it is closed: that saves half the cost of closing it.
     match flags & libc::O_ACCMODE == libc::O_RDONLY {

@@ -220,6 +220,33 @@ def test_readers_beside_an_appending_writer(library):
     os.close(reader)
 
 
+def test_maps_beside_a_creating_writer(library):
+    """What was mapped while its creator wrote is not what is read later."""
+    path, step = library.mnt / "created", 5000
+    whole = content("created", 200 * step)
+    writer = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    os.write(writer, whole[:step])
+    ended = threading.Event()
+
+    def look():
+        with open(path, "rb") as f:
+            while not ended.is_set():
+                with mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+                    mapped[-1], mapped[len(mapped) // 2]
+    looking = threading.Thread(target=look)
+    looking.start()
+    for at in range(step, len(whole), step):
+        os.write(writer, whole[at:at + step])
+        check(path.read_bytes() == whole[:at + step], f"what a reader sees after {at + step} bytes")
+    os.close(writer)
+    ended.set()
+    looking.join()
+    with open(path, "r+b") as f, mmap.mmap(f.fileno(), 0) as mapped:
+        check(mapped[:] == whole, "a map made when all had closed it")
+        mapped[7] = 7
+    check(path.read_bytes() == whole[:7] + b"\x07" + whole[8:], "what is read beside a map")
+
+
 def test_append(library):
     """Two writers with O_APPEND: no line is lost or mixed."""
     path = library.mnt / "appended"
