@@ -2,6 +2,7 @@
 
 mod apply;
 mod base;
+mod behind;
 mod encoding;
 pub mod extents;
 mod inode;
@@ -13,6 +14,7 @@ mod slab;
 mod tree;
 
 pub use base::{BaseCursor, StampTable};
+pub use behind::Behind;
 pub use encoding::{from_cbor, to_cbor};
 pub use inode::{Inode, InodeIx, Link, LinkIx, ROOT_IX, Stamp};
 pub use replay::{Published, Replayed, check_rollback, replay};

@@ -17,23 +17,23 @@ use crate::store::{DeviceId, Growing, Object, Store};
 /// A segment is published when it is this long, in bytes.
 pub const SEGMENT_CIPHER_LEN: u64 = 4 * 1024 * 1024;
 /// The longest frame, in bytes of plaintext: a flush of the largest write buffer in the smallest pieces fits.
-const FRAME_PLAIN_LEN_MAX: usize = 32 * 1024 * 1024;
+pub(super) const FRAME_PLAIN_LEN_MAX: usize = 32 * 1024 * 1024;
 /// The shortest published segment.
 const PADDING_FLOOR: u64 = 4096;
-const LENGTH_SEALED_LEN: usize = 4 + SEAL_OVERHEAD;
+pub(super) const LENGTH_SEALED_LEN: usize = 4 + SEAL_OVERHEAD;
 const TRAILER_PLAIN_LEN: usize = 32;
 const TRAILER_SEALED_LEN: usize = TRAILER_PLAIN_LEN + SEAL_OVERHEAD;
 
 /// What a sealed message in a segment is; goes into its associated data, so none is taken for another.
 #[derive(Clone, Copy)]
-enum Part {
+pub(super) enum Part {
     Length = 0,
     Frame = 1,
     Closing = 2,
     Trailer = 3,
 }
 
-fn aad(part: Part, cipher_offset: u64) -> [u8; 9] {
+pub(super) fn aad(part: Part, cipher_offset: u64) -> [u8; 9] {
     let mut aad = [part as u8; 9];
     aad[1..].copy_from_slice(&cipher_offset.to_le_bytes());
     aad
@@ -233,6 +233,8 @@ pub struct Ending {
     pub sha256: [u8; 32],
     /// All its bytes.
     pub cipher_len: u64,
+    /// Where the last frame that opens ends.
+    pub frames_end: u64,
 }
 
 impl SegmentReader {
@@ -328,6 +330,7 @@ impl SegmentReader {
                 return Err(self.damaged("bytes behind the closing frame"));
             }
         }
+        let frames_end = self.at;
         if self.extent == Extent::Published {
             while self.at < self.file_len {
                 let step = (self.file_len - self.at).min(1 << 20) as usize;
@@ -339,6 +342,7 @@ impl SegmentReader {
             closing,
             sha256: self.digest.finalize().into(),
             cipher_len: self.file_len,
+            frames_end,
         })
     }
 

@@ -3,47 +3,26 @@
 //! Leftover segments are copied, in their order, into new ones that are published at once; contents that lie in
 //! packs which were never finished are copied with them. Nothing is ever added to a leftover. First it is judged which
 //! frames count: those after the last one that says "durable before here" only while everything that they name
-//! opens, for after a power cut their contents may be missing. The first that does not open ends the journal.
+//! opens, for after a power cut their contents may be missing. The first that does not open ends the journal; where
+//! one that says "durable before here" lies behind it, no crash explains that, and nothing is given up unasked.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 
 use super::Core;
 use super::contents::Subject;
 use super::journal::rename_segment;
-use crate::crypto::{HEADER_LEN, Magic};
+use super::leftovers::{LeftSegment, Leftovers, is_torn};
 use crate::error::{Error, Kind, Result};
 use crate::index::extents::Extent;
-use crate::index::record::{Frame, Opening, PackLen, Record, Splice, Splices, StampSegment};
-use crate::index::{Published, SegmentExtent, SegmentReader, SegmentWriter};
-use crate::pack::{PackId, PackReader};
+use crate::index::record::{Frame, PackLen, Record, Splice, Splices, StampSegment};
+use crate::index::{Published, SegmentWriter};
+use crate::pack::PackId;
 use crate::state::Head;
-use crate::store::{Area, Growing, ObjectId};
-
-#[derive(Default)]
-struct Leftovers {
-    segments: Vec<LeftSegment>,
-    /// Packs that have no end.
-    packs: HashMap<PackId, Arc<dyn Growing>>,
-    /// Packs that had one, and are published now.
-    finished: Vec<PackLen>,
-    /// Packs that a frame that counts condemns: nothing in them matters, and they may be gone.
-    condemned: HashSet<PackId>,
-    /// What is of no use.
-    garbage: Vec<ObjectId>,
-}
-
-struct LeftSegment {
-    id: ObjectId,
-    opening: Opening,
-    frames: Vec<Frame>,
-    /// Its writer closed it: it is whole, and others may build on it.
-    is_closed: bool,
-}
+use crate::store::{Area, ObjectId};
 
 impl Core {
-    /// Adopts what there is; afterwards the folder is empty.
-    pub(super) fn adopt_leftovers(&self) -> Result<()> {
+    /// Adopts what there is; afterwards the folder is empty. With `accept`, what something damaged is given up.
+    pub(super) fn adopt_leftovers(&self, accept: bool) -> Result<()> {
         let found = self.store.leftovers()?;
         if found.is_empty() {
             return Ok(());
@@ -52,10 +31,12 @@ impl Core {
         for (id, file) in &left.packs {
             self.packs.pin(*id, file.clone())?;
         }
-        let mut segments = self.put_in_order(std::mem::take(&mut left.segments));
+        let mut segments;
+        (segments, left.unreached) = self.put_in_order(std::mem::take(&mut left.segments));
+        super::accept(accept, self.check_reach(&left, &segments))?;
         let count = segments.len();
         let mut frames_left;
-        (frames_left, left.condemned) = self.judge(&segments)?;
+        (frames_left, left.condemned) = self.judge(&segments, accept)?;
         let mut renamed: Vec<(ObjectId, ObjectId)> = Vec::new();
         for segment in &mut segments {
             let is_whole = segment.is_closed && segment.frames.len() <= frames_left;
@@ -75,7 +56,9 @@ impl Core {
         self.tree.write().drop_unlinked();
         for id in found {
             self.packs.forget(id);
-            self.store.discard(id)?;
+            if !left.strange.contains(&id) {
+                self.store.discard(id)?;
+            }
         }
         log::info!(
             "{} files that were left over are adopted",
@@ -84,98 +67,11 @@ impl Core {
         Ok(())
     }
 
-    fn sort_leftovers(&self, found: &[ObjectId]) -> Result<Leftovers> {
-        let mut left = Leftovers::default();
-        let published = self
-            .journal
-            .lock()
-            .heads
-            .get(&self.device)
-            .map_or(0, |h| h.number);
-        for id in found {
-            let file = self.store.open_leftover(*id)?;
-            match magic(&*file)? {
-                Some(Magic::Segment) => match self.read_segment(file, *id) {
-                    // One that was published already, or a copy or a base that was not finished.
-                    Ok(segment)
-                        if segment.opening.adopts.is_some()
-                            || segment.opening.number <= published
-                            || segment.opening.device != self.device =>
-                    {
-                        left.garbage.push(*id);
-                    }
-                    Ok(segment) => left.segments.push(segment),
-                    // Torn in its first frame: nothing was promised yet.
-                    Err(e) if is_torn(&e) => left.garbage.push(*id),
-                    Err(e) => return Err(e),
-                },
-                Some(Magic::Pack) => match PackReader::open(file.clone(), *id, &self.master) {
-                    Ok(reader) => match reader.trailer() {
-                        // Finished: it can be published as it is. Whether all in it opens, the frames will tell.
-                        Ok(_) => {
-                            let cipher_len = file.cipher_len()? as u32;
-                            file.sync()?;
-                            self.store.publish(*id, Area::Data)?;
-                            left.finished.push(PackLen {
-                                pack: *id,
-                                cipher_len,
-                            });
-                        }
-                        Err(e) if is_torn(&e) => drop(left.packs.insert(*id, file)),
-                        Err(e) => return Err(e),
-                    },
-                    Err(e) if is_torn(&e) => left.garbage.push(*id),
-                    Err(e) => return Err(e),
-                },
-                _ => left.garbage.push(*id),
-            }
-        }
-        Ok(left)
-    }
-
-    fn read_segment(&self, file: Arc<dyn Growing>, id: ObjectId) -> Result<LeftSegment> {
-        let reader = SegmentReader::open(file, id, &self.master, SegmentExtent::Leftover)?;
-        let opening = reader.opening().clone();
-        let mut frames = Vec::new();
-        let mut is_closed = false;
-        if opening.stamp_segments.is_none() {
-            let ending = reader.frames(|frame| {
-                frames.push(frame);
-                Ok(())
-            })?;
-            is_closed = ending.closing.is_some();
-        }
-        Ok(LeftSegment {
-            id,
-            opening,
-            frames,
-            is_closed,
-        })
-    }
-
-    /// One segment of each number, from the next one on, up to the first that is lost or has no end.
-    fn put_in_order(&self, mut segments: Vec<LeftSegment>) -> Vec<LeftSegment> {
-        // Of two with one number one is a copy of the other, made when a write failed, and says more when it is whole.
-        segments.sort_by_key(|s| (s.opening.number, std::cmp::Reverse(s.frames.len())));
-        segments.dedup_by_key(|s| s.opening.number);
-        let next = self.journal.lock().next_number();
-        let in_order = segments.into_iter().zip(next..);
-        // What comes behind one without an end was made on top of what is lost.
-        let mut has_end = true;
-        in_order
-            .take_while(|(segment, number)| {
-                segment.opening.number == *number
-                    && std::mem::replace(&mut has_end, segment.is_closed)
-            })
-            .map(|(segment, _)| segment)
-            .collect()
-    }
-
     /// How many frames count, of all segments together, and which packs they condemn.
     ///
     /// A pack that a write or a sync failed in need not open: what was live in it was copied before a frame condemned
     /// it. That frame must count itself, though; where it does not, the copies may be missing, too.
-    fn judge(&self, segments: &[LeftSegment]) -> Result<(usize, HashSet<PackId>)> {
+    fn judge(&self, segments: &[LeftSegment], accept: bool) -> Result<(usize, HashSet<PackId>)> {
         let frames: Vec<&Frame> = segments.iter().flat_map(|s| &s.frames).collect();
         let mut condemned_at = HashMap::new();
         for (i, frame) in frames.iter().enumerate() {
@@ -205,10 +101,9 @@ impl Core {
         let durable = frames.iter().rposition(|f| f.durable_before).unwrap_or(0);
         if end < durable {
             let what = format_args!("frame {end} does not open, and {durable} were durable");
-            let e = Error::damaged(format_args!("new/{}", self.device), what);
-            return Err(
-                e.hint("the library was not closed cleanly, and what was durable is damaged")
-            );
+            let e = Error::damaged(format_args!("new/{}", self.device), what)
+                .hint("the library was not closed cleanly, and what was durable is damaged; --accept-rollback gives it up");
+            super::accept(accept, Err(e))?;
         }
         if end < frames.len() {
             let lost = frames.len() - end;
@@ -435,26 +330,4 @@ impl Core {
 fn pack_of(packs: &[PackId], number: u32) -> Result<PackId> {
     let id = packs.get(number as usize).copied();
     id.ok_or_else(|| Error::damaged("a leftover frame", "unknown pack"))
-}
-
-/// Whether a crash explains it. A store that cannot be read for now must not cost the file.
-fn is_torn(e: &Error) -> bool {
-    let torn = matches!(
-        e.kind(),
-        Kind::Damaged(_) | Kind::Unsupported(_) | Kind::Missing
-    );
-    if torn {
-        log::info!("{e}");
-    }
-    torn
-}
-
-/// What kind of object a file is; `None` where it is too short, or of no kind.
-fn magic(file: &dyn Growing) -> Result<Option<Magic>> {
-    if file.cipher_len()? < HEADER_LEN as u64 {
-        return Ok(None);
-    }
-    let mut first = [0; 8];
-    file.read_at(&mut first, 0)?;
-    Ok(Magic::from_bytes(&first))
 }

@@ -279,6 +279,12 @@ impl Journal {
         is_same
     }
 
+    /// The segment that grows.
+    #[cfg(test)]
+    pub fn open_segment(&self) -> Option<ObjectId> {
+        self.open.as_ref().map(|o| o.writer.id())
+    }
+
     /// Whether nothing waits to be published.
     pub fn is_idle(&self) -> bool {
         self.closed.is_none() && self.changes().is_none()

@@ -35,6 +35,7 @@ mod contents;
 pub(crate) mod file;
 mod flush;
 mod journal;
+mod leftovers;
 mod maintain;
 mod names;
 mod read;
@@ -197,7 +198,7 @@ impl Vault {
         }
         // What was kept back, a crash has left: adoption takes room.
         core.store.reserve(0)?;
-        core.adopt_leftovers()?;
+        core.adopt_leftovers(options.accept_rollback)?;
         core.remember()?;
         core.restore_reserve();
         let threads = Threads {

@@ -122,3 +122,99 @@ fn a_full_pack_that_is_adopted_can_be_collected() {
     bench.core().collect().unwrap();
     assert!(bench.store.objects(crate::store::Area::Data).is_empty());
 }
+
+/// Changes a byte of the open segment, at this part of its length.
+fn damage(bench: &Bench, part: f64) {
+    let open = bench.core().journal.lock().open_segment().unwrap();
+    let damaged = bench.store.with_leftover(open, |bytes| {
+        let at = (bytes.len() as f64 * part) as usize;
+        bytes[at] ^= 1;
+    });
+    assert!(damaged.is_some());
+}
+
+fn open_accepting(bench: &Bench) -> Result<Arc<Vault>> {
+    let options = Options {
+        accept_rollback: true,
+        ..OPTIONS
+    };
+    open_with(&bench.code, &bench.store.after_kill(), &options)
+}
+
+#[test]
+fn what_was_durable_is_not_dropped_behind_a_damaged_frame() {
+    for part in [0.1, 0.3, 0.6, 0.9] {
+        let mut bench = Bench::new();
+        for i in 0..30 {
+            let dir = bench.mkdir(&format!("d{i}"));
+            bench.fsync(dir).unwrap();
+        }
+        // One more, so that a frame says that the thirtieth was durable.
+        bench.mkdir("last");
+        damage(&bench, part);
+        let before = bench.store.after_kill().leftovers().unwrap();
+        let refused = bench.kill().unwrap_err();
+        assert_eq!(
+            refused.exit_status(),
+            crate::error::ExitStatus::Damaged,
+            "{refused}"
+        );
+        assert_eq!(
+            bench.store.after_kill().leftovers().unwrap().len(),
+            before.len()
+        );
+        // Who gives it up gets what comes before the damage.
+        let vault = open_accepting(&bench).unwrap();
+        let there = |i: usize| vault.lookup(ROOT, OsStr::new(&format!("d{i}"))).is_ok();
+        let count = (0..30).take_while(|i| there(*i)).count();
+        assert_eq!((0..30).filter(|i| there(*i)).count(), count);
+        assert!(
+            count.abs_diff((part * 30.0) as usize) < 4,
+            "{count} at {part}"
+        );
+    }
+}
+
+#[test]
+fn a_damaged_first_frame_hides_nothing_durable() {
+    let mut bench = Bench::new();
+    let dir = bench.mkdir("d");
+    bench.fsync(dir).unwrap();
+    bench.mkdir("last");
+    let open = bench.core().journal.lock().open_segment().unwrap();
+    bench
+        .store
+        .with_leftover(open, |bytes| bytes[crate::crypto::HEADER_LEN + 40] ^= 1);
+    let refused = bench.kill().unwrap_err();
+    assert_eq!(
+        refused.exit_status(),
+        crate::error::ExitStatus::Damaged,
+        "{refused}"
+    );
+    open_accepting(&bench).unwrap();
+}
+
+#[test]
+fn behind_a_damaged_frame_only_what_was_durable_matters() {
+    let mut bench = Bench::new();
+    for i in 0..30 {
+        bench.mkdir(&format!("d{i}"));
+    }
+    damage(&bench, 0.5);
+    bench.kill().unwrap();
+    assert!(bench.stat("d2").is_some() && bench.stat("d29").is_none());
+}
+
+#[test]
+fn what_is_of_no_known_kind_stays() {
+    let mut bench = Bench::new();
+    bench.mkdir("d");
+    let strange = crate::store::ObjectId([7; 16]);
+    let file = bench.store.create(strange).unwrap();
+    file.write_at(&[b'?'; 100], 0).unwrap();
+    for _ in 0..2 {
+        bench.kill().unwrap();
+        assert!(bench.stat("d").is_some());
+        assert!(bench.store.leftovers().unwrap().contains(&strange));
+    }
+}

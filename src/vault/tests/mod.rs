@@ -184,19 +184,24 @@ impl Bench {
     }
 }
 
+const OPTIONS: Options = Options {
+    read_only: false,
+    cache_bytes: 1 << 20,
+    accept_rollback: false,
+    uid: 0,
+    gid: 0,
+};
+
 fn open(code: &str, store: &MemoryStore) -> Result<Arc<Vault>> {
-    let options = Options {
-        read_only: false,
-        cache_bytes: 1 << 20,
-        accept_rollback: false,
-        uid: 0,
-        gid: 0,
-    };
+    open_with(code, store, &OPTIONS)
+}
+
+fn open_with(code: &str, store: &MemoryStore, options: &Options) -> Result<Arc<Vault>> {
     Vault::open(
         Arc::new(store.clone()),
         MasterKey::from_recovery_code(code).unwrap(),
         crate::store::ObjectId([0xde; 16]),
         None,
-        &options,
+        options,
     )
 }
