@@ -1,6 +1,7 @@
 //! What this machine remembers of a library, outside of it: the device's id, the library's fingerprint, and the
 //! newest index segment seen of every device. So another library in its place, and an index that went back, are
-//! noticed. Nothing here is secret, and losing it loses no data.
+//! noticed. Nothing here is secret. Without it nothing that is published is lost; what a crash left in `new/` waits
+//! under the old device's id.
 //!
 //! One text file a place, named by a hash of the library's path:
 //!
@@ -103,7 +104,8 @@ impl Place {
         };
         parsed.map(Some).map_err(|check| {
             Error::damaged(self.path.display(), check).hint(
-                "remove it: no data is in it, only the memory of which library and index were here",
+                "move it away: it says which library and index were here, and in `device` the folder of new/ that is \
+                 this machine's",
             )
         })
     }

@@ -16,7 +16,7 @@ use crate::crypto::{FORMAT_VERSION, MasterKey};
 use crate::error::{Error, Kind, Result};
 use crate::index::{Tree, replay};
 use crate::state::{Head, Place};
-use crate::store::{Access, Area, DirStore, ObjectId};
+use crate::store::{Access, Area, DeviceId, DirStore, ObjectId};
 use crate::volume::Time;
 
 /// More files than these are not counted: of 64 MiB packs they are 64 TiB.
@@ -97,45 +97,87 @@ fn stored(library: &Library, slots: &Slots) -> Result<Facts> {
         ]
     });
     facts.push(("keys", Value::List(good.chain(bad).collect())));
-    facts.push(("growing", Value::List(growing(&library.dir.join(NEW))?)));
+    let growing = growing(&library.dir)?;
+    facts.push((
+        "growing",
+        Value::List(growing.iter().map(Growing::facts).collect()),
+    ));
     Ok(facts)
 }
 
-/// What lies in `new/`, for each device: files that a mount is writing, or that a crash left.
-fn growing(folder: &Path) -> Result<Vec<Facts>> {
-    let entries = match fs::read_dir(folder) {
+/// What lies in the folder of one device in `new/`: files that a mount is writing, or that a crash left.
+struct Growing {
+    device: ObjectId,
+    files: u64,
+    bytes: u64,
+    is_mounted: bool,
+}
+
+impl Growing {
+    fn facts(&self) -> Facts {
+        vec![
+            ("device", Value::Text(self.device.to_string())),
+            ("files", Value::Number(self.files)),
+            ("bytes", Value::Number(self.bytes)),
+            ("mounted", Value::Flag(self.is_mounted)),
+        ]
+    }
+}
+
+/// What grows in the library at `dir`, for each device.
+fn growing(dir: &Path) -> Result<Vec<Growing>> {
+    let folder = dir.join(NEW);
+    let entries = match fs::read_dir(&folder) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(Error::io(e, folder)),
     };
+    let is_object = |file: &fs::DirEntry| file.file_name().to_str().and_then(ObjectId::parse);
     let mut devices = Vec::new();
     for entry in entries.flatten() {
-        let Some(device) = entry.file_name().to_str().and_then(ObjectId::parse) else {
+        let Some(device) = is_object(&entry) else {
             continue;
         };
-        let (mut files, mut bytes) = (0, 0);
-        for file in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
-            if file
-                .file_name()
-                .to_str()
-                .and_then(ObjectId::parse)
-                .is_some()
-            {
-                files += 1;
-                bytes += file.metadata().map_or(0, |meta| meta.len());
-            }
-        }
-        devices.push(vec![
-            ("device", Value::Text(device.to_string())),
-            ("files", Value::Number(files)),
-            ("bytes", Value::Number(bytes)),
-            (
-                "mounted",
-                Value::Flag(is_locked(&entry.path().join("lock"))),
-            ),
-        ]);
+        let files = fs::read_dir(entry.path()).into_iter().flatten().flatten();
+        let lens: Vec<u64> = files
+            .filter(|file| is_object(file).is_some())
+            .map(|file| file.metadata().map_or(0, |meta| meta.len()))
+            .collect();
+        devices.push(Growing {
+            device,
+            files: lens.len() as u64,
+            bytes: lens.iter().sum(),
+            is_mounted: is_locked(&entry.path().join("lock")),
+        });
     }
     Ok(devices)
+}
+
+/// Says what a crash left in `new/` that who uses the library at `dir` now will not see: what other devices left, and
+/// with `read_only` what this one (`own`) left.
+pub fn warn_of_leftovers(dir: &Path, own: DeviceId, read_only: bool) {
+    let left = growing(dir).unwrap_or_default();
+    let state = Place::of(dir).map_or_else(
+        |_| "the state file".into(),
+        |p| p.path().display().to_string(),
+    );
+    for g in left.iter().filter(|g| g.files > 0 && !g.is_mounted) {
+        let adopter = match (g.device == own, read_only) {
+            (true, false) => continue,
+            (true, true) => "the next mount for writing takes them over".into(),
+            (false, _) => format!(
+                "they show when who wrote them mounts the library for writing; where that was this user, and {state} \
+                 was lost, put `device {}` into it",
+                g.device
+            ),
+        };
+        log::warn!(
+            "{}: a mount that did not end well left {} files ({} bytes) that do not show yet; {adopter}",
+            dir.join(NEW).join(g.device.to_string()).display(),
+            g.files,
+            g.bytes
+        );
+    }
 }
 
 /// Whether a living process holds the lock of a device's folder.

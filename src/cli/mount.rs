@@ -10,6 +10,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::foreign::ForeignArgs;
+use super::info;
 use super::init;
 use super::library::{Library, recall};
 use super::passwd::check_writable;
@@ -235,6 +236,7 @@ pub fn run(args: &MountArgs) -> Result<()> {
         }
         Err(e) => return Err(e),
     };
+    info::warn_of_leftovers(&library, device, wish.read_only);
     if args.create {
         fs::create_dir_all(&mountpoint).map_err(|e| Error::io(e, &mountpoint))?;
     }

@@ -8,6 +8,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::foreign::ForeignArgs;
+use super::info::warn_of_leftovers;
 use super::library::{Library, recall};
 use super::printable;
 use super::secret::OpenArgs;
@@ -105,6 +106,7 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
 fn open_vault(dir: &Path, args: &VerifyArgs) -> Result<Arc<Vault>> {
     let master = Library::at(dir)?.unlock(args.open.ask()?)?.master;
     let (place, device) = recall(dir, &master)?;
+    warn_of_leftovers(dir, device, true);
     let store = DirStore::open(dir, Access::ReadOnly)?;
     let options = vault::Options {
         read_only: true,

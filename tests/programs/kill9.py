@@ -259,6 +259,31 @@ def test_killed_while_idle(library):
     same_tree(library.mnt, before, "the tree after a clean remount")
 
 
+def test_what_does_not_show_is_said(library):
+    """After a kill: by who only reads, and by who mounts under another id, as when this machine's state was lost."""
+    said = "do not show yet"
+    (library.mnt / "file").write_bytes(b"kept")
+    library.kill()
+    library.clear()
+    check(said in library.hushfs("verify", "--password-file", library.password_file, library.dir), "verify says nothing")
+    library.mount("--read-only")
+    same(os.listdir(library.mnt), [], "what a mount for reading shows")
+    library.umount()
+    same(library.log.read_text().count(said), 1, "times that a mount for reading says it")
+    state, = (library.base / "state").rglob("*.state")
+    old = state.read_text()
+    device = [line for line in old.splitlines() if line.startswith("device ")][0]
+    state.unlink()
+    library.mount()
+    same(os.listdir(library.mnt), [], "what shows under another id")
+    library.umount()
+    check(f"put `{device}` into it" in library.log.read_text(), "the old id is not named")
+    state.write_text(old)
+    library.mount()
+    same((library.mnt / "file").read_bytes(), b"kept", "content under the old id")
+    same(library.log.read_text().count(said), 2, "times that it was said in all")
+
+
 def test_stale_mount_point(library):
     """A mount point whose process was killed is taken by the next mount; a second mount is refused only while the first lives."""
     (library.mnt / "file").write_bytes(b"kept")
