@@ -16,10 +16,12 @@ use fuser::{
 use crate::error::{Error, Kind, Result};
 use crate::volume::{Ino, Volume};
 
+mod mapped;
 mod ops;
 mod types;
 mod uncached;
 
+use mapped::Mapped;
 use types::Answer;
 use uncached::Uncached;
 
@@ -80,6 +82,7 @@ impl Session {
             no_opendir: false,
             may_uncache: false,
             uncached: Uncached::default(),
+            mapped: Mapped::default(),
             kernel: kernel.clone(),
             _alive: alive,
         };
@@ -122,6 +125,7 @@ struct Adapter {
     /// DIRECT_IO_ALLOW_MMAP.
     may_uncache: bool,
     uncached: Uncached,
+    mapped: Mapped,
     /// For what the kernel has to be told; there before the first request is taken.
     kernel: Arc<OnceLock<Notifier>>,
     _alive: mpsc::Sender<()>,

@@ -196,6 +196,7 @@ impl Filesystem for Adapter {
             self.call("open", ino, open)
         };
         reply.answer(opened.map(|handle| {
+            self.mapped.opened(ino, flags.0);
             let flags = self.uncached.opened(ino, fopen_flags(flags.0));
             (handle, flags)
         }));
@@ -217,6 +218,7 @@ impl Filesystem for Adapter {
         match made {
             Ok((attr, handle)) => {
                 let (attr, mut opened) = (file_attr(&attr), fopen_flags(flags));
+                self.mapped.opened(attr.ino, flags);
                 if self.may_uncache {
                     opened |= self.uncached.created(attr.ino, flags);
                 }
@@ -283,7 +285,7 @@ impl Filesystem for Adapter {
         _: &Request,
         ino: INodeNo,
         fh: FileHandle,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
@@ -293,6 +295,7 @@ impl Filesystem for Adapter {
             Ok(())
         });
         self.uncached.released(ino);
+        self.mapped.released(ino, flags.0);
         reply.answer(released);
     }
 
@@ -472,19 +475,23 @@ impl Filesystem for Adapter {
     fn lseek(
         &self,
         _: &Request,
-        ino: INodeNo,
+        node: INodeNo,
         _: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let found = self.call("lseek", ino, |v, ino| {
+        let found = self.call("lseek", node, |v, ino| {
             let plain_offset = u64::try_from(offset).map_err(|_| Kind::NoSuchOffset)?;
             let whence = match whence {
                 libc::SEEK_DATA => Whence::Data,
                 libc::SEEK_HOLE => Whence::Hole,
                 _ => return Err(Kind::InvalidArgument.into()),
             };
+            let kernel = self.kernel.get();
+            if kernel.is_some_and(|kernel| !self.mapped.write_back(node, kernel)) {
+                return all_data(v.getattr(ino)?.plain_size, plain_offset, whence);
+            }
             v.lseek(ino, plain_offset, whence)
         });
         reply.answer(found);
@@ -517,4 +524,13 @@ impl Filesystem for Adapter {
 /// Whether who asks may not keep set-id bits on what they change (CAP_FSETID, which root has).
 fn is_ordinary(req: &Request) -> bool {
     req.uid() != 0
+}
+
+/// What lseek(2) finds in a file without holes.
+fn all_data(plain_size: u64, plain_offset: u64, whence: Whence) -> crate::error::Result<u64> {
+    match whence {
+        _ if plain_offset >= plain_size => Err(Kind::NoSuchOffset.into()),
+        Whence::Data => Ok(plain_offset),
+        Whence::Hole => Ok(plain_size),
+    }
 }

@@ -9,6 +9,8 @@ import errno
 import mmap
 import os
 import stat
+import subprocess
+import sys
 import threading
 import time
 from common import call, check, content, fails, libc, main, run, same, stored_bytes, thrice
@@ -60,6 +62,66 @@ def test_sparse(library):
         same(len(whole.replace(b"\0", b"")) <= 2 * mib, True, "all else is zeros")
     thrice(library, look)
     check(stored_bytes(library) < 4 * mib or not (library.dir / "key").is_dir(), "2 MiB in a sparse file, and the library has grown by 4 and more")
+
+
+def test_holes_beside_maps(library):
+    """What is only in another program's map is data: `cp` and `tar` must not take it for a hole."""
+    path, size = library.mnt / "mapped", 8 << 20
+    expected = bytearray(size)
+    with open(path, "wb") as f:
+        f.truncate(size)
+    # A process of its own: one that a descriptor was handed to writes the map back when it closes it.
+    mapper = subprocess.Popen([sys.executable, "-c", MAPPER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def store(at, data):
+        mapper.stdin.write(b"%d %s\n" % (at, data.hex().encode()))
+        mapper.stdin.flush()
+        mapper.stdout.readline()
+        expected[at:at + len(data)] = data
+    try:
+        for at in range(0, size, 1 << 20):
+            store(at + 5000, content(at, 10_000))
+        run("cp", "--sparse=auto", path, library.mnt / "copy")
+        check((library.mnt / "copy").read_bytes() == expected, "a copy")
+        store(size - 1, b"9")
+        store(40_000, content(7, 9000))
+        # With 1 it says that the file changed meanwhile: its time does, when the map is written back.
+        run("tar", "-cSf", library.base / "sparse.tar", "-C", library.mnt, "mapped", ok=(0, 1))
+        run("tar", "-xf", library.base / "sparse.tar", "-C", library.base)
+        check((library.base / "mapped").read_bytes() == expected, "what tar -S took")
+        # Many at once, while pages become dirty.
+        seekers = [threading.Thread(target=lambda: [seek_about(path) for _ in range(20)]) for _ in range(16)]
+        for t in seekers:
+            t.start()
+        for i in range(2000):
+            store(i * 4099 % size, b"%c" % (i % 256))
+        for t in seekers:
+            t.join(60)
+            check(not t.is_alive(), "lseek hangs beside a map")
+    finally:
+        mapper.stdin.close()
+        mapper.wait(30)
+    thrice(library, lambda: check(path.read_bytes() == expected, "content"))
+
+
+MAPPER = """
+import mmap, sys
+with open(sys.argv[1], "r+b") as f, mmap.mmap(f.fileno(), 0) as mapped:
+    for line in sys.stdin:
+        at, data = line.split()
+        mapped[int(at):int(at) + len(data) // 2] = bytes.fromhex(data)
+        print(flush=True)
+"""
+
+
+def seek_about(path):
+    with open(path, "rb") as f:
+        at = 0
+        try:
+            while True:
+                at = os.lseek(f.fileno(), os.lseek(f.fileno(), at, os.SEEK_DATA), os.SEEK_HOLE)
+        except OSError as e:
+            same(e.errno, errno.ENXIO, "the end of the data")
 
 
 def test_fallocate(library):
