@@ -237,8 +237,11 @@ impl Growing for GrowingFile {
         if self.write_failed.load(Ordering::Acquire) || self.sync_failed.load(Ordering::Acquire) {
             return Err(self.poisoned());
         }
-        self.try_write(data, cipher_offset)
-            .inspect_err(|_| self.write_failed.store(true, Ordering::Release))
+        self.try_write(data, cipher_offset).inspect_err(|_| {
+            self.write_failed.store(true, Ordering::Release);
+            // On a full disk the part that was written, and what was allocated ahead, is wanted for something else.
+            let _ = retry_on_intr(|| rustix::fs::ftruncate(&self.file.fd, cipher_offset));
+        })
     }
 
     fn write_back(&self, cipher_offset: u64, cipher_len: u64) {

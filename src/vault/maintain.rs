@@ -7,8 +7,8 @@ use super::Core;
 use super::contents::Subject;
 use crate::error::{Kind, Result};
 use crate::index::record::{BaseRef, Frame, Opening, Record, Relocate, SegmentId, Splices};
-use crate::index::{BaseCursor, ClosedSegment, Published, SegmentWriter, StampTable};
-use crate::pack::{PackId, PackReader};
+use crate::index::{BaseCursor, ClosedSegment, PackInfo, Published, SegmentWriter, StampTable};
+use crate::pack::{BLOCK_PLAIN_LEN, PackId, PackReader};
 use crate::store::Area;
 use crate::volume::{Ino, Time};
 
@@ -227,30 +227,63 @@ impl Core {
             .is_ok_and(|trailer| trailer.device == self.device)
     }
 
-    /// Copies what is live in packs that a write failed in, so that those can go.
+    /// Copies what is live in packs that a write or a sync failed in, so that those can go. What does not open there
+    /// is lost, and must not hold up the rest: every sync would fail for it.
     pub(super) fn empty_spoiled(&self) -> Result<()> {
+        let mut result = Ok(());
         for id in self.contents.spoiled() {
-            let users: Vec<(Ino, Vec<(u64, u64)>)> = self.tree.read().users_of(id);
-            for (ino, ranges) in users {
-                self.copy_ranges(ino, &ranges)?;
-            }
-            // What a flush sealed into it and did not frame yet is not seen in the tree.
-            let sealing = self.sealing.write();
-            let info = self.tree.read().find_pack(id).copied();
-            if info.is_some_and(|p| p.live_plain_bytes > 0) {
-                continue;
-            }
-            // Frames name it that come before the copies: it goes when it is known to be condemned, as any pack.
-            self.transact(|_, draft| {
-                draft.records.push(Record::Condemn(vec![id]));
-                Ok(())
-            })?;
-            drop(sealing);
-            self.contents.forget_unsynced(id);
-            self.sync()?;
-            self.contents.discard_spoiled(id)?;
+            result = result.and(self.empty_pack(id));
         }
-        Ok(())
+        result
+    }
+
+    fn empty_pack(&self, id: PackId) -> Result<()> {
+        let mut lost_bytes = 0;
+        let users: Vec<(Ino, Vec<(u64, u64)>)> = self.tree.read().users_of(id);
+        for (ino, ranges) in users {
+            lost_bytes += self.copy_readable(ino, &ranges)?;
+        }
+        // What a flush sealed into it and did not frame yet is not seen in the tree.
+        let sealing = self.sealing.write();
+        let live = |p: &PackInfo| p.live_plain_bytes;
+        if self.tree.read().find_pack(id).map_or(0, live) > lost_bytes {
+            return Ok(());
+        }
+        // Frames name it that come before the copies: it goes when it is known to be condemned, as any pack.
+        self.transact(|_, draft| {
+            draft.records.push(Record::Condemn(vec![id]));
+            Ok(())
+        })?;
+        drop(sealing);
+        self.contents.forget_unsynced(id);
+        self.sync()?;
+        self.contents.discard_spoiled(id)
+    }
+
+    /// Copies what opens of these ranges of a file; answers how many bytes do not.
+    fn copy_readable(&self, ino: Ino, ranges: &[(u64, u64)]) -> Result<u64> {
+        const BLOCK: u64 = BLOCK_PLAIN_LEN as u64;
+        let mut lost_bytes = 0;
+        let mut left = vec![ranges.to_vec()];
+        while let Some(ranges) = left.pop() {
+            match (self.copy_ranges(ino, &ranges), &ranges[..]) {
+                (Ok(_), _) => {}
+                (Err(e), _) if !matches!(e.kind(), Kind::Damaged(_)) => return Err(e),
+                (Err(e), &[(from, to)]) if to - from <= BLOCK => {
+                    let tree = self.tree.read();
+                    let path = tree.find(ino).map(|ix| tree.path(ix)).unwrap_or_default();
+                    let path = path.escape_ascii();
+                    log::error!("{path}: bytes {from} to {to} are lost: {e}");
+                    lost_bytes += to - from;
+                }
+                (Err(_), &[(from, to)]) => {
+                    let middle = from + (to - from).div_ceil(2 * BLOCK) * BLOCK;
+                    left.extend([vec![(middle, to)], vec![(from, middle)]]);
+                }
+                (Err(_), many) => left.extend(many.iter().map(|range| vec![*range])),
+            }
+        }
+        Ok(lost_bytes)
     }
 
     /// Notes a file that was closed, to be rewritten where it lies in too many pieces.

@@ -198,7 +198,14 @@ impl Vault {
         }
         // What was kept back, a crash has left: adoption takes room.
         core.store.reserve(0)?;
-        core.adopt_leftovers(options.accept_rollback)?;
+        core.adopt_leftovers(options.accept_rollback)
+            .map_err(|e| match e.is_no_space() {
+                true => e.hint(
+                    "make room: up to 64 MiB are needed to take over what the last mount left. Nothing is lost, and \
+                     --read-only shows what was published before",
+                ),
+                false => e,
+            })?;
         core.remember()?;
         core.restore_reserve();
         let threads = Threads {

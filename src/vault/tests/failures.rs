@@ -333,3 +333,47 @@ fn the_reserve_is_also_for_the_segment_that_a_deletion_needs() {
     bench.unlink("f");
     assert!(bench.stat("f").is_none());
 }
+
+#[test]
+fn what_is_lost_in_a_failed_pack_does_not_hold_up_every_sync() {
+    let mut bench = Bench::new();
+    bench.halt_committer();
+    bench.put("lost", &[1; 20_000]);
+    bench.put("kept", &[3; 20_000]);
+    // A write into the pack fails; then the first block of what it holds cannot be read.
+    let ino = bench.make("fails");
+    bench.fail(0, libc::EIO);
+    assert!(bench.try_write(ino, 0, &[4; 3000]).is_err());
+    let spoiled = bench.core().contents.spoiled()[0];
+    bench.store.with_leftover(spoiled, |bytes| bytes[100] ^= 1);
+    bench.put("later", &[2; 3000]);
+    bench.core().empty_spoiled().unwrap();
+    bench.core().sync().unwrap();
+    assert!(bench.core().contents.spoiled().is_empty());
+    bench.core().publish().unwrap();
+    for _ in 0..2 {
+        assert!(bench.read("later").unwrap() == [2; 3000]);
+        assert!(bench.read("kept").unwrap() == [3; 20_000]);
+        assert_eq!(bench.read("lost").unwrap_err().errno(), libc::EIO);
+        bench.kill().unwrap();
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_who_mounts_after_a_kill() {
+    let bench = Bench::new();
+    for i in 0..12 {
+        bench.put(&format!("f{i}"), &vec![i as u8; 1 << 20]);
+    }
+    let after = bench.store.after_kill();
+    let used = (1u64 << 50) - after.space().unwrap().available_bytes;
+    after.set_faults(Faults::default().space(used + 100_000));
+    let refused = open(&bench.code, &after).map(drop).unwrap_err();
+    assert!(
+        refused.is_no_space() && refused.to_string().contains("make room"),
+        "{refused}"
+    );
+    after.set_faults(Faults::default());
+    let vault = open(&bench.code, &after).unwrap();
+    assert!((0..12).all(|i| vault.lookup(ROOT, OsStr::new(&format!("f{i}"))).is_ok()));
+}
