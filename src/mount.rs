@@ -6,8 +6,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::crypto::MasterKey;
-use crate::error::Result;
+use crate::crypto::{MasterKey, random_id};
+use crate::error::{Kind, Result};
 use crate::state::Place;
 use crate::store::{Access, DeviceId, DirStore};
 use crate::vault::{self, Vault};
@@ -114,26 +114,35 @@ pub fn run_volume(
 }
 
 fn open(plan: Plan, library: &Path) -> Result<Arc<Vault>> {
-    let access = if plan.read_only {
-        Access::ReadOnly
-    } else {
-        Access::Write(plan.device)
+    let master = Arc::new(plan.master);
+    let open_as = |device, accept_rollback| {
+        let access = match plan.read_only {
+            true => Access::ReadOnly,
+            false => Access::Write(device),
+        };
+        let store = DirStore::open(library, access)?;
+        let options = vault::Options {
+            read_only: plan.read_only,
+            cache_bytes: plan.cache_bytes,
+            accept_rollback,
+            uid: rustix::process::getuid().as_raw(),
+            gid: rustix::process::getgid().as_raw(),
+        };
+        let place = plan.place.clone();
+        Vault::open(Arc::new(store), master.clone(), device, place, &options)
     };
-    let store = DirStore::open(library, access)?;
-    let options = vault::Options {
-        read_only: plan.read_only,
-        cache_bytes: plan.cache_bytes,
-        accept_rollback: plan.accept_rollback,
-        uid: rustix::process::getuid().as_raw(),
-        gid: rustix::process::getgid().as_raw(),
-    };
-    Vault::open(
-        Arc::new(store),
-        plan.master,
-        plan.device,
-        plan.place,
-        &options,
-    )
+    match open_as(plan.device, false) {
+        Err(e) if plan.accept_rollback => {
+            let went_back = matches!(e.kind(), Kind::RolledBack(_));
+            // What is missing may still come: what is written now must not bear the same numbers.
+            let device = match went_back && !plan.read_only {
+                true => random_id()?,
+                false => plan.device,
+            };
+            open_as(device, true)
+        }
+        opened => opened,
+    }
 }
 
 /// Ends the mount at `mountpoint`, and waits until all is written and the process behind it has let the library

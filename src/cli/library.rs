@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::secret::Opener;
-use crate::crypto::{KdfParams, MasterKey, SLOT_LEN, Secret, Slot, SlotKind, random};
+use crate::crypto::{KdfParams, MasterKey, SLOT_LEN, Secret, Slot, SlotKind, random_id};
 use crate::error::{Error, ExitStatus, Kind, Result};
 use crate::state::{Place, Remembered, replace_durably, sync_dir};
 use crate::store::{Area, DeviceId, ObjectId};
@@ -265,8 +265,7 @@ impl Library {
 
     /// Adds a slot; durable on return.
     pub fn add_slot(&self, master: &MasterKey, secret: &Secret, label: &str) -> Result<ObjectId> {
-        let mut id = ObjectId([0; 16]);
-        random(&mut id.0)?;
+        let id = random_id()?;
         let bytes = Slot::seal(id, master, secret, KdfParams::default(), label)?;
         // A synced copy has no `new/`, and a library that is being recovered no `key/`.
         Self::make_folders(&self.dir)?;
@@ -312,8 +311,7 @@ pub fn recall(dir: &Path, master: &MasterKey) -> Result<(Place, DeviceId)> {
 
 /// Remembers the library from now on, under a new device id.
 pub fn remember(place: &Place, master: &MasterKey) -> Result<DeviceId> {
-    let mut device = ObjectId([0; 16]);
-    random(&mut device.0)?;
+    let device = random_id()?;
     place.save(&Remembered {
         fingerprint: master.fingerprint(),
         device,

@@ -15,12 +15,11 @@ use super::init;
 use super::library::{Library, recall};
 use super::passwd::check_writable;
 use super::secret::OpenArgs;
-use crate::crypto::{MasterKey, random};
+use crate::crypto::{MasterKey, random_id};
 use crate::error::{Error, Kind, Result};
 use crate::foreign::{FormatKind, Mirror};
 use crate::mount::Plan;
 use crate::state::{Place, canonical};
-use crate::store::{DeviceId, ObjectId};
 
 /// Bytes of decrypted blocks to keep, where nothing else is said.
 const CACHE_BYTES: usize = 32 << 20;
@@ -232,7 +231,7 @@ pub fn run(args: &MountArgs) -> Result<()> {
         // A rescue system may have no place to remember anything in.
         Err(e) if wish.read_only && matches!(e.kind(), Kind::Io(_) | Kind::Usage(_)) => {
             log::warn!("{e}");
-            (None, random_device()?)
+            (None, random_id()?)
         }
         Err(e) => return Err(e),
     };
@@ -276,12 +275,6 @@ fn run_foreign(wish: &Wish, kind: FormatKind, library: &Path, mountpoint: &Path)
         let mirror: Arc<dyn crate::volume::Volume> = Mirror::new(format)?;
         Ok(mirror)
     })
-}
-
-fn random_device() -> Result<DeviceId> {
-    let mut device = ObjectId([0; 16]);
-    random(&mut device.0)?;
-    Ok(device)
 }
 
 /// A folder that is there (or will be made), outside of the library, with the library outside of it.

@@ -11,6 +11,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::{Header, Magic, SealKey, recovery};
 use crate::error::{Error, Kind, Result};
+use crate::store::ObjectId;
 
 /// The salt of the one HKDF-Extract over the master key (RFC 5869, section 3.1): ours alone.
 const EXTRACT_SALT: &[u8] = b"hushfs master key";
@@ -168,6 +169,13 @@ impl fmt::Debug for MasterKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("MasterKey(..)")
     }
+}
+
+/// An id that nothing else has.
+pub fn random_id() -> Result<ObjectId> {
+    let mut id = ObjectId([0; 16]);
+    random(&mut id.0)?;
+    Ok(id)
 }
 
 /// Fills `out` from getrandom(2).

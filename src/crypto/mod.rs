@@ -15,7 +15,7 @@ mod slot;
 pub use aead::{NONCE_LEN, SEAL_OVERHEAD, SealKey, TAG_LEN};
 pub use header::{FORMAT_SUITE, FORMAT_VERSION, Features, HEADER_LEN, Header, Magic};
 pub use kdf::KdfParams;
-pub use keys::{Fingerprint, MasterKey, random};
+pub use keys::{Fingerprint, MasterKey, random, random_id};
 pub use process::harden_process;
 pub use slot::{
     KEY_FILE_LEN_MAX, KEY_FILE_LEN_MIN, LABEL_LEN_MAX, SLOT_LEN, Secret, Slot, SlotKind,

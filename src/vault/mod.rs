@@ -133,12 +133,12 @@ impl Vault {
     /// index is an empty one.
     pub fn open(
         store: Arc<dyn Store>,
-        master: MasterKey,
+        master: impl Into<Arc<MasterKey>>,
         device: DeviceId,
         place: Option<Place>,
         options: &Options,
     ) -> Result<Arc<Self>> {
-        let master = Arc::new(master);
+        let master = master.into();
         let replayed = replay(
             &*store,
             &master,

@@ -189,6 +189,34 @@ def write_for_ever(mnt):
         os._exit(0)
 
 
+def test_late_segments(library):
+    """What a sync tool had not brought yet comes after an older index was accepted and written to: all is there."""
+    index = library.dir / "index"
+
+    def write(name):
+        before = set(index.iterdir())
+        (library.mnt / name).write_bytes(content(name, 100_000))
+        library.umount()
+        return set(index.iterdir()) - before
+
+    write("first")
+    library.mount()
+    late = write("late")
+    for segment in late:
+        segment.rename(library.base / segment.name)
+    argv = ["mount", "--password-file", library.password_file, library.dir, library.mnt]
+    check("--accept-rollback" in library.hushfs(*argv, ok=(5,)), "how to mount nevertheless is not said")
+    library.mount("--accept-rollback")
+    write("meanwhile")
+    for segment in late:
+        (library.base / segment.name).rename(segment)
+    for _ in range(2):
+        library.mount()
+        for name in ("first", "late", "meanwhile"):
+            check((library.mnt / name).read_bytes() == content(name, 100_000), f"content of {name}")
+        library.umount()
+
+
 def test_mount_time(library):
     library.umount()
     started = time.monotonic()
