@@ -245,6 +245,13 @@ pub trait Volume: Send + Sync {
     fn read(&self, ino: Ino, handle: Handle, plain_offset: u64, out: &mut [u8]) -> Result<usize>;
     /// The next data or hole at or after `plain_offset`. ENXIO at or after the end.
     fn lseek(&self, ino: Ino, plain_offset: u64, whence: Whence) -> Result<u64>;
+    /// The next data at or after `plain_offset`; none where only a hole, or nothing, is left.
+    fn next_data(&self, ino: Ino, plain_offset: u64) -> Result<Option<u64>> {
+        match self.lseek(ino, plain_offset, Whence::Data) {
+            Err(e) if matches!(e.kind(), Kind::NoSuchOffset) => Ok(None),
+            data => data.map(Some),
+        }
+    }
 
     /// Opens a directory.
     fn opendir(&self, ino: Ino) -> Result<Handle> {

@@ -188,7 +188,13 @@ fn read_all(
     let handle = volume.open(found.ino, libc::O_RDONLY)?;
     let mut at = 0;
     let mut last = String::new();
-    while at < found.plain_size {
+    // What cannot be looked up is read, to be told by its place.
+    while let Some(data) = volume.next_data(found.ino, at).unwrap_or(Some(at)) {
+        report.advance(data - at);
+        at = data;
+        if at >= found.plain_size {
+            break;
+        }
         let len = (found.plain_size - at).min(buffer.len() as u64);
         match volume.read(found.ino, handle, at, &mut buffer[..len as usize]) {
             Ok(read) if read as u64 == len => {}
@@ -208,6 +214,7 @@ fn read_all(
         report.advance(len);
         at += len;
     }
+    report.advance(found.plain_size.saturating_sub(at));
     volume.release(found.ino, handle);
     Ok(())
 }

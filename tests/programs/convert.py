@@ -150,6 +150,26 @@ def test_a_plain_folder_with_everything_in_it():
         copied(source, vault, "plain")
 
 
+def test_a_large_hole():
+    """A disk image of a terabyte with little in it is copied, compared and verified in moments."""
+    with conversion("plain") as (source, vault, argv):
+        source.dir.mkdir(exist_ok=True)
+        parts = {0: b"first", (1 << 39) + 77: content("middle", 30_000), (1 << 40) - 4: b"last"}
+        with open(source.dir / "image", "wb") as f:
+            for at, data in parts.items():
+                f.seek(at)
+                f.write(data)
+        source.hushfs("convert", *argv, timeout=30)
+        vault.hushfs("verify", "--password-file", vault.password_file, vault.dir, timeout=30)
+        vault.mount("--read-only")
+        same(os.stat(vault.mnt / "image").st_size, 1 << 40, "size")
+        with open(vault.mnt / "image", "rb") as f:
+            for at, data in parts.items():
+                f.seek(at)
+                check(f.read(len(data)) == data, f"what is at {at}")
+        vault.umount()
+
+
 def test_what_is_named_as_a_copy_under_way_is_refused():
     with conversion("plain") as (source, vault, argv):
         source.dir.mkdir()

@@ -254,9 +254,8 @@ impl<'a> Copy<'a> {
         let (mut at, mut hole) = (0, 0);
         loop {
             if at >= hole {
-                let data = match self.source.lseek(found.ino, at, Whence::Data) {
-                    Err(e) if matches!(e.kind(), Kind::NoSuchOffset) => return Ok(at),
-                    data => data?,
+                let Some(data) = self.source.next_data(found.ino, at)? else {
+                    return Ok(at);
                 };
                 self.bar.inc(data - at);
                 at = data;
@@ -275,13 +274,32 @@ impl<'a> Copy<'a> {
 
     /// Reads both again: what is in the packs against the source.
     fn compare(&self, found: &Found, copy: Ino) -> Result<()> {
+        let sizes = (
+            self.source.getattr(found.ino)?.plain_size,
+            self.target.getattr(copy)?.plain_size,
+        );
         let handles = (
             self.source.open(found.ino, libc::O_RDONLY)?,
             self.target.open(copy, libc::O_RDONLY)?,
         );
         let mut buffers = (vec![0; COPY_LEN], vec![0; COPY_LEN]);
+        let differs = || {
+            let check = "the copy differs: the source changed meanwhile, or memory or disk is bad";
+            Error::damaged(found.path.display(), check)
+        };
         let mut at = 0;
         let result = loop {
+            // What is a hole on both sides is the same.
+            let data = (
+                self.source.next_data(found.ino, at),
+                self.target.next_data(copy, at),
+            );
+            at = match data {
+                (Err(e), _) | (_, Err(e)) => break Err(e),
+                (Ok(None), Ok(None)) if sizes.0 == sizes.1 => break Ok(()),
+                (Ok(None), Ok(None)) => break Err(differs()),
+                (Ok(a), Ok(b)) => a.unwrap_or(u64::MAX).min(b.unwrap_or(u64::MAX)),
+            };
             let lens = (
                 self.source.read(found.ino, handles.0, at, &mut buffers.0),
                 self.target.read(copy, handles.1, at, &mut buffers.1),
@@ -290,13 +308,8 @@ impl<'a> Copy<'a> {
                 (Ok(a), Ok(b)) => (a, b),
                 (Err(e), _) | (_, Err(e)) => break Err(e),
             };
-            if buffers.0[..a] != buffers.1[..b] {
-                let check =
-                    "the copy differs: the source changed meanwhile, or memory or disk is bad";
-                break Err(Error::damaged(found.path.display(), check));
-            }
-            if a == 0 {
-                break Ok(());
+            if a == 0 || buffers.0[..a] != buffers.1[..b] {
+                break Err(differs());
             }
             at += a as u64;
         };
