@@ -45,6 +45,8 @@ pub struct Replayed {
     pub removed_slots: Vec<ObjectId>,
     /// What should be there and is not, in words.
     pub gaps: Vec<String>,
+    /// Leftovers that were adopted, and the segments that are there in their stead.
+    pub adopted: Vec<(SegmentId, SegmentId)>,
     /// Segments that the bases in use must not be without.
     needs: Vec<Head>,
 }
@@ -68,6 +70,10 @@ pub fn replay(store: &dyn Store, master: &MasterKey, tree: Tree) -> Result<Repla
         slots: Vec::new(),
         removed_slots: Vec::new(),
         gaps: Vec::new(),
+        adopted: found
+            .iter()
+            .filter_map(|f| Some((f.opening.adopts?, f.published.id)))
+            .collect(),
         needs: Vec::new(),
     };
     let (bases, segments): (Vec<Found>, Vec<Found>) = found

@@ -22,7 +22,13 @@ use crate::store::{Area, ObjectId};
 
 impl Core {
     /// Adopts what there is; afterwards the folder is empty. With `accept`, what something damaged is given up.
-    pub(super) fn adopt_leftovers(&self, accept: bool) -> Result<()> {
+    ///
+    /// `renamed` is what was adopted before, when this was cut short: the leftovers that follow name the old ones.
+    pub(super) fn adopt_leftovers(
+        &self,
+        accept: bool,
+        mut renamed: Vec<(ObjectId, ObjectId)>,
+    ) -> Result<()> {
         let found = self.store.leftovers()?;
         if found.is_empty() {
             return Ok(());
@@ -37,7 +43,6 @@ impl Core {
         let count = segments.len();
         let mut frames_left;
         (frames_left, left.condemned) = self.judge(&segments, accept)?;
-        let mut renamed: Vec<(ObjectId, ObjectId)> = Vec::new();
         for segment in &mut segments {
             let is_whole = segment.is_closed && segment.frames.len() <= frames_left;
             segment.frames.truncate(frames_left);

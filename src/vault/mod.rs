@@ -198,7 +198,7 @@ impl Vault {
         }
         // What was kept back, a crash has left: adoption takes room.
         core.store.reserve(0)?;
-        core.adopt_leftovers(options.accept_rollback)
+        core.adopt_leftovers(options.accept_rollback, replayed.adopted)
             .map_err(|e| match e.is_no_space() {
                 true => e.hint(
                     "make room: up to 64 MiB are needed to take over what the last mount left. Nothing is lost, and \

@@ -218,3 +218,41 @@ fn what_is_of_no_known_kind_stays() {
         assert!(bench.store.leftovers().unwrap().contains(&strange));
     }
 }
+
+#[test]
+fn adoption_that_is_cut_short_between_two_segments_goes_on() {
+    for ahead in 0..40 {
+        let mut bench = Bench::new();
+        bench.halt_committer();
+        for i in 0..4 {
+            bench.put(&format!("f{i}"), &[i; 100]);
+        }
+        // The first segment is closed and durable, and not published; what is in the second builds on it.
+        let core = bench.core();
+        core.contents.finish_open().unwrap();
+        let first_pack = core.contents.finished()[0].pack;
+        core.sync().unwrap();
+        let mut journal = core.journal.lock();
+        let closed = journal.close_segment(&core.tree).unwrap().unwrap();
+        closed.file.sync().unwrap();
+        journal.closed(closed);
+        journal.published();
+        drop(journal);
+        bench.unlink("f0");
+        let ino = bench.stat("f1").unwrap().ino;
+        bench.write(ino, 50, &[9; 100]);
+        let moved = bench.stat("f2").unwrap().ino;
+        assert!(bench.core().copy_ranges(moved, &[(0, 100)]).unwrap());
+        bench.store = bench.store.after_kill();
+        bench.store.set_faults(Faults::default().cut_after(ahead));
+        let cut = open(&bench.code, &bench.store).is_err();
+        bench.kill().unwrap();
+        assert!(bench.stat("f0").is_none(), "{ahead}");
+        let changed = [&[1; 50][..], &[9; 100]].concat();
+        assert!(bench.read("f1").unwrap() == changed, "{ahead}");
+        assert!(bench.read("f3").unwrap() == [3; 100], "{ahead}");
+        let users = bench.core().tree.read().users_of(first_pack);
+        assert!(users.iter().all(|(ino, _)| *ino != moved), "moved, {ahead}");
+        assert!(cut || ahead > 20, "nothing was cut at {ahead}");
+    }
+}
