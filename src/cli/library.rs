@@ -309,6 +309,18 @@ pub fn recall(dir: &Path, master: &MasterKey) -> Result<(Place, DeviceId)> {
     Ok((place, device))
 }
 
+/// The same for who only reads: a rescue system may have no place to remember anything in.
+pub fn recall_to_read(dir: &Path, master: &MasterKey) -> Result<(Option<Place>, DeviceId)> {
+    match recall(dir, master) {
+        Ok((place, device)) => Ok((Some(place), device)),
+        Err(e) if matches!(e.kind(), Kind::Io(_) | Kind::Usage(_)) => {
+            log::warn!("{e}");
+            Ok((None, random_id()?))
+        }
+        Err(e) => Err(e),
+    }
+}
+
 /// Remembers the library from now on, under a new device id.
 pub fn remember(place: &Place, master: &MasterKey) -> Result<DeviceId> {
     let device = random_id()?;

@@ -12,10 +12,10 @@ use clap::Args;
 use super::foreign::ForeignArgs;
 use super::info;
 use super::init;
-use super::library::{Library, recall};
+use super::library::{Library, recall, recall_to_read};
 use super::passwd::check_writable;
 use super::secret::OpenArgs;
-use crate::crypto::{MasterKey, random_id};
+use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
 use crate::foreign::{FormatKind, Mirror};
 use crate::mount::Plan;
@@ -226,14 +226,9 @@ pub fn run(args: &MountArgs) -> Result<()> {
         check_writable(&library, unlocked.writable || wish.read_only)?;
         unlocked.master
     };
-    let (place, device) = match recall(&library, &master) {
-        Ok((place, device)) => (Some(place), device),
-        // A rescue system may have no place to remember anything in.
-        Err(e) if wish.read_only && matches!(e.kind(), Kind::Io(_) | Kind::Usage(_)) => {
-            log::warn!("{e}");
-            (None, random_id()?)
-        }
-        Err(e) => return Err(e),
+    let (place, device) = match wish.read_only {
+        true => recall_to_read(&library, &master)?,
+        false => recall(&library, &master).map(|(place, device)| (Some(place), device))?,
     };
     info::warn_of_leftovers(&library, device, wish.read_only);
     if args.create {

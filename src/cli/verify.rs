@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::foreign::ForeignArgs;
 use super::info::warn_of_leftovers;
-use super::library::{Library, recall};
+use super::library::{Library, recall_to_read};
 use super::printable;
 use super::secret::OpenArgs;
 use crate::error::{Error, Kind, Result};
@@ -105,7 +105,7 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
 
 fn open_vault(dir: &Path, args: &VerifyArgs) -> Result<Arc<Vault>> {
     let master = Library::at(dir)?.unlock(args.open.ask()?)?.master;
-    let (place, device) = recall(dir, &master)?;
+    let (place, device) = recall_to_read(dir, &master)?;
     warn_of_leftovers(dir, device, true);
     let store = DirStore::open(dir, Access::ReadOnly)?;
     let options = vault::Options {
@@ -115,7 +115,7 @@ fn open_vault(dir: &Path, args: &VerifyArgs) -> Result<Arc<Vault>> {
         uid: 0,
         gid: 0,
     };
-    Vault::open(Arc::new(store), master, device, Some(place), &options)
+    Vault::open(Arc::new(store), master, device, place, &options)
 }
 
 /// A file of a volume.
