@@ -57,12 +57,7 @@ impl Bench {
         let bench = Self::new();
         let made = bench.run("init --password-file pw lib");
         assert_eq!(made.code, 0, "{}", made.stderr);
-        let lines = made.stdout.lines().map(str::trim);
-        let codes: Vec<_> = lines
-            .filter(|line| line.len() == 14 * 5 - 1 && line.split('-').count() == 14)
-            .collect();
-        assert_eq!(codes.len(), 1, "{}", made.stdout);
-        let code = codes[0].to_string();
+        let code = code_in(&made.stdout);
         (bench, code)
     }
 
@@ -131,6 +126,16 @@ impl Bench {
         names.sort();
         names
     }
+}
+
+/// The one recovery code in what was printed.
+fn code_in(stdout: &str) -> String {
+    let lines = stdout.lines().map(str::trim);
+    let codes: Vec<_> = lines
+        .filter(|line| line.len() == 14 * 5 - 1 && line.split('-').count() == 14)
+        .collect();
+    assert_eq!(codes.len(), 1, "{stdout}");
+    codes[0].to_string()
 }
 
 #[test]
