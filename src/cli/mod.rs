@@ -110,12 +110,13 @@ fn run(command: &Command) -> Result<()> {
     }
 }
 
-/// As `/sbin/mount.hushfs` (a link to this program), which mount(8) calls for fstab(5), it is `hushfs mount`.
+/// As `/sbin/mount.hushfs` or `/sbin/mount.fuse.hushfs` (links to this program), which mount(8) calls for fstab(5), it is
+/// `hushfs mount`.
 fn arguments(mut typed: Vec<OsString>) -> Vec<OsString> {
     let name = typed
         .first()
         .and_then(|program| Path::new(program).file_name());
-    if name.is_some_and(|name| name == "mount.hushfs") {
+    if name.is_some_and(|name| name == "mount.hushfs" || name == "mount.fuse.hushfs") {
         typed.insert(1, "mount".into());
     }
     typed
@@ -196,6 +197,10 @@ mod tests {
         assert_eq!(
             typed(&["/sbin/mount.hushfs", "a"]),
             ["/sbin/mount.hushfs", "mount", "a"]
+        );
+        assert_eq!(
+            typed(&["mount.fuse.hushfs", "a"]),
+            ["mount.fuse.hushfs", "mount", "a"]
         );
         assert_eq!(typed(&["hushfs", "info"]), ["hushfs", "info"]);
     }

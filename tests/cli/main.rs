@@ -214,6 +214,14 @@ fn library_and_mount_point_are_apart() {
 }
 
 #[test]
+fn a_mount_for_show_asks_for_nothing() {
+    let bench = Bench::new();
+    let fake = "mount lib mnt -f -t hushfs -o fsname=x,user=joe,X-mount.mkdir";
+    assert_eq!(bench.run(fake).code, 0);
+    assert_eq!(bench.fails("mount lib mnt -f -o fsname"), 2);
+}
+
+#[test]
 fn info_in_json_is_json() {
     let (bench, _) = Bench::with_library();
     let odd = "l\"i\\q\u{1}";
