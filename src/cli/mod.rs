@@ -24,6 +24,7 @@ mod key;
 mod library;
 mod mount;
 mod passwd;
+mod prompt;
 mod secret;
 mod umount;
 mod verify;
