@@ -85,6 +85,7 @@ enum Command {
 /// Runs the program.
 pub fn main() -> ExitCode {
     harden_process();
+    ignore_file_size_signal();
     start_log();
     let typed = arguments(std::env::args_os().collect());
     let cli = Cli::try_parse_from(typed).unwrap_or_else(|e| without_values(e).exit());
@@ -141,11 +142,27 @@ fn without_values(mut error: clap::Error) -> clap::Error {
     error
 }
 
+/// A write beyond an inherited limit (`ulimit -f`) shall fail, and not end the program in the middle of its work.
+fn ignore_file_size_signal() {
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// Whether it tells of an answer that nobody waits for any more, because a signal or `umount -f` ended the request:
+/// fuser takes that for an error.
+fn is_unwanted_answer(record: &log::Record<'_>) -> bool {
+    let gone = std::io::Error::from_raw_os_error(libc::ENOENT);
+    record.level() == Level::Error
+        && record.target().starts_with("fuser::")
+        && record.args().to_string() == format!("Failed to send FUSE reply: {gone}")
+}
+
 /// Warnings look like errors do; below them the module is told.
 fn start_log() {
     let env = env_logger::Env::new().filter_or("HUSHFS_LOG", "warn");
     env_logger::Builder::from_env(env)
         .format(|out, record| match record.level() {
+            _ if is_unwanted_answer(record) => Ok(()),
             Level::Error => writeln!(out, "hushfs: {}", record.args()),
             Level::Warn => writeln!(out, "hushfs: warning: {}", record.args()),
             level => writeln!(
@@ -190,6 +207,25 @@ mod tests {
             assert_eq!(status as usize, number);
             assert!(AFTER_HELP.contains(&format!("\n  {number}  ")));
         }
+    }
+
+    #[test]
+    fn one_message_of_fuser_is_left_out() {
+        let left_out = |level, target, text: &str| {
+            is_unwanted_answer(
+                &log::Record::builder()
+                    .level(level)
+                    .target(target)
+                    .args(format_args!("{text}"))
+                    .build(),
+            )
+        };
+        let text = "Failed to send FUSE reply: No such file or directory (os error 2)";
+        assert!(left_out(Level::Error, "fuser::reply", text));
+        assert!(!left_out(Level::Warn, "fuser::reply", text));
+        assert!(!left_out(Level::Error, "hushfs::fuse", text));
+        let other = "Failed to send FUSE reply: Invalid argument (os error 22)";
+        assert!(!left_out(Level::Error, "fuser::reply", other));
     }
 
     #[test]
