@@ -62,23 +62,34 @@ impl Library {
         }
     }
 
-    /// Makes the folders of a library, for this user alone, where they are missing; durable on return.
-    pub fn make_folders(dir: &Path) -> Result<Self> {
-        let make = |path: &Path| {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(path)
-                .map_err(|e| Error::io(e, path))
+    /// Makes a library with one slot in a vacant folder; durable on return. [`Kind::Exists`] where another one came
+    /// before this.
+    pub fn make(dir: &Path, master: &MasterKey, secret: &Secret) -> Result<()> {
+        let (id, bytes) = seal_slot(master, secret, "")?;
+        make_folders(dir, &[Area::Index.name(), Area::Data.name(), NEW])?;
+        // The slot last, in a `key/` that is moved to its place in one step: with it, and not before, the folder is a
+        // library. A `key/` that has something in it is never replaced: so of two that make one at once, one fails.
+        let (temporary, key) = (
+            dir.join(NEW).join(format!("{id}.key")),
+            dir.join(Area::Key.name()),
+        );
+        let place = || {
+            make_folder(&temporary)?;
+            let slot = temporary.join(id.to_string());
+            replace_durably(&slot.with_extension("tmp"), &slot, &bytes)?;
+            // An empty one, of an `init` that was cut short: not every system replaces it.
+            let _ = fs::remove_dir(&key);
+            fs::rename(&temporary, &key).map_err(|e| match e.kind() {
+                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists => {
+                    Error::new(Kind::Exists, dir.display()).hint(
+                        "a library was made here meanwhile; the recovery code shown above opens nothing",
+                    )
+                }
+                _ => Error::io(e, &key),
+            })
         };
-        make(dir)?;
-        for name in folders() {
-            make(&dir.join(name))?;
-        }
-        sync_dir(dir)?;
-        let parent = fs::canonicalize(dir).map_err(|e| Error::io(e, dir))?;
-        sync_dir(parent.parent().unwrap_or(Path::new("/")))?;
-        Self::at(dir)
+        place().inspect_err(|_| drop(fs::remove_dir_all(&temporary)))?;
+        sync_dir(dir)
     }
 
     /// Reads every slot file. No `key/` is no slot.
@@ -303,11 +314,9 @@ impl Library {
 
     /// Adds a slot; durable on return.
     pub fn add_slot(&self, master: &MasterKey, secret: &Secret, label: &str) -> Result<ObjectId> {
-        let mut id = ObjectId([0; 16]);
-        random(&mut id.0)?;
-        let bytes = Slot::seal(id, master, secret, KdfParams::default(), label)?;
+        let (id, bytes) = seal_slot(master, secret, label)?;
         // A synced copy has no `new/`, and a library that is being recovered no `key/`.
-        Self::make_folders(&self.dir)?;
+        make_folders(&self.dir, &folders())?;
         let temporary = self.dir.join(NEW).join(format!("{id}.slot"));
         replace_durably(&temporary, &self.slot_path(id), &bytes)?;
         Ok(id)
@@ -319,6 +328,33 @@ impl Library {
         fs::remove_file(&path).map_err(|e| Error::io(e, &path))?;
         sync_dir(&self.dir.join(Area::Key.name()))
     }
+}
+
+fn seal_slot(master: &MasterKey, secret: &Secret, label: &str) -> Result<(ObjectId, Vec<u8>)> {
+    let mut id = ObjectId([0; 16]);
+    random(&mut id.0)?;
+    let bytes = Slot::seal(id, master, secret, KdfParams::default(), label)?;
+    Ok((id, bytes))
+}
+
+/// For this user alone, where it is missing.
+fn make_folder(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|e| Error::io(e, path))
+}
+
+/// Makes a library's folder and those in it, where they are missing; durable on return.
+fn make_folders(dir: &Path, names: &[&str]) -> Result<()> {
+    make_folder(dir)?;
+    for name in names {
+        make_folder(&dir.join(name))?;
+    }
+    sync_dir(dir)?;
+    let parent = fs::canonicalize(dir).map_err(|e| Error::io(e, dir))?;
+    sync_dir(parent.parent().unwrap_or(Path::new("/")))
 }
 
 /// The folders of a library.

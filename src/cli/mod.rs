@@ -13,7 +13,7 @@ use clap::{Parser, Subcommand};
 use log::Level;
 
 use crate::crypto::harden_process;
-use crate::error::Result;
+use crate::error::{ExitStatus, Result};
 
 mod convert;
 mod docs;
@@ -23,6 +23,7 @@ mod init;
 mod key;
 mod library;
 mod mount;
+mod output;
 mod passwd;
 mod prompt;
 mod secret;
@@ -88,13 +89,17 @@ pub fn main() -> ExitCode {
     ignore_file_size_signal();
     start_log();
     let typed = arguments(std::env::args_os().collect());
-    let cli = Cli::try_parse_from(typed).unwrap_or_else(|e| without_values(e).exit());
-    match run(&cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("hushfs: {e}");
-            ExitCode::from(e.exit_status() as u8)
+    let done = match Cli::try_parse_from(typed) {
+        Ok(cli) => run(&cli.command),
+        Err(e) if e.use_stderr() => {
+            let _ = without_values(e).print();
+            return ExitCode::from(ExitStatus::Usage as u8);
         }
+        Err(help) => help.print().map_err(output::failed),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => output::report(&e).into(),
     }
 }
 
@@ -199,11 +204,7 @@ mod tests {
 
     #[test]
     fn the_exit_codes_are_those_of_the_table() {
-        use crate::error::ExitStatus::*;
-        let all = [
-            Success, Failure, Usage, WrongKey, NotLibrary, Damaged, InUse, Mount, Exists, Io,
-        ];
-        for (number, status) in all.into_iter().enumerate() {
+        for (number, status) in ExitStatus::ALL.into_iter().enumerate() {
             assert_eq!(status as usize, number);
             assert!(AFTER_HELP.contains(&format!("\n  {number}  ")));
         }

@@ -12,6 +12,7 @@ use clap::Args;
 use super::foreign::ForeignArgs;
 use super::init;
 use super::library::{Library, recall};
+use super::output::print_line;
 use super::passwd::check_writable;
 use super::secret::OpenArgs;
 use crate::crypto::{MasterKey, random};
@@ -268,7 +269,7 @@ pub fn run(args: &MountArgs) -> Result<()> {
 
 /// Mounts what another program encrypted.
 fn run_foreign(wish: &Wish, kind: FormatKind, library: &Path, mountpoint: &Path) -> Result<()> {
-    println!("{}: this is {kind}", library.display());
+    print_line(format_args!("{}: this is {kind}", library.display()))?;
     let secret = wish.foreign.secret(kind, &wish.open)?;
     let options = crate::mount::Options {
         read_only: wish.read_only || wish.foreign.only_reads(kind)?,

@@ -14,6 +14,7 @@ use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 mod keys;
+mod output;
 
 /// Every secret of these tests has this in it, so that none can show anywhere unnoticed.
 const MARK: &str = "xyzzy";
@@ -170,6 +171,32 @@ fn init_refuses_what_is_not_empty() {
     fs::create_dir_all(bench.path("cut/key")).unwrap();
     fs::create_dir_all(bench.path("cut/new")).unwrap();
     assert_eq!(bench.run("init --password-file pw cut").code, 0);
+}
+
+#[test]
+fn of_two_that_make_a_library_at_once_one_fails() {
+    let bench = Bench::new();
+    // The other one comes, and is done, while this one still asks for its password.
+    let other = format!(
+        "{} init --password-file pw2 lib >code && cat pw",
+        env!("CARGO_BIN_EXE_hushfs")
+    );
+    for made in [&[][..], &["lib"], &["lib", "lib/key", "lib/new"]] {
+        for folder in made {
+            fs::create_dir(bench.path(folder)).unwrap();
+        }
+        let words = ["init", "--password-command", &other, "lib"];
+        let late = bench.run_with(&words, "", &[]);
+        assert_eq!(late.code, 8, "{}", late.stderr);
+        assert!(late.stderr.contains("meanwhile"), "{}", late.stderr);
+        assert_eq!(bench.slots().len(), 1);
+        assert_eq!(fs::read_dir(bench.path("lib/new")).unwrap().count(), 0);
+        assert!(bench.opens("--password-file pw2") && !bench.opens("--password-file pw"));
+        // What this machine remembers is the library that is there.
+        let verify = bench.run("verify --password-file pw2 lib");
+        assert_eq!(verify.code, 0, "{}", verify.stderr);
+        fs::remove_dir_all(bench.path("lib")).unwrap();
+    }
 }
 
 #[test]
