@@ -92,6 +92,8 @@ pub enum Kind {
     Usage(Box<str>),
     /// Mounting or unmounting failed.
     Mount(Box<str>),
+    /// The process of a mount ended with this status, and said why.
+    Ended(ExitStatus, Box<str>),
     /// The index is older than one that this machine has seen.
     RolledBack(Box<str>),
 }
@@ -120,6 +122,21 @@ pub enum ExitStatus {
     Exists = 8,
     /// The system failed to read or write.
     Io = 9,
+}
+
+impl ExitStatus {
+    /// All of them, each at the place of its number.
+    pub const ALL: [Self; 10] = {
+        use ExitStatus::*;
+        [
+            Success, Failure, Usage, WrongKey, NotLibrary, Damaged, InUse, Mount, Exists, Io,
+        ]
+    };
+
+    /// The status of an exit code; `None` where the number is not in the table.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(code)).copied()
+    }
 }
 
 impl Error {
@@ -205,6 +222,7 @@ impl Error {
             | Kind::NotLibrary
             | Kind::Unsupported(_)
             | Kind::Mount(_)
+            | Kind::Ended(..)
             | Kind::RolledBack(_) => libc::EIO,
         }
     }
@@ -218,6 +236,7 @@ impl Error {
             Kind::Damaged(_) | Kind::Missing | Kind::RolledBack(_) => ExitStatus::Damaged,
             Kind::InUse => ExitStatus::InUse,
             Kind::Mount(_) => ExitStatus::Mount,
+            Kind::Ended(status, _) => *status,
             Kind::Exists | Kind::NotEmpty => ExitStatus::Exists,
             Kind::Io(_) | Kind::NoSpace | Kind::TimedOut | Kind::Poisoned => ExitStatus::Io,
             _ => ExitStatus::Failure,
@@ -278,7 +297,10 @@ impl fmt::Display for Kind {
             Kind::NotLibrary => "is not a hushfs library",
             Kind::Unsupported(what) => return write!(f, "needs a later version of hushfs: {what}"),
             Kind::InUse => "is in use",
-            Kind::Usage(text) | Kind::Mount(text) | Kind::RolledBack(text) => text,
+            Kind::Usage(text)
+            | Kind::Mount(text)
+            | Kind::Ended(_, text)
+            | Kind::RolledBack(text) => text,
         })
     }
 }

@@ -14,6 +14,7 @@ use clap::Args;
 use super::foreign::ForeignArgs;
 use super::init;
 use super::library::{Library, recall};
+use super::output::print_line;
 use super::passwd::check_writable;
 use super::secret::{NewPasswordArgs, OpenArgs, SecretArgs};
 use super::verify::byte_bar;
@@ -69,7 +70,7 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     let closed = target.close();
     let (files, failed) = copied?;
     closed?;
-    println!("{files} files are in {}", to.display());
+    print_line(format_args!("{files} files are in {}", to.display()))?;
     if failed == 0 {
         return Ok(());
     }
@@ -94,10 +95,10 @@ fn open_source(args: &ConvertArgs, from: &Path) -> Result<Arc<dyn Volume>> {
             ))
             .hint("mount it, and copy what is in it"));
         }
-        println!("{}: this is a plain folder", from.display());
+        print_line(format_args!("{}: this is a plain folder", from.display()))?;
         return Ok(Arc::new(PlainFolder::new(from)));
     };
-    println!("{}: this is {kind}", from.display());
+    print_line(format_args!("{}: this is {kind}", from.display()))?;
     let secret = args.foreign.secret(kind, &args.open)?;
     Ok(Mirror::new(args.foreign.open(
         kind,

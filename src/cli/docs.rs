@@ -9,6 +9,15 @@ use clap_complete::Shell;
 use super::Cli;
 use crate::error::{Error, Result};
 
+/// The pages that are written by hand.
+const PAGES: [(&str, &str); 2] = [
+    ("hushfs-format.5", include_str!("../../man/hushfs-format.5")),
+    (
+        "hushfs-security.7",
+        include_str!("../../man/hushfs-security.7"),
+    ),
+];
+
 /// What was typed.
 #[derive(Args, Debug)]
 pub struct DocsArgs {
@@ -32,7 +41,13 @@ pub fn run(args: &DocsArgs) -> Result<()> {
     let at = |e| Error::io(e, &args.dir);
     fs::create_dir_all(&args.dir).map_err(at)?;
     match args.what {
-        What::Man => clap_mangen::generate_to(Cli::command(), &args.dir).map_err(at),
+        What::Man => {
+            for (name, page) in PAGES {
+                let path = args.dir.join(name);
+                fs::write(&path, page).map_err(|e| Error::io(e, &path))?;
+            }
+            clap_mangen::generate_to(Cli::command(), &args.dir).map_err(at)
+        }
         What::Completions => {
             for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
                 clap_complete::generate_to(shell, &mut Cli::command(), "hushfs", &args.dir)

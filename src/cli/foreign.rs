@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::library::Library;
+use super::output::print_line;
 use super::secret::{Line, NewPasswordArgs, OpenArgs, SecretArgs};
 use crate::error::{Error, Kind, Result};
 use crate::foreign::images::Images;
@@ -181,8 +182,7 @@ impl ForeignArgs {
         }
         let old = old.ask_text("Password: ")?;
         mms::passwd(dir, &self.mms(), &old, || new.choose_text())?;
-        println!("The password is changed. The server is told the new one in its config.js.");
-        Ok(())
+        print_line("The password is changed. The server is told the new one in its config.js.")
     }
 
     /// `hushfs init`.
@@ -195,11 +195,10 @@ impl ForeignArgs {
             )));
         }
         mms::init(dir, &self.mms(), &secret.choose_text()?)?;
-        println!(
+        print_line(format_args!(
             "{} is an empty library of Minio Music Server now.",
             dir.display()
-        );
-        Ok(())
+        ))
     }
 }
 

@@ -10,6 +10,7 @@ use rustix::fs::FlockOperation;
 
 use super::key::{kind_name, utc};
 use super::library::{Library, NEW, Slots, Unlocked};
+use super::output::{print, print_line};
 use super::printable;
 use super::secret::OpenArgs;
 use crate::crypto::{FORMAT_VERSION, MasterKey};
@@ -59,11 +60,10 @@ pub fn run(args: &InfoArgs) -> Result<()> {
         facts.extend(with_key(&library, &slots, &unlocked)?);
     }
     if args.json {
-        println!("{}", json(&facts));
+        print_line(json(&facts))
     } else {
-        print!("{}", text(&facts, 0));
+        print(text(&facts, 0))
     }
-    Ok(())
 }
 
 /// What the folder shows to everybody.

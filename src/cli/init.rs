@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::foreign::ForeignArgs;
 use super::library::{Library, folders, remember};
+use super::output::print_line;
 use super::secret::SecretArgs;
 use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
@@ -49,17 +50,17 @@ pub fn make(dir: &Path, secret: &SecretArgs) -> Result<MasterKey> {
     }
     let secret = secret.choose()?;
     let master = MasterKey::generate()?;
-    let library = Library::make_folders(dir)?;
-    // The slot last: with it, and not before, the folder is a library.
-    library.add_slot(&master, &secret, "")?;
-    remember(&Place::of(dir)?, &master)?;
-    println!(
-        "{} is a library now. Its recovery code, which is not shown again:\n\n    {}\n\n\
+    // First the code: no library may be there whose code nobody has seen.
+    print_line(format_args!(
+        "The recovery code of {}, which is not shown again:\n\n    {}\n\n\
          Whoever has this code can read and change the library; without it, a lost password\n\
-         is a lost library. Write it down, and keep it away from the library.",
+         is a lost library. Write it down, and keep it away from the library.\n",
         dir.display(),
         *master.recovery_code()
-    );
+    ))?;
+    Library::make(dir, &master, &secret)?;
+    remember(&Place::of(dir)?, &master)?;
+    print_line(format_args!("{} is a library now.", dir.display()))?;
     Ok(master)
 }
 

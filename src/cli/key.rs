@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use zeroize::Zeroizing;
 
 use super::library::{Library, Slots, Unlocked};
+use super::output::{print, print_line};
 use super::passwd::check_writable;
 use super::printable;
 use super::secret::{NewPasswordArgs, OpenArgs, read_key_file};
@@ -102,8 +103,7 @@ fn list(args: &ListArgs) -> Result<()> {
     if slots.good.is_empty() && slots.bad.is_empty() && !library.has_contents() {
         return Err(Error::new(Kind::NotLibrary, args.dir.display()));
     }
-    print!("{}", table(&slots, unlocked.as_ref().map(|u| &u.master)));
-    Ok(())
+    print(table(&slots, unlocked.as_ref().map(|u| &u.master)))
 }
 
 fn table(slots: &Slots, master: Option<&MasterKey>) -> String {
@@ -179,8 +179,10 @@ fn add(args: &AddArgs) -> Result<()> {
         None => args.new.choose()?,
     };
     let id = library.add_slot(&unlocked.master, &secret, &args.label)?;
-    println!("Added slot {id} ({}).", kind_name(secret.kind()));
-    Ok(())
+    print_line(format_args!(
+        "Added slot {id} ({}).",
+        kind_name(secret.kind())
+    ))
 }
 
 /// A new file of random bytes, for this user alone; durable on return, so that no slot outlives it.
@@ -227,8 +229,7 @@ fn remove(args: &RemoveArgs) -> Result<()> {
         .hint("add another with `hushfs key add`, or use --force"));
     }
     library.remove_slot(id)?;
-    println!("Removed slot {id}.");
-    Ok(())
+    print_line(format_args!("Removed slot {id}."))
 }
 
 /// The one slot, readable or not, whose id begins as typed.

@@ -8,13 +8,17 @@ use std::path::{Path, PathBuf};
 use super::secret::Opener;
 use crate::crypto::{KdfParams, MasterKey, SLOT_LEN, Secret, Slot, SlotKind, random_id};
 use crate::error::{Error, ExitStatus, Kind, Result};
+use crate::index::{SegmentExtent, SegmentReader};
+use crate::pack::PackReader;
 use crate::state::{Place, Remembered, replace_durably, sync_dir};
-use crate::store::{Area, DeviceId, ObjectId};
+use crate::store::{Access, Area, DeviceId, DirStore, ObjectId, Store};
 
 /// The folder for files that still grow.
 pub const NEW: &str = "new";
 /// More slots than these are not looked at: nobody has so many, and a hostile store may.
 const SLOTS_MAX: usize = 1000;
+/// So many segments, and packs, are tried with a recovery code.
+const CHECKED_MAX: usize = 100;
 /// The most that trying passwords on slots may cost in all, in KiB of Argon2 times passes: half a minute.
 const WORK_TOTAL_MAX: u64 = 32 << 20;
 
@@ -58,23 +62,34 @@ impl Library {
         }
     }
 
-    /// Makes the folders of a library, for this user alone, where they are missing; durable on return.
-    pub fn make_folders(dir: &Path) -> Result<Self> {
-        let make = |path: &Path| {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(path)
-                .map_err(|e| Error::io(e, path))
+    /// Makes a library with one slot in a vacant folder; durable on return. [`Kind::Exists`] where another one came
+    /// before this.
+    pub fn make(dir: &Path, master: &MasterKey, secret: &Secret) -> Result<()> {
+        let (id, bytes) = seal_slot(master, secret, "")?;
+        make_folders(dir, &[Area::Index.name(), Area::Data.name(), NEW])?;
+        // The slot last, in a `key/` that is moved to its place in one step: with it, and not before, the folder is a
+        // library. A `key/` that has something in it is never replaced: so of two that make one at once, one fails.
+        let (temporary, key) = (
+            dir.join(NEW).join(format!("{id}.key")),
+            dir.join(Area::Key.name()),
+        );
+        let place = || {
+            make_folder(&temporary)?;
+            let slot = temporary.join(id.to_string());
+            replace_durably(&slot.with_extension("tmp"), &slot, &bytes)?;
+            // An empty one, of an `init` that was cut short: not every system replaces it.
+            let _ = fs::remove_dir(&key);
+            fs::rename(&temporary, &key).map_err(|e| match e.kind() {
+                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists => {
+                    Error::new(Kind::Exists, dir.display()).hint(
+                        "a library was made here meanwhile; the recovery code shown above opens nothing",
+                    )
+                }
+                _ => Error::io(e, &key),
+            })
         };
-        make(dir)?;
-        for name in folders() {
-            make(&dir.join(name))?;
-        }
-        sync_dir(dir)?;
-        let parent = fs::canonicalize(dir).map_err(|e| Error::io(e, dir))?;
-        sync_dir(parent.parent().unwrap_or(Path::new("/")))?;
-        Self::at(dir)
+        place().inspect_err(|_| drop(fs::remove_dir_all(&temporary)))?;
+        sync_dir(dir)
     }
 
     /// Reads every slot file. No `key/` is no slot.
@@ -143,8 +158,8 @@ impl Library {
 
     /// Opens the library. Files in `key/` that are no slots are reported, and passed over.
     ///
-    /// [`Kind::NotLibrary`] where nothing is a slot, [`Kind::WrongKey`] where none opens, [`Kind::Damaged`] where the
-    /// secret fits a slot that was changed.
+    /// [`Kind::NotLibrary`] where there is no slot, [`Kind::WrongKey`] where none opens, [`Kind::Damaged`] where none is
+    /// as it was written, or the secret fits one that was changed.
     pub fn unlock(&self, opener: Opener) -> Result<Unlocked> {
         let slots = self.slots()?;
         for (_, e) in &slots.bad {
@@ -215,10 +230,13 @@ impl Library {
         if !slots.good.is_empty() {
             return Ok(());
         }
-        // One of a later version, or one that may not be read, says more than that there is none.
-        let telling = |(_, e): &(ObjectId, Error)| !matches!(e.kind(), Kind::Damaged(_));
-        if let Some(at) = slots.bad.iter().position(telling) {
-            return Err(slots.bad.swap_remove(at).1);
+        // One of a later version, or one that may not be read, says more than one that is damaged.
+        let damaged = |e: &Error| matches!(e.kind(), Kind::Damaged(_));
+        slots.bad.sort_by_key(|(_, e)| damaged(e));
+        if let Some((_, e)) = slots.bad.drain(..).next() {
+            let hint =
+                "restore it from a copy; --recovery opens the library with the recovery code";
+            return Err(if damaged(&e) { e.hint(hint) } else { e });
         }
         let hint = if self.has_contents() {
             "no file in its key folder is a slot: --recovery opens it with the recovery code"
@@ -235,11 +253,12 @@ impl Library {
             .any(|area| self.dir.join(area.name()).is_dir())
     }
 
-    /// A recovery code that was typed well may be another library's: a slot, else this machine's memory tells.
+    /// A recovery code that was typed well may be another library's: a slot tells, else what is stored, else this
+    /// machine's memory.
     fn check_recovered(&self, slots: &Slots, master: &MasterKey) -> Result<()> {
         let foreign = || {
             Error::new(Kind::WrongKey, self.dir.display())
-                .hint("this recovery code is another library's")
+                .hint("nothing in it opens with this recovery code: is it another library's?")
         };
         if slots.good.iter().any(|slot| slot.verify(master).is_ok()) {
             return Ok(());
@@ -250,12 +269,17 @@ impl Library {
         if !self.has_contents() {
             return Err(Error::new(Kind::NotLibrary, self.dir.display()));
         }
+        match self.opens_with(master)? {
+            Some(true) => return Ok(()),
+            Some(false) => return Err(foreign()),
+            None => {}
+        }
         match Place::of(&self.dir).and_then(|place| place.load()) {
             Ok(Some(known)) if known.fingerprint != master.fingerprint() => Err(foreign()),
             Ok(Some(_)) => Ok(()),
             Ok(None) | Err(_) => {
                 log::warn!(
-                    "{}: it has no slot, so the recovery code is taken as this library's unchecked",
+                    "{}: it has no slot and nothing is stored, so the recovery code is taken as this library's unchecked",
                     self.dir.display()
                 );
                 Ok(())
@@ -263,12 +287,36 @@ impl Library {
         }
     }
 
+    /// Whether a segment or a pack opens with this key; `None` where there is none. One that opens is enough: others
+    /// may be damaged.
+    fn opens_with(&self, master: &MasterKey) -> Result<Option<bool>> {
+        let store = DirStore::open(&self.dir, Access::ReadOnly)?;
+        let mut answer = None;
+        for area in [Area::Index, Area::Data] {
+            for (id, _) in store.list(area)?.into_iter().take(CHECKED_MAX) {
+                let opened = store.open(area, id).and_then(|object| match area {
+                    Area::Index => {
+                        SegmentReader::open(object, id, master, SegmentExtent::Published).map(drop)
+                    }
+                    _ => PackReader::open(object, id, master)?.trailer().map(drop),
+                });
+                match opened {
+                    Ok(()) => return Ok(Some(true)),
+                    Err(e) if matches!(e.kind(), Kind::Damaged(_)) => answer = Some(false),
+                    // A sync tool just took it away.
+                    Err(e) if matches!(e.kind(), Kind::Missing) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(answer)
+    }
+
     /// Adds a slot; durable on return.
     pub fn add_slot(&self, master: &MasterKey, secret: &Secret, label: &str) -> Result<ObjectId> {
-        let id = random_id()?;
-        let bytes = Slot::seal(id, master, secret, KdfParams::default(), label)?;
+        let (id, bytes) = seal_slot(master, secret, label)?;
         // A synced copy has no `new/`, and a library that is being recovered no `key/`.
-        Self::make_folders(&self.dir)?;
+        make_folders(&self.dir, &folders())?;
         let temporary = self.dir.join(NEW).join(format!("{id}.slot"));
         replace_durably(&temporary, &self.slot_path(id), &bytes)?;
         Ok(id)
@@ -280,6 +328,32 @@ impl Library {
         fs::remove_file(&path).map_err(|e| Error::io(e, &path))?;
         sync_dir(&self.dir.join(Area::Key.name()))
     }
+}
+
+fn seal_slot(master: &MasterKey, secret: &Secret, label: &str) -> Result<(ObjectId, Vec<u8>)> {
+    let id = random_id()?;
+    let bytes = Slot::seal(id, master, secret, KdfParams::default(), label)?;
+    Ok((id, bytes))
+}
+
+/// For this user alone, where it is missing.
+fn make_folder(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|e| Error::io(e, path))
+}
+
+/// Makes a library's folder and those in it, where they are missing; durable on return.
+fn make_folders(dir: &Path, names: &[&str]) -> Result<()> {
+    make_folder(dir)?;
+    for name in names {
+        make_folder(&dir.join(name))?;
+    }
+    sync_dir(dir)?;
+    let parent = fs::canonicalize(dir).map_err(|e| Error::io(e, dir))?;
+    sync_dir(parent.parent().unwrap_or(Path::new("/")))
 }
 
 /// The folders of a library.

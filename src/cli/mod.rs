@@ -13,7 +13,7 @@ use clap::{Parser, Subcommand};
 use log::Level;
 
 use crate::crypto::harden_process;
-use crate::error::Result;
+use crate::error::{ExitStatus, Result};
 
 mod convert;
 mod docs;
@@ -23,7 +23,9 @@ mod init;
 mod key;
 mod library;
 mod mount;
+mod output;
 mod passwd;
+mod prompt;
 mod secret;
 mod umount;
 mod verify;
@@ -84,15 +86,20 @@ enum Command {
 /// Runs the program.
 pub fn main() -> ExitCode {
     harden_process();
+    ignore_file_size_signal();
     start_log();
     let typed = arguments(std::env::args_os().collect());
-    let cli = Cli::try_parse_from(typed).unwrap_or_else(|e| without_values(e).exit());
-    match run(&cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("hushfs: {e}");
-            ExitCode::from(e.exit_status() as u8)
+    let done = match Cli::try_parse_from(typed) {
+        Ok(cli) => run(&cli.command),
+        Err(e) if e.use_stderr() => {
+            let _ = without_values(e).print();
+            return ExitCode::from(ExitStatus::Usage as u8);
         }
+        Err(help) => help.print().map_err(output::failed),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => output::report(&e).into(),
     }
 }
 
@@ -110,12 +117,13 @@ fn run(command: &Command) -> Result<()> {
     }
 }
 
-/// As `/sbin/mount.hushfs` (a link to this program), which mount(8) calls for fstab(5), it is `hushfs mount`.
+/// As `/sbin/mount.hushfs` or `/sbin/mount.fuse.hushfs` (links to this program), which mount(8) calls for fstab(5), it is
+/// `hushfs mount`.
 fn arguments(mut typed: Vec<OsString>) -> Vec<OsString> {
     let name = typed
         .first()
         .and_then(|program| Path::new(program).file_name());
-    if name.is_some_and(|name| name == "mount.hushfs") {
+    if name.is_some_and(|name| name == "mount.hushfs" || name == "mount.fuse.hushfs") {
         typed.insert(1, "mount".into());
     }
     typed
@@ -139,11 +147,27 @@ fn without_values(mut error: clap::Error) -> clap::Error {
     error
 }
 
+/// A write beyond an inherited limit (`ulimit -f`) shall fail, and not end the program in the middle of its work.
+fn ignore_file_size_signal() {
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// Whether it tells of an answer that nobody waits for any more, because a signal or `umount -f` ended the request:
+/// fuser takes that for an error.
+fn is_unwanted_answer(record: &log::Record<'_>) -> bool {
+    let gone = std::io::Error::from_raw_os_error(libc::ENOENT);
+    record.level() == Level::Error
+        && record.target().starts_with("fuser::")
+        && record.args().to_string() == format!("Failed to send FUSE reply: {gone}")
+}
+
 /// Warnings look like errors do; below them the module is told.
 fn start_log() {
     let env = env_logger::Env::new().filter_or("HUSHFS_LOG", "warn");
     env_logger::Builder::from_env(env)
         .format(|out, record| match record.level() {
+            _ if is_unwanted_answer(record) => Ok(()),
             Level::Error => writeln!(out, "hushfs: {}", record.args()),
             Level::Warn => writeln!(out, "hushfs: warning: {}", record.args()),
             level => writeln!(
@@ -180,14 +204,29 @@ mod tests {
 
     #[test]
     fn the_exit_codes_are_those_of_the_table() {
-        use crate::error::ExitStatus::*;
-        let all = [
-            Success, Failure, Usage, WrongKey, NotLibrary, Damaged, InUse, Mount, Exists, Io,
-        ];
-        for (number, status) in all.into_iter().enumerate() {
+        for (number, status) in ExitStatus::ALL.into_iter().enumerate() {
             assert_eq!(status as usize, number);
             assert!(AFTER_HELP.contains(&format!("\n  {number}  ")));
         }
+    }
+
+    #[test]
+    fn one_message_of_fuser_is_left_out() {
+        let left_out = |level, target, text: &str| {
+            is_unwanted_answer(
+                &log::Record::builder()
+                    .level(level)
+                    .target(target)
+                    .args(format_args!("{text}"))
+                    .build(),
+            )
+        };
+        let text = "Failed to send FUSE reply: No such file or directory (os error 2)";
+        assert!(left_out(Level::Error, "fuser::reply", text));
+        assert!(!left_out(Level::Warn, "fuser::reply", text));
+        assert!(!left_out(Level::Error, "hushfs::fuse", text));
+        let other = "Failed to send FUSE reply: Invalid argument (os error 22)";
+        assert!(!left_out(Level::Error, "fuser::reply", other));
     }
 
     #[test]
@@ -196,6 +235,10 @@ mod tests {
         assert_eq!(
             typed(&["/sbin/mount.hushfs", "a"]),
             ["/sbin/mount.hushfs", "mount", "a"]
+        );
+        assert_eq!(
+            typed(&["mount.fuse.hushfs", "a"]),
+            ["mount.fuse.hushfs", "mount", "a"]
         );
         assert_eq!(typed(&["hushfs", "info"]), ["hushfs", "info"]);
     }

@@ -13,6 +13,7 @@ use super::foreign::ForeignArgs;
 use super::info;
 use super::init;
 use super::library::{Library, recall, recall_to_read};
+use super::output::print_line;
 use super::passwd::check_writable;
 use super::secret::OpenArgs;
 use crate::crypto::MasterKey;
@@ -93,6 +94,12 @@ pub struct MountArgs {
     /// Accepted from mount(8), and without meaning.
     #[arg(short = 'v', hide = true)]
     verbose: bool,
+    /// From mount(8): nothing is mounted, and only the options are looked at.
+    #[arg(short = 'f', hide = true)]
+    fake: bool,
+    /// Accepted from mount(8), and without meaning.
+    #[arg(short = 't', value_name = "TYPE", hide = true)]
+    fs_type: Option<OsString>,
     #[command(flatten)]
     open: OpenArgs,
     #[command(flatten)]
@@ -179,8 +186,10 @@ impl Wish {
             }
             ("key_file", Some(file)) => self.open.secret.key_file = Some(file.into()),
             (name, value) if self.foreign.option(name, value.as_deref())? => {}
-            ("comment", _) => {}
-            (name, _) if name.starts_with("x_") => {}
+            // Of mount(8) and libfuse; the kernel's table always says `hushfs`.
+            ("comment" | "fsname" | "subtype" | "user" | "helper" | "uhelper", Some(_)) => {}
+            ("comment", None) => {}
+            (name, _) if name.starts_with("x_") || name.starts_with("X_") => {}
             (name, None) if WITHOUT_MEANING.contains(&name) => {}
             // The value is not shown: it could be a password that somebody thought could be given here.
             _ => {
@@ -213,6 +222,9 @@ fn parse_size(text: &str) -> Result<usize, String> {
 /// Opens the library, or makes it, and mounts it.
 pub fn run(args: &MountArgs) -> Result<()> {
     let wish = args.wish()?;
+    if args.fake {
+        return Ok(());
+    }
     let library = canonical(&args.library)?;
     let mountpoint = check_mountpoint(args, &library)?;
     let made = args.create && init::is_vacant(&library)?;
@@ -253,7 +265,7 @@ pub fn run(args: &MountArgs) -> Result<()> {
 
 /// Mounts what another program encrypted.
 fn run_foreign(wish: &Wish, kind: FormatKind, library: &Path, mountpoint: &Path) -> Result<()> {
-    println!("{}: this is {kind}", library.display());
+    print_line(format_args!("{}: this is {kind}", library.display()))?;
     let secret = wish.foreign.secret(kind, &wish.open)?;
     let options = crate::mount::Options {
         read_only: wish.read_only || wish.foreign.only_reads(kind)?,
@@ -354,11 +366,21 @@ mod tests {
 
     #[test]
     fn what_means_nothing_is_accepted_and_what_is_unknown_is_named() {
-        wish("-n -v -o defaults,noatime,nofail,x-systemd.automount,comment=a,x-gvfs-show").unwrap();
+        wish("-n -v -f -t fuse.hushfs -o defaults,noatime,nofail,x-systemd.automount,comment=a,x-gvfs-show").unwrap();
+        let of_fstab =
+            "auto,noauto,nofail,_netdev,user,users,owner,group,nouser,defaults,comment=a";
+        let of_mount = "user=joe,fsname=/a b,subtype=hushfs,X-mount.mkdir,X-mount.owner=joe,x-systemd.requires=a.mount";
+        for option in of_fstab.split(',').chain(of_mount.split(',')) {
+            let args = Line::try_parse_from(["hushfs", "lib", "mnt", "-o", option]).unwrap();
+            args.args.wish().unwrap();
+        }
         for (typed, named) in [
             ("-o uid=5", "-o uid"),
             ("-o sync", "-o sync"),
             ("-o ro=1", "-o ro"),
+            ("-o fsname", "-o fsname"),
+            ("-o noauto=1", "-o noauto"),
+            ("-o uhelper", "-o uhelper"),
             ("-o password=hunter2", "-o password"),
             ("-o cache-size=lots", "cache-size=lots"),
         ] {

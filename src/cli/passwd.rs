@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::foreign::ForeignArgs;
 use super::library::Library;
+use super::output::print_line;
 use super::secret::{NewPasswordArgs, OpenArgs};
 use crate::crypto::SlotKind;
 use crate::error::{Error, Kind, Result};
@@ -37,14 +38,13 @@ pub fn run(args: &PasswdArgs) -> Result<()> {
     let added = library.add_slot(&unlocked.master, &args.new.choose()?, "")?;
     if let Some((old, SlotKind::Password)) = unlocked.slot {
         library.remove_slot(old)?;
-        println!("The password is changed.");
+        print_line("The password is changed.")
     } else {
-        println!(
+        print_line(format_args!(
             "The password is added (slot {added}). Older ones still open the library: \
              `hushfs key list` shows them, `hushfs key remove` removes them."
-        );
+        ))
     }
-    Ok(())
 }
 
 /// Refuses to change a library that a later version marked as read-only for this one.

@@ -3,12 +3,15 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clap::Args;
 use zeroize::Zeroizing;
+
+use super::prompt;
 
 use crate::crypto::{KEY_FILE_LEN_MAX, KEY_FILE_LEN_MIN, MasterKey, Secret};
 use crate::error::{Error, Kind, Result};
@@ -334,20 +337,18 @@ fn ask_twice() -> Result<Secret> {
 /// Asks at the terminal; reads a line of standard input where that is none.
 fn ask_once(prompt: &str) -> Result<Line> {
     if !io::stdin().is_terminal() {
-        return line_of_stdin();
+        return read_line(rustix::stdio::stdin(), "standard input");
     }
-    let text = Zeroizing::new(
-        rpassword::prompt_password(prompt).map_err(|e| Error::new(Kind::Io(e), "the terminal"))?,
-    );
-    Ok(Zeroizing::new(text.as_bytes().to_vec()))
+    prompt::ask(prompt, |terminal| read_line(terminal, "the terminal"))
+        .map_err(|e| Error::new(Kind::Io(e), "the terminal"))?
 }
 
 /// One line, byte by byte: what follows belongs to the next question.
-fn line_of_stdin() -> Result<Line> {
+fn read_line(from: impl AsFd, name: &str) -> Result<Line> {
     let mut line = Zeroizing::new(Vec::with_capacity(PASSWORD_LEN_MAX + 1));
     loop {
         let mut byte = [0];
-        match rustix::io::read(rustix::stdio::stdin(), &mut byte) {
+        match rustix::io::read(&from, &mut byte) {
             Ok(0) if line.is_empty() => {
                 return Err(
                     Error::usage("no password is given, and nobody can be asked")
@@ -356,10 +357,10 @@ fn line_of_stdin() -> Result<Line> {
             }
             Ok(0) => return Ok(line),
             Ok(_) if byte == *b"\n" => return Ok(line),
-            Ok(_) if line.len() == PASSWORD_LEN_MAX => return Err(too_long("standard input")),
+            Ok(_) if line.len() == PASSWORD_LEN_MAX => return Err(too_long(name)),
             Ok(_) => line.push(byte[0]),
             Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(Error::new(Kind::Io(e.into()), "standard input")),
+            Err(e) => return Err(Error::new(Kind::Io(e.into()), name)),
         }
     }
 }

@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::foreign::ForeignArgs;
 use super::info::warn_of_leftovers;
 use super::library::{Library, recall_to_read};
+use super::output::{print_line, report};
 use super::printable;
 use super::secret::OpenArgs;
 use crate::error::{Error, Kind, Result};
@@ -53,15 +54,27 @@ pub fn byte_bar() -> ProgressBar {
     ProgressBar::new(0).with_style(style)
 }
 
+impl Screen {
+    /// Ends the program where nobody can be told: nothing is open for writing, and to look on would be for nobody.
+    fn tell(&self, line: std::fmt::Arguments<'_>) {
+        if let Err(e) = self.bar.suspend(|| print_line(line)) {
+            self.bar.finish_and_clear();
+            std::process::exit(report(&e).into());
+        }
+    }
+}
+
 impl Watch for Screen {
     fn problem(&mut self, subject: &str, text: &str) {
-        self.bar
-            .suspend(|| println!("{}: {}", printable(subject), printable(text)));
+        self.tell(format_args!("{}: {}", printable(subject), printable(text)));
     }
 
     fn note(&mut self, subject: &str, text: &str) {
-        self.bar
-            .suspend(|| println!("note: {}: {}", printable(subject), printable(text)));
+        self.tell(format_args!(
+            "note: {}: {}",
+            printable(subject),
+            printable(text)
+        ));
     }
 
     fn total(&mut self, bytes: u64) {
@@ -80,7 +93,7 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
     let mut report = Report::new(&mut screen);
     match args.foreign.kind(&dir)? {
         Some(kind) => {
-            println!("{}: this is {kind}", dir.display());
+            print_line(format_args!("{}: this is {kind}", dir.display()))?;
             let secret = args.foreign.secret(kind, &args.open)?;
             let format = args.foreign.open(kind, &dir, &secret, true, CACHE_BYTES)?;
             format.verify(&mut report)?;
@@ -93,7 +106,7 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
     }
     let (files, problems) = (report.files(), report.problems());
     screen.bar.finish_and_clear();
-    println!("{files} files, {problems} problems");
+    print_line(format_args!("{files} files, {problems} problems"))?;
     if problems == 0 {
         return Ok(());
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rustix::process::PidfdFlags;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ExitStatus, Kind, Result};
 use crate::fuse::SESSION_ATTRIBUTE;
 
 /// How long the end may take: a full buffer, and the last pack and segment, on a slow disk.
@@ -95,7 +95,10 @@ impl Connection {
         }
         match message.split_first() {
             Some((0, _)) => Ok(()),
-            Some((_, text)) => Err(Error::from(Kind::Mount(printable(text).into()))),
+            Some((code, text)) => {
+                let status = ExitStatus::from_code(*code).unwrap_or(ExitStatus::Failure);
+                Err(Error::from(Kind::Ended(status, printable(text).into())))
+            }
             None => Err(Error::new(
                 Kind::Mount("its process died before all was written".into()),
                 point.display(),

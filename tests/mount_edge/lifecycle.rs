@@ -91,8 +91,12 @@ fn unmounting_waits_and_tells() {
     m.ended_cleanly();
 
     let mut m = Mount::with("close-fails", &[]);
-    let error = mount::unmount(&m.point).unwrap_err().to_string();
-    assert!(error.contains("new/00ff: no space left"), "{error}");
+    let error = mount::unmount(&m.point).unwrap_err();
+    assert_eq!(error.exit_status() as i32, 9, "{error}");
+    assert!(
+        error.to_string().contains("new/00ff: no space left"),
+        "{error}"
+    );
     assert_eq!(m.ended().code(), Some(9));
     assert!(m.error().contains("no space left"));
 

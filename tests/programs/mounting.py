@@ -1,9 +1,14 @@
 #!/usr/bin/env python3
 """The ways to begin and to end a mount, and what the exit codes say."""
+import errno
 import itertools
 import os
+import pty
+import resource
+import select
 import signal
 import subprocess
+import termios
 import time
 from pathlib import Path
 from common import PROGRAM, Library, check, content, drop_caches, main, mounts, root_only, run, same, stored_bytes, until, workplace
@@ -170,6 +175,7 @@ def test_ended_under_load(library):
             os.waitpid(pid, 0)
         same(library.process.wait(30), 0, "exit code of a mount that was ended under load")
         library.process = None
+    check("No such file or directory" not in library.log.read_text(), "that nobody waited for an answer is no error")
 
 
 def write_for_ever(mnt):
@@ -215,6 +221,96 @@ def test_late_segments(library):
         for name in ("first", "late", "meanwhile"):
             check((library.mnt / name).read_bytes() == content(name, 100_000), f"content of {name}")
         library.umount()
+
+
+def echoes(terminal):
+    return bool(termios.tcgetattr(terminal)[3] & termios.ECHO)
+
+
+def at_terminal(library, *argv):
+    """Starts the program as a shell does, in a process group of its own, so that it can be stopped. Returns its id, the
+    terminal, and the pipe from which its changes of state are read."""
+    reader, writer = os.pipe()
+    shell, terminal = pty.fork()
+    if shell == 0:
+        try:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+            program = os.fork()
+            if program == 0:
+                os.setpgid(0, 0)
+                os.tcsetpgrp(0, os.getpid())
+                signal.signal(signal.SIGHUP, signal.SIG_DFL)
+                signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+                os.execve(PROGRAM, [PROGRAM, *argv], library.env)
+            os.write(writer, b"%d\n" % program)
+            status = 0x7f
+            while os.WIFSTOPPED(status):
+                status = os.waitpid(program, os.WUNTRACED)[1]
+                os.write(writer, b"%d\n" % status)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    states = open(reader, "rb", buffering=0)
+    return next_of(states), terminal, states
+
+
+def next_of(states):
+    check(select.select([states], [], [], 10)[0], "it neither ends nor stops")
+    return int(states.readline())
+
+
+@with_library
+def test_prompt(library):
+    """Nothing that is typed at a prompt is shown; whatever ends or stops the program, the terminal shows it again."""
+    library.init()
+    for which, typed in ((signal.SIGINT, b"\x03"), (signal.SIGQUIT, b"\x1c"), (signal.SIGTERM, b""), (signal.SIGHUP, b""), (None, b"wrong\n")):
+        pid, terminal, states = at_terminal(library, "passwd", library.dir)
+        try:
+            until(lambda: not echoes(terminal), "the prompt")
+            os.write(terminal, b"wro\x1a")
+            check(os.WIFSTOPPED(next_of(states)), "Ctrl-Z does not stop it")
+            check(echoes(terminal), "a stopped prompt leaves the terminal without echo")
+            os.kill(pid, signal.SIGCONT)
+            until(lambda: not echoes(terminal), "the prompt again")
+            os.write(terminal, typed)
+            if which and not typed:
+                os.kill(pid, which)
+            same(next_of(states), which or 3 << 8, "how it ended")
+            check(echoes(terminal), f"{which} leaves the terminal without echo")
+            shown = os.read(terminal, 4096)
+            check(b"Password: " in shown and b"wro" not in shown, f"the terminal shows {shown}")
+        finally:
+            states.close()
+            os.close(terminal)
+            for left in serving(library):
+                os.kill(left, signal.SIGKILL)
+
+
+@with_library
+def test_file_size_limit(library):
+    """A limit of who mounts (`ulimit -f`) is an error of writing, and does not end the mount."""
+    library.init()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        library.mount()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (library.mnt / "file").write_bytes(DATA)
+    try:
+        with open(library.mnt / "large", "wb") as f:
+            f.write(content("large", 4 << 20))
+            os.fsync(f.fileno())
+        check(False, "more was written than may be")
+    except OSError as e:
+        same(errno.errorcode[e.errno], "EIO", "the error of writing too much")
+    check(library.process.poll() is None, "the mount has ended")
+    check("File too large" in library.log.read_text(), "the log does not say why")
+    library.hushfs("umount", library.mnt, ok=(0, 9))
+    library.process.wait(30)
+    library.process = None
+    kept(library)
 
 
 def test_mount_time(library):

@@ -8,6 +8,7 @@ use std::sync::mpsc;
 
 use indicatif::ProgressBar;
 
+use crate::cli::output::print_line;
 use crate::cli::printable;
 use crate::cli::verify::{Found, find_all};
 use crate::error::{Error, Kind, Result};
@@ -62,8 +63,8 @@ impl<'a> Copy<'a> {
                 Err(e) if e.is_no_space() => return Err(e),
                 Err(e) => {
                     let path = printable(&found.path.to_string_lossy());
-                    self.bar
-                        .suspend(|| println!("{path}: {}", printable(&e.to_string())));
+                    let line = format!("{path}: {}", printable(&e.to_string()));
+                    self.bar.suspend(|| print_line(line))?;
                     failed += 1;
                 }
             }

@@ -1,0 +1,329 @@
+//! The program as people and scripts run it. Nothing is mounted here.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy.toml allows it in tests, and means functions marked so"
+)]
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+mod keys;
+mod output;
+
+/// Every secret of these tests has this in it, so that none can show anywhere unnoticed.
+const MARK: &str = "xyzzy";
+
+struct Bench {
+    dir: TempDir,
+}
+
+struct Ended {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ended {
+    fn of(output: Output) -> Self {
+        let ended = Self {
+            code: output.status.code().expect("it exits, and is not killed"),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        };
+        assert!(!ended.stdout.contains(MARK) && !ended.stderr.contains(MARK));
+        assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+        assert!(ended.code < 10, "{}", ended.stderr);
+        ended
+    }
+}
+
+impl Bench {
+    fn new() -> Self {
+        let bench = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        bench.secret("pw", "xyzzy one\n");
+        bench.secret("pw2", "xyzzy two\n");
+        bench
+    }
+
+    /// With a library made with `pw`; answers its recovery code, too.
+    fn with_library() -> (Self, String) {
+        let bench = Self::new();
+        let made = bench.run("init --password-file pw lib");
+        assert_eq!(made.code, 0, "{}", made.stderr);
+        let code = code_in(&made.stdout);
+        (bench, code)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn secret(&self, name: &str, text: &str) {
+        let mut options = fs::OpenOptions::new();
+        let options = options.write(true).create(true).truncate(true).mode(0o600);
+        let mut file = options.open(self.path(name)).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    }
+
+    fn run(&self, words: &str) -> Ended {
+        self.run_with(&words.split(' ').collect::<Vec<_>>(), "", &[])
+    }
+
+    fn run_with(&self, words: &[&str], stdin: &str, environment: &[(&str, &Path)]) -> Ended {
+        let mut child = self
+            .command(words)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // A program that wants nothing may be gone before it is told anything.
+        let mut input = child.stdin.take().unwrap();
+        let _ = input.write_all(stdin.as_bytes());
+        drop(input);
+        Ended::of(child.wait_with_output().unwrap())
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hushfs"));
+        command
+            .args(words)
+            .current_dir(self.dir.path())
+            .env("XDG_STATE_HOME", self.path("state"))
+            .env("HUSHFS_LOG", "trace")
+            .env_remove("CREDENTIALS_DIRECTORY");
+        command
+    }
+
+    /// The exit code, where an error must be told in one line.
+    fn fails(&self, words: &str) -> i32 {
+        let ended = self.run(words);
+        assert_ne!(ended.code, 0, "{words}");
+        let last = ended.stderr.lines().last().unwrap_or_default();
+        assert!(last.starts_with("hushfs: "), "{words}: {}", ended.stderr);
+        ended.code
+    }
+
+    fn opens(&self, how: &str) -> bool {
+        let ended = self.run(&format!("info {how} lib"));
+        assert!(matches!(ended.code, 0 | 3), "{}", ended.stderr);
+        ended.code == 0
+    }
+
+    fn slots(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path("lib/key")).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+/// The one recovery code in what was printed.
+fn code_in(stdout: &str) -> String {
+    let lines = stdout.lines().map(str::trim);
+    let codes: Vec<_> = lines
+        .filter(|line| line.len() == 14 * 5 - 1 && line.split('-').count() == 14)
+        .collect();
+    assert_eq!(codes.len(), 1, "{stdout}");
+    codes[0].to_string()
+}
+
+#[test]
+fn init_makes_a_library_for_its_owner_alone() {
+    let (bench, _) = Bench::with_library();
+    let folders = [
+        "lib",
+        "lib/key",
+        "lib/index",
+        "lib/data",
+        "lib/new",
+        "state/hushfs",
+    ];
+    for folder in folders {
+        let meta = fs::metadata(bench.path(folder)).unwrap();
+        assert_eq!(meta.permissions().mode() & 0o777, 0o700, "{folder}");
+    }
+    assert_eq!(bench.slots().len(), 1);
+    assert_eq!(fs::read_dir(bench.path("lib/new")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(bench.path("state/hushfs")).unwrap().count(), 1);
+}
+
+#[test]
+fn init_refuses_what_is_not_empty() {
+    let (bench, _) = Bench::with_library();
+    assert_eq!(bench.fails("init --password-file pw lib"), 8);
+    fs::create_dir(bench.path("full")).unwrap();
+    fs::write(bench.path("full/file"), "").unwrap();
+    assert_eq!(bench.fails("init --password-file pw full"), 8);
+    assert_eq!(fs::read_dir(bench.path("full")).unwrap().count(), 1);
+    // What an init leaves that was cut short is no hindrance to the next.
+    fs::create_dir_all(bench.path("cut/key")).unwrap();
+    fs::create_dir_all(bench.path("cut/new")).unwrap();
+    assert_eq!(bench.run("init --password-file pw cut").code, 0);
+}
+
+#[test]
+fn of_two_that_make_a_library_at_once_one_fails() {
+    let bench = Bench::new();
+    // The other one comes, and is done, while this one still asks for its password.
+    let other = format!(
+        "{} init --password-file pw2 lib >code && cat pw",
+        env!("CARGO_BIN_EXE_hushfs")
+    );
+    for made in [&[][..], &["lib"], &["lib", "lib/key", "lib/new"]] {
+        for folder in made {
+            fs::create_dir(bench.path(folder)).unwrap();
+        }
+        let words = ["init", "--password-command", &other, "lib"];
+        let late = bench.run_with(&words, "", &[]);
+        assert_eq!(late.code, 8, "{}", late.stderr);
+        assert!(late.stderr.contains("meanwhile"), "{}", late.stderr);
+        assert_eq!(bench.slots().len(), 1);
+        assert_eq!(fs::read_dir(bench.path("lib/new")).unwrap().count(), 0);
+        assert!(bench.opens("--password-file pw2") && !bench.opens("--password-file pw"));
+        // What this machine remembers is the library that is there.
+        let verify = bench.run("verify --password-file pw2 lib");
+        assert_eq!(verify.code, 0, "{}", verify.stderr);
+        fs::remove_dir_all(bench.path("lib")).unwrap();
+    }
+}
+
+#[test]
+fn what_is_no_library_is_told_so() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("empty")).unwrap();
+    fs::create_dir_all(bench.path("odd/key")).unwrap();
+    fs::write(bench.path("odd/key/notes.txt"), "").unwrap();
+    fs::create_dir(bench.path("mnt")).unwrap();
+    for dir in ["empty", "odd", "missing", "pw"] {
+        for verb in ["info", "key list", "passwd", "key add"] {
+            let words = format!("{verb} --password-file pw {dir}");
+            assert_eq!(bench.fails(&words), 4, "{words}");
+        }
+        let words = format!("mount --password-file pw {dir} mnt");
+        assert_eq!(bench.fails(&words), 4, "{words}");
+        assert_eq!(bench.fails(&format!("info {dir}")), 4);
+    }
+    assert_eq!(bench.fails("umount mnt"), 7);
+}
+
+#[test]
+fn create_makes_no_library_where_one_is_known() {
+    let (bench, _) = Bench::with_library();
+    fs::remove_dir_all(bench.path("lib")).unwrap();
+    let words = "mount --create --password-file pw lib mnt";
+    assert_eq!(bench.fails(words), 4);
+    fs::create_dir(bench.path("lib")).unwrap();
+    assert_eq!(bench.fails(words), 4);
+    assert_eq!(fs::read_dir(bench.path("lib")).unwrap().count(), 0);
+    assert!(!bench.path("mnt").exists());
+}
+
+#[test]
+fn library_and_mount_point_are_apart() {
+    let (bench, _) = Bench::with_library();
+    for point in ["lib", "lib/data", "."] {
+        let words = format!("mount --password-file pw lib {point}");
+        assert_eq!(bench.fails(&words), 2, "{words}");
+    }
+    assert_eq!(bench.fails("mount --password-file pw lib missing"), 1);
+}
+
+#[test]
+fn a_mount_for_show_asks_for_nothing() {
+    let bench = Bench::new();
+    let fake = "mount lib mnt -f -t hushfs -o fsname=x,user=joe,X-mount.mkdir";
+    assert_eq!(bench.run(fake).code, 0);
+    assert_eq!(bench.fails("mount lib mnt -f -o fsname"), 2);
+}
+
+#[test]
+fn info_in_json_is_json() {
+    let (bench, _) = Bench::with_library();
+    let odd = "l\"i\\q\u{1}";
+    fs::rename(bench.path("lib"), bench.path(odd)).unwrap();
+    for words in [
+        &["info", "--json", odd][..],
+        &["info", "--json", "--password-file", "pw", odd],
+    ] {
+        let ended = bench.run_with(words, "", &[]);
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        let rest = json_value(ended.stdout.trim_end());
+        assert_eq!(rest, Some(""), "{}", ended.stdout);
+        assert!(ended.stdout.contains("\"slots\":1,\"slot_bytes\":320,"));
+    }
+}
+
+#[test]
+fn man_pages_and_completions_are_made() {
+    let bench = Bench::new();
+    assert_eq!(bench.run("docs man man").code, 0);
+    assert_eq!(bench.run("docs completions completions").code, 0);
+    let page = fs::read_to_string(bench.path("man/hushfs-mount.1")).unwrap();
+    assert!(page.contains("cache\\-size"), "{page}");
+    assert!(bench.path("man/hushfs-key-add.1").exists());
+    for page in ["hushfs-format.5", "hushfs-security.7"] {
+        let made = fs::read_to_string(bench.path("man").join(page)).unwrap();
+        let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("man").join(page);
+        assert_eq!(made, fs::read_to_string(ours).unwrap());
+    }
+    assert!(bench.path("completions/_hushfs").exists());
+}
+
+/// What follows the JSON value at the beginning of `text` (RFC 8259, without signs and fractions).
+fn json_value(text: &str) -> Option<&str> {
+    match text.chars().next()? {
+        '{' => json_items(&text[1..], '}', true),
+        '[' => json_items(&text[1..], ']', false),
+        '"' => json_string(&text[1..]),
+        '0'..='9' => Some(text.trim_start_matches(|c: char| c.is_ascii_digit())),
+        _ => ["true", "false", "null"]
+            .iter()
+            .find_map(|word| text.strip_prefix(word)),
+    }
+}
+
+fn json_items(mut text: &str, close: char, named: bool) -> Option<&str> {
+    if let Some(rest) = text.strip_prefix(close) {
+        return Some(rest);
+    }
+    loop {
+        if named {
+            text = json_string(text.strip_prefix('"')?)?.strip_prefix(':')?;
+        }
+        text = json_value(text)?;
+        match text.strip_prefix(',') {
+            Some(rest) => text = rest,
+            None => return text.strip_prefix(close),
+        }
+    }
+}
+
+fn json_string(text: &str) -> Option<&str> {
+    let mut chars = text.char_indices();
+    loop {
+        match chars.next()? {
+            (at, '"') => return Some(&text[at + 1..]),
+            (at, '\\') => match chars.next()?.1 {
+                'u' => {
+                    u16::from_str_radix(text.get(at + 2..at + 6)?, 16).ok()?;
+                }
+                '"' | '\\' | '/' | 'b' | 'f' | 'n' | 'r' | 't' => {}
+                _ => return None,
+            },
+            (_, c) if c < ' ' => return None,
+            _ => {}
+        }
+    }
+}
