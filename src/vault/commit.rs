@@ -110,6 +110,11 @@ impl Committer {
         let flushed = core.flush_all();
         let collected = core.collect();
         core.publish()?;
+        // Who always mounts for moments would never get one else. All is there without it, too.
+        if let Err(e) = core.write_due_base() {
+            log::warn!("{e}");
+        }
+        core.journal.lock().discard_empty()?;
         flushed.and(collected)
     }
 

@@ -316,12 +316,18 @@ impl Journal {
             return Ok(None);
         };
         if open.writer.frames() <= 1 {
-            let id = open.writer.id();
-            self.open = None;
-            self.store.discard(id)?;
+            self.discard_empty()?;
             return Ok(None);
         }
         open.writer.close(Vec::new()).map(Some)
+    }
+
+    /// Takes an open segment away in which nothing is.
+    pub fn discard_empty(&mut self) -> Result<()> {
+        match self.open.take_if(|open| open.writer.frames() <= 1) {
+            Some(empty) => self.store.discard(empty.writer.id()),
+            None => Ok(()),
+        }
     }
 
     /// The open segment, with this end, is durable: it is a head from now on.

@@ -30,10 +30,16 @@ const REWRITE_LEN: u64 = 4 << 20;
 impl Core {
     /// After a publication: a base where one is due, and the collection of what is dead.
     pub(super) fn maintain(&self) -> Result<()> {
-        if self.is_base_due() {
-            self.write_base()?;
-        }
+        self.write_due_base()?;
         self.collect()
+    }
+
+    /// A base, where one is due.
+    pub(super) fn write_due_base(&self) -> Result<()> {
+        match self.is_base_due() {
+            true => self.write_base(),
+            false => Ok(()),
+        }
     }
 
     fn is_base_due(&self) -> bool {

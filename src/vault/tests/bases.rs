@@ -195,3 +195,25 @@ fn a_base_beside_a_segment_that_was_replaced_loses_no_relocation() {
         assert!(bench.read("f").unwrap() == [5; 3000]);
     }
 }
+
+#[test]
+fn short_mounts_get_a_base_too_and_leave_nothing_behind() {
+    let mut bench = Bench::new();
+    for i in 0..210 {
+        bench.mkdir(&format!("d{i}"));
+        bench.remount().unwrap();
+        assert!(bench.store.leftovers().unwrap().is_empty(), "mount {i}");
+    }
+    let count = bench.store.objects(Area::Index).len();
+    assert!(count < 210, "{count} objects in the index");
+    assert!((0..210).all(|i| bench.stat(&format!("d{i}")).is_some()));
+}
+
+#[test]
+fn a_base_written_in_a_quiet_moment_leaves_nothing_behind() {
+    let mut bench = Bench::new();
+    make_base_due(&bench);
+    bench.core().write_base().unwrap();
+    bench.remount().unwrap();
+    assert!(bench.store.leftovers().unwrap().is_empty());
+}
