@@ -41,6 +41,7 @@ mod read;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod volume;
 mod write;
 
