@@ -45,6 +45,8 @@ pub struct Replayed {
     pub removed_slots: Vec<ObjectId>,
     /// What should be there and is not, in words.
     pub gaps: Vec<String>,
+    /// A segment with a feature without which nobody may write to the library.
+    pub unwritable: Option<SegmentId>,
     /// Segments that the bases in use must not be without.
     needs: Vec<Head>,
 }
@@ -52,6 +54,7 @@ pub struct Replayed {
 struct Found {
     published: Published,
     opening: Opening,
+    writable: bool,
 }
 
 /// Replays the published index on `tree`, which is empty.
@@ -68,6 +71,7 @@ pub fn replay(store: &dyn Store, master: &MasterKey, tree: Tree) -> Result<Repla
         slots: Vec::new(),
         removed_slots: Vec::new(),
         gaps: Vec::new(),
+        unwritable: found.iter().find(|f| !f.writable).map(|f| f.published.id),
         needs: Vec::new(),
     };
     let (bases, segments): (Vec<Found>, Vec<Found>) = found
@@ -125,7 +129,12 @@ fn opening(store: &dyn Store, master: &MasterKey, id: SegmentId, cipher_len: u64
         number: opening.number,
         cipher_len,
     };
-    Ok(Found { published, opening })
+    let writable = reader.writable();
+    Ok(Found {
+        published,
+        opening,
+        writable,
+    })
 }
 
 /// Whether everything that `heads` covers is in `other`.

@@ -222,6 +222,7 @@ pub struct SegmentReader {
     digest: Sha256,
     frames: u64,
     opening: Opening,
+    writable: bool,
 }
 
 /// What the end of a segment says.
@@ -280,6 +281,7 @@ impl SegmentReader {
             digest,
             frames: 0,
             opening,
+            writable: header.writable(),
         };
         let Some((Part::Frame, plain)) = reader.message()? else {
             return Err(reader.damaged("no opening frame"));
@@ -295,6 +297,10 @@ impl SegmentReader {
     /// What errors call it.
     pub fn name(&self) -> &str {
         &self.name
+    }
+    /// Whether this version may write to the library, as far as this segment says.
+    pub fn writable(&self) -> bool {
+        self.writable
     }
     /// Its first frame.
     pub fn opening(&self) -> &Opening {

@@ -30,7 +30,7 @@ const REWRITE_LEN: u64 = 4 << 20;
 impl Core {
     /// After a publication: a base where one is due, and the collection of what is dead.
     pub(super) fn maintain(&self) -> Result<()> {
-        if self.is_base_due() {
+        if self.is_base_due() && self.writable().is_ok() {
             self.write_base()?;
         }
         self.collect()
@@ -151,7 +151,7 @@ impl Core {
     /// Removes what nothing refers to: packs without a live byte, and segments that the base covers. Only in a
     /// library that one device alone writes to; the others' view is not known.
     pub(super) fn collect(&self) -> Result<()> {
-        if self.shared.load(Ordering::Relaxed) || self.has_gaps {
+        if self.shared.load(Ordering::Relaxed) || self.has_gaps || self.writable().is_err() {
             return Ok(());
         }
         let dead = self.condemn()?;
@@ -241,7 +241,7 @@ impl Core {
                 continue;
             }
             // Frames name it that come before the copies: it goes when it is known to be condemned, as any pack.
-            self.transact(|_, draft| {
+            self.transact_promised(|_, draft| {
                 draft.records.push(Record::Condemn(vec![id]));
                 Ok(())
             })?;
@@ -285,6 +285,7 @@ impl Core {
         };
         if let Some(ino) = due
             && self.opened(ino).is_none()
+            && self.writable().is_ok()
         {
             self.rewrite(ino)?;
         }
@@ -352,7 +353,7 @@ impl Core {
             packs,
             list: splices,
         } = splices;
-        self.transact(|tree, draft| {
+        self.transact_promised(|tree, draft| {
             let Some(ix) = tree.find(ino) else {
                 return Ok(true);
             };

@@ -151,6 +151,15 @@ impl Vault {
         );
         accept(options.accept_rollback, checked)?;
         accept(options.accept_rollback, check_gaps(&replayed.gaps))?;
+        if let Some(id) = replayed.unwritable
+            && !options.read_only
+        {
+            let what = "this version may read the library, but not write";
+            return Err(
+                Error::new(Kind::Unsupported(what.into()), format_args!("index/{id}"))
+                    .hint("mount it with --read-only, or install a newer hushfs"),
+            );
+        }
         let slots = list_slots(&*store, &replayed.slots, &replayed.removed_slots)?;
         let packs = Arc::new(Packs::new(store.clone(), master.clone(), OPEN_PACKS_MAX));
         let shared = replayed.heads.keys().any(|d| *d != device);
@@ -268,6 +277,14 @@ impl Core {
     /// Runs `build` against the tree as it is, and makes what it drafts take effect: all of it, or nothing.
     fn transact<R>(&self, build: impl FnOnce(&Tree, &mut Draft) -> Result<R>) -> Result<R> {
         self.writable()?;
+        self.transact_promised(build)
+    }
+
+    /// The same for what was answered already: that is kept also where nothing new may be written.
+    fn transact_promised<R>(
+        &self,
+        build: impl FnOnce(&Tree, &mut Draft) -> Result<R>,
+    ) -> Result<R> {
         let mut journal = self.journal.lock();
         let mut draft = Draft {
             wall: Time::now(),
@@ -300,7 +317,7 @@ impl Core {
     }
 
     fn writable(&self) -> Result<()> {
-        if self.read_only {
+        if self.read_only || self.packs.forbid_writing() {
             Err(Kind::ReadOnly.into())
         } else {
             Ok(())
