@@ -185,8 +185,8 @@ impl Tree {
             inode.perm = perm & 0o7777;
             inode.extra_mut().perm_at = Some(at);
         }
-        if let (Some((uid, gid)), true) = (change.owner, newer[1]) {
-            (inode.uid, inode.gid) = (uid, gid);
+        if let (Some(owner), true) = (change.owner, newer[1]) {
+            (inode.uid, inode.gid) = (owner.uid, owner.gid);
             inode.extra_mut().owner_at = Some(at);
         }
         if let (Some(atime), true) = (change.atime, newer[2]) {
@@ -225,7 +225,9 @@ impl Tree {
             return Ok(());
         }
         let pieces = self.pieces(&moved.packs, &moved.splices)?;
-        self.splice(ix, &pieces, None);
+        // What lies behind the end must not show when the file grows.
+        let plain_size = self.inode(ix).plain_size;
+        self.splice(ix, &pieces, Some(plain_size));
         Ok(())
     }
 
@@ -342,11 +344,17 @@ impl Tree {
 }
 
 fn body(new: &NewInode) -> Result<Body, Refusal> {
+    if new.kind != FileKind::Symlink && !new.target.is_empty() {
+        return Err("a target of what is no symbolic link");
+    }
     Ok(match new.kind {
         FileKind::Regular => Body::Extents(Extents::default()),
         FileKind::Directory => Body::Entries(BTreeMap::new()),
         FileKind::Symlink if new.target.is_empty() || new.target.len() > TARGET_LEN_MAX => {
             return Err("a symbolic link's target of impossible length");
+        }
+        FileKind::Symlink if new.target.contains(&0) => {
+            return Err("a symbolic link's target with a zero in it");
         }
         FileKind::Symlink => Body::Target(new.target.as_slice().into()),
         _ => Body::Nothing,
@@ -385,3 +393,6 @@ pub(super) fn check_xattr(name: &[u8], value: Option<&[u8]>) -> Result<(), Refus
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

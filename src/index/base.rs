@@ -1,6 +1,6 @@
 //! The tree as records of a base, and back.
 
-use super::apply::{COUNTER_MAX, Refusal, check_xattr};
+use super::apply::{Refusal, check_xattr};
 use super::extents::Extent;
 use super::inode::*;
 use super::record::*;
@@ -240,11 +240,7 @@ impl Tree {
             let segment = *numbers
                 .get(s.segment as usize)
                 .ok_or("a stamp of a segment that is not in the list")?;
-            if s.counter > COUNTER_MAX {
-                Err("counter absurdly ahead")
-            } else {
-                Ok(Stamp::new(s.counter, segment))
-            }
+            Ok(Stamp::new(s.counter, segment))
         };
         match record {
             Record::BaseInode(base) => self.apply_base_inode(base, &stamp),
