@@ -167,18 +167,12 @@ impl Tree {
         let Some(ix) = self.find_id(change.inode) else {
             return;
         };
-        let inode = self.inode(ix);
-        let set_at = |own: fn(&Extra) -> Option<Stamp>| {
-            inode
-                .extra
-                .as_deref()
-                .and_then(own)
-                .unwrap_or(inode.created)
-        };
+        let newer =
+            |set, own: fn(&Extra) -> Option<Stamp>| set && self.is_later(at, self.set_at(ix, own));
         let newer = [
-            change.perm.is_some() && self.is_later(at, set_at(|x| x.perm_at)),
-            change.owner.is_some() && self.is_later(at, set_at(|x| x.owner_at)),
-            change.atime.is_some() && self.is_later(at, set_at(|x| x.atime.map(|(_, at)| at))),
+            newer(change.perm.is_some(), |x| x.perm_at),
+            newer(change.owner.is_some(), |x| x.owner_at),
+            newer(change.atime.is_some(), |x| x.atime.map(|(_, at)| at)),
         ];
         let inode = self.inode_mut(ix);
         if let (Some(perm), true) = (change.perm, newer[0]) {
@@ -194,7 +188,23 @@ impl Tree {
         }
         // What a base knows already has a ctime there, perhaps a later one.
         if newer.contains(&true) {
-            inode.ctime = wall.into();
+            self.note_change(ix, wall);
+        }
+    }
+
+    /// When a register was set; the creation set all.
+    pub(super) fn set_at(&self, ix: InodeIx, own: fn(&Extra) -> Option<Stamp>) -> Stamp {
+        let inode = self.inode(ix);
+        let set_at = inode.extra.as_deref().and_then(own);
+        set_at.unwrap_or(inode.created)
+    }
+
+    /// A record about the inode counted. Beside a base, which knows some of the later ones already, a ctime stays.
+    pub(super) fn note_change(&mut self, ix: InodeIx, wall: Time) {
+        let beside_base = self.beside_base;
+        let ctime = &mut self.inode_mut(ix).ctime;
+        if !beside_base || wall > Time::from(*ctime) {
+            *ctime = wall.into();
         }
     }
 
@@ -213,7 +223,7 @@ impl Tree {
         let inode = self.inode_mut(ix);
         inode.version = at;
         inode.mtime = content.mtime.unwrap_or(wall).into();
-        inode.ctime = wall.into();
+        self.note_change(ix, wall);
         Ok(())
     }
 
@@ -294,9 +304,8 @@ impl Tree {
         if set_at.is_some_and(|set_at| !self.is_later(at, set_at)) {
             return Ok(());
         }
-        let inode = self.inode_mut(ix);
-        inode.ctime = wall.into();
-        let xattrs = &mut inode.extra_mut().xattrs;
+        self.note_change(ix, wall);
+        let xattrs = &mut self.inode_mut(ix).extra_mut().xattrs;
         match (&change.value, place) {
             (Some(value), Some(i)) => (xattrs[i].1, xattrs[i].2) = (value.as_slice().into(), at),
             (Some(value), None) => {

@@ -79,6 +79,7 @@ pub fn replay(store: &dyn Store, master: &MasterKey, tree: Tree) -> Result<Repla
         .partition(|f| f.opening.stamp_segments.is_some());
     apply_bases(store, master, bases, &mut out)?;
     apply_segments(store, master, segments, &mut out)?;
+    out.tree.beside_base = false;
     out.tree.drop_unlinked();
     Ok(out)
 }
@@ -341,6 +342,8 @@ fn apply_segment(
         number,
     });
     let name = reader.name().to_owned();
+    let needs_it = |need: &Head| need.device == device && need.number >= number;
+    out.tree.beside_base = out.needs.iter().any(needs_it);
     let ending = reader.frames(|frame| {
         out.tree
             .apply_frame(segment, &frame)
