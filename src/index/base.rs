@@ -102,16 +102,8 @@ impl Tree {
                     if records.len() >= count {
                         return Some((records, BaseCursor::Links(slot)));
                     }
-                    let (id, inode) = (self.link_id(LinkIx(slot)), self.inode(link.inode).id());
-                    let parent = self.inode(link.parent).id();
-                    let place = LinkAt {
-                        link: id,
-                        inode: (id != inode).then_some(inode),
-                        parent,
-                        name: link.name.to_vec(),
-                    };
                     records.push(Record::BaseLink(BaseLink {
-                        link: place,
+                        link: self.link_at(LinkIx(slot)),
                         at: stamp(link.at)?,
                     }));
                 }
@@ -129,34 +121,43 @@ impl Tree {
                 }
                 Some((records, BaseCursor::Packs(0)))
             }
-            BaseCursor::Packs(from) => {
-                let packs = self.packs.iter().skip(from as usize).take(count);
-                // A pack with nothing live in it is not named again; a condemned one is, until it is gone.
-                for pack in packs.clone().filter(|p| p.condemned) {
-                    records.push(Record::Condemn(vec![pack.id]));
-                }
-                let lens = packs
-                    .clone()
-                    .filter(|p| p.live_plain_bytes > 0 && !p.condemned);
-                records.extend(lens.filter_map(|p| {
-                    p.cipher_len.map(|cipher_len| {
-                        Record::Pack(PackLen {
-                            pack: p.id,
-                            cipher_len,
-                        })
-                    })
-                }));
-                let next = from + packs.len() as u32;
-                Some((
-                    records,
-                    if next as usize >= self.packs.len() {
-                        BaseCursor::End
-                    } else {
-                        BaseCursor::Packs(next)
-                    },
-                ))
-            }
+            BaseCursor::Packs(from) => Some(self.base_packs(from, count)),
             BaseCursor::End => Some((records, BaseCursor::End)),
+        }
+    }
+
+    fn link_at(&self, ix: LinkIx) -> LinkAt {
+        let (link, id) = (self.link(ix), self.link_id(ix));
+        let inode = self.inode(link.inode).id();
+        LinkAt {
+            link: id,
+            inode: (id != inode).then_some(inode),
+            parent: self.inode(link.parent).id(),
+            name: link.name.to_vec(),
+        }
+    }
+
+    fn base_packs(&self, from: u32, count: usize) -> (Vec<Record>, BaseCursor) {
+        let packs = self.packs.iter().skip(from as usize).take(count);
+        // A pack with nothing live in it is not named again; a condemned one is, until it is gone.
+        let condemned = packs.clone().filter(|p| p.condemned);
+        let mut records: Vec<Record> = condemned.map(|p| Record::Condemn(vec![p.id])).collect();
+        let lens = packs
+            .clone()
+            .filter(|p| p.live_plain_bytes > 0 && !p.condemned);
+        records.extend(lens.filter_map(|p| {
+            p.cipher_len.map(|cipher_len| {
+                Record::Pack(PackLen {
+                    pack: p.id,
+                    cipher_len,
+                })
+            })
+        }));
+        let next = from + packs.len() as u32;
+        if next as usize >= self.packs.len() {
+            (records, BaseCursor::End)
+        } else {
+            (records, BaseCursor::Packs(next))
         }
     }
 

@@ -18,7 +18,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::cache::{BlockCache, CacheStats};
 use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
-use crate::index::record::{Id, Record};
+use crate::index::record::{Id, Record, SegmentId};
 use crate::index::{InodeIx, Published, Tree, check_rollback, replay};
 use crate::pack::Packs;
 use crate::state::{Place, Remembered};
@@ -151,14 +151,8 @@ impl Vault {
         );
         accept(options.accept_rollback, checked)?;
         accept(options.accept_rollback, check_gaps(&replayed.gaps))?;
-        if let Some(id) = replayed.unwritable
-            && !options.read_only
-        {
-            let what = "this version may read the library, but not write";
-            return Err(
-                Error::new(Kind::Unsupported(what.into()), format_args!("index/{id}"))
-                    .hint("mount it with --read-only, or install a newer hushfs"),
-            );
+        if !options.read_only {
+            check_writable(replayed.unwritable)?;
         }
         let slots = list_slots(&*store, &replayed.slots, &replayed.removed_slots)?;
         let packs = Arc::new(Packs::new(store.clone(), master.clone(), OPEN_PACKS_MAX));
@@ -234,6 +228,16 @@ fn accept(accept: bool, checked: Result<()>) -> Result<()> {
         }
         checked => checked,
     }
+}
+
+/// Refuses to write to a library with this segment, which has a feature that only those may write with who know it.
+fn check_writable(unwritable: Option<SegmentId>) -> Result<()> {
+    let Some(id) = unwritable else { return Ok(()) };
+    let what = "this version may read the library, but not write";
+    Err(
+        Error::new(Kind::Unsupported(what.into()), format_args!("index/{id}"))
+            .hint("mount it with --read-only, or install a newer hushfs"),
+    )
 }
 
 fn check_gaps(gaps: &[String]) -> Result<()> {
