@@ -69,7 +69,7 @@ impl Packs {
             && !self.forbid_writing.swap(true, Ordering::Relaxed)
         {
             log::error!(
-                "data/{id}: this version may read the library, but not write: it is read-only from now on; install a newer hushfs"
+                "data/{id}: this version may read the library, but not write: nothing new is written from now on; install a newer hushfs"
             );
         }
         let mut open = self.open.lock();
