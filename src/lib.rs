@@ -17,6 +17,7 @@
 //! index    records, frames, segments, bases, and the tree that they replay to
 //! pack     sealed blocks in packs: writer, reader, catalogue, padding
 //! cache    the segmented LRU of decrypted blocks
+//! cbor     arrays to which later versions may add members
 //! state    what this machine remembers of a library, outside of it
 //! store    where ciphertext lies: a directory; for tests memory, and one that crashes
 //! crypto   keys, slots, derivation, sealing; no I/O
@@ -75,6 +76,7 @@
 #![deny(clippy::unwrap_used)]
 
 pub mod cache;
+mod cbor;
 pub mod cli;
 pub mod crypto;
 pub mod error;

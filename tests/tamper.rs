@@ -109,6 +109,51 @@ impl Sample {
     }
 }
 
+/// What `hushfs verify` says of the objects beside the files.
+fn problems(sample: &Sample, store: &MemoryStore) -> Vec<String> {
+    let mut told = Vec::new();
+    let vault = sample.open(store).unwrap();
+    vault
+        .check_objects(&mut |e| told.push(e.to_string()))
+        .unwrap();
+    told
+}
+
+#[test]
+fn what_reading_does_not_touch_of_a_pack_is_verified() {
+    let sample = sample();
+    assert_eq!(problems(&sample, &sample.copy()), Vec::<String>::new());
+    for id in sample.store.objects(Area::Data) {
+        let len = sample.store.object(Area::Data, id).unwrap().len();
+        // Behind every run of these packs.
+        let kept = 30_000;
+        type Change<'a> = &'a dyn Fn(&mut Vec<u8>);
+        let changes: [(&str, Change<'_>); 4] = [
+            ("cut", &|bytes| bytes.truncate(kept)),
+            ("longer", &|bytes| bytes.push(0)),
+            ("trailer", &|bytes| bytes[len - 10] ^= 1),
+            ("header", &|bytes| bytes[40] ^= 1),
+        ];
+        for (what, change) in changes {
+            let store = sample.copy();
+            store.with_object(Area::Data, id, change);
+            let told = problems(&sample, &store);
+            assert_eq!(told.len(), 1, "{what}: {told:?}");
+            assert!(
+                told[0].starts_with(&format!("data/{id}: ")),
+                "{what}: {told:?}"
+            );
+        }
+        // The catalogue lies somewhere behind the blocks: some byte in this range is its.
+        let hit = (48..kept).step_by(20).filter(|at| {
+            let store = sample.copy();
+            store.with_object(Area::Data, id, |bytes| bytes[*at] ^= 1);
+            !problems(&sample, &store).is_empty()
+        });
+        assert!(hit.count() > 0, "the catalogue of data/{id}");
+    }
+}
+
 fn assert_named(e: &Error, what: &str) {
     let text = e.to_string();
     let named = ["index/", "data/", "segment ", "base "]

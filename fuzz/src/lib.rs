@@ -328,7 +328,7 @@ impl Choices<'_> {
 
     fn stamp(&mut self) -> WireStamp {
         WireStamp {
-            counter: self.number(),
+            counter: self.number().min(1 << 62),
             segment: ObjectId([self.byte() & 3; 16]),
         }
     }
@@ -414,7 +414,7 @@ impl Choices<'_> {
             9 => Record::Attr(AttrChange {
                 inode: self.id(),
                 perm: Some(u16::from(self.byte()) << 8),
-                owner: Some((1, 2)),
+                owner: Some(Owner { uid: 1, gid: 2 }),
                 atime: Some(self.time()),
             }),
             10..=11 => Record::Content(Content {

@@ -13,7 +13,7 @@ use super::library::{Library, NEW, Slots, Unlocked};
 use super::output::{print, print_line};
 use super::printable;
 use super::secret::OpenArgs;
-use crate::crypto::{FORMAT_VERSION, MasterKey};
+use crate::crypto::FORMAT_VERSION;
 use crate::error::{Error, Kind, Result};
 use crate::index::{Tree, replay};
 use crate::state::{Head, Place};
@@ -201,7 +201,6 @@ fn with_key(library: &Library, slots: &Slots, unlocked: &Unlocked) -> Result<Fac
     let mut facts: Facts = vec![
         ("fingerprint", Value::Text(fingerprint.to_string())),
         ("slots_verified", Value::Number(verified as u64)),
-        ("writable", Value::Flag(unlocked.writable)),
     ];
     if let Some(known) = Place::of(&library.dir)?.load()? {
         let same = known.fingerprint == fingerprint;
@@ -210,14 +209,14 @@ fn with_key(library: &Library, slots: &Slots, unlocked: &Unlocked) -> Result<Fac
             facts.push(("device", Value::Text(known.device.to_string())));
         }
     }
-    facts.extend(with_index(library, &unlocked.master)?);
+    facts.extend(with_index(library, unlocked)?);
     Ok(facts)
 }
 
 /// What the published index says.
-fn with_index(library: &Library, master: &MasterKey) -> Result<Facts> {
+fn with_index(library: &Library, unlocked: &Unlocked) -> Result<Facts> {
     let store = DirStore::open(&library.dir, Access::ReadOnly)?;
-    let replayed = replay(&store, master, Tree::new(0, 0, Time::default()))?;
+    let replayed = replay(&store, &unlocked.master, Tree::new(0, 0, Time::default()))?;
     let packs = replayed.tree.packs();
     let live = packs.iter().map(|p| p.live_plain_bytes).sum();
     let device = |head: &Head| {
@@ -230,7 +229,9 @@ fn with_index(library: &Library, master: &MasterKey) -> Result<Facts> {
         .gaps
         .iter()
         .map(|gap| vec![("gap", Value::Text(gap.clone()))]);
+    let writable = unlocked.writable && replayed.unwritable.is_none();
     Ok(vec![
+        ("writable", Value::Flag(writable)),
         ("inodes", Value::Number(replayed.tree.inode_count())),
         ("plain_bytes", Value::Number(live)),
         (

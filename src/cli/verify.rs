@@ -99,8 +99,9 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
             format.verify(&mut report)?;
         }
         None => {
-            let vault = open_vault(&dir, args)?;
+            let vault = open_vault(&dir, args, &mut report)?;
             verify_volume(&*vault, &mut report)?;
+            vault.check_objects(&mut |e| report.problem(dir.display(), e))?;
             vault.close()?;
         }
     }
@@ -116,8 +117,16 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
     ))
 }
 
-fn open_vault(dir: &Path, args: &VerifyArgs) -> Result<Arc<Vault>> {
-    let master = Library::at(dir)?.unlock(args.open.ask()?)?.master;
+/// Opens the library, and looks at its slots: only one of them was needed for that.
+fn open_vault(dir: &Path, args: &VerifyArgs, report: &mut Report<'_>) -> Result<Arc<Vault>> {
+    let library = Library::at(dir)?;
+    let master = library.unlock(args.open.ask()?)?.master;
+    let slots = library.slots()?;
+    let good = slots.good.iter().map(|slot| slot.verify(&master));
+    let bad = slots.bad.into_iter().map(|(_, e)| e);
+    for e in good.filter_map(Result::err).chain(bad) {
+        report.problem(dir.display(), e);
+    }
     let (place, device) = recall_to_read(dir, &master)?;
     warn_of_leftovers(dir, device, true);
     let store = DirStore::open(dir, Access::ReadOnly)?;

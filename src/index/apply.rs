@@ -167,26 +167,20 @@ impl Tree {
         let Some(ix) = self.find_id(change.inode) else {
             return;
         };
-        let inode = self.inode(ix);
-        let set_at = |own: fn(&Extra) -> Option<Stamp>| {
-            inode
-                .extra
-                .as_deref()
-                .and_then(own)
-                .unwrap_or(inode.created)
-        };
+        let newer =
+            |set, own: fn(&Extra) -> Option<Stamp>| set && self.is_later(at, self.set_at(ix, own));
         let newer = [
-            change.perm.is_some() && self.is_later(at, set_at(|x| x.perm_at)),
-            change.owner.is_some() && self.is_later(at, set_at(|x| x.owner_at)),
-            change.atime.is_some() && self.is_later(at, set_at(|x| x.atime.map(|(_, at)| at))),
+            newer(change.perm.is_some(), |x| x.perm_at),
+            newer(change.owner.is_some(), |x| x.owner_at),
+            newer(change.atime.is_some(), |x| x.atime.map(|(_, at)| at)),
         ];
         let inode = self.inode_mut(ix);
         if let (Some(perm), true) = (change.perm, newer[0]) {
             inode.perm = perm & 0o7777;
             inode.extra_mut().perm_at = Some(at);
         }
-        if let (Some((uid, gid)), true) = (change.owner, newer[1]) {
-            (inode.uid, inode.gid) = (uid, gid);
+        if let (Some(owner), true) = (change.owner, newer[1]) {
+            (inode.uid, inode.gid) = (owner.uid, owner.gid);
             inode.extra_mut().owner_at = Some(at);
         }
         if let (Some(atime), true) = (change.atime, newer[2]) {
@@ -194,7 +188,23 @@ impl Tree {
         }
         // What a base knows already has a ctime there, perhaps a later one.
         if newer.contains(&true) {
-            inode.ctime = wall.into();
+            self.note_change(ix, wall);
+        }
+    }
+
+    /// When a register was set; the creation set all.
+    pub(super) fn set_at(&self, ix: InodeIx, own: fn(&Extra) -> Option<Stamp>) -> Stamp {
+        let inode = self.inode(ix);
+        let set_at = inode.extra.as_deref().and_then(own);
+        set_at.unwrap_or(inode.created)
+    }
+
+    /// A record about the inode counted. Beside a base, which knows some of the later ones already, a ctime stays.
+    pub(super) fn note_change(&mut self, ix: InodeIx, wall: Time) {
+        let beside_base = self.beside_base;
+        let ctime = &mut self.inode_mut(ix).ctime;
+        if !beside_base || wall > Time::from(*ctime) {
+            *ctime = wall.into();
         }
     }
 
@@ -213,7 +223,7 @@ impl Tree {
         let inode = self.inode_mut(ix);
         inode.version = at;
         inode.mtime = content.mtime.unwrap_or(wall).into();
-        inode.ctime = wall.into();
+        self.note_change(ix, wall);
         Ok(())
     }
 
@@ -225,7 +235,9 @@ impl Tree {
             return Ok(());
         }
         let pieces = self.pieces(&moved.packs, &moved.splices)?;
-        self.splice(ix, &pieces, None);
+        // What lies behind the end must not show when the file grows.
+        let plain_size = self.inode(ix).plain_size;
+        self.splice(ix, &pieces, Some(plain_size));
         Ok(())
     }
 
@@ -292,9 +304,8 @@ impl Tree {
         if set_at.is_some_and(|set_at| !self.is_later(at, set_at)) {
             return Ok(());
         }
-        let inode = self.inode_mut(ix);
-        inode.ctime = wall.into();
-        let xattrs = &mut inode.extra_mut().xattrs;
+        self.note_change(ix, wall);
+        let xattrs = &mut self.inode_mut(ix).extra_mut().xattrs;
         match (&change.value, place) {
             (Some(value), Some(i)) => (xattrs[i].1, xattrs[i].2) = (value.as_slice().into(), at),
             (Some(value), None) => {
@@ -342,11 +353,17 @@ impl Tree {
 }
 
 fn body(new: &NewInode) -> Result<Body, Refusal> {
+    if new.kind != FileKind::Symlink && !new.target.is_empty() {
+        return Err("a target of what is no symbolic link");
+    }
     Ok(match new.kind {
         FileKind::Regular => Body::Extents(Extents::default()),
         FileKind::Directory => Body::Entries(BTreeMap::new()),
         FileKind::Symlink if new.target.is_empty() || new.target.len() > TARGET_LEN_MAX => {
             return Err("a symbolic link's target of impossible length");
+        }
+        FileKind::Symlink if new.target.contains(&0) => {
+            return Err("a symbolic link's target with a zero in it");
         }
         FileKind::Symlink => Body::Target(new.target.as_slice().into()),
         _ => Body::Nothing,
@@ -385,3 +402,6 @@ pub(super) fn check_xattr(name: &[u8], value: Option<&[u8]>) -> Result<(), Refus
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

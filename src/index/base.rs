@@ -1,6 +1,6 @@
 //! The tree as records of a base, and back.
 
-use super::apply::{COUNTER_MAX, Refusal, check_xattr};
+use super::apply::{Refusal, check_xattr};
 use super::extents::Extent;
 use super::inode::*;
 use super::record::*;
@@ -14,10 +14,14 @@ const EXTENTS_PER_RECORD: usize = 65_536;
 /// How far a base has been written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BaseCursor {
-    /// Inodes from this slot on, then links, then packs.
+    /// Inodes from this slot on, then links, directories again, packs.
     Inodes(u32),
-    /// Links from this slot on, then packs.
+    /// Links from this slot on, then directories again, packs.
     Links(u32),
+    /// Directories from this slot on whose names changed in segments that the base needs, then packs. A name that
+    /// left one before the links were written is not seen to leave when those segments are applied, so the directory
+    /// has to be as it was after.
+    Again(u32),
     /// Packs from this number on.
     Packs(u32),
     /// Everything is written.
@@ -27,6 +31,7 @@ pub enum BaseCursor {
 /// The segments that a base's stamps name, and their places in its list.
 pub struct StampTable {
     places: Vec<Option<u32>>,
+    from: u32,
     /// The list, for the opening.
     pub segments: Vec<StampSegment>,
 }
@@ -51,6 +56,7 @@ impl Tree {
         self.links.iter_from(0).for_each(|(_, link)| mark(link.at));
         let mut table = StampTable {
             places: vec![None; used.len()],
+            from,
             segments: Vec::new(),
         };
         for (number, _) in used.iter().enumerate().filter(|(_, used)| **used) {
@@ -96,49 +102,62 @@ impl Tree {
                     if records.len() >= count {
                         return Some((records, BaseCursor::Links(slot)));
                     }
-                    let (id, inode) = (self.link_id(LinkIx(slot)), self.inode(link.inode).id());
-                    let parent = self.inode(link.parent).id();
-                    let place = LinkAt {
-                        link: id,
-                        inode: (id != inode).then_some(inode),
-                        parent,
-                        name: link.name.to_vec(),
-                    };
                     records.push(Record::BaseLink(BaseLink {
-                        link: place,
+                        link: self.link_at(LinkIx(slot)),
                         at: stamp(link.at)?,
                     }));
                 }
+                Some((records, BaseCursor::Again(0)))
+            }
+            BaseCursor::Again(from) => {
+                for (slot, inode) in self.inodes.iter_from(from) {
+                    if records.len() >= count {
+                        return Some((records, BaseCursor::Again(slot)));
+                    }
+                    let changed = inode.version.segment >= table.from;
+                    if changed && inode.kind == FileKind::Directory && inode.is_linked() {
+                        self.base_inode(inode, &stamp, &mut records)?;
+                    }
+                }
                 Some((records, BaseCursor::Packs(0)))
             }
-            BaseCursor::Packs(from) => {
-                let packs = self.packs.iter().skip(from as usize).take(count);
-                // A pack with nothing live in it is not named again; a condemned one is, until it is gone.
-                for pack in packs.clone().filter(|p| p.condemned) {
-                    records.push(Record::Condemn(vec![pack.id]));
-                }
-                let lens = packs
-                    .clone()
-                    .filter(|p| p.live_plain_bytes > 0 && !p.condemned);
-                records.extend(lens.filter_map(|p| {
-                    p.cipher_len.map(|cipher_len| {
-                        Record::Pack(PackLen {
-                            pack: p.id,
-                            cipher_len,
-                        })
-                    })
-                }));
-                let next = from + packs.len() as u32;
-                Some((
-                    records,
-                    if next as usize >= self.packs.len() {
-                        BaseCursor::End
-                    } else {
-                        BaseCursor::Packs(next)
-                    },
-                ))
-            }
+            BaseCursor::Packs(from) => Some(self.base_packs(from, count)),
             BaseCursor::End => Some((records, BaseCursor::End)),
+        }
+    }
+
+    fn link_at(&self, ix: LinkIx) -> LinkAt {
+        let (link, id) = (self.link(ix), self.link_id(ix));
+        let inode = self.inode(link.inode).id();
+        LinkAt {
+            link: id,
+            inode: (id != inode).then_some(inode),
+            parent: self.inode(link.parent).id(),
+            name: link.name.to_vec(),
+        }
+    }
+
+    fn base_packs(&self, from: u32, count: usize) -> (Vec<Record>, BaseCursor) {
+        let packs = self.packs.iter().skip(from as usize).take(count);
+        // A pack with nothing live in it is not named again; a condemned one is, until it is gone.
+        let condemned = packs.clone().filter(|p| p.condemned);
+        let mut records: Vec<Record> = condemned.map(|p| Record::Condemn(vec![p.id])).collect();
+        let lens = packs
+            .clone()
+            .filter(|p| p.live_plain_bytes > 0 && !p.condemned);
+        records.extend(lens.filter_map(|p| {
+            p.cipher_len.map(|cipher_len| {
+                Record::Pack(PackLen {
+                    pack: p.id,
+                    cipher_len,
+                })
+            })
+        }));
+        let next = from + packs.len() as u32;
+        if next as usize >= self.packs.len() {
+            (records, BaseCursor::End)
+        } else {
+            (records, BaseCursor::Packs(next))
         }
     }
 
@@ -240,11 +259,7 @@ impl Tree {
             let segment = *numbers
                 .get(s.segment as usize)
                 .ok_or("a stamp of a segment that is not in the list")?;
-            if s.counter > COUNTER_MAX {
-                Err("counter absurdly ahead")
-            } else {
-                Ok(Stamp::new(s.counter, segment))
-            }
+            Ok(Stamp::new(s.counter, segment))
         };
         match record {
             Record::BaseInode(base) => self.apply_base_inode(base, &stamp),
@@ -283,6 +298,7 @@ impl Tree {
         }
     }
 
+    /// An inode, or, of a directory that is there, what of it is not older: see [`BaseCursor::Again`].
     fn apply_base_inode(
         &mut self,
         base: &BaseInode,
@@ -290,15 +306,21 @@ impl Tree {
     ) -> Result<(), Refusal> {
         let created = stamp(base.created)?;
         let version = stamp(base.version)?;
-        if base.inode.id == ROOT_ID {
-            self.inode_mut(ROOT_IX).created = created;
-        } else if self.find_id(base.inode.id).is_some() {
-            return Ok(());
-        } else {
-            self.create(created, base.btime, &base.inode)?;
-        }
-        let Some(ix) = self.find_id(base.inode.id) else {
-            return Ok(());
+        let known = self.find_id(base.inode.id);
+        let ix = match known {
+            None => {
+                self.create(created, base.btime, &base.inode)?;
+                let made = self.find_id(base.inode.id);
+                made.expect("an inode that was created is found")
+            }
+            Some(ROOT_IX) => ROOT_IX,
+            Some(ix) => {
+                let kinds = [self.inode(ix).kind, base.inode.kind];
+                if kinds != [FileKind::Directory; 2] {
+                    return Ok(());
+                }
+                ix
+            }
         };
         let pieces = self.pieces(&base.packs, &base.splices)?;
         if base.plain_size > FILE_LEN_MAX {
@@ -309,36 +331,79 @@ impl Tree {
             &pieces,
             (base.inode.kind == FileKind::Regular).then_some(base.plain_size),
         );
-        let inode = self.inode_mut(ix);
-        (inode.perm, inode.uid, inode.gid) =
-            (base.inode.perm & 0o7777, base.inode.uid, base.inode.gid);
-        inode.version = version;
-        inode.mtime = base.mtime.into();
-        (inode.ctime, inode.btime) = (base.ctime.into(), base.btime.into());
-        let mut newest = version.counter().max(created.counter());
+        if ix == ROOT_IX {
+            self.inode_mut(ix).created = created;
+        }
+        self.merge_attrs(ix, base, stamp)?;
+        self.merge_xattrs(ix, base, stamp)?;
+        self.counter = self.counter.max(version.counter()).max(created.counter());
+        if !self.is_later(self.inode(ix).version, version) {
+            let inode = self.inode_mut(ix);
+            inode.version = version;
+            inode.mtime = base.mtime.into();
+            (inode.ctime, inode.btime) = (base.ctime.into(), base.btime.into());
+        }
+        Ok(())
+    }
+
+    fn merge_attrs(
+        &mut self,
+        ix: InodeIx,
+        base: &BaseInode,
+        stamp: &impl Fn(BaseStamp) -> Result<Stamp, Refusal>,
+    ) -> Result<(), Refusal> {
+        let created = self.inode(ix).created;
         for (own, at) in [(0, base.perm_at), (1, base.owner_at), (2, base.atime_at)] {
-            let Some(at) = at.map(stamp).transpose()? else {
-                continue;
+            let at = at.map(stamp).transpose()?;
+            self.counter = self.counter.max(at.map_or(0, Stamp::counter));
+            let set_at = match own {
+                0 => self.set_at(ix, |x| x.perm_at),
+                1 => self.set_at(ix, |x| x.owner_at),
+                _ => self.set_at(ix, |x| x.atime.map(|(_, at)| at)),
             };
+            if self.is_later(set_at, at.unwrap_or(created)) {
+                continue;
+            }
+            let inode = self.inode_mut(ix);
+            match own {
+                0 => inode.perm = base.inode.perm & 0o7777,
+                1 => (inode.uid, inode.gid) = (base.inode.uid, base.inode.gid),
+                _ => {}
+            }
+            let Some(at) = at else { continue };
             let extra = inode.extra_mut();
             match own {
                 0 => extra.perm_at = Some(at),
                 1 => extra.owner_at = Some(at),
                 _ => extra.atime = Some((base.atime.into(), at)),
             }
-            newest = newest.max(at.counter());
         }
+        Ok(())
+    }
+
+    fn merge_xattrs(
+        &mut self,
+        ix: InodeIx,
+        base: &BaseInode,
+        stamp: &impl Fn(BaseStamp) -> Result<Stamp, Refusal>,
+    ) -> Result<(), Refusal> {
         for x in &base.xattrs {
             check_xattr(&x.name, Some(&x.value))?;
             let at = stamp(x.at)?;
-            inode.extra_mut().xattrs.push((
-                x.name.as_slice().into(),
-                x.value.as_slice().into(),
-                at,
-            ));
-            newest = newest.max(at.counter());
+            self.counter = self.counter.max(at.counter());
+            let known = self.inode(ix).extra.iter().flat_map(|e| &e.xattrs);
+            let place = known.clone().position(|(name, ..)| **name == *x.name);
+            let set_at = place.and_then(|i| known.clone().nth(i)).map(|x| x.2);
+            if set_at.is_some_and(|set_at| self.is_later(set_at, at)) {
+                continue;
+            }
+            let xattrs = &mut self.inode_mut(ix).extra_mut().xattrs;
+            let new = (x.name.as_slice().into(), x.value.as_slice().into(), at);
+            match place {
+                Some(i) => xattrs[i] = new,
+                None => xattrs.push(new),
+            }
         }
-        self.counter = self.counter.max(newest);
         Ok(())
     }
 }

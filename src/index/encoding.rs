@@ -2,7 +2,9 @@
 
 use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 
-use super::record::Id;
+use super::apply::COUNTER_MAX;
+use super::record::{Id, Record};
+use crate::cbor::members;
 use crate::state::Head;
 use crate::store::ObjectId;
 use crate::volume::{FileKind, Time};
@@ -57,10 +59,7 @@ impl<C> Encode<C> for Time {
 
 impl<'b, C> Decode<'b, C> for Time {
     fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
-        if d.array()? != Some(2) {
-            return Err(decode::Error::message("a time is two numbers"));
-        }
-        let (sec, nsec) = (d.i64()?, d.u32()?);
+        let (sec, nsec) = members(d, 2, |d| Ok((d.i64()?, d.u32()?)))?;
         if nsec >= 1_000_000_000 {
             return Err(decode::Error::message("nanoseconds of a second or more"));
         }
@@ -82,21 +81,52 @@ impl<C> Encode<C> for Head {
 
 impl<'b, C> Decode<'b, C> for Head {
     fn decode(d: &mut Decoder<'b>, c: &mut C) -> Result<Self, decode::Error> {
-        if d.array()? != Some(3) {
-            return Err(decode::Error::message("a head has three members"));
-        }
-        let device = ObjectId::decode(d, c)?;
-        let number = d.u64()?;
-        let sha256 = d
-            .bytes()?
-            .try_into()
-            .map_err(|_| decode::Error::message("a digest is 32 bytes"))?;
-        Ok(Self {
-            device,
-            number,
-            sha256,
+        members(d, 3, |d| {
+            let device = ObjectId::decode(d, c)?;
+            let number = d.u64()?;
+            let sha256 = d
+                .bytes()?
+                .try_into()
+                .map_err(|_| decode::Error::message("a digest is 32 bytes"))?;
+            Ok(Self {
+                device,
+                number,
+                sha256,
+            })
         })
     }
+}
+
+/// Not derived: what is derived takes no members behind the last one here.
+impl<'b, C> Decode<'b, C> for Record {
+    fn decode(d: &mut Decoder<'b>, c: &mut C) -> Result<Self, decode::Error> {
+        members(d, 2, |d| {
+            let number = d.u64()?;
+            members(d, 1, |d| {
+                Ok(match number {
+                    0 => Record::Inode(Decode::decode(d, c)?),
+                    1 => Record::Link(Decode::decode(d, c)?),
+                    2 => Record::Unlink(Decode::decode(d, c)?),
+                    3 => Record::Attr(Decode::decode(d, c)?),
+                    4 => Record::Content(Decode::decode(d, c)?),
+                    5 => Record::Relocate(Decode::decode(d, c)?),
+                    6 => Record::Xattr(Decode::decode(d, c)?),
+                    7 => Record::Pack(Decode::decode(d, c)?),
+                    8 => Record::Condemn(Decode::decode(d, c)?),
+                    16 => Record::BaseInode(Decode::decode(d, c)?),
+                    17 => Record::BaseLink(Decode::decode(d, c)?),
+                    _ => return Err(decode::Error::message("unknown record")),
+                })
+            })
+        })
+    }
+}
+
+/// The counter of a stamp inside a record.
+pub(super) fn counter<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<u64, decode::Error> {
+    Some(d.u64()?)
+        .filter(|counter| *counter <= COUNTER_MAX)
+        .ok_or_else(|| decode::Error::message("counter absurdly ahead"))
 }
 
 impl<C> Encode<C> for FileKind {

@@ -147,7 +147,7 @@ impl Tree {
             entries.insert(cookie, ix);
         }
         self.touch(parent, at, wall);
-        self.inode_mut(inode).ctime = wall.into();
+        self.note_change(inode, wall);
     }
 
     /// Takes a link out of its directory; the link stays.
@@ -175,9 +175,10 @@ impl Tree {
     /// A directory's names changed.
     fn touch(&mut self, dir: InodeIx, at: Stamp, wall: Time) {
         if self.is_later(at, self.inode(dir).version) {
-            let dir = self.inode_mut(dir);
-            dir.version = at;
-            (dir.mtime, dir.ctime) = (wall.into(), wall.into());
+            let inode = self.inode_mut(dir);
+            inode.version = at;
+            inode.mtime = wall.into();
+            self.note_change(dir, wall);
         }
     }
 
@@ -192,6 +193,10 @@ impl Tree {
             return Ok(());
         };
         let Some(ix) = self.find_link(inode, gone.link) else {
+            if self.beside_base {
+                // Gone before the base came to it, and perhaps after the base came to the inode.
+                self.note_change(inode, wall);
+            }
             return Ok(());
         };
         if !self.is_later(at, self.link(ix).at) {
@@ -206,7 +211,7 @@ impl Tree {
         }
         self.detach(ix, at, wall);
         self.remove_link(ix);
-        self.inode_mut(inode).ctime = wall.into();
+        self.note_change(inode, wall);
         Ok(())
     }
 

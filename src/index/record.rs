@@ -32,7 +32,7 @@ impl Id {
 #[cbor(array)]
 pub struct WireStamp {
     /// The Lamport counter of the record.
-    #[n(0)]
+    #[cbor(n(0), decode_with = "super::encoding::counter")]
     pub counter: u64,
     /// The segment.
     #[n(1)]
@@ -129,7 +129,7 @@ pub struct Frame {
 }
 
 /// One change.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode)]
 pub enum Record {
     /// A new inode; it has no name yet.
     #[n(0)]
@@ -238,10 +238,22 @@ pub struct AttrChange {
     pub perm: Option<u16>,
     /// Owner and group.
     #[n(2)]
-    pub owner: Option<(u32, u32)>,
+    pub owner: Option<Owner>,
     /// Last access.
     #[n(3)]
     pub atime: Option<Time>,
+}
+
+/// Owner and group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct Owner {
+    /// The user's number.
+    #[n(0)]
+    pub uid: u32,
+    /// The group's number.
+    #[n(1)]
+    pub gid: u32,
 }
 
 impl Default for Id {
@@ -403,7 +415,7 @@ pub struct PackLen {
 #[cbor(array)]
 pub struct BaseStamp {
     /// The Lamport counter.
-    #[n(0)]
+    #[cbor(n(0), decode_with = "super::encoding::counter")]
     pub counter: u64,
     /// Place in [`Opening::stamp_segments`].
     #[n(1)]

@@ -47,6 +47,8 @@ pub struct Replayed {
     pub gaps: Vec<String>,
     /// Leftovers that were adopted, and the segments that are there in their stead.
     pub adopted: Vec<(SegmentId, SegmentId)>,
+    /// A segment with a feature without which nobody may write to the library.
+    pub unwritable: Option<SegmentId>,
     /// Segments that the bases in use must not be without.
     needs: Vec<Head>,
 }
@@ -54,6 +56,7 @@ pub struct Replayed {
 struct Found {
     published: Published,
     opening: Opening,
+    writable: bool,
 }
 
 /// Replays the published index on `tree`, which is empty.
@@ -74,6 +77,7 @@ pub fn replay(store: &dyn Store, master: &MasterKey, tree: Tree) -> Result<Repla
             .iter()
             .filter_map(|f| Some((f.opening.adopts?, f.published.id)))
             .collect(),
+        unwritable: found.iter().find(|f| !f.writable).map(|f| f.published.id),
         needs: Vec::new(),
     };
     let (bases, segments): (Vec<Found>, Vec<Found>) = found
@@ -81,6 +85,7 @@ pub fn replay(store: &dyn Store, master: &MasterKey, tree: Tree) -> Result<Repla
         .partition(|f| f.opening.stamp_segments.is_some());
     apply_bases(store, master, bases, &mut out)?;
     apply_segments(store, master, segments, &mut out)?;
+    out.tree.beside_base = false;
     out.tree.drop_unlinked();
     Ok(out)
 }
@@ -131,7 +136,12 @@ fn opening(store: &dyn Store, master: &MasterKey, id: SegmentId, cipher_len: u64
         number: opening.number,
         cipher_len,
     };
-    Ok(Found { published, opening })
+    let writable = reader.writable();
+    Ok(Found {
+        published,
+        opening,
+        writable,
+    })
 }
 
 /// Whether everything that `heads` covers is in `other`.
@@ -338,6 +348,8 @@ fn apply_segment(
         number,
     });
     let name = reader.name().to_owned();
+    let needs_it = |need: &Head| need.device == device && need.number >= number;
+    out.tree.beside_base = out.needs.iter().any(needs_it);
     let ending = reader.frames(|frame| {
         out.tree
             .apply_frame(segment, &frame)

@@ -222,6 +222,7 @@ pub struct SegmentReader {
     digest: Sha256,
     frames: u64,
     opening: Opening,
+    writable: bool,
 }
 
 /// What the end of a segment says.
@@ -251,10 +252,11 @@ impl SegmentReader {
         let header = Header::decode(&bytes, Magic::Segment, id, &name)?;
         let key = master.object_key(&header);
         let file_len = object.cipher_len()?;
-        let true_len = match extent {
-            Extent::Published => read_trailer(&*object, &key, file_len, &name)?,
-            Extent::Leftover => file_len,
+        let trailer = match extent {
+            Extent::Published => Some(read_trailer(&*object, &key, file_len, &name)?),
+            Extent::Leftover => None,
         };
+        let true_len = trailer.map_or(file_len, |(true_len, ..)| true_len);
         let digest = Sha256::new_with_prefix(bytes);
         let opening = Opening {
             device: DeviceId::default(),
@@ -282,11 +284,21 @@ impl SegmentReader {
             digest,
             frames: 0,
             opening,
+            writable: header.writable(),
         };
         let Some((Part::Frame, plain)) = reader.message()? else {
             return Err(reader.damaged("no opening frame"));
         };
-        reader.opening = from_cbor(&plain).map_err(|e| reader.damaged(e))?;
+        let opening: Opening = from_cbor(&plain).map_err(|e| reader.damaged(e))?;
+        if (opening.number == 0) != opening.stamp_segments.is_some() {
+            return Err(reader.damaged("a base with a number, or a segment without one"));
+        }
+        if trailer
+            .is_some_and(|(_, device, number)| (device, number) != (opening.device, opening.number))
+        {
+            return Err(reader.damaged("opening and trailer name different writers"));
+        }
+        reader.opening = opening;
         Ok(reader)
     }
 
@@ -297,6 +309,10 @@ impl SegmentReader {
     /// What errors call it.
     pub fn name(&self) -> &str {
         &self.name
+    }
+    /// Whether this version may write to the library, as far as this segment says.
+    pub fn writable(&self) -> bool {
+        self.writable
     }
     /// Its first frame.
     pub fn opening(&self) -> &Opening {
@@ -426,8 +442,13 @@ impl SegmentReader {
     }
 }
 
-/// Opens the trailer and answers where the last frame ends.
-fn read_trailer(object: &dyn Object, key: &SealKey, file_len: u64, name: &str) -> Result<u64> {
+/// Opens the trailer and answers where the last frame ends, who wrote the segment, and its number.
+fn read_trailer(
+    object: &dyn Object,
+    key: &SealKey,
+    file_len: u64,
+    name: &str,
+) -> Result<(u64, DeviceId, u64)> {
     let at = file_len.saturating_sub(TRAILER_SEALED_LEN as u64);
     let mut sealed = [0; TRAILER_SEALED_LEN];
     object.read_at(&mut sealed, at)?;
@@ -438,9 +459,15 @@ fn read_trailer(object: &dyn Object, key: &SealKey, file_len: u64, name: &str) -
             "the trailer does not open: cut, changed, or of another library",
         ));
     }
-    let mut true_len = [0; 8];
+    let (mut true_len, mut device, mut number) = ([0; 8], DeviceId::default(), [0; 8]);
     true_len.copy_from_slice(&trailer[..8]);
+    device.0.copy_from_slice(&trailer[8..24]);
+    number.copy_from_slice(&trailer[24..]);
     Some(u64::from_le_bytes(true_len))
         .filter(|len| *len <= at)
+        .map(|len| (len, device, u64::from_le_bytes(number)))
         .ok_or_else(|| Error::damaged(name, "impossible length"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -47,6 +47,8 @@ pub struct Tree {
     pub(super) segment_numbers: HashMap<SegmentId, u32>,
     /// The highest counter that any record had.
     pub(super) counter: u64,
+    /// What is applied now, a base was written beside, and may know in part.
+    pub(super) beside_base: bool,
 }
 
 impl Tree {
@@ -66,6 +68,7 @@ impl Tree {
             segments: Vec::new(),
             segment_numbers: HashMap::new(),
             counter: 0,
+            beside_base: false,
         };
         // Number 0 of the table of segments is the one of what no record made: the root.
         let none = tree.intern_segment(StampSegment {

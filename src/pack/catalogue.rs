@@ -9,6 +9,7 @@ use std::sync::Arc;
 use minicbor::{Decoder, Encoder};
 
 use super::{Note, PACK_CIPHER_LEN, PackId, Run};
+use crate::cbor::{elements, members};
 use crate::crypto::HEADER_LEN;
 
 /// Bytes at which a catalogue is full. Reached only by packs of very small runs; bounds the writer's memory.
@@ -122,47 +123,42 @@ fn decode_arrays(
     d: &mut Decoder<'_>,
     pack: PackId,
 ) -> Result<Vec<CatalogueEntry>, minicbor::decode::Error> {
-    expect_array(d, 2)?;
-    // Counts size nothing in advance: each element takes bytes of the message, whose length is bounded.
-    let mut paths: Vec<Arc<[u8]>> = Vec::new();
-    for _ in 0..definite_array(d)? {
-        paths.push(d.bytes()?.into());
-    }
-    let mut entries = Vec::new();
-    for _ in 0..definite_array(d)? {
-        expect_array(d, 6)?;
-        let run = Run {
-            pack,
-            cipher_offset: d.u32()?,
-            plain_len: d.u32()?,
-        };
-        let inode = d
-            .bytes()?
-            .try_into()
-            .map_err(|_| minicbor::decode::Error::message("inode is not 16 bytes"))?;
-        let path = paths
-            .get(d.u32()? as usize)
-            .ok_or_else(|| minicbor::decode::Error::message("no such path"))?;
-        entries.push(CatalogueEntry {
-            run,
-            inode: u128::from_be_bytes(inode),
-            path: Arc::clone(path),
-            plain_offset: d.u64()?,
-            counter: d.u64()?,
-        });
-    }
-    Ok(entries)
+    members(d, 2, |d| {
+        // Counts size nothing in advance: each element takes bytes of the message, whose length is bounded.
+        let mut paths: Vec<Arc<[u8]>> = Vec::new();
+        for _ in 0..elements(d)? {
+            paths.push(d.bytes()?.into());
+        }
+        let mut entries = Vec::new();
+        for _ in 0..elements(d)? {
+            entries.push(members(d, 6, |d| decode_run(d, pack, &paths))?);
+        }
+        Ok(entries)
+    })
 }
 
-fn definite_array(d: &mut Decoder<'_>) -> Result<u64, minicbor::decode::Error> {
-    d.array()?
-        .ok_or_else(|| minicbor::decode::Error::message("array without a length"))
-}
-
-fn expect_array(d: &mut Decoder<'_>, len: u64) -> Result<(), minicbor::decode::Error> {
-    if definite_array(d)? == len {
-        Ok(())
-    } else {
-        Err(minicbor::decode::Error::message("wrong number of fields"))
-    }
+fn decode_run(
+    d: &mut Decoder<'_>,
+    pack: PackId,
+    paths: &[Arc<[u8]>],
+) -> Result<CatalogueEntry, minicbor::decode::Error> {
+    let run = Run {
+        pack,
+        cipher_offset: d.u32()?,
+        plain_len: d.u32()?,
+    };
+    let inode = d
+        .bytes()?
+        .try_into()
+        .map_err(|_| minicbor::decode::Error::message("inode is not 16 bytes"))?;
+    let path = paths
+        .get(d.u32()? as usize)
+        .ok_or_else(|| minicbor::decode::Error::message("no such path"))?;
+    Ok(CatalogueEntry {
+        run,
+        inode: u128::from_be_bytes(inode),
+        path: Arc::clone(path),
+        plain_offset: d.u64()?,
+        counter: d.u64()?,
+    })
 }

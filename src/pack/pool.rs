@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -17,6 +18,7 @@ pub struct Packs {
     store: Arc<dyn Store>,
     master: Arc<MasterKey>,
     open: Mutex<Open>,
+    forbid_writing: AtomicBool,
 }
 
 struct Open {
@@ -40,6 +42,7 @@ impl Packs {
             store,
             master,
             open: Mutex::new(open),
+            forbid_writing: AtomicBool::new(false),
         }
     }
 
@@ -60,6 +63,15 @@ impl Packs {
             id,
             &self.master,
         )?);
+        // Only what is authentic says so, not a header in which a bit was hurt.
+        if !reader.writable()
+            && reader.trailer().is_ok()
+            && !self.forbid_writing.swap(true, Ordering::Relaxed)
+        {
+            log::error!(
+                "data/{id}: this version may read the library, but not write: nothing new is written from now on; install a newer hushfs"
+            );
+        }
         let mut open = self.open.lock();
         // A pack removed meanwhile must not stay open, or its room on the disk would stay taken.
         let evicted = if open.closed == closed {
@@ -93,6 +105,13 @@ impl Packs {
         let readers = (open.published.pop(&id), open.pinned.remove(&id));
         drop(open);
         drop(readers);
+    }
+
+    /// Whether a pack was opened that has a feature without which nobody may write to the library. A writer puts such
+    /// a feature into the segments that name the pack, too, which are all read before anything is written: this is for
+    /// one that did not.
+    pub fn forbid_writing(&self) -> bool {
+        self.forbid_writing.load(Ordering::Relaxed)
     }
 
     /// How many packs are open: published, pinned.

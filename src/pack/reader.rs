@@ -73,6 +73,7 @@ pub struct PackReader {
     id: PackId,
     object: Arc<dyn Object>,
     key: SealKey,
+    writable: bool,
 }
 
 impl PackReader {
@@ -85,7 +86,13 @@ impl PackReader {
             id,
             object,
             key: master.object_key(&header),
+            writable: header.writable(),
         })
+    }
+
+    /// Whether this version may write to the library, as far as this pack says. Authentic only once something of it opens.
+    pub fn writable(&self) -> bool {
+        self.writable
     }
 
     /// Its id.

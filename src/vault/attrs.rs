@@ -7,7 +7,7 @@ use super::acl::Acl;
 use super::names::{ACL_ACCESS, ACL_DEFAULT};
 use super::{Core, Draft, file};
 use crate::error::{Kind, Result};
-use crate::index::record::{AttrChange, Content, Record, XattrChange};
+use crate::index::record::{AttrChange, Content, Owner, Record, XattrChange};
 use crate::index::{Inode, Tree};
 use crate::volume::{
     Attr, FILE_LEN_MAX, FileKind, Ino, NAME_LEN_MAX, SetAttr, SetTime, Time, XATTR_LEN_MAX,
@@ -59,11 +59,9 @@ impl Core {
                 SetTime::Now => draft.wall,
                 SetTime::At(time) => time,
             };
-            let owner = (change.uid.is_some() || change.gid.is_some()).then(|| {
-                (
-                    change.uid.unwrap_or(tree.attr(ix).uid),
-                    change.gid.unwrap_or(inode.gid()),
-                )
+            let owner = (change.uid.is_some() || change.gid.is_some()).then(|| Owner {
+                uid: change.uid.unwrap_or(tree.attr(ix).uid),
+                gid: change.gid.unwrap_or(inode.gid()),
             });
             let (atime, mtime) = (change.atime.map(at), change.mtime.map(at));
             let mut perm = change.perm.map(|p| p & 0o7777);

@@ -161,7 +161,7 @@ impl Core {
             packs,
             list: splices,
         } = splices;
-        self.transact(|tree, draft| {
+        self.transact_promised(|tree, draft| {
             let Some(ix) = tree.find(ino) else {
                 return Ok(());
             };

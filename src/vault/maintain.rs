@@ -36,7 +36,7 @@ impl Core {
 
     /// A base, where one is due.
     pub(super) fn write_due_base(&self) -> Result<()> {
-        match self.is_base_due() {
+        match self.is_base_due() && self.writable().is_ok() {
             true => self.write_base(),
             false => Ok(()),
         }
@@ -157,7 +157,7 @@ impl Core {
     /// Removes what nothing refers to: packs without a live byte, and segments that the base covers. Only in a
     /// library that one device alone writes to; the others' view is not known.
     pub(super) fn collect(&self) -> Result<()> {
-        if self.shared.load(Ordering::Relaxed) || self.has_gaps {
+        if self.shared.load(Ordering::Relaxed) || self.has_gaps || self.writable().is_err() {
             return Ok(());
         }
         let dead = self.condemn()?;
@@ -256,7 +256,7 @@ impl Core {
             return Ok(());
         }
         // Frames name it that come before the copies: it goes when it is known to be condemned, as any pack.
-        self.transact(|_, draft| {
+        self.transact_promised(|_, draft| {
             draft.records.push(Record::Condemn(vec![id]));
             Ok(())
         })?;
@@ -324,6 +324,7 @@ impl Core {
         };
         if let Some(ino) = due
             && self.opened(ino).is_none()
+            && self.writable().is_ok()
         {
             self.rewrite(ino)?;
         }
@@ -391,7 +392,7 @@ impl Core {
             packs,
             list: splices,
         } = splices;
-        self.transact(|tree, draft| {
+        self.transact_promised(|tree, draft| {
             let Some(ix) = tree.find(ino) else {
                 return Ok(true);
             };

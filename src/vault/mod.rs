@@ -18,7 +18,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::cache::{BlockCache, CacheStats};
 use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
-use crate::index::record::{Id, Record};
+use crate::index::record::{Id, Record, SegmentId};
 use crate::index::{InodeIx, Published, Tree, check_rollback, replay};
 use crate::pack::Packs;
 use crate::state::{Place, Remembered};
@@ -42,6 +42,7 @@ mod read;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod volume;
 mod write;
 
@@ -151,6 +152,9 @@ impl Vault {
         );
         accept(options.accept_rollback, checked)?;
         accept(options.accept_rollback, check_gaps(&replayed.gaps))?;
+        if !options.read_only {
+            check_writable(replayed.unwritable)?;
+        }
         let slots = list_slots(&*store, &replayed.slots, &replayed.removed_slots)?;
         let packs = Arc::new(Packs::new(store.clone(), master.clone(), OPEN_PACKS_MAX));
         let shared = replayed.heads.keys().any(|d| *d != device);
@@ -234,6 +238,16 @@ fn accept(accept: bool, checked: Result<()>) -> Result<()> {
     }
 }
 
+/// Refuses to write to a library with this segment, which has a feature that only those may write with who know it.
+fn check_writable(unwritable: Option<SegmentId>) -> Result<()> {
+    let Some(id) = unwritable else { return Ok(()) };
+    let what = "this version may read the library, but not write";
+    Err(
+        Error::new(Kind::Unsupported(what.into()), format_args!("index/{id}"))
+            .hint("mount it with --read-only, or install a newer hushfs"),
+    )
+}
+
 fn check_gaps(gaps: &[String]) -> Result<()> {
     if gaps.is_empty() {
         return Ok(());
@@ -275,6 +289,14 @@ impl Core {
     /// Runs `build` against the tree as it is, and makes what it drafts take effect: all of it, or nothing.
     fn transact<R>(&self, build: impl FnOnce(&Tree, &mut Draft) -> Result<R>) -> Result<R> {
         self.writable()?;
+        self.transact_promised(build)
+    }
+
+    /// The same for what was answered already: that is kept also where nothing new may be written.
+    fn transact_promised<R>(
+        &self,
+        build: impl FnOnce(&Tree, &mut Draft) -> Result<R>,
+    ) -> Result<R> {
         let mut journal = self.journal.lock();
         let mut draft = Draft {
             wall: Time::now(),
@@ -307,7 +329,7 @@ impl Core {
     }
 
     fn writable(&self) -> Result<()> {
-        if self.read_only {
+        if self.read_only || self.packs.forbid_writing() {
             Err(Kind::ReadOnly.into())
         } else {
             Ok(())

@@ -112,7 +112,7 @@ fn the_pack_and_the_segment_of_the_page_are_as_it_says() {
     assert_eq!((run.at, &run.plain[..], run.plain_offset), (48, HELLO, 0));
     assert_eq!(run.path, b"album/hello.txt");
     assert_shown(&format!(
-        "[[\\(dqalbum/hello.txt\\(dq],[[48,16,h\\(aq{}\\(aq,0,0,{}]]]",
+        "[[\\(aqalbum/hello.txt\\(aq],[[48,16,h\\(aq{}\\(aq,0,0,{}]]]",
         hex(&run.inode),
         run.counter
     ));

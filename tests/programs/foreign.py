@@ -523,6 +523,13 @@ def test_verify_names_what_is_damaged_in_a_vault():
             f.write(b"damage!")
         text = run(PROGRAM, "verify", "--password-file", library.password_file, library.dir, ok=(5,), env=library.env)
         check("file 0" in text and "1 problems" in text, text)
+        with open(pack, "r+b") as f:
+            f.seek(-10, os.SEEK_END)
+            f.write(b"damage!")
+        slot = next((library.dir / "key").iterdir())
+        (slot.parent / ("0" * 32)).write_bytes(slot.read_bytes())
+        text = run(PROGRAM, "verify", "--password-file", library.password_file, library.dir, ok=(5,), env=library.env)
+        check(f"data/{pack.name}: damaged: the trailer" in text and f"key/{'0' * 32}: " in text and "3 problems" in text, text)
     finally:
         library.close()
         shutil.rmtree(base, ignore_errors=True)

@@ -82,6 +82,51 @@ fn absent_members_may_be_null_and_unknown_ones_follow() {
 }
 
 #[test]
+fn members_of_a_later_version_are_passed_over_everywhere() {
+    let time = Time { sec: 5, nsec: 6 };
+    assert_eq!(from_cbor::<Time>(&[0x84, 5, 6, 7, 0x81, 8]).unwrap(), time);
+    assert!(from_cbor::<Time>(&[0x81, 5]).is_err());
+    // Where the array says more than there is, nothing is taken for it.
+    let mut endless = vec![0x9b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+    endless.extend([5, 6]);
+    assert!(from_cbor::<Time>(&endless).is_err());
+
+    let owner = [0x83, 1, 2, 3];
+    assert_eq!(
+        from_cbor::<Owner>(&owner).unwrap(),
+        Owner { uid: 1, gid: 2 }
+    );
+    let head = Head {
+        device: ObjectId([1; 16]),
+        number: 2,
+        sha256: [3; 32],
+    };
+    let mut longer = to_cbor(&head);
+    longer[0] += 1;
+    longer.push(0xf6);
+    assert_eq!(from_cbor::<Head>(&longer).unwrap(), head);
+
+    // [8, [[], 1], 2]
+    let record = [0x83, 8, 0x82, 0x80, 1, 2];
+    assert_eq!(
+        from_cbor::<Record>(&record).unwrap(),
+        Record::Condemn(Vec::new())
+    );
+    assert!(from_cbor::<Record>(&[0x82, 9, 0x81, 0x80]).is_err());
+}
+
+#[test]
+fn no_stamp_is_of_a_counter_that_nobody_reaches() {
+    let stamp = |counter| WireStamp {
+        counter,
+        segment: ObjectId([9; 16]),
+    };
+    let highest = stamp(1 << 62);
+    assert_eq!(from_cbor::<WireStamp>(&to_cbor(&highest)).unwrap(), highest);
+    assert!(from_cbor::<WireStamp>(&to_cbor(&stamp((1 << 62) + 1))).is_err());
+}
+
+#[test]
 fn what_cannot_be_is_refused() {
     assert!(from_cbor::<Id>(&to_cbor(&minicbor::bytes::ByteVec::from(vec![0; 15]))).is_err());
     assert!(

@@ -264,6 +264,10 @@ fn a_catalogue_that_cannot_be_is_refused() {
         );
     }
     let good = run(48, 1, 0);
+    // Members of a later version: one of the run, one of the catalogue.
+    let mut longer = [&good[..], &[1, 0xf6]].concat();
+    (longer[0], longer[5]) = (0x83, 0x87);
+    assert_eq!(decode(&longer).unwrap(), decode(&good).unwrap());
     assert!(
         decode(&[&good[..], &[0]].concat()).is_err(),
         "something behind it"

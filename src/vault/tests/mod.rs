@@ -11,6 +11,7 @@ mod adoption;
 mod bases;
 mod beside;
 mod failures;
+mod features;
 mod files;
 mod races;
 mod storms;

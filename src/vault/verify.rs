@@ -1,0 +1,56 @@
+//! What reading all files does not look at: the ends of packs, and segments that a base makes superfluous.
+
+use super::Vault;
+use crate::error::{Error, Result};
+use crate::index::{Published, SegmentExtent, SegmentReader};
+use crate::pack::{PackId, PackReader};
+use crate::store::Area;
+
+impl Vault {
+    /// Opens trailer and catalogue of every published pack, holds its length against the index, and opens all of the
+    /// segments and bases that were not needed to open the library. `problem` hears of each object that does not hold.
+    pub fn check_objects(&self, problem: &mut dyn FnMut(Error)) -> Result<()> {
+        for (id, cipher_len) in self.core.store.list(Area::Data)? {
+            self.check_pack(id, cipher_len)
+                .unwrap_or_else(&mut *problem);
+        }
+        let covered = self.core.covered.lock().clone();
+        for segment in &covered {
+            self.check_covered(segment).unwrap_or_else(&mut *problem);
+        }
+        Ok(())
+    }
+
+    fn check_pack(&self, id: PackId, cipher_len: u64) -> Result<()> {
+        let core = &self.core;
+        let object = core.store.open(Area::Data, id)?;
+        let name = object.name();
+        let known = core.tree.read().find_pack(id).and_then(|p| p.cipher_len);
+        if let Some(known) = known
+            && u64::from(known) != cipher_len
+        {
+            let check = format_args!("it is {cipher_len} bytes long, and the index says {known}");
+            return Err(Error::damaged(name, check));
+        }
+        // The catalogue is opened by the trailer.
+        PackReader::open(object, id, &core.master)?
+            .catalogue()
+            .map(drop)
+    }
+
+    fn check_covered(&self, segment: &Published) -> Result<()> {
+        let core = &self.core;
+        let object = core.store.open(Area::Index, segment.id)?;
+        let reader =
+            SegmentReader::open(object, segment.id, &core.master, SegmentExtent::Published)?;
+        let name = reader.name().to_owned();
+        let ending = reader.frames(|_| Ok(()))?;
+        let head = core.journal.lock().heads.get(&segment.device).copied();
+        match head {
+            Some(head) if head.number == segment.number && head.sha256 != ending.sha256 => Err(
+                Error::damaged(name, "it is another segment than a base was made of"),
+            ),
+            _ => Ok(()),
+        }
+    }
+}
