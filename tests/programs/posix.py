@@ -114,6 +114,7 @@ def test_unlinked(library):
     os.mkdir(library.mnt / "d")
     d = os.open(library.mnt / "d", os.O_RDONLY)
     os.rmdir(library.mnt / "d")
+    same(os.fstat(d).st_nlink, 0, "links of a removed directory")
     same(os.listdir(d), [], "entries of a removed directory")
     fails(errno.ENOENT, lambda: os.open("x", os.O_CREAT | os.O_WRONLY, dir_fd=d), "creating in a removed directory")
     os.close(d)
