@@ -213,6 +213,8 @@ pub enum XattrMode {
     Create,
     /// Fail with ENODATA where it is not.
     Replace,
+    /// Both at once, which always fails: with EEXIST or ENODATA.
+    CreateAndReplace,
 }
 
 /// Told, once, how an operation that had to wait ended.

@@ -18,7 +18,7 @@ use fuser::{
 use super::types::*;
 use super::{Adapter, BACKGROUND_MAX, SESSION_ATTRIBUTE, WANTED, WRITE_LEN_MAX};
 use crate::error::Kind;
-use crate::volume::{Handle, Ino, ROOT, SetAttr, Volume, Whence, XATTR_LEN_MAX};
+use crate::volume::{Handle, Ino, ROOT, SetAttr, Volume, Whence};
 
 thread_local! {
     /// Where reads are decrypted to, at most [`READ_LEN_MAX`](super::READ_LEN_MAX) bytes a thread: not allocated anew per request.
@@ -393,9 +393,6 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let set = self.change("setxattr", ino, |v, ino| {
-            if value.len() > XATTR_LEN_MAX {
-                return Err(Kind::TooBig.into());
-            }
             v.setxattr(ino, name, value, xattr_mode(flags)?)
         });
         reply.answer(set);
@@ -411,12 +408,9 @@ impl Filesystem for Adapter {
         answer_xattr(reply, size, value);
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        answer_xattr(
-            reply,
-            size,
-            self.call("listxattr", ino, |v, ino| v.listxattr(ino)),
-        );
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = self.call("listxattr", ino, |v, ino| v.listxattr(ino));
+        answer_xattr(reply, size, names.map(|names| shown_names(req, names)));
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -512,9 +506,4 @@ impl Filesystem for Adapter {
         });
         reply.answer(copied.map(|count| count as u32));
     }
-}
-
-/// Whether who asks may not keep set-id bits on what they change (CAP_FSETID, which root has).
-fn is_ordinary(req: &Request) -> bool {
-    req.uid() != 0
 }

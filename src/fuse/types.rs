@@ -129,6 +129,11 @@ pub(super) fn caller(req: &Request, umask: u32) -> Caller {
     }
 }
 
+/// Whether who asks has no capabilities, as far as the kernel tells.
+pub(super) fn is_ordinary(req: &Request) -> bool {
+    req.uid() != 0
+}
+
 /// How the kernel treats an open file. Not FOPEN_DIRECT_IO for all that only write: a reader through the page cache
 /// beside an appending writer then sees zeros at the end for moments (Linux 6.18).
 pub(super) fn fopen_flags(flags: i32) -> FopenFlags {
@@ -164,10 +169,12 @@ pub(super) fn rename_mode(flags: RenameFlags) -> Result<RenameMode> {
 }
 
 pub(super) fn xattr_mode(flags: i32) -> Result<XattrMode> {
+    const BOTH: i32 = libc::XATTR_CREATE | libc::XATTR_REPLACE;
     Ok(match flags {
         0 => XattrMode::Any,
         libc::XATTR_CREATE => XattrMode::Create,
         libc::XATTR_REPLACE => XattrMode::Replace,
+        BOTH => XattrMode::CreateAndReplace,
         _ => return Err(Kind::InvalidArgument.into()),
     })
 }
@@ -223,6 +230,17 @@ answer!(ReplyStatfs, Statfs, |reply, s| reply.statfs(
     NAME_LEN_MAX as u32,
     s.block_bytes,
 ));
+
+/// The names of attributes that who asks may know: as on Linux's own filesystems, `trusted.` is root's.
+pub(super) fn shown_names(req: &Request, names: Vec<u8>) -> Vec<u8> {
+    if !is_ordinary(req) {
+        return names;
+    }
+    let shown = names
+        .split_inclusive(|byte| *byte == 0)
+        .filter(|name| !name.starts_with(b"trusted."));
+    shown.collect::<Vec<_>>().concat()
+}
 
 /// The protocol of getxattr(2) and listxattr(2): a size of 0 asks how much there is.
 pub(super) fn answer_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {
@@ -302,7 +320,7 @@ mod tests {
         assert_eq!(fallocate_mode(3).unwrap(), Fallocate::PunchHole);
         assert!(rename_mode(RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_EXCHANGE).is_err());
         assert!(rename_mode(RenameFlags::RENAME_WHITEOUT).is_err());
-        assert!(xattr_mode(libc::XATTR_CREATE | libc::XATTR_REPLACE).is_err());
+        assert!(xattr_mode(4).is_err());
         assert!(file_kind(libc::S_IFDIR).is_err());
     }
 }

@@ -196,7 +196,7 @@ impl Core {
         inode
             .xattr(name.as_bytes())
             .map(<[u8]>::to_vec)
-            .ok_or_else(|| Kind::NoAttribute.into())
+            .ok_or_else(|| absent(name.as_bytes()).into())
     }
 
     pub(super) fn xattr_names(&self, ino: Ino) -> Result<Vec<u8>> {
@@ -225,9 +225,15 @@ impl Core {
         self.transact(|tree, draft| {
             let inode = tree.inode(self.find(tree, ino)?);
             let there = inode.xattr(name).is_some();
+            use XattrMode::{Create, CreateAndReplace, Replace};
             match (mode, there) {
-                (XattrMode::Create, true) => return Err(Kind::Exists.into()),
-                (XattrMode::Replace, false) => return Err(Kind::NoAttribute.into()),
+                // The kernel has no flags for these, and what has no list may be told so again.
+                _ if matches!(name, ACL_ACCESS | ACL_DEFAULT) => {}
+                (Create | CreateAndReplace, true) => return Err(Kind::Exists.into()),
+                (Replace | CreateAndReplace, false) => return Err(absent(name).into()),
+                (_, false) if !matches!(absent(name), Kind::NoAttribute) => {
+                    return Err(absent(name).into());
+                }
                 _ => {}
             }
             let others = || inode.xattrs().filter(|(other, _)| *other != name);
@@ -290,6 +296,17 @@ fn content(tree: &Tree, inode: &Inode, plain_size: u64, mtime: Option<Time>) -> 
 fn without_set_id(perm: u16) -> u16 {
     let group_runs = perm & 0o2010 == 0o2010;
     perm & !0o4000 & !(if group_runs { 0o2000 } else { 0 })
+}
+
+/// What is said of an attribute that is not there: no more may be made where Linux keeps none on a disk, either.
+fn absent(name: &[u8]) -> Kind {
+    const SPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    match SPACES.iter().find_map(|space| name.strip_prefix(*space)) {
+        Some([]) => Kind::InvalidArgument,
+        Some(_) => Kind::NoAttribute,
+        None if matches!(name, ACL_ACCESS | ACL_DEFAULT) => Kind::NoAttribute,
+        None => Kind::NotSupported,
+    }
 }
 
 fn without_capability(inode: &Inode) -> Option<Record> {

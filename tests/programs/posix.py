@@ -11,9 +11,10 @@ import os
 import select
 import socket
 import stat
+import struct
 import subprocess
 import sys
-from common import call, check, content, drop_caches, fails, libc, main, run, same, thrice
+from common import Failed, call, check, content, drop_caches, fails, libc, main, run, same, thrice
 
 NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
 
@@ -179,6 +180,77 @@ def test_attributes(library):
     same(before[1].keys(), {"user.a", "user." + "n" * 250, "user.big"}, "names of attributes")
     same((before[0][b"-"][0], before[0][b"-"][2]), (before[0][b"second name"][0], 2), "inode and links of a hard link")
     thrice(library, lambda: check(all_of_it() == before, "attributes, times or inode numbers have changed"))
+
+
+def test_names_of_attributes(library):
+    """Extended attributes are in the name spaces of Linux, and `trusted.` is shown to root only; as on ext4."""
+    file, is_root = library.mnt / "file", os.geteuid() == 0
+    file.touch()
+    file.chmod(0o666)
+    actions = (lambda name: os.getxattr(file, name), lambda name: os.setxattr(file, name, b"1"), lambda name: os.removexattr(file, name))
+    for name in ("system.a", "system.posix_acl_access.x", "foo", "foo.bar", "usera.b", "USER.a", "btrfs.compression"):
+        for action in actions:
+            fails(errno.EOPNOTSUPP, lambda: action(name), f"an attribute {name}")
+    for name in ("user.",) + (("security.", "trusted.") if is_root else ()):
+        for action in actions:
+            fails(errno.EINVAL, lambda: action(name), f"an attribute {name}")
+    os.setxattr(file, "user.a", b"1")
+    both = os.XATTR_CREATE | os.XATTR_REPLACE
+    fails(errno.EEXIST, lambda: os.setxattr(file, "user.a", b"2", both), "XATTR_CREATE and XATTR_REPLACE of one that is there")
+    fails(errno.ENODATA, lambda: os.setxattr(file, "user.b", b"2", both), "XATTR_CREATE and XATTR_REPLACE of one that is not")
+    same(os.getxattr(file, "user.a"), b"1", "the value")
+    if is_root:
+        for name in ("trusted.a", "trusted.b", "security.a"):
+            os.setxattr(file, name, b"1")
+        same(sorted(os.listxattr(file)), ["security.a", "trusted.a", "trusted.b", "user.a"], "names that root sees")
+        buffer = ctypes.create_string_buffer(100)
+        for size in (0, 100):
+            length = as_user(1000, 1000, lambda: call(libc.listxattr, os.fsencode(file), buffer, size))
+            same(length, len(b"security.a\0user.a\0"), f"length of the names that others see, asked with {size}")
+        as_user(1000, 1000, lambda: same(sorted(os.listxattr(file)), ["security.a", "user.a"], "names that others see"))
+
+
+def test_lists_that_are_not_there(library):
+    """ACLs can be taken away where there are none: `setfacl -b` does so."""
+    file, folder = library.mnt / "file", library.mnt / "folder"
+    file.touch()
+    folder.mkdir()
+    for path, name in ((file, "access"), (folder, "access"), (folder, "default")):
+        attribute = "system.posix_acl_" + name
+        os.removexattr(path, attribute)
+        os.setxattr(path, attribute, struct.pack("<I", 2))  # a list of nothing
+        fails(errno.ENODATA, lambda: os.getxattr(path, attribute), f"the {name} list")
+    run("setfacl", "-m", "u:daemon:rw", file)
+    run("setfacl", "-b", file)
+    os.removexattr(file, "system.posix_acl_access")
+    fails(errno.ENODATA, lambda: os.removexattr(file, "user.none"), "removing another attribute")
+
+
+def as_user(uid, gid, action, groups=()):
+    """What `action` answers to another user; an OSError is raised here, too."""
+    answer, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups(groups)
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+            text = f"0 {action()}"
+        except OSError as e:
+            text = f"{e.errno} {e}"
+        except BaseException as e:
+            text = f"-1 {e}"
+        os.write(told, text.encode())
+        os._exit(0)
+    os.close(told)
+    with open(answer) as f:
+        number, text = f.read().split(" ", 1)
+    os.waitpid(child, 0)
+    if number == "-1":
+        raise Failed(text)
+    if number != "0":
+        raise OSError(int(number), text)
+    return int(text) if text.isdecimal() else None
 
 
 def test_privileges(library):
