@@ -10,8 +10,8 @@ use fuser::{
 
 use crate::error::{Kind, Result};
 use crate::volume::{
-    Attr, Caller, Fallocate, FileKind, Handle, NAME_LEN_MAX, RenameMode, SetTime, Statfs, Time,
-    XATTR_LEN_MAX, XattrMode,
+    Attr, Caller, Fallocate, FileKind, Handle, NAME_LEN_MAX, RenameMode, SetId, SetTime, Statfs,
+    Time, XATTR_LEN_MAX, XattrMode,
 };
 
 /// How long the kernel may keep names, their absence, and attributes.
@@ -132,6 +132,23 @@ pub(super) fn caller(req: &Request, umask: u32) -> Caller {
 /// Whether who asks has no capabilities, as far as the kernel tells.
 pub(super) fn is_ordinary(req: &Request) -> bool {
     req.uid() != 0
+}
+
+/// What becomes of set-id bits when who asks changes contents. Root has CAP_FSETID. The kernel does not tell what other
+/// groups a user is in: a mark that one of those could keep goes, too.
+pub(super) fn set_id_on_write(req: &Request) -> SetId {
+    match is_ordinary(req) {
+        true => SetId::DropUnlessOf(req.gid()),
+        false => SetId::Keep,
+    }
+}
+
+/// The same for chown(2), whoever asks: who owns the file now was not asked.
+pub(super) fn set_id_on_chown(req: &Request) -> SetId {
+    match is_ordinary(req) {
+        true => SetId::DropUnlessOf(req.gid()),
+        false => SetId::Drop,
+    }
 }
 
 /// How the kernel treats an open file. Not FOPEN_DIRECT_IO for all that only write: a reader through the page cache

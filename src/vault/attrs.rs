@@ -10,7 +10,7 @@ use crate::error::{Kind, Result};
 use crate::index::record::{AttrChange, Content, Record, XattrChange};
 use crate::index::{Inode, Tree};
 use crate::volume::{
-    Attr, FILE_LEN_MAX, FileKind, Ino, NAME_LEN_MAX, SetAttr, SetTime, Time, XATTR_LEN_MAX,
+    Attr, FILE_LEN_MAX, FileKind, Ino, NAME_LEN_MAX, SetAttr, SetId, SetTime, Time, XATTR_LEN_MAX,
     XattrMode,
 };
 
@@ -59,28 +59,21 @@ impl Core {
                 SetTime::Now => draft.wall,
                 SetTime::At(time) => time,
             };
-            let owner = (change.uid.is_some() || change.gid.is_some()).then(|| {
+            let is_nothing = *change == SetAttr::default();
+            let owner = (change.uid.is_some() || change.gid.is_some() || is_nothing).then(|| {
                 (
                     change.uid.unwrap_or(tree.attr(ix).uid),
                     change.gid.unwrap_or(inode.gid()),
                 )
             });
             let (atime, mtime) = (change.atime.map(at), change.mtime.map(at));
-            let mut perm = change.perm.map(|p| p & 0o7777);
-            if owner.is_some() && inode.kind() != FileKind::Directory {
-                // chown(2): whoever owns it now was not asked.
-                perm = Some(without_set_id(perm.unwrap_or(inode.perm())));
-                draft.records.extend(without_capability(inode));
-            }
-            let perm = perm.filter(|p| change.perm.is_some() || *p != inode.perm());
-            if perm.is_some() || owner.is_some() || atime.is_some() {
-                let attrs = AttrChange {
+            if change.perm.is_some() || owner.is_some() || atime.is_some() {
+                draft.records.push(Record::Attr(AttrChange {
                     inode: inode.id(),
-                    perm,
+                    perm: change.perm.map(|p| p & 0o7777),
                     owner,
                     atime,
-                };
-                draft.records.push(Record::Attr(attrs));
+                }));
             }
             if let (Some(perm), Some(value)) = (change.perm, inode.xattr(ACL_ACCESS)) {
                 let mut acl = Acl::parse(value)?;
@@ -100,10 +93,10 @@ impl Core {
         self.attr(ino)
     }
 
-    /// Before contents change: see [`Volume::drop_privileges`](crate::volume::Volume::drop_privileges).
-    pub(super) fn drop_privileges(&self, ino: Ino, set_id: bool) -> Result<bool> {
+    /// Before contents or owner change: see [`Volume::drop_privileges`](crate::volume::Volume::drop_privileges).
+    pub(super) fn drop_privileges(&self, ino: Ino, set_id: SetId) -> Result<bool> {
         let wanted = |inode: &Inode| {
-            let perm = Some(without_set_id(inode.perm())).filter(|p| set_id && *p != inode.perm());
+            let perm = Some(without_set_id(inode, set_id)).filter(|p| *p != inode.perm());
             (perm, without_capability(inode))
         };
         // Nearly always there is nothing to drop: look first, without the journal.
@@ -291,11 +284,16 @@ fn content(tree: &Tree, inode: &Inode, plain_size: u64, mtime: Option<Time>) -> 
     })
 }
 
-/// Permission bits without set-user-id, and without set-group-id where the group may run it (else it marks
-/// mandatory locking).
-fn without_set_id(perm: u16) -> u16 {
-    let group_runs = perm & 0o2010 == 0o2010;
-    perm & !0o4000 & !(if group_runs { 0o2000 } else { 0 })
+/// Permission bits without the set-id bits that go.
+fn without_set_id(inode: &Inode, set_id: SetId) -> u16 {
+    let perm = inode.perm();
+    let group_runs = perm & 0o010 != 0;
+    match set_id {
+        SetId::Keep => perm,
+        SetId::Drop if !group_runs => perm & !0o4000,
+        SetId::DropUnlessOf(gid) if !group_runs && inode.gid() == gid => perm & !0o4000,
+        SetId::Drop | SetId::DropUnlessOf(_) => perm & !0o6000,
+    }
 }
 
 /// What is said of an attribute that is not there: no more may be made where Linux keeps none on a disk, either.

@@ -246,7 +246,7 @@ impl Volume for Vault {
         self.core().write_file(ino, handle, plain_offset, data)
     }
 
-    fn drop_privileges(&self, ino: Ino, set_id: bool) -> Result<bool> {
+    fn drop_privileges(&self, ino: Ino, set_id: SetId) -> Result<bool> {
         self.core().drop_privileges(ino, set_id)
     }
 

@@ -14,6 +14,7 @@ import stat
 import struct
 import subprocess
 import sys
+import time
 from common import Failed, call, check, content, drop_caches, fails, libc, main, run, same, thrice
 
 NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
@@ -251,6 +252,53 @@ def as_user(uid, gid, action, groups=()):
     if number != "0":
         raise OSError(int(number), text)
     return int(text) if text.isdecimal() else None
+
+
+def test_set_id(library):
+    """Who takes set-id bits from a file by changing its contents or owner: as on ext4."""
+    if os.geteuid() != 0:
+        return
+    path, user = library.mnt / "program", 1000
+    path.write_bytes(b"program\n" * 1000)
+
+    def append(flags=0):
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | flags)
+        os.write(fd, b"x" * 4096)
+        os.close(fd)
+
+    def allocate():
+        fd = os.open(path, os.O_WRONLY)
+        call(libc.fallocate, fd, 0, ctypes.c_long(0), ctypes.c_long(100_000))
+        os.close(fd)
+
+    def after(mode, owner, action, who):
+        os.chown(path, *owner)
+        path.chmod(mode)
+        before = os.stat(path).st_ctime_ns
+        time.sleep(0.01)
+        as_user(*who, action) if who else action()
+        found = os.stat(path)
+        return oct(stat.S_IMODE(found.st_mode)), found.st_ctime_ns > before
+
+    # chown(-1, -1) is one like any other, but for who has no right to it.
+    chown_nothing = lambda: os.chown(path, -1, -1)
+    for who in (None, (user, user)):
+        same(after(0o6755, (user, user), chown_nothing, who), (oct(0o755), True), f"chown(-1, -1) by {who}")
+        same(after(0o2644, (user, user), chown_nothing, who), (oct(0o2644), True), f"chown(-1, -1) of a marked file by {who}")
+        same(after(0o644, (user, user), chown_nothing, who), (oct(0o644), True), f"chown(-1, -1) of an ordinary file by {who}")
+    try:  # EPERM elsewhere; over FUSE it cannot be told from what comes before a write, and changes nothing
+        same(after(0o6755, (0, 0), chown_nothing, (user, user)), (oct(0o6755), False), "chown(-1, -1) by another")
+    except PermissionError:
+        same(oct(stat.S_IMODE(os.stat(path).st_mode)), oct(0o6755), "mode after chown(-1, -1) by another")
+    for what, action in (("append", append), ("direct append", lambda: append(os.O_DIRECT)), ("truncate", lambda: os.truncate(path, 5)), ("fallocate", allocate)):
+        same(after(0o6777, (0, 0), action, None), (oct(0o6777), True), f"{what} by root")
+        same(after(0o6777, (0, 0), action, (user, user)), (oct(0o777), True), f"{what} by another")
+        same(after(0o2666, (0, 0), action, None), (oct(0o2666), True), f"{what} of a marked file by root")
+        same(after(0o2666, (0, user), action, (user, user)), (oct(0o2666), True), f"{what} of a marked file by one of its group")
+        same(after(0o6666, (0, 0), action, (user, user)), (oct(0o666), True), f"{what} of a marked file by another")
+    same(after(0o2644, (user, 7), lambda: os.chown(path, -1, user), (user, user)), (oct(0o644), True), "chgrp of a marked file from a foreign group")
+    same(after(0o2644, (user, user), lambda: os.chown(path, user, user), (user, user)), (oct(0o2644), True), "chown of a marked file by one of its group")
+    same(after(0o2644, (user, 7), lambda: os.chown(path, 8, 8), None), (oct(0o2644), True), "chown of a marked file by root")
 
 
 def test_privileges(library):
