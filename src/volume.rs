@@ -369,6 +369,10 @@ pub trait Volume: Send + Sync {
     fn write(&self, _ino: Ino, _handle: Handle, _plain_offset: u64, _data: &[u8]) -> Result<()> {
         Err(Kind::ReadOnly.into())
     }
+    /// Writes what programs stored into a map of the file, some time ago: an mtime that was set just now stays.
+    fn write_back(&self, ino: Ino, handle: Handle, plain_offset: u64, data: &[u8]) -> Result<()> {
+        self.write(ino, handle, plain_offset, data)
+    }
     /// What the kernel leaves to the volume before the contents or the owner of a file change: file capabilities go,
     /// and set-id bits as `set_id` says. True where something went.
     fn drop_privileges(&self, _ino: Ino, _set_id: SetId) -> Result<bool> {

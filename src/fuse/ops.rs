@@ -165,8 +165,7 @@ impl Filesystem for Adapter {
     }
 
     fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let made = self.change("link", ino, |v, ino| v.link(ino, Ino(parent.0), name));
-        reply.answer(made);
+        reply.answer(self.change("link", ino, |v, ino| v.link(ino, Ino(parent.0), name)));
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -253,7 +252,10 @@ impl Filesystem for Adapter {
         };
         let written = self.drop_privileges(ino, set_id).and_then(|()| {
             self.change("write", ino, |v, ino| {
-                v.write(ino, Handle(fh.0), plain_offset, data)
+                match flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+                    true => v.write_back(ino, Handle(fh.0), plain_offset, data),
+                    false => v.write(ino, Handle(fh.0), plain_offset, data),
+                }
             })
         });
         reply.answer(written.map(|()| data.len() as u32));

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Instant;
 
 use super::acl::Acl;
 use super::names::{ACL_ACCESS, ACL_DEFAULT};
@@ -49,6 +50,9 @@ impl Core {
             self.truncate(ino, plain_size)?;
         }
         if change.mtime.is_some() {
+            if let Some(file) = self.opened(ino) {
+                file.state.lock().mtime_set = Some(Instant::now());
+            }
             // What is dirty has an mtime of its own, which must not come after this one.
             self.flush_ino(ino)?;
         }
