@@ -4,17 +4,20 @@
 //! a mount we are the only writer.
 
 use std::any::Any;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
+use std::time::Duration;
 
 use fuser::{
-    BackgroundSession, Config, Errno, INodeNo, InitFlags, Notifier, ReplyEmpty, SessionACL,
+    BackgroundSession, Config, Errno, INodeNo, InitFlags, KernelConfig, Notifier, ReplyEmpty,
+    Request, SessionACL,
 };
 
 use crate::error::{Error, Kind, Result};
-use crate::volume::{Ino, Volume};
+use crate::volume::{Attr, Ino, SetAttr, SetId, Volume};
 
 mod mapped;
 mod ops;
@@ -22,7 +25,7 @@ mod types;
 mod uncached;
 
 use mapped::Mapped;
-use types::Answer;
+use types::{Answer, is_ordinary, set_id_on_chown, set_id_on_write};
 use uncached::Uncached;
 
 /// The largest write in one request, in bytes: what the kernel's 256 pages per request allow.
@@ -132,6 +135,22 @@ struct Adapter {
 }
 
 impl Adapter {
+    /// Tells the kernel what is wanted of it, and notes what it offers.
+    fn negotiate(&mut self, config: &mut KernelConfig) -> io::Result<()> {
+        let offered = config.capabilities();
+        // Nothing here is refused: flags are among those offered, numbers within fuser's bounds.
+        let set = config.add_capabilities(WANTED & offered).is_ok()
+            && config.set_max_write(WRITE_LEN_MAX).is_ok()
+            && config.set_max_background(BACKGROUND_MAX).is_ok()
+            && config.set_time_granularity(Duration::from_nanos(1)).is_ok();
+        if !set {
+            return Err(io::Error::from_raw_os_error(libc::EPROTO));
+        }
+        self.may_uncache = offered.contains(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
+        self.no_opendir = offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        Ok(())
+    }
+
     /// Runs one operation. A panic ends neither the thread nor the mount.
     fn call<T>(
         &self,
@@ -165,7 +184,7 @@ impl Adapter {
 
     /// Before contents change: takes the privileges that a file must lose, and has the kernel ask for its
     /// attributes again. Only those: calling back pages from inside a request could wait for the request itself.
-    fn drop_privileges(&self, ino: INodeNo, set_id: bool) -> Result<(), Errno> {
+    fn drop_privileges(&self, ino: INodeNo, set_id: SetId) -> Result<(), Errno> {
         let dropped = self.change("write", ino, |v, ino| v.drop_privileges(ino, set_id))?;
         if let (true, Some(kernel)) = (dropped, self.kernel.get()) {
             const ATTRIBUTES_ONLY: i64 = -1;
@@ -174,6 +193,28 @@ impl Adapter {
             }
         }
         Ok(())
+    }
+
+    /// Changes attributes, and takes the privileges that a file must lose by that.
+    fn set_attr(&self, req: &Request, ino: INodeNo, change: &SetAttr) -> Result<Attr, Errno> {
+        self.change("setattr", ino, |v, ino| {
+            // chown(-1, -1) comes as a change of nothing, without a check of who may do it. So does what precedes a
+            // write to a file with set-id bits, whoever writes; the write then takes them itself.
+            let is_nothing = *change == SetAttr::default();
+            if is_nothing && is_ordinary(req) {
+                let attr = v.getattr(ino)?;
+                if attr.uid != req.uid() {
+                    return Ok(attr);
+                }
+            }
+            // The attributes that are answered have the new mode, so the kernel need not be told.
+            if change.plain_size.is_some() {
+                v.drop_privileges(ino, set_id_on_write(req))?;
+            } else if is_nothing || change.uid.or(change.gid).is_some() {
+                v.drop_privileges(ino, set_id_on_chown(req))?;
+            }
+            v.setattr(ino, change)
+        })
     }
 
     /// Replies when the volume says so, from whichever thread that is. A callback that is dropped unused drops

@@ -295,14 +295,14 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_does_not_parse_says_to_remove_it() {
+    fn a_file_that_does_not_parse_says_to_move_it_away() {
         let dir = tempfile::tempdir().unwrap();
         let place = Place::at(dir.path().join("s"));
         let good = encode(&remembered(2));
         let refused = |text: &[u8]| {
             fs::write(place.path(), text).unwrap();
             let message = place.load().unwrap_err().to_string();
-            assert!(message.contains("remove it"), "{message}");
+            assert!(message.contains("move it away"), "{message}");
         };
         let shortest = encode(&remembered(0)).len();
         for len in 0..good.len() {

@@ -110,7 +110,7 @@ pub struct Caller {
 }
 
 /// A time to set.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SetTime {
     /// The time of the operation.
     Now,
@@ -119,7 +119,7 @@ pub enum SetTime {
 }
 
 /// What setattr changes; `None` leaves it.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SetAttr {
     /// Permission bits, at most 0o7777.
     pub perm: Option<u16>,
@@ -213,6 +213,20 @@ pub enum XattrMode {
     Create,
     /// Fail with ENODATA where it is not.
     Replace,
+    /// Both at once, which always fails: with EEXIST or ENODATA.
+    CreateAndReplace,
+}
+
+/// What becomes of the set-id bits of a file that is changed, or changes hands. A set-group-id bit of what the group
+/// may not run is a mere mark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetId {
+    /// They stay.
+    Keep,
+    /// They go, but for the mark.
+    Drop,
+    /// They go; the mark, too, unless the file is of this group.
+    DropUnlessOf(u32),
 }
 
 /// Told, once, how an operation that had to wait ended.
@@ -285,7 +299,8 @@ pub trait Volume: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// Changes attributes, and answers the new ones.
+    /// Changes attributes, and answers the new ones; a change of nothing moves ctime. Set-id bits are as they are told
+    /// to be: see [`drop_privileges`](Self::drop_privileges).
     fn setattr(&self, _ino: Ino, _change: &SetAttr) -> Result<Attr> {
         Err(Kind::ReadOnly.into())
     }
@@ -361,9 +376,13 @@ pub trait Volume: Send + Sync {
     fn write(&self, _ino: Ino, _handle: Handle, _plain_offset: u64, _data: &[u8]) -> Result<()> {
         Err(Kind::ReadOnly.into())
     }
-    /// What the kernel leaves to the volume before contents change: file capabilities go, and with `set_id` the
-    /// set-user-id bit and the set-group-id bit of what a group may run. True where something went.
-    fn drop_privileges(&self, _ino: Ino, _set_id: bool) -> Result<bool> {
+    /// Writes what programs stored into a map of the file, some time ago: an mtime that was set just now stays.
+    fn write_back(&self, ino: Ino, handle: Handle, plain_offset: u64, data: &[u8]) -> Result<()> {
+        self.write(ino, handle, plain_offset, data)
+    }
+    /// What the kernel leaves to the volume before the contents or the owner of a file change: file capabilities go,
+    /// and set-id bits as `set_id` says. True where something went.
+    fn drop_privileges(&self, _ino: Ino, _set_id: SetId) -> Result<bool> {
         Ok(false)
     }
     /// What close(2) waits for: everything written is out of this process, and errors of earlier writes are told.

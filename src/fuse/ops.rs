@@ -5,20 +5,20 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
     RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
     ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
     Request, TimeOrNow, WriteFlags,
 };
 
 use super::types::*;
-use super::{Adapter, BACKGROUND_MAX, SESSION_ATTRIBUTE, WANTED, WRITE_LEN_MAX};
+use super::{Adapter, SESSION_ATTRIBUTE};
 use crate::error::Kind;
-use crate::volume::{Handle, Ino, ROOT, SetAttr, Volume, Whence, XATTR_LEN_MAX};
+use crate::volume::{Handle, Ino, ROOT, SetAttr, SetId, Volume};
 
 thread_local! {
     /// Where reads are decrypted to, at most [`READ_LEN_MAX`](super::READ_LEN_MAX) bytes a thread: not allocated anew per request.
@@ -27,18 +27,7 @@ thread_local! {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let offered = config.capabilities();
-        // Nothing here is refused: flags are among those offered, numbers within fuser's bounds.
-        let set = config.add_capabilities(WANTED & offered).is_ok()
-            && config.set_max_write(WRITE_LEN_MAX).is_ok()
-            && config.set_max_background(BACKGROUND_MAX).is_ok()
-            && config.set_time_granularity(Duration::from_nanos(1)).is_ok();
-        if !set {
-            return Err(io::Error::from_raw_os_error(libc::EPROTO));
-        }
-        self.may_uncache = offered.contains(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
-        self.no_opendir = offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
-        Ok(())
+        self.negotiate(config)
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -92,14 +81,7 @@ impl Filesystem for Adapter {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
         };
-        let done = self.change("setattr", ino, |v, ino| {
-            // The attributes that are answered have the new mode, so the kernel need not be told.
-            if plain_size.is_some() {
-                v.drop_privileges(ino, is_ordinary(req))?;
-            }
-            v.setattr(ino, &change)
-        });
-        reply.answer(done);
+        reply.answer(self.set_attr(req, ino, &change));
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
@@ -183,8 +165,7 @@ impl Filesystem for Adapter {
     }
 
     fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let made = self.change("link", ino, |v, ino| v.link(ino, Ino(parent.0), name));
-        reply.answer(made);
+        reply.answer(self.change("link", ino, |v, ino| v.link(ino, Ino(parent.0), name)));
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -257,7 +238,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         plain_offset: u64,
@@ -267,10 +248,16 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let set_id = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let set_id = match flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
+            true => SetId::DropUnlessOf(req.gid()),
+            false => SetId::Keep,
+        };
         let written = self.drop_privileges(ino, set_id).and_then(|()| {
             self.change("write", ino, |v, ino| {
-                v.write(ino, Handle(fh.0), plain_offset, data)
+                match flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+                    true => v.write_back(ino, Handle(fh.0), plain_offset, data),
+                    false => v.write(ino, Handle(fh.0), plain_offset, data),
+                }
             })
         });
         reply.answer(written.map(|()| data.len() as u32));
@@ -357,7 +344,6 @@ impl Filesystem for Adapter {
         });
         match listed {
             Err(e) if !some => reply.error(e),
-            // An error further on is met again there: the entries so far are the kernel's to know, and to forget.
             _ => reply.ok(),
         }
     }
@@ -396,9 +382,6 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let set = self.change("setxattr", ino, |v, ino| {
-            if value.len() > XATTR_LEN_MAX {
-                return Err(Kind::TooBig.into());
-            }
             v.setxattr(ino, name, value, xattr_mode(flags)?)
         });
         reply.answer(set);
@@ -414,12 +397,9 @@ impl Filesystem for Adapter {
         answer_xattr(reply, size, value);
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        answer_xattr(
-            reply,
-            size,
-            self.call("listxattr", ino, |v, ino| v.listxattr(ino)),
-        );
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = self.call("listxattr", ino, |v, ino| v.listxattr(ino));
+        answer_xattr(reply, size, names.map(|names| shown_names(req, names)));
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -464,11 +444,13 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let done = self.drop_privileges(ino, is_ordinary(req)).and_then(|()| {
-            self.change("fallocate", ino, |v, ino| {
-                v.fallocate(ino, plain_offset, plain_len, fallocate_mode(mode)?)
-            })
-        });
+        let done = self
+            .drop_privileges(ino, set_id_on_write(req))
+            .and_then(|()| {
+                self.change("fallocate", ino, |v, ino| {
+                    v.fallocate(ino, plain_offset, plain_len, fallocate_mode(mode)?)
+                })
+            });
         reply.answer(done);
     }
 
@@ -483,11 +465,7 @@ impl Filesystem for Adapter {
     ) {
         let found = self.call("lseek", node, |v, ino| {
             let plain_offset = u64::try_from(offset).map_err(|_| Kind::NoSuchOffset)?;
-            let whence = match whence {
-                libc::SEEK_DATA => Whence::Data,
-                libc::SEEK_HOLE => Whence::Hole,
-                _ => return Err(Kind::InvalidArgument.into()),
-            };
+            let whence = seek_whence(whence)?;
             let kernel = self.kernel.get();
             if kernel.is_some_and(|kernel| !self.mapped.write_back(node, kernel)) {
                 return all_data(v.getattr(ino)?.plain_size, plain_offset, whence);
@@ -512,25 +490,13 @@ impl Filesystem for Adapter {
     ) {
         // The reply has 32 bits. Whole pages, so that a copy in several pieces stays aligned.
         let len = len.min(u64::from(!4095u32));
-        let copied = self.drop_privileges(to, is_ordinary(req)).and_then(|()| {
-            self.change("copy_file_range", to, |v, to| {
-                v.copy_file_range(Ino(from.0), from_offset, to, to_offset, len)
-            })
-        });
+        let copied = self
+            .drop_privileges(to, set_id_on_write(req))
+            .and_then(|()| {
+                self.change("copy_file_range", to, |v, to| {
+                    v.copy_file_range(Ino(from.0), from_offset, to, to_offset, len)
+                })
+            });
         reply.answer(copied.map(|count| count as u32));
-    }
-}
-
-/// Whether who asks may not keep set-id bits on what they change (CAP_FSETID, which root has).
-fn is_ordinary(req: &Request) -> bool {
-    req.uid() != 0
-}
-
-/// What lseek(2) finds in a file without holes.
-fn all_data(plain_size: u64, plain_offset: u64, whence: Whence) -> crate::error::Result<u64> {
-    match whence {
-        _ if plain_offset >= plain_size => Err(Kind::NoSuchOffset.into()),
-        Whence::Data => Ok(plain_offset),
-        Whence::Hole => Ok(plain_size),
     }
 }

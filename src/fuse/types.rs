@@ -10,8 +10,8 @@ use fuser::{
 
 use crate::error::{Kind, Result};
 use crate::volume::{
-    Attr, Caller, Fallocate, FileKind, Handle, NAME_LEN_MAX, RenameMode, SetTime, Statfs, Time,
-    XATTR_LEN_MAX, XattrMode,
+    Attr, Caller, Fallocate, FileKind, Handle, NAME_LEN_MAX, RenameMode, SetId, SetTime, Statfs,
+    Time, Whence, XATTR_LEN_MAX, XattrMode,
 };
 
 /// How long the kernel may keep names, their absence, and attributes.
@@ -129,6 +129,28 @@ pub(super) fn caller(req: &Request, umask: u32) -> Caller {
     }
 }
 
+/// Whether who asks has no capabilities, as far as the kernel tells.
+pub(super) fn is_ordinary(req: &Request) -> bool {
+    req.uid() != 0
+}
+
+/// What becomes of set-id bits when who asks changes contents. Root has CAP_FSETID. The kernel does not tell what other
+/// groups a user is in: a mark that one of those could keep goes, too.
+pub(super) fn set_id_on_write(req: &Request) -> SetId {
+    match is_ordinary(req) {
+        true => SetId::DropUnlessOf(req.gid()),
+        false => SetId::Keep,
+    }
+}
+
+/// The same for chown(2), whoever asks: who owns the file now was not asked.
+pub(super) fn set_id_on_chown(req: &Request) -> SetId {
+    match is_ordinary(req) {
+        true => SetId::DropUnlessOf(req.gid()),
+        false => SetId::Drop,
+    }
+}
+
 /// How the kernel treats an open file. Not FOPEN_DIRECT_IO for all that only write: a reader through the page cache
 /// beside an appending writer then sees zeros at the end for moments (Linux 6.18).
 pub(super) fn fopen_flags(flags: i32) -> FopenFlags {
@@ -164,10 +186,12 @@ pub(super) fn rename_mode(flags: RenameFlags) -> Result<RenameMode> {
 }
 
 pub(super) fn xattr_mode(flags: i32) -> Result<XattrMode> {
+    const BOTH: i32 = libc::XATTR_CREATE | libc::XATTR_REPLACE;
     Ok(match flags {
         0 => XattrMode::Any,
         libc::XATTR_CREATE => XattrMode::Create,
         libc::XATTR_REPLACE => XattrMode::Replace,
+        BOTH => XattrMode::CreateAndReplace,
         _ => return Err(Kind::InvalidArgument.into()),
     })
 }
@@ -224,6 +248,17 @@ answer!(ReplyStatfs, Statfs, |reply, s| reply.statfs(
     s.block_bytes,
 ));
 
+/// The names of attributes that who asks may know: as on Linux's own filesystems, `trusted.` is root's.
+pub(super) fn shown_names(req: &Request, names: Vec<u8>) -> Vec<u8> {
+    if !is_ordinary(req) {
+        return names;
+    }
+    let shown = names
+        .split_inclusive(|byte| *byte == 0)
+        .filter(|name| !name.starts_with(b"trusted."));
+    shown.collect::<Vec<_>>().concat()
+}
+
 /// The protocol of getxattr(2) and listxattr(2): a size of 0 asks how much there is.
 pub(super) fn answer_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {
     match result {
@@ -232,6 +267,24 @@ pub(super) fn answer_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>,
         Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
         Ok(value) => reply.data(&value),
         Err(e) => reply.error(e),
+    }
+}
+
+/// What lseek(2) finds in a file without holes.
+pub(super) fn all_data(plain_size: u64, plain_offset: u64, whence: Whence) -> Result<u64> {
+    match whence {
+        _ if plain_offset >= plain_size => Err(Kind::NoSuchOffset.into()),
+        Whence::Data => Ok(plain_offset),
+        Whence::Hole => Ok(plain_size),
+    }
+}
+
+/// What lseek(2) looks for; the kernel knows the other ways to seek itself.
+pub(super) fn seek_whence(whence: i32) -> Result<Whence> {
+    match whence {
+        libc::SEEK_DATA => Ok(Whence::Data),
+        libc::SEEK_HOLE => Ok(Whence::Hole),
+        _ => Err(Kind::InvalidArgument.into()),
     }
 }
 
@@ -302,7 +355,7 @@ mod tests {
         assert_eq!(fallocate_mode(3).unwrap(), Fallocate::PunchHole);
         assert!(rename_mode(RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_EXCHANGE).is_err());
         assert!(rename_mode(RenameFlags::RENAME_WHITEOUT).is_err());
-        assert!(xattr_mode(libc::XATTR_CREATE | libc::XATTR_REPLACE).is_err());
+        assert!(xattr_mode(4).is_err());
         assert!(file_kind(libc::S_IFDIR).is_err());
     }
 }

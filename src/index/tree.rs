@@ -250,10 +250,10 @@ impl Tree {
             ino: self.ino(ix),
             kind: inode.kind,
             perm: inode.perm,
-            nlink: if inode.kind == FileKind::Directory {
-                inode.count + 2
-            } else {
-                inode.count
+            nlink: match inode.kind {
+                FileKind::Directory if inode.is_linked() => inode.count + 2,
+                FileKind::Directory => 0,
+                _ => inode.count,
             },
             uid: inode.uid,
             gid: inode.gid,

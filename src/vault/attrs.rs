@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Instant;
 
 use super::acl::Acl;
 use super::names::{ACL_ACCESS, ACL_DEFAULT};
@@ -10,7 +11,7 @@ use crate::error::{Kind, Result};
 use crate::index::record::{AttrChange, Content, Owner, Record, XattrChange};
 use crate::index::{Inode, Tree};
 use crate::volume::{
-    Attr, FILE_LEN_MAX, FileKind, Ino, NAME_LEN_MAX, SetAttr, SetTime, Time, XATTR_LEN_MAX,
+    Attr, FILE_LEN_MAX, FileKind, Ino, NAME_LEN_MAX, SetAttr, SetId, SetTime, Time, XATTR_LEN_MAX,
     XattrMode,
 };
 
@@ -49,6 +50,9 @@ impl Core {
             self.truncate(ino, plain_size)?;
         }
         if change.mtime.is_some() {
+            if let Some(file) = self.opened(ino) {
+                file.state.lock().mtime_set = Some(Instant::now());
+            }
             // What is dirty has an mtime of its own, which must not come after this one.
             self.flush_ino(ino)?;
         }
@@ -59,26 +63,20 @@ impl Core {
                 SetTime::Now => draft.wall,
                 SetTime::At(time) => time,
             };
-            let owner = (change.uid.is_some() || change.gid.is_some()).then(|| Owner {
-                uid: change.uid.unwrap_or(tree.attr(ix).uid),
-                gid: change.gid.unwrap_or(inode.gid()),
-            });
+            let is_nothing = *change == SetAttr::default();
+            let owner =
+                (change.uid.is_some() || change.gid.is_some() || is_nothing).then(|| Owner {
+                    uid: change.uid.unwrap_or(tree.attr(ix).uid),
+                    gid: change.gid.unwrap_or(inode.gid()),
+                });
             let (atime, mtime) = (change.atime.map(at), change.mtime.map(at));
-            let mut perm = change.perm.map(|p| p & 0o7777);
-            if owner.is_some() && inode.kind() != FileKind::Directory {
-                // chown(2): whoever owns it now was not asked.
-                perm = Some(without_set_id(perm.unwrap_or(inode.perm())));
-                draft.records.extend(without_capability(inode));
-            }
-            let perm = perm.filter(|p| change.perm.is_some() || *p != inode.perm());
-            if perm.is_some() || owner.is_some() || atime.is_some() {
-                let attrs = AttrChange {
+            if change.perm.is_some() || owner.is_some() || atime.is_some() {
+                draft.records.push(Record::Attr(AttrChange {
                     inode: inode.id(),
-                    perm,
+                    perm: change.perm.map(|p| p & 0o7777),
                     owner,
                     atime,
-                };
-                draft.records.push(Record::Attr(attrs));
+                }));
             }
             if let (Some(perm), Some(value)) = (change.perm, inode.xattr(ACL_ACCESS)) {
                 let mut acl = Acl::parse(value)?;
@@ -98,10 +96,10 @@ impl Core {
         self.attr(ino)
     }
 
-    /// Before contents change: see [`Volume::drop_privileges`](crate::volume::Volume::drop_privileges).
-    pub(super) fn drop_privileges(&self, ino: Ino, set_id: bool) -> Result<bool> {
+    /// Before contents or owner change: see [`Volume::drop_privileges`](crate::volume::Volume::drop_privileges).
+    pub(super) fn drop_privileges(&self, ino: Ino, set_id: SetId) -> Result<bool> {
         let wanted = |inode: &Inode| {
-            let perm = Some(without_set_id(inode.perm())).filter(|p| set_id && *p != inode.perm());
+            let perm = Some(without_set_id(inode, set_id)).filter(|p| *p != inode.perm());
             (perm, without_capability(inode))
         };
         // Nearly always there is nothing to drop: look first, without the journal.
@@ -194,7 +192,7 @@ impl Core {
         inode
             .xattr(name.as_bytes())
             .map(<[u8]>::to_vec)
-            .ok_or_else(|| Kind::NoAttribute.into())
+            .ok_or_else(|| absent(name.as_bytes()).into())
     }
 
     pub(super) fn xattr_names(&self, ino: Ino) -> Result<Vec<u8>> {
@@ -223,9 +221,15 @@ impl Core {
         self.transact(|tree, draft| {
             let inode = tree.inode(self.find(tree, ino)?);
             let there = inode.xattr(name).is_some();
+            use XattrMode::{Create, CreateAndReplace, Replace};
             match (mode, there) {
-                (XattrMode::Create, true) => return Err(Kind::Exists.into()),
-                (XattrMode::Replace, false) => return Err(Kind::NoAttribute.into()),
+                // The kernel has no flags for these, and what has no list may be told so again.
+                _ if matches!(name, ACL_ACCESS | ACL_DEFAULT) => {}
+                (Create | CreateAndReplace, true) => return Err(Kind::Exists.into()),
+                (Replace | CreateAndReplace, false) => return Err(absent(name).into()),
+                (_, false) if !matches!(absent(name), Kind::NoAttribute) => {
+                    return Err(absent(name).into());
+                }
                 _ => {}
             }
             let others = || inode.xattrs().filter(|(other, _)| *other != name);
@@ -283,11 +287,27 @@ fn content(tree: &Tree, inode: &Inode, plain_size: u64, mtime: Option<Time>) -> 
     })
 }
 
-/// Permission bits without set-user-id, and without set-group-id where the group may run it (else it marks
-/// mandatory locking).
-fn without_set_id(perm: u16) -> u16 {
-    let group_runs = perm & 0o2010 == 0o2010;
-    perm & !0o4000 & !(if group_runs { 0o2000 } else { 0 })
+/// Permission bits without the set-id bits that go.
+fn without_set_id(inode: &Inode, set_id: SetId) -> u16 {
+    let perm = inode.perm();
+    let group_runs = perm & 0o010 != 0;
+    match set_id {
+        SetId::Keep => perm,
+        SetId::Drop if !group_runs => perm & !0o4000,
+        SetId::DropUnlessOf(gid) if !group_runs && inode.gid() == gid => perm & !0o4000,
+        SetId::Drop | SetId::DropUnlessOf(_) => perm & !0o6000,
+    }
+}
+
+/// What is said of an attribute that is not there: no more may be made where Linux keeps none on a disk, either.
+fn absent(name: &[u8]) -> Kind {
+    const SPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    match SPACES.iter().find_map(|space| name.strip_prefix(*space)) {
+        Some([]) => Kind::InvalidArgument,
+        Some(_) => Kind::NoAttribute,
+        None if matches!(name, ACL_ACCESS | ACL_DEFAULT) => Kind::NoAttribute,
+        None => Kind::NotSupported,
+    }
 }
 
 fn without_capability(inode: &Inode) -> Option<Record> {

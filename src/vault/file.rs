@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -182,8 +182,12 @@ pub struct FileState {
     pub dirty: Dirty,
     /// On its way into a pack: still shown to readers.
     pub leaving: Option<Arc<Dirty>>,
-    /// When it was last written, where the tree does not say.
+    /// When it was last written, where the tree does not say. With something dirty, `None` is where all of that
+    /// was stored through maps, and the tree does say.
     pub mtime: Option<Time>,
+    /// When utimensat(2) set mtime, where no write(2), fsync(2) or close(2) came since. The kernel does not write out
+    /// first what was stored through maps: what it writes back then may be older.
+    pub mtime_set: Option<Instant>,
     /// Since when something is dirty.
     pub dirty_since: Option<Instant>,
     /// How often writing data out failed, and the last time's errno kind: each handle is told once.
@@ -193,6 +197,18 @@ pub struct FileState {
 }
 
 impl FileState {
+    /// Notes that something was written, or, with `is_write_back`, stored through a map some time ago.
+    pub fn touch(&mut self, is_write_back: bool) {
+        /// After this what is written back was stored later: the kernel keeps nothing dirty for more than 35 s
+        /// (`dirty_expire_centisecs`, and the time between its rounds).
+        const WRITTEN_BACK: Duration = Duration::from_secs(60);
+        let is_older = |set: Instant| is_write_back && set.elapsed() < WRITTEN_BACK;
+        if !self.mtime_set.is_some_and(is_older) {
+            (self.mtime, self.mtime_set) = (Some(Time::now()), None);
+        }
+        self.dirty_since.get_or_insert_with(Instant::now);
+    }
+
     /// Where what is dirty or leaving ends: the file is at least so long, whatever the tree says meanwhile.
     pub fn end(&self) -> u64 {
         let leaving = self.leaving.as_ref().map_or(0, |l| l.end());

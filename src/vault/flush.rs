@@ -171,14 +171,13 @@ impl Core {
                 inode.plain_size().max(dirty.end()),
             );
             // When it was written is what was told meanwhile; what was changed since is later still.
-            if let Some(mtime) = mtime {
-                draft.wall = mtime.max(tree.attr(ix).ctime);
-            }
+            let told = tree.attr(ix);
+            draft.wall = mtime.map_or(told.ctime, |mtime| mtime.max(told.ctime));
             draft.records.push(Record::Content(Content {
                 inode: inode.id(),
                 base,
                 plain_size,
-                mtime,
+                mtime: mtime.or(Some(told.mtime)),
                 packs,
                 splices,
             }));

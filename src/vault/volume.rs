@@ -243,10 +243,16 @@ impl Volume for Vault {
     }
 
     fn write(&self, ino: Ino, handle: Handle, plain_offset: u64, data: &[u8]) -> Result<()> {
-        self.core().write_file(ino, handle, plain_offset, data)
+        self.core()
+            .write_file(ino, handle, plain_offset, data, false)
     }
 
-    fn drop_privileges(&self, ino: Ino, set_id: bool) -> Result<bool> {
+    fn write_back(&self, ino: Ino, handle: Handle, plain_offset: u64, data: &[u8]) -> Result<()> {
+        self.core()
+            .write_file(ino, handle, plain_offset, data, true)
+    }
+
+    fn drop_privileges(&self, ino: Ino, set_id: SetId) -> Result<bool> {
         self.core().drop_privileges(ino, set_id)
     }
 
@@ -258,6 +264,10 @@ impl Volume for Vault {
         let core = self.core();
         if core.read_only {
             return done(Ok(()));
+        }
+        if let Some(file) = core.opened(ino) {
+            // The kernel has written back before: what comes now was stored later.
+            file.state.lock().mtime_set = None;
         }
         match core.flush_ino(ino) {
             Ok(()) => core.commit.request(done),

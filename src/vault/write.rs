@@ -1,15 +1,14 @@
 //! Writing: into the dirty buffer (`flush` has the way out of it); and the other ways to change contents.
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
-use super::file::OpenFile;
+use super::file::{self, OpenFile};
 use super::journal::RESERVE_BYTES;
 use super::{Core, Draft};
 use crate::error::{Error, Kind, Result};
 use crate::index::Tree;
 use crate::index::record::{Content, Record, Splices};
-use crate::volume::{FILE_LEN_MAX, Fallocate, FileKind, Handle, Ino, Time};
+use crate::volume::{FILE_LEN_MAX, Fallocate, FileKind, Handle, Ino};
 
 /// Dirty memory of all files together, in bytes; who writes more, writes it out first.
 const DIRTY_COST_MAX: usize = 32 << 20;
@@ -25,6 +24,7 @@ impl Core {
         handle: Handle,
         plain_offset: u64,
         data: &[u8],
+        is_write_back: bool,
     ) -> Result<()> {
         self.writable()?;
         let end = plain_offset.checked_add(data.len() as u64);
@@ -48,8 +48,7 @@ impl Core {
             let before = state.dirty.cost();
             state.dirty.write(plain_offset, data);
             let cost = state.dirty.cost();
-            state.mtime = Some(Time::now());
-            state.dirty_since.get_or_insert_with(Instant::now);
+            state.touch(is_write_back);
             self.recount(before, cost);
             let is_stream = cost / state.dirty.chunk_count().max(1) >= 64 * 1024;
             (before, cost, is_stream)
@@ -132,7 +131,9 @@ impl Core {
         };
         let flushed = self.flush_file(&file);
         let (failures, for_space) = {
-            let state = file.state.lock();
+            let mut state = file.state.lock();
+            // The kernel has written back before: what comes now was stored later.
+            state.mtime_set = None;
             (state.failures, state.failed_for_space)
         };
         let mut handles = self.handles.lock();
@@ -162,30 +163,24 @@ impl Core {
         if plain_len == 0 {
             return Err(Kind::InvalidArgument.into());
         }
-        if mode == (Fallocate::Allocate { keep_size: false })
-            && self.look_for_room()? < plain_len.min(1 << 60) as i64
-        {
-            return Err(Kind::NoSpace.into());
-        }
-        self.change_ranges(ino, |plain_size, splices| match mode {
-            Fallocate::Allocate { keep_size } => (!keep_size && end > plain_size).then_some(end),
-            Fallocate::PunchHole => {
-                splices.hole(
-                    plain_offset,
-                    end.min(plain_size).saturating_sub(plain_offset),
-                );
-                Some(plain_size)
+        if matches!(mode, Fallocate::Allocate { .. }) {
+            let tree = self.tree.read();
+            let extents = tree.inode(self.find(&tree, ino)?).extents();
+            let held = file::covered(extents.overlapping(plain_offset, end), plain_offset, end);
+            drop(tree);
+            if self.look_for_room()? < plain_len.saturating_sub(held).min(1 << 60) as i64 {
+                return Err(Kind::NoSpace.into());
             }
-            Fallocate::ZeroRange { keep_size } => {
-                splices.hole(
-                    plain_offset,
-                    end.min(plain_size).saturating_sub(plain_offset),
-                );
-                Some(if keep_size {
-                    plain_size
-                } else {
-                    plain_size.max(end)
-                })
+        }
+        self.change_ranges(ino, |plain_size, splices| {
+            if !matches!(mode, Fallocate::Allocate { .. }) {
+                let plain_len = end.min(plain_size).saturating_sub(plain_offset);
+                splices.hole(plain_offset, plain_len);
+            }
+            match mode {
+                Fallocate::Allocate { keep_size: false }
+                | Fallocate::ZeroRange { keep_size: false } => plain_size.max(end),
+                _ => plain_size,
             }
         })
     }
@@ -202,21 +197,15 @@ impl Core {
         done
     }
 
-    /// Flushes, then frames what `change` says: the new length, and splices; `None` changes nothing.
-    fn change_ranges(
-        &self,
-        ino: Ino,
-        change: impl FnOnce(u64, &mut Splices) -> Option<u64>,
-    ) -> Result<()> {
+    /// Flushes, then frames what `change` says: the new length, and splices.
+    fn change_ranges(&self, ino: Ino, change: impl FnOnce(u64, &mut Splices) -> u64) -> Result<()> {
         let frame = |tree: &Tree, draft: &mut Draft| {
             let inode = tree.inode(self.find(tree, ino)?);
             if inode.kind() != FileKind::Regular {
                 return Err(Kind::InvalidArgument.into());
             }
             let mut splices = Splices::default();
-            let Some(plain_size) = change(inode.plain_size(), &mut splices) else {
-                return Ok(());
-            };
+            let plain_size = change(inode.plain_size(), &mut splices);
             let base = tree.wire(inode.version());
             let Splices {
                 packs,

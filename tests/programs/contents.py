@@ -148,6 +148,12 @@ def test_fallocate(library):
         fails(errno.EINVAL, lambda: fallocate(fd, 0, 0, 0), "fallocate of nothing")
         fails(errno.EINVAL, lambda: fallocate(fd, 0, -1, 10), "fallocate at a negative offset")
         fails(errno.EOPNOTSUPP, lambda: fallocate(fd, PUNCH_HOLE, 0, 10), "PUNCH_HOLE without KEEP_SIZE")
+        for mode in (0, KEEP_SIZE):
+            fails(errno.ENOSPC, lambda: fallocate(fd, mode, 0, 1 << 50), f"fallocate of more than there is with mode {mode}")
+        for mode in (0, KEEP_SIZE, ZERO_RANGE, PUNCH_HOLE | KEEP_SIZE):
+            os.utime(fd, (1, 1))
+            fallocate(fd, mode, 300_500, 10)
+            check(os.fstat(fd).st_mtime > 1, f"mtime after fallocate with mode {mode}")
     thrice(library, lambda: check(path.read_bytes() == expected, "content after fallocate"))
 
 
@@ -208,6 +214,43 @@ def test_mmap(library):
     run(script)
     with open("/bin/true", "rb") as f:
         same(script.read_bytes() == f.read(), True, "content of a program")
+
+
+def test_times_of_what_was_mapped(library):
+    """A time that was set stays when what was stored through a map before is written out; what is stored later moves it."""
+    path, then = library.mnt / "mapped", 10**18
+    path.write_bytes(bytes(100_000))
+
+    def stored(at):
+        with open(path, "r+b") as f:
+            mapped = mmap.mmap(f.fileno(), 100_000)
+        mapped[at] = 1
+        return mapped
+
+    for what, end in (("sync", os.sync), ("msync", lambda: mapped.flush()), ("munmap", lambda: mapped.close()), ("close of another", lambda: open(path, "r+b").close())):
+        for when in (then, 2**33 * 10**9):  # long ago, and in the year 2242
+            mapped = stored(1)
+            os.utime(path, ns=(when, when))
+            end()
+            same(os.stat(path).st_mtime_ns, when, f"mtime that was set, after {what}")
+            check(os.stat(path).st_ctime_ns < 2**32 * 10**9, f"ctime after {what} is not the present")
+            mapped.close()
+            same(os.stat(path).st_mtime_ns, when, f"mtime that was set, after {what} and munmap")
+    os.utime(path, ns=(then, then))
+    thrice(library, lambda: same(os.stat(path).st_mtime_ns, then, "mtime that was set in the end"))
+
+    mapped = stored(1)
+    os.utime(path, ns=(then, then))
+    mapped.flush()
+    mapped[2] = 1
+    mapped.flush()
+    check(os.stat(path).st_mtime_ns > then, "what is stored after msync moves no mtime")
+    os.utime(path, ns=(then, then))
+    with open(path, "r+b") as f:
+        f.write(b"write")
+    mapped[3] = 1
+    mapped.close()
+    check(os.stat(path).st_mtime_ns > then, "write beside a map moves no mtime")
 
 
 def test_direct(library):

@@ -11,9 +11,11 @@ import os
 import select
 import socket
 import stat
+import struct
 import subprocess
 import sys
-from common import call, check, content, drop_caches, fails, libc, main, run, same, thrice
+import time
+from common import Failed, call, check, content, drop_caches, fails, libc, main, run, same, thrice
 
 NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
 
@@ -114,6 +116,7 @@ def test_unlinked(library):
     os.mkdir(library.mnt / "d")
     d = os.open(library.mnt / "d", os.O_RDONLY)
     os.rmdir(library.mnt / "d")
+    same(os.fstat(d).st_nlink, 0, "links of a removed directory")
     same(os.listdir(d), [], "entries of a removed directory")
     fails(errno.ENOENT, lambda: os.open("x", os.O_CREAT | os.O_WRONLY, dir_fd=d), "creating in a removed directory")
     os.close(d)
@@ -178,6 +181,124 @@ def test_attributes(library):
     same(before[1].keys(), {"user.a", "user." + "n" * 250, "user.big"}, "names of attributes")
     same((before[0][b"-"][0], before[0][b"-"][2]), (before[0][b"second name"][0], 2), "inode and links of a hard link")
     thrice(library, lambda: check(all_of_it() == before, "attributes, times or inode numbers have changed"))
+
+
+def test_names_of_attributes(library):
+    """Extended attributes are in the name spaces of Linux, and `trusted.` is shown to root only; as on ext4."""
+    file, is_root = library.mnt / "file", os.geteuid() == 0
+    file.touch()
+    file.chmod(0o666)
+    actions = (lambda name: os.getxattr(file, name), lambda name: os.setxattr(file, name, b"1"), lambda name: os.removexattr(file, name))
+    for name in ("system.a", "system.posix_acl_access.x", "foo", "foo.bar", "usera.b", "USER.a", "btrfs.compression"):
+        for action in actions:
+            fails(errno.EOPNOTSUPP, lambda: action(name), f"an attribute {name}")
+    for name in ("user.",) + (("security.", "trusted.") if is_root else ()):
+        for action in actions:
+            fails(errno.EINVAL, lambda: action(name), f"an attribute {name}")
+    os.setxattr(file, "user.a", b"1")
+    both = os.XATTR_CREATE | os.XATTR_REPLACE
+    fails(errno.EEXIST, lambda: os.setxattr(file, "user.a", b"2", both), "XATTR_CREATE and XATTR_REPLACE of one that is there")
+    fails(errno.ENODATA, lambda: os.setxattr(file, "user.b", b"2", both), "XATTR_CREATE and XATTR_REPLACE of one that is not")
+    same(os.getxattr(file, "user.a"), b"1", "the value")
+    if is_root:
+        for name in ("trusted.a", "trusted.b", "security.a"):
+            os.setxattr(file, name, b"1")
+        same(sorted(os.listxattr(file)), ["security.a", "trusted.a", "trusted.b", "user.a"], "names that root sees")
+        buffer = ctypes.create_string_buffer(100)
+        for size in (0, 100):
+            length = as_user(1000, 1000, lambda: call(libc.listxattr, os.fsencode(file), buffer, size))
+            same(length, len(b"security.a\0user.a\0"), f"length of the names that others see, asked with {size}")
+        as_user(1000, 1000, lambda: same(sorted(os.listxattr(file)), ["security.a", "user.a"], "names that others see"))
+
+
+def test_lists_that_are_not_there(library):
+    """ACLs can be taken away where there are none: `setfacl -b` does so."""
+    file, folder = library.mnt / "file", library.mnt / "folder"
+    file.touch()
+    folder.mkdir()
+    for path, name in ((file, "access"), (folder, "access"), (folder, "default")):
+        attribute = "system.posix_acl_" + name
+        os.removexattr(path, attribute)
+        os.setxattr(path, attribute, struct.pack("<I", 2))  # a list of nothing
+        fails(errno.ENODATA, lambda: os.getxattr(path, attribute), f"the {name} list")
+    run("setfacl", "-m", "u:daemon:rw", file)
+    run("setfacl", "-b", file)
+    os.removexattr(file, "system.posix_acl_access")
+    fails(errno.ENODATA, lambda: os.removexattr(file, "user.none"), "removing another attribute")
+
+
+def as_user(uid, gid, action, groups=()):
+    """What `action` answers to another user; an OSError is raised here, too."""
+    answer, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups(groups)
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+            text = f"0 {action()}"
+        except OSError as e:
+            text = f"{e.errno} {e}"
+        except BaseException as e:
+            text = f"-1 {e}"
+        os.write(told, text.encode())
+        os._exit(0)
+    os.close(told)
+    with open(answer) as f:
+        number, text = f.read().split(" ", 1)
+    os.waitpid(child, 0)
+    if number == "-1":
+        raise Failed(text)
+    if number != "0":
+        raise OSError(int(number), text)
+    return int(text) if text.isdecimal() else None
+
+
+def test_set_id(library):
+    """Who takes set-id bits from a file by changing its contents or owner: as on ext4."""
+    if os.geteuid() != 0:
+        return
+    path, user = library.mnt / "program", 1000
+    path.write_bytes(b"program\n" * 1000)
+
+    def append(flags=0):
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | flags)
+        os.write(fd, b"x" * 4096)
+        os.close(fd)
+
+    def allocate():
+        fd = os.open(path, os.O_WRONLY)
+        call(libc.fallocate, fd, 0, ctypes.c_long(0), ctypes.c_long(100_000))
+        os.close(fd)
+
+    def after(mode, owner, action, who):
+        os.chown(path, *owner)
+        path.chmod(mode)
+        before = os.stat(path).st_ctime_ns
+        time.sleep(0.01)
+        as_user(*who, action) if who else action()
+        found = os.stat(path)
+        return oct(stat.S_IMODE(found.st_mode)), found.st_ctime_ns > before
+
+    # chown(-1, -1) is one like any other, but for who has no right to it.
+    chown_nothing = lambda: os.chown(path, -1, -1)
+    for who in (None, (user, user)):
+        same(after(0o6755, (user, user), chown_nothing, who), (oct(0o755), True), f"chown(-1, -1) by {who}")
+        same(after(0o2644, (user, user), chown_nothing, who), (oct(0o2644), True), f"chown(-1, -1) of a marked file by {who}")
+        same(after(0o644, (user, user), chown_nothing, who), (oct(0o644), True), f"chown(-1, -1) of an ordinary file by {who}")
+    try:  # EPERM elsewhere; over FUSE it cannot be told from what comes before a write, and changes nothing
+        same(after(0o6755, (0, 0), chown_nothing, (user, user)), (oct(0o6755), False), "chown(-1, -1) by another")
+    except PermissionError:
+        same(oct(stat.S_IMODE(os.stat(path).st_mode)), oct(0o6755), "mode after chown(-1, -1) by another")
+    for what, action in (("append", append), ("direct append", lambda: append(os.O_DIRECT)), ("truncate", lambda: os.truncate(path, 5)), ("fallocate", allocate)):
+        same(after(0o6777, (0, 0), action, None), (oct(0o6777), True), f"{what} by root")
+        same(after(0o6777, (0, 0), action, (user, user)), (oct(0o777), True), f"{what} by another")
+        same(after(0o2666, (0, 0), action, None), (oct(0o2666), True), f"{what} of a marked file by root")
+        same(after(0o2666, (0, user), action, (user, user)), (oct(0o2666), True), f"{what} of a marked file by one of its group")
+        same(after(0o6666, (0, 0), action, (user, user)), (oct(0o666), True), f"{what} of a marked file by another")
+    same(after(0o2644, (user, 7), lambda: os.chown(path, -1, user), (user, user)), (oct(0o644), True), "chgrp of a marked file from a foreign group")
+    same(after(0o2644, (user, user), lambda: os.chown(path, user, user), (user, user)), (oct(0o2644), True), "chown of a marked file by one of its group")
+    same(after(0o2644, (user, 7), lambda: os.chown(path, 8, 8), None), (oct(0o2644), True), "chown of a marked file by root")
 
 
 def test_privileges(library):

@@ -319,8 +319,7 @@ impl<'a> Copy<'a> {
         result
     }
 
-    /// Owner, extended attributes, permissions and times, in this order: a new owner takes set-id bits away, and an
-    /// ACL changes permissions.
+    /// Owner, extended attributes, permissions and times, in this order: an ACL changes permissions.
     fn attributes(&self, from: Ino, to: Ino) -> Result<()> {
         let attr = self.source.getattr(from)?;
         let now = self.target.getattr(to)?;

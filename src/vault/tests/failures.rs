@@ -1,8 +1,10 @@
 //! A store that fails once, or for good.
 
+use super::journal::RESERVE_BYTES;
 use super::*;
 use crate::index::{SegmentExtent, SegmentReader};
 use crate::store::Area;
+use crate::volume::Fallocate;
 
 /// Work, a publication of which one operation fails, more work, an end: everything is there afterwards.
 fn publication_fails(ahead: u64, errno: i32) -> bool {
@@ -376,4 +378,23 @@ fn a_full_disk_is_told_who_mounts_after_a_kill() {
     after.set_faults(Faults::default());
     let vault = open(&bench.code, &after).unwrap();
     assert!((0..12).all(|i| vault.lookup(ROOT, OsStr::new(&format!("f{i}"))).is_ok()));
+}
+
+#[test]
+fn what_is_allocated_must_have_room_but_for_what_is_there() {
+    let mut bench = Bench::new();
+    let ino = bench.put("f", &[1; 3 << 20]);
+    bench.remount().unwrap();
+    bench.halt_committer();
+    leave_room(&bench, RESERVE_BYTES / 4 + (2 << 20));
+    for keep_size in [true, false] {
+        let allocate = |plain_len| {
+            let mode = Fallocate::Allocate { keep_size };
+            bench.vault.fallocate(ino, 0, plain_len, mode)
+        };
+        assert!(allocate(6 << 20).unwrap_err().is_no_space());
+        allocate(4 << 20).unwrap();
+        let plain_size = bench.stat("f").unwrap().plain_size;
+        assert_eq!(plain_size, if keep_size { 3 << 20 } else { 4 << 20 });
+    }
 }

@@ -1,7 +1,10 @@
 //! Contents of one file: flushes in pieces, sizes and times.
 
+use std::time::Duration;
+
 use super::*;
 use crate::pack::BLOCK_PLAIN_LEN;
+use crate::volume::{SetTime, Time};
 
 const BLOCK: u64 = BLOCK_PLAIN_LEN as u64;
 
@@ -187,6 +190,52 @@ fn a_tail_that_a_stream_leaves_behind_is_as_old_as_it_is() {
             (state.dirty.end(), state.dirty_since),
             ((1 << 30) + 3, since)
         );
+    }
+    bench.vault.release(ino, handle);
+}
+
+#[test]
+fn what_is_written_back_keeps_a_time_that_was_set_just_now() {
+    let bench = Bench::new();
+    let ino = bench.make("f");
+    let handle = bench.vault.open(ino, libc::O_RDWR).unwrap();
+    let mtime = || bench.stat("f").unwrap().mtime;
+    let set = Time { sec: 7, nsec: 7 };
+    let set_mtime = || {
+        let change = SetAttr {
+            mtime: Some(SetTime::At(set)),
+            ..SetAttr::default()
+        };
+        bench.vault.setattr(ino, &change).unwrap();
+    };
+    let write_back = || bench.vault.write_back(ino, handle, 0, b"data").unwrap();
+
+    // Written back before and after; shown before it is written out, and after.
+    write_back();
+    set_mtime();
+    let ctime = bench.stat("f").unwrap().ctime;
+    write_back();
+    assert_eq!(mtime(), set);
+    bench.core().flush_ino(ino).unwrap();
+    assert_eq!((mtime(), bench.stat("f").unwrap().ctime), (set, ctime));
+
+    // Whatever says that it was stored later.
+    let later: [&dyn Fn(); 4] = [
+        &|| bench.vault.write(ino, handle, 0, b"data").unwrap(),
+        &|| bench.vault.flush(ino, handle).unwrap(),
+        &|| bench.fsync(ino).unwrap(),
+        &|| {
+            let long_ago = Instant::now().checked_sub(Duration::from_secs(61));
+            bench.core().file(ino).state.lock().mtime_set = long_ago;
+        },
+    ];
+    for happens in later {
+        set_mtime();
+        happens();
+        write_back();
+        assert!(mtime() > set);
+        bench.core().flush_ino(ino).unwrap();
+        assert!(mtime() > set);
     }
     bench.vault.release(ino, handle);
 }
