@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::Core;
-use crate::crypto::{HEADER_LEN, Magic};
+use crate::crypto::{HEADER_LEN, Header, Magic};
 use crate::error::{Error, Kind, Result};
 use crate::index::record::{Frame, Opening, PackLen};
 use crate::index::{Behind, SegmentExtent, SegmentReader};
@@ -58,7 +58,11 @@ impl Core {
             .map_or(0, |h| h.number);
         for id in found {
             let file = self.store.open_leftover(*id)?;
-            match magic(&*file)? {
+            let magic = magic(&*file)?;
+            if let Some(magic) = magic {
+                check_version(&*file, magic, *id)?;
+            }
+            match magic {
                 Some(Magic::Segment) => match self.read_segment(&file, *id) {
                     // One that was published already, or a copy or a base that was not finished.
                     Ok(segment)
@@ -185,6 +189,23 @@ pub(super) fn is_torn(e: &Error) -> bool {
         log::info!("{e}");
     }
     torn
+}
+
+/// Refuses what a later version left: it is not ours to judge, nor to remove.
+fn check_version(file: &dyn Growing, magic: Magic, id: ObjectId) -> Result<()> {
+    let mut bytes = [0; HEADER_LEN];
+    file.read_at(&mut bytes, 0)?;
+    let what = match Header::decode(&bytes, magic, id, &file.name()) {
+        Ok(header) if !header.writable() => "this version may read it, but not write".into(),
+        // Without its name in it the header is torn, and says nothing of versions.
+        Err(e) if bytes.ends_with(&id.0) => match e.kind() {
+            Kind::Unsupported(what) => what.clone(),
+            _ => return Ok(()),
+        },
+        _ => return Ok(()),
+    };
+    Err(Error::new(Kind::Unsupported(what), file.name())
+        .hint("a later version of hushfs left it: mount with that, or with --read-only"))
 }
 
 /// Whether a crash left nothing in a file, or less than it says what it is.

@@ -125,3 +125,23 @@ fn a_pack_with_an_unknown_read_only_feature_ends_writing_when_it_is_met() {
     assert_eq!(bench.read("kept").unwrap(), b"promised");
     assert!(bench.stat("d").is_none());
 }
+
+#[test]
+fn what_a_later_version_left_is_neither_adopted_nor_removed() {
+    // The format's version, and a feature that allows reading only.
+    for (at, value) in [(8, 2), (20, 4)] {
+        let mut bench = Bench::new();
+        bench.put("f", &[1; 100]);
+        let segment = bench.core().journal.lock().open_segment().unwrap();
+        let found = bench.store.leftovers().unwrap();
+        for id in found.iter().copied() {
+            bench.store.with_leftover(id, |bytes| bytes[at] = value);
+        }
+        let refused = bench.kill().unwrap_err();
+        assert_eq!(refused.exit_status(), crate::error::ExitStatus::NotLibrary);
+        assert!(found.contains(&segment) && found.len() == 2, "{refused}");
+        bench.store = bench.store.after_kill();
+        assert!(bench.kill().is_err());
+        assert_eq!(bench.store.after_kill().leftovers().unwrap().len(), 2);
+    }
+}
