@@ -12,8 +12,8 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
 use fuser::{
-    BackgroundSession, Config, Errno, INodeNo, InitFlags, KernelConfig, Notifier, ReplyEmpty,
-    Request, SessionACL,
+    BackgroundSession, Config, Errno, INodeNo, InitFlags, KernelConfig, Notifier, Request,
+    SessionACL,
 };
 
 use crate::error::{Error, Kind, Result};
@@ -25,7 +25,7 @@ mod types;
 mod uncached;
 
 use mapped::Mapped;
-use types::{Answer, is_ordinary, set_id_on_chown, set_id_on_write};
+use types::{is_ordinary, set_id_on_chown, set_id_on_write};
 use uncached::Uncached;
 
 /// The largest write in one request, in bytes: what the kernel's 256 pages per request allow.
@@ -217,12 +217,16 @@ impl Adapter {
         })
     }
 
-    /// Replies when the volume says so, from whichever thread that is. A callback that is dropped unused drops
-    /// the reply, and fuser then sends EIO.
-    fn sync(&self, op: &'static str, ino: INodeNo, reply: ReplyEmpty) {
+    /// Has all of a file made durable. `answer` is called when the volume says so, from whichever thread that is; with
+    /// one that is dropped unused, the reply is dropped, and fuser then sends EIO.
+    fn sync(
+        &self,
+        op: &'static str,
+        ino: INodeNo,
+        answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
         let _ = self.call(op, ino, |volume, node| {
-            let told =
-                move |result: Result<()>| reply.answer(result.map_err(|e| errno(op, ino, &e)));
+            let told = move |result: Result<()>| answer(result.map_err(|e| errno(op, ino, &e)));
             volume.fsync(node, Box::new(told));
             Ok(())
         });

@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use crate::crypto::{MasterKey, random_id};
 use crate::error::{Kind, Result};
+use crate::index::{Tree, replay};
 use crate::state::Place;
 use crate::store::{Access, DeviceId, DirStore};
 use crate::vault::{self, Vault};
-use crate::volume::Volume;
+use crate::volume::{Time, Volume};
 
 mod attach;
 mod background;
@@ -133,16 +134,41 @@ fn open(plan: Plan, library: &Path) -> Result<Arc<Vault>> {
     };
     match open_as(plan.device, false) {
         Err(e) if plan.accept_rollback => {
-            let went_back = matches!(e.kind(), Kind::RolledBack(_));
-            // What is missing may still come: what is written now must not bear the same numbers.
-            let device = match went_back && !plan.read_only {
-                true => random_id()?,
-                false => plan.device,
-            };
+            let mut device = plan.device;
+            if matches!(e.kind(), Kind::RolledBack(_))
+                && !plan.read_only
+                && lacks_own(library, &master, plan.place.as_ref(), device)?
+            {
+                // What is missing may still come: what is written now must not bear the same numbers.
+                device = random_id()?;
+                log::warn!(
+                    "segments of this machine are missing, so it writes as device {device} from now on: what lies in \
+                     new/{} does not show, and until there is a new library, no room is given back",
+                    plan.device
+                );
+            }
             open_as(device, true)
         }
         opened => opened,
     }
+}
+
+/// Whether the index is without segments of `device` that this machine has seen, or made.
+fn lacks_own(
+    library: &Path,
+    master: &MasterKey,
+    place: Option<&Place>,
+    device: DeviceId,
+) -> Result<bool> {
+    let remembered = place.map(Place::load).transpose()?.flatten();
+    let heads = remembered.map_or_else(Vec::new, |r| r.heads);
+    let Some(own) = heads.iter().find(|head| head.device == device) else {
+        return Ok(false);
+    };
+    let store = DirStore::open(library, Access::ReadOnly)?;
+    let there = replay(&store, master, Tree::new(0, 0, Time::now()))?;
+    let head = there.heads.get(&device);
+    Ok(head.is_none_or(|head| head.number < own.number))
 }
 
 /// Ends the mount at `mountpoint`, and waits until all is written and the process behind it has let the library

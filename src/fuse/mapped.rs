@@ -1,17 +1,17 @@
 //! Which files programs may change through memory maps. Such changes stay in the kernel until it writes them back, and
-//! until then we would answer "a hole" where there is data: cp and tar then copy zeros.
+//! until then we would answer "a hole" where there is data: cp and tar would copy zeros.
+//!
+//! The kernel cannot be made to write back from here: it would wait for an answer of this process, and could not be
+//! killed while it does.
 
 use std::collections::HashMap;
 
-use fuser::{INodeNo, Notifier};
+use fuser::{FileHandle, INodeNo};
 use parking_lot::Mutex;
 
-/// Files that are open for reading and writing, which shared maps need, with the number of handles.
+/// Handles for reading and writing, which shared maps need, of each file that has any.
 #[derive(Default)]
-pub(super) struct Mapped {
-    files: Mutex<HashMap<INodeNo, usize>>,
-    writing_back: Mutex<()>,
-}
+pub(super) struct Mapped(Mutex<HashMap<INodeNo, Vec<FileHandle>>>);
 
 /// Whether a map can be written through a handle with these flags.
 fn is_mappable(flags: i32) -> bool {
@@ -20,44 +20,32 @@ fn is_mappable(flags: i32) -> bool {
 
 impl Mapped {
     /// A file was opened.
-    pub(super) fn opened(&self, ino: INodeNo, flags: i32) {
+    pub(super) fn opened(&self, ino: INodeNo, handle: FileHandle, flags: i32) {
         if is_mappable(flags) {
-            *self.files.lock().entry(ino).or_insert(0) += 1;
+            self.0.lock().entry(ino).or_default().push(handle);
         }
     }
 
     /// A handle was released, and with it all maps that were made through it.
-    pub(super) fn released(&self, ino: INodeNo, flags: i32) {
+    pub(super) fn released(&self, ino: INodeNo, handle: FileHandle, flags: i32) {
         if !is_mappable(flags) {
             return;
         }
-        let mut files = self.files.lock();
+        let mut files = self.0.lock();
         if let Some(handles) = files.get_mut(&ino) {
-            *handles -= 1;
-            if *handles == 0 {
+            handles.retain(|h| *h != handle);
+            if handles.is_empty() {
                 files.remove(&ino);
             }
         }
     }
 
-    /// Has the kernel write back what is changed of a file, and drop what it has cached. False where that could not
-    /// be: the file may then hold data anywhere.
-    ///
-    /// Within a request this waits for other requests, so one thread does it at a time: the others answer those.
-    pub(super) fn write_back(&self, ino: INodeNo, kernel: &Notifier) -> bool {
-        if !self.files.lock().contains_key(&ino) {
-            return true;
-        }
-        let Some(_only) = self.writing_back.try_lock() else {
-            return false;
-        };
-        const TO_THE_END: i64 = 0;
-        match kernel.inval_inode(ino, 0, TO_THE_END) {
-            Ok(()) => true,
-            Err(e) => {
-                log::debug!("inode {ino}: not written back: {e}");
-                false
-            }
-        }
+    /// Whether somebody other than who asks through `handle` may have changed the file through a map. (Who changes
+    /// it so, and then looks for holes, has to call msync(2) in between.)
+    pub(super) fn by_others(&self, ino: INodeNo, handle: FileHandle) -> bool {
+        let files = self.0.lock();
+        files
+            .get(&ino)
+            .is_some_and(|handles| handles.iter().any(|h| *h != handle))
     }
 }

@@ -177,7 +177,7 @@ impl Filesystem for Adapter {
             self.call("open", ino, open)
         };
         reply.answer(opened.map(|handle| {
-            self.mapped.opened(ino, flags.0);
+            self.mapped.opened(ino, FileHandle(handle.0), flags.0);
             let flags = self.uncached.opened(ino, fopen_flags(flags.0));
             (handle, flags)
         }));
@@ -199,7 +199,7 @@ impl Filesystem for Adapter {
         match made {
             Ok((attr, handle)) => {
                 let (attr, mut opened) = (file_attr(&attr), fopen_flags(flags));
-                self.mapped.opened(attr.ino, flags);
+                self.mapped.opened(attr.ino, FileHandle(handle.0), flags);
                 if self.may_uncache {
                     opened |= self.uncached.created(attr.ino, flags);
                 }
@@ -244,10 +244,11 @@ impl Filesystem for Adapter {
         plain_offset: u64,
         data: &[u8],
         flags: WriteFlags,
-        _: OpenFlags,
+        open_flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let data_len = data.len() as u32;
         let set_id = match flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
             true => SetId::DropUnlessOf(req.gid()),
             false => SetId::Keep,
@@ -260,7 +261,12 @@ impl Filesystem for Adapter {
                 }
             })
         });
-        reply.answer(written.map(|()| data.len() as u32));
+        let answer = move |result: Result<(), Errno>| reply.answer(result.map(|()| data_len));
+        // Past the page cache the kernel leaves it to us what O_DSYNC promises.
+        match written.is_ok() && open_flags.0 & libc::O_DSYNC != 0 && self.uncached.is_open(ino) {
+            true => self.sync("write", ino, answer),
+            false => answer(written),
+        }
     }
 
     fn flush(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
@@ -282,12 +288,12 @@ impl Filesystem for Adapter {
             Ok(())
         });
         self.uncached.released(ino);
-        self.mapped.released(ino, flags.0);
+        self.mapped.released(ino, fh, flags.0);
         reply.answer(released);
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.sync("fsync", ino, reply);
+        self.sync("fsync", ino, |result| reply.answer(result));
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -364,7 +370,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.sync("fsyncdir", ino, reply);
+        self.sync("fsyncdir", ino, |result| reply.answer(result));
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
@@ -458,7 +464,7 @@ impl Filesystem for Adapter {
         &self,
         _: &Request,
         node: INodeNo,
-        _: FileHandle,
+        fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
@@ -466,8 +472,7 @@ impl Filesystem for Adapter {
         let found = self.call("lseek", node, |v, ino| {
             let plain_offset = u64::try_from(offset).map_err(|_| Kind::NoSuchOffset)?;
             let whence = seek_whence(whence)?;
-            let kernel = self.kernel.get();
-            if kernel.is_some_and(|kernel| !self.mapped.write_back(node, kernel)) {
+            if self.mapped.by_others(node, fh) {
                 return all_data(v.getattr(ino)?.plain_size, plain_offset, whence);
             }
             v.lseek(ino, plain_offset, whence)

@@ -56,6 +56,11 @@ impl Uncached {
         }
     }
 
+    /// Whether the handles of a file go past the cache.
+    pub(super) fn is_open(&self, ino: INodeNo) -> bool {
+        matches!(self.0.lock().get(&ino), Some(State::Open { .. }))
+    }
+
     /// A handle was released.
     pub(super) fn released(&self, ino: INodeNo) {
         let mut files = self.0.lock();

@@ -34,7 +34,8 @@ impl Core {
             return Ok(());
         }
         let mut left = self.sort_leftovers(&found)?;
-        for (id, file) in &left.packs {
+        let finished = left.finished.iter().map(|(pack, file)| (&pack.pack, file));
+        for (id, file) in left.packs.iter().chain(finished) {
             self.packs.pin(*id, file.clone())?;
         }
         let mut segments;
@@ -43,6 +44,11 @@ impl Core {
         let count = segments.len();
         let mut frames_left;
         (frames_left, left.condemned) = self.judge(&segments, accept)?;
+        // Nothing is refused any more: from here on there is a segment that says how long they are.
+        for (pack, file) in &left.finished {
+            file.sync()?;
+            self.store.publish(pack.pack, Area::Data)?;
+        }
         for segment in &mut segments {
             let is_whole = segment.is_closed && segment.frames.len() <= frames_left;
             segment.frames.truncate(frames_left);
@@ -180,14 +186,19 @@ impl Core {
                 Error::damaged(format_args!("new/{}/{}", self.device, left.id), why)
             })?;
         }
-        self.finish_adopted(writer, &others.finished)
+        let finished = others.finished.iter().map(|(pack, _)| *pack);
+        self.finish_adopted(writer, finished)
     }
 
-    fn finish_adopted(&self, mut writer: SegmentWriter, published: &[PackLen]) -> Result<()> {
+    fn finish_adopted(
+        &self,
+        mut writer: SegmentWriter,
+        published: impl Iterator<Item = PackLen>,
+    ) -> Result<()> {
         self.contents.finish_open()?;
         let finished = self.contents.finished();
-        let packs = finished.iter().chain(published);
-        let records: Vec<Record> = packs.map(|p| Record::Pack(*p)).collect();
+        let packs = finished.iter().copied().chain(published);
+        let records: Vec<Record> = packs.map(Record::Pack).collect();
         if !records.is_empty() {
             let counter = self.tree.read().next_counter();
             let frame = Frame {

@@ -199,9 +199,9 @@ pub struct FileState {
 impl FileState {
     /// Notes that something was written, or, with `is_write_back`, stored through a map some time ago.
     pub fn touch(&mut self, is_write_back: bool) {
-        /// After this what is written back was stored later: the kernel keeps nothing dirty for more than 35 s
-        /// (`dirty_expire_centisecs`, and the time between its rounds).
-        const WRITTEN_BACK: Duration = Duration::from_secs(60);
+        /// After this what is written back counts as stored later. Programs that set times end their maps, or close
+        /// the file, at once, and a change that moves no time is worse than a time that moves.
+        const WRITTEN_BACK: Duration = Duration::from_secs(5);
         let is_older = |set: Instant| is_write_back && set.elapsed() < WRITTEN_BACK;
         if !self.mtime_set.is_some_and(is_older) {
             (self.mtime, self.mtime_set) = (Some(Time::now()), None);

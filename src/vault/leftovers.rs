@@ -9,19 +9,20 @@ use crate::error::{Error, Kind, Result};
 use crate::index::record::{Frame, Opening, PackLen};
 use crate::index::{Behind, SegmentExtent, SegmentReader};
 use crate::pack::{PackId, PackReader};
-use crate::store::{Area, Growing, ObjectId};
+use crate::store::{Growing, ObjectId};
 
 #[derive(Default)]
 pub(super) struct Leftovers {
     pub segments: Vec<LeftSegment>,
     /// Those that were made on top of something that is lost.
     pub unreached: Vec<LeftSegment>,
-    /// Those whose first frame does not open, with frames behind it of which one says "durable before here".
+    /// Those whose header is damaged, or whose first frame does not open, with frames behind it of which one says
+    /// "durable before here".
     pub headless: Vec<ObjectId>,
     /// Packs that have no end.
     pub packs: HashMap<PackId, Arc<dyn Growing>>,
-    /// Packs that had one, and are published now.
-    pub finished: Vec<PackLen>,
+    /// Packs that have one.
+    pub finished: Vec<(PackLen, Arc<dyn Growing>)>,
     /// Packs that a frame that counts condemns: nothing in them matters, and they may be gone.
     pub condemned: HashSet<PackId>,
     /// What is of no use.
@@ -76,7 +77,7 @@ impl Core {
                     // Torn in its first frame: nothing was promised yet, or it is damaged.
                     Err(e) if is_torn(&e) => {
                         let behind = Behind::search(&*file, *id, &self.master, 0)?;
-                        match behind.durable_before {
+                        match behind.durable_before || is_header_damaged(&*file, *id)? {
                             true => left.headless.push(*id),
                             false => left.garbage.push(*id),
                         }
@@ -88,12 +89,8 @@ impl Core {
                         // Finished: it can be published as it is. Whether all in it opens, the frames will tell.
                         Ok(_) => {
                             let cipher_len = file.cipher_len()? as u32;
-                            file.sync()?;
-                            self.store.publish(*id, Area::Data)?;
-                            left.finished.push(PackLen {
-                                pack: *id,
-                                cipher_len,
-                            });
+                            let pack = *id;
+                            left.finished.push((PackLen { pack, cipher_len }, file));
                         }
                         Err(e) if is_torn(&e) => drop(left.packs.insert(*id, file)),
                         Err(e) => return Err(e),
@@ -189,6 +186,14 @@ pub(super) fn is_torn(e: &Error) -> bool {
         log::info!("{e}");
     }
     torn
+}
+
+/// Whether something changed the header of a segment: a crash takes all of it, or leaves zeros at its end.
+fn is_header_damaged(file: &dyn Growing, id: ObjectId) -> Result<bool> {
+    let mut bytes = [0; HEADER_LEN];
+    file.read_at(&mut bytes, 0)?;
+    let is_complete = bytes[HEADER_LEN - 4..].iter().any(|b| *b != 0);
+    Ok(is_complete && Header::decode(&bytes, Magic::Segment, id, &file.name()).is_err())
 }
 
 /// Refuses what a later version left: it is not ours to judge, nor to remove.

@@ -7,7 +7,7 @@ use super::Core;
 use super::contents::Subject;
 use crate::error::{Kind, Result};
 use crate::index::record::{BaseRef, Frame, Opening, Record, Relocate, SegmentId, Splices};
-use crate::index::{BaseCursor, ClosedSegment, PackInfo, Published, SegmentWriter, StampTable};
+use crate::index::{BaseCursor, ClosedSegment, Published, SegmentWriter, StampTable};
 use crate::pack::{BLOCK_PLAIN_LEN, PackId, PackReader};
 use crate::store::Area;
 use crate::volume::{Ino, Time};
@@ -244,15 +244,18 @@ impl Core {
     }
 
     fn empty_pack(&self, id: PackId) -> Result<()> {
-        let mut lost_bytes = 0;
-        let users: Vec<(Ino, Vec<(u64, u64)>)> = self.tree.read().users_of(id);
+        let mut lost: Vec<(Ino, u64, u64)> = Vec::new();
+        let users = self.tree.read().users_of(id);
         for (ino, ranges) in users {
-            lost_bytes += self.copy_readable(ino, &ranges)?;
+            self.copy_readable(ino, &ranges, &mut lost)?;
         }
         // What a flush sealed into it and did not frame yet is not seen in the tree.
         let sealing = self.sealing.write();
-        let live = |p: &PackInfo| p.live_plain_bytes;
-        if self.tree.read().find_pack(id).map_or(0, live) > lost_bytes {
+        let users = self.tree.read().users_of(id);
+        let mut live = users
+            .iter()
+            .flat_map(|(ino, ranges)| ranges.iter().map(|range| (*ino, range.0, range.1)));
+        if !live.all(|range| is_within(range, &lost)) {
             return Ok(());
         }
         // Frames name it that come before the copies: it goes when it is known to be condemned, as any pack.
@@ -266,21 +269,31 @@ impl Core {
         self.contents.discard_spoiled(id)
     }
 
-    /// Copies what opens of these ranges of a file; answers how many bytes do not.
-    fn copy_readable(&self, ino: Ino, ranges: &[(u64, u64)]) -> Result<u64> {
+    /// Copies what opens of these ranges of a file, and notes what does not.
+    fn copy_readable(
+        &self,
+        ino: Ino,
+        ranges: &[(u64, u64)],
+        lost: &mut Vec<(Ino, u64, u64)>,
+    ) -> Result<()> {
         const BLOCK: u64 = BLOCK_PLAIN_LEN as u64;
-        let mut lost_bytes = 0;
         let mut left = vec![ranges.to_vec()];
         while let Some(ranges) = left.pop() {
             match (self.copy_ranges(ino, &ranges), &ranges[..]) {
                 (Ok(_), _) => {}
                 (Err(e), _) if !matches!(e.kind(), Kind::Damaged(_)) => return Err(e),
                 (Err(e), &[(from, to)]) if to - from <= BLOCK => {
-                    let tree = self.tree.read();
-                    let path = tree.find(ino).map(|ix| tree.path(ix)).unwrap_or_default();
+                    let path = {
+                        let tree = self.tree.read();
+                        tree.find(ino).map(|ix| tree.path(ix)).unwrap_or_default()
+                    };
                     let path = path.escape_ascii();
                     log::error!("{path}: bytes {from} to {to} are lost: {e}");
-                    lost_bytes += to - from;
+                    lost.push((ino, from, to));
+                    if let Some(file) = self.opened(ino) {
+                        // Who closes it is told.
+                        file.state.lock().failures += 1;
+                    }
                 }
                 (Err(_), &[(from, to)]) => {
                     let middle = from + (to - from).div_ceil(2 * BLOCK) * BLOCK;
@@ -289,7 +302,7 @@ impl Core {
                 (Err(_), many) => left.extend(many.iter().map(|range| vec![*range])),
             }
         }
-        Ok(lost_bytes)
+        Ok(())
     }
 
     /// Notes a file that was closed, to be rewritten where it lies in too many pieces.
@@ -418,6 +431,16 @@ impl Core {
             }
         })
     }
+}
+
+/// Whether these bytes of a file are among those, which are in order and may adjoin.
+fn is_within((ino, mut from, to): (Ino, u64, u64), ranges: &[(Ino, u64, u64)]) -> bool {
+    for (_, start, end) in ranges.iter().filter(|range| range.0 == ino) {
+        if (*start..*end).contains(&from) {
+            from = *end;
+        }
+    }
+    from >= to
 }
 
 /// Ranges without holes that the extents (ascending) cover.
