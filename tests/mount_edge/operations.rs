@@ -296,6 +296,35 @@ fn what_is_not_there_is_asked_for_once() {
 }
 
 #[test]
+fn what_is_written_with_o_dsync_is_synced_each_time() {
+    if cannot_mount() {
+        return;
+    }
+    let m = Mount::new();
+    let open = |create: bool, flags: i32| {
+        OpenOptions::new()
+            .write(true)
+            .create_new(create)
+            .custom_flags(flags)
+            .open(m.path("log"))
+            .unwrap()
+    };
+    // The first goes past the page cache, the second beside it, the third, when these are closed, through it.
+    let creator = open(true, libc::O_DSYNC);
+    let beside = open(false, libc::O_SYNC);
+    let unsynced = open(false, 0);
+    for (calls, file) in [(1, &creator), (2, &beside)] {
+        file.write_all_at(b"line", 0).unwrap();
+        assert_eq!(m.calls("fsync"), calls);
+    }
+    unsynced.write_all_at(b"line", 0).unwrap();
+    assert_eq!(m.calls("fsync"), 2);
+    drop((creator, beside, unsynced));
+    open(false, libc::O_DSYNC).write_all_at(b"line", 0).unwrap();
+    assert_eq!(m.calls("fsync"), 3);
+}
+
+#[test]
 fn an_fsync_that_waits_keeps_nobody_waiting() {
     if cannot_mount() {
         return;

@@ -69,7 +69,9 @@ def test_holes_beside_maps(library):
     path, size = library.mnt / "mapped", 8 << 20
     expected = bytearray(size)
     with open(path, "wb") as f:
+        f.write(content("head", 5000))  # a file without any block is empty, to tar
         f.truncate(size)
+    expected[:5000] = content("head", 5000)
     # A process of its own: one that a descriptor was handed to writes the map back when it closes it.
     mapper = subprocess.Popen([sys.executable, "-c", MAPPER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
