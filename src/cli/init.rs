@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::foreign::ForeignArgs;
-use super::library::{Library, folders, remember};
+use super::library::{Library, NEW, folders, remember};
 use super::output::print_line;
 use super::secret::SecretArgs;
 use crate::crypto::MasterKey;
@@ -64,8 +64,8 @@ pub fn make(dir: &Path, secret: &SecretArgs) -> Result<MasterKey> {
     Ok(master)
 }
 
-/// Whether a library can be made here: there is nothing, but for the empty folders that an `init` leaves that was cut
-/// short, and what a new ext4 has.
+/// Whether a library can be made here: there is nothing, but for what an `init` leaves that was cut short, and what a
+/// new ext4 has.
 pub fn is_vacant(dir: &Path) -> Result<bool> {
     let at = |e| Error::io(e, dir);
     let entries = match fs::read_dir(dir) {
@@ -77,7 +77,12 @@ pub fn is_vacant(dir: &Path) -> Result<bool> {
         let entry = entry.map_err(at)?;
         let name = entry.file_name();
         let ours = folders().iter().any(|folder| name == **folder);
-        let empty = || fs::read_dir(entry.path()).is_ok_and(|mut inside| inside.next().is_none());
+        // Nothing, but for slots on their way into `key/`.
+        let begun = |e: &fs::DirEntry| name == NEW && e.path().extension() == Some("key".as_ref());
+        let empty = || {
+            let inside = fs::read_dir(entry.path());
+            inside.is_ok_and(|mut inside| inside.all(|e| e.is_ok_and(|e| begun(&e))))
+        };
         if name != "lost+found" && !(ours && empty()) {
             return Ok(false);
         }

@@ -169,7 +169,7 @@ fn init_refuses_what_is_not_empty() {
     assert_eq!(fs::read_dir(bench.path("full")).unwrap().count(), 1);
     // What an init leaves that was cut short is no hindrance to the next.
     fs::create_dir_all(bench.path("cut/key")).unwrap();
-    fs::create_dir_all(bench.path("cut/new")).unwrap();
+    fs::create_dir_all(bench.path("cut/new/0123456789abcdef0123456789abcdef.key")).unwrap();
     assert_eq!(bench.run("init --password-file pw cut").code, 0);
 }
 
