@@ -77,7 +77,8 @@ impl Core {
                     // Torn in its first frame: nothing was promised yet, or it is damaged.
                     Err(e) if is_torn(&e) => {
                         let behind = Behind::search(&*file, *id, &self.master, 0)?;
-                        match behind.durable_before || is_header_damaged(&*file, *id)? {
+                        let changed = changed_header(&*file, Magic::Segment, *id)?;
+                        match behind.durable_before || changed.is_some() {
                             true => left.headless.push(*id),
                             false => left.garbage.push(*id),
                         }
@@ -188,26 +189,32 @@ pub(super) fn is_torn(e: &Error) -> bool {
     torn
 }
 
-/// Whether something changed the header of a segment: a crash takes all of it, or leaves zeros at its end.
-fn is_header_damaged(file: &dyn Growing, id: ObjectId) -> Result<bool> {
+/// The header of a leftover, where it is not what this version wrote: a crash takes bytes of that, which are zeros then,
+/// and changes none.
+fn changed_header(
+    file: &dyn Growing,
+    magic: Magic,
+    id: ObjectId,
+) -> Result<Option<[u8; HEADER_LEN]>> {
     let mut bytes = [0; HEADER_LEN];
     file.read_at(&mut bytes, 0)?;
-    let is_complete = bytes[HEADER_LEN - 4..].iter().any(|b| *b != 0);
-    Ok(is_complete && Header::decode(&bytes, Magic::Segment, id, &file.name()).is_err())
+    let written = Header::new(magic, id).encode();
+    let is_changed = bytes.iter().zip(written).any(|(b, w)| *b != 0 && *b != w);
+    Ok(is_changed.then_some(bytes))
 }
 
 /// Refuses what a later version left: it is not ours to judge, nor to remove.
 fn check_version(file: &dyn Growing, magic: Magic, id: ObjectId) -> Result<()> {
-    let mut bytes = [0; HEADER_LEN];
-    file.read_at(&mut bytes, 0)?;
+    let Some(bytes) = changed_header(file, magic, id)? else {
+        return Ok(());
+    };
     let what = match Header::decode(&bytes, magic, id, &file.name()) {
         Ok(header) if !header.writable() => "this version may read it, but not write".into(),
-        // Without its name in it the header is torn, and says nothing of versions.
-        Err(e) if bytes.ends_with(&id.0) => match e.kind() {
+        Err(e) => match e.kind() {
             Kind::Unsupported(what) => what.clone(),
             _ => return Ok(()),
         },
-        _ => return Ok(()),
+        Ok(_) => return Ok(()),
     };
     Err(Error::new(Kind::Unsupported(what), file.name())
         .hint("a later version of hushfs left it: mount with that, or with --read-only"))
