@@ -195,6 +195,18 @@ impl Adapter {
         Ok(())
     }
 
+    /// Changes contents, and takes the privileges that a file must lose by that.
+    fn change_contents<T>(
+        &self,
+        op: &'static str,
+        ino: INodeNo,
+        set_id: SetId,
+        run: impl FnOnce(&dyn Volume, Ino) -> Result<T>,
+    ) -> Result<T, Errno> {
+        self.drop_privileges(ino, set_id)?;
+        self.change(op, ino, run)
+    }
+
     /// Changes attributes, and takes the privileges that a file must lose by that.
     fn set_attr(&self, req: &Request, ino: INodeNo, change: &SetAttr) -> Result<Attr, Errno> {
         self.change("setattr", ino, |v, ino| {

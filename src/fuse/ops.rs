@@ -253,13 +253,11 @@ impl Filesystem for Adapter {
             true => SetId::DropUnlessOf(req.gid()),
             false => SetId::Keep,
         };
-        let written = self.drop_privileges(ino, set_id).and_then(|()| {
-            self.change("write", ino, |v, ino| {
-                match flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
-                    true => v.write_back(ino, Handle(fh.0), plain_offset, data),
-                    false => v.write(ino, Handle(fh.0), plain_offset, data),
-                }
-            })
+        let written = self.change_contents("write", ino, set_id, |v, ino| {
+            match flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+                true => v.write_back(ino, Handle(fh.0), plain_offset, data),
+                false => v.write(ino, Handle(fh.0), plain_offset, data),
+            }
         });
         let answer = move |result: Result<(), Errno>| reply.answer(result.map(|()| data_len));
         // Past the page cache the kernel leaves it to us what O_DSYNC promises.
@@ -325,6 +323,7 @@ impl Filesystem for Adapter {
         });
         match listed {
             Err(e) if !some => reply.error(e),
+            // An error further on is met again there: the entries so far are the kernel's to know, and to forget.
             // An error further on is met again there: the entries so far are the kernel's to know, and to forget.
             _ => reply.ok(),
         }
@@ -450,13 +449,9 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let done = self
-            .drop_privileges(ino, set_id_on_write(req))
-            .and_then(|()| {
-                self.change("fallocate", ino, |v, ino| {
-                    v.fallocate(ino, plain_offset, plain_len, fallocate_mode(mode)?)
-                })
-            });
+        let done = self.change_contents("fallocate", ino, set_id_on_write(req), |v, ino| {
+            v.fallocate(ino, plain_offset, plain_len, fallocate_mode(mode)?)
+        });
         reply.answer(done);
     }
 
@@ -495,13 +490,9 @@ impl Filesystem for Adapter {
     ) {
         // The reply has 32 bits. Whole pages, so that a copy in several pieces stays aligned.
         let len = len.min(u64::from(!4095u32));
-        let copied = self
-            .drop_privileges(to, set_id_on_write(req))
-            .and_then(|()| {
-                self.change("copy_file_range", to, |v, to| {
-                    v.copy_file_range(Ino(from.0), from_offset, to, to_offset, len)
-                })
-            });
+        let copied = self.change_contents("copy_file_range", to, set_id_on_write(req), |v, to| {
+            v.copy_file_range(Ino(from.0), from_offset, to, to_offset, len)
+        });
         reply.answer(copied.map(|count| count as u32));
     }
 }

@@ -55,6 +55,13 @@ impl Core {
             }
             // What is dirty has an mtime of its own, which must not come after this one.
             self.flush_ino(ino)?;
+            if let Some(file) = self.opened(ino) {
+                let mut state = file.state.lock();
+                if state.mtime_set.is_some() {
+                    // What was written back while this was flushed keeps the time of no write before.
+                    state.mtime = None;
+                }
+            }
         }
         self.transact(|tree, draft| {
             let ix = self.find(tree, ino)?;

@@ -251,11 +251,8 @@ impl Core {
         }
         // What a flush sealed into it and did not frame yet is not seen in the tree.
         let sealing = self.sealing.write();
-        let users = self.tree.read().users_of(id);
-        let mut live = users
-            .iter()
-            .flat_map(|(ino, ranges)| ranges.iter().map(|range| (*ino, range.0, range.1)));
-        if !live.all(|range| is_within(range, &lost)) {
+        let pack = self.tree.read().find_pack(id).copied();
+        if pack.is_some_and(|p| p.live_plain_bytes > 0) && !self.is_lost(id, &lost) {
             return Ok(());
         }
         // Frames name it that come before the copies: it goes when it is known to be condemned, as any pack.
@@ -267,6 +264,18 @@ impl Core {
         self.contents.forget_unsynced(id);
         self.sync()?;
         self.contents.discard_spoiled(id)
+    }
+
+    /// Whether all that is live in a pack is among these bytes of files.
+    fn is_lost(&self, id: PackId, lost: &[(Ino, u64, u64)]) -> bool {
+        if lost.is_empty() {
+            return false;
+        }
+        let users = self.tree.read().users_of(id);
+        let mut live = users
+            .iter()
+            .flat_map(|(ino, ranges)| ranges.iter().map(|range| (*ino, range.0, range.1)));
+        live.all(|range| is_within(range, lost))
     }
 
     /// Copies what opens of these ranges of a file, and notes what does not.
@@ -292,7 +301,9 @@ impl Core {
                     lost.push((ino, from, to));
                     if let Some(file) = self.opened(ino) {
                         // Who closes it is told.
-                        file.state.lock().failures += 1;
+                        let mut state = file.state.lock();
+                        state.failures += 1;
+                        state.failed_for_space = false;
                     }
                 }
                 (Err(_), &[(from, to)]) => {
