@@ -59,9 +59,13 @@ impl Core {
             .map_or(0, |h| h.number);
         for id in found {
             let file = self.store.open_leftover(*id)?;
-            let magic = magic(&*file)?;
+            let Some(header) = read_header(&*file)? else {
+                left.garbage.push(*id);
+                continue;
+            };
+            let magic = header.first_chunk().and_then(Magic::from_bytes);
             if let Some(magic) = magic {
-                check_version(&*file, magic, *id)?;
+                check_version(&header, magic, *id, &file.name())?;
             }
             match magic {
                 Some(Magic::Segment) => match self.read_segment(&file, *id) {
@@ -77,8 +81,8 @@ impl Core {
                     // Torn in its first frame: nothing was promised yet, or it is damaged.
                     Err(e) if is_torn(&e) => {
                         let behind = Behind::search(&*file, *id, &self.master, 0)?;
-                        let changed = changed_header(&*file, Magic::Segment, *id)?;
-                        match behind.durable_before || changed.is_some() {
+                        let changed = is_changed(&header, Magic::Segment, *id);
+                        match behind.durable_before || changed {
                             true => left.headless.push(*id),
                             false => left.garbage.push(*id),
                         }
@@ -100,7 +104,6 @@ impl Core {
                     Err(e) => return Err(e),
                 },
                 Some(_) => left.garbage.push(*id),
-                None if is_blank(&*file)? => left.garbage.push(*id),
                 None => {
                     log::warn!(
                         "{}: is neither a segment nor a pack, and stays where it is",
@@ -189,53 +192,32 @@ pub(super) fn is_torn(e: &Error) -> bool {
     torn
 }
 
-/// The header of a leftover, where it is not what this version wrote: a crash takes bytes of that, which are zeros then,
-/// and changes none.
-fn changed_header(
-    file: &dyn Growing,
-    magic: Magic,
-    id: ObjectId,
-) -> Result<Option<[u8; HEADER_LEN]>> {
+/// The header of a leftover; `None` where it is too short for one, or all of it is zeros: a crash left nothing in it.
+fn read_header(file: &dyn Growing) -> Result<Option<[u8; HEADER_LEN]>> {
     let mut bytes = [0; HEADER_LEN];
-    file.read_at(&mut bytes, 0)?;
-    let written = Header::new(magic, id).encode();
-    let is_changed = bytes.iter().zip(written).any(|(b, w)| *b != 0 && *b != w);
-    Ok(is_changed.then_some(bytes))
-}
-
-/// Refuses what a later version left: it is not ours to judge, nor to remove.
-fn check_version(file: &dyn Growing, magic: Magic, id: ObjectId) -> Result<()> {
-    let Some(bytes) = changed_header(file, magic, id)? else {
-        return Ok(());
-    };
-    let what = match Header::decode(&bytes, magic, id, &file.name()) {
-        Ok(header) if !header.writable() => "this version may read it, but not write".into(),
-        Err(e) => match e.kind() {
-            Kind::Unsupported(what) => what.clone(),
-            _ => return Ok(()),
-        },
-        Ok(_) => return Ok(()),
-    };
-    Err(Error::new(Kind::Unsupported(what), file.name())
-        .hint("a later version of hushfs left it: mount with that, or with --read-only"))
-}
-
-/// Whether a crash left nothing in a file, or less than it says what it is.
-fn is_blank(file: &dyn Growing) -> Result<bool> {
-    if file.cipher_len()? < HEADER_LEN as u64 {
-        return Ok(true);
-    }
-    let mut first = [0; HEADER_LEN];
-    file.read_at(&mut first, 0)?;
-    Ok(first.iter().all(|b| *b == 0))
-}
-
-/// What kind of object a file is; `None` where it is too short, or of no kind.
-fn magic(file: &dyn Growing) -> Result<Option<Magic>> {
     if file.cipher_len()? < HEADER_LEN as u64 {
         return Ok(None);
     }
-    let mut first = [0; 8];
-    file.read_at(&mut first, 0)?;
-    Ok(Magic::from_bytes(&first))
+    file.read_at(&mut bytes, 0)?;
+    Ok(Some(bytes).filter(|bytes| bytes.iter().any(|b| *b != 0)))
+}
+
+/// Whether a header is not what this version wrote: a crash takes bytes of that, which are zeros then, and changes none.
+fn is_changed(bytes: &[u8; HEADER_LEN], magic: Magic, id: ObjectId) -> bool {
+    let written = Header::new(magic, id).encode();
+    bytes.iter().zip(written).any(|(b, w)| *b != 0 && *b != w)
+}
+
+/// Refuses what a later version left: it is not ours to judge, nor to remove.
+fn check_version(bytes: &[u8; HEADER_LEN], magic: Magic, id: ObjectId, name: &str) -> Result<()> {
+    let what = match Header::decode(bytes, magic, id, name) {
+        Ok(header) if !header.writable() => "this version may read it, but not write".into(),
+        Err(e) if is_changed(bytes, magic, id) => match e.kind() {
+            Kind::Unsupported(what) => what.clone(),
+            _ => return Ok(()),
+        },
+        _ => return Ok(()),
+    };
+    Err(Error::new(Kind::Unsupported(what), name)
+        .hint("a later version of hushfs left it: mount with that, or with --read-only"))
 }
