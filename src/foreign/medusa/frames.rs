@@ -212,6 +212,16 @@ pub enum Frames {
     Listed(Vec<(u64, u64)>),
 }
 
+impl Frames {
+    /// How many there are in a file with so much plaintext, in bytes.
+    pub fn count(&self, plain_size: u64) -> u64 {
+        match self {
+            Self::Canonical => plain_size.div_ceil(FRAME_PLAIN_LEN as u64),
+            Self::Listed(starts) => starts.len() as u64,
+        }
+    }
+}
+
 /// Finds the frames of a file of `len` bytes and how long its plaintext is; decrypts a block of each.
 pub fn scan(file: &File, key: &FernetKey, len: u64) -> Result<(Frames, u64)> {
     let damaged =

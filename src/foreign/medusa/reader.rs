@@ -42,6 +42,8 @@ pub struct FrameReader {
 /// or in another's place. MD5 takes longer than all else, so a thread does it beside the reading.
 struct Order {
     expected: [u8; 16],
+    /// Frames of the file.
+    count: u64,
     /// What waits for its turn. Locked after `digest`, or alone.
     early: Mutex<BTreeMap<u64, Arc<[u8]>>>,
     digest: Mutex<Md5>,
@@ -53,9 +55,10 @@ struct Order {
 }
 
 impl Order {
-    fn new(expected: [u8; 16]) -> Self {
+    fn new(expected: [u8; 16], count: u64) -> Self {
         Self {
             expected,
+            count,
             early: Mutex::default(),
             digest: Mutex::default(),
             next: AtomicU64::new(0),
@@ -68,12 +71,17 @@ impl Order {
         self.next.load(Ordering::Acquire)
     }
 
-    /// Takes the frame whose turn it is into the digest; false where it is not here.
+    /// Takes the frame whose turn it is into the digest; false where it is not here. The last one shows whether the
+    /// digest is right, whoever does it: a frame that was read before its turn may be taken by the thread beside.
     fn digest_one(&self, md5: &mut Md5) -> bool {
         let Some(plain) = self.take_next() else {
             return false;
         };
         md5.update(&plain);
+        if self.next() == self.count {
+            let digest: [u8; 16] = md5.clone().finalize().into();
+            self.wrong.store(digest != self.expected, Ordering::Release);
+        }
         true
     }
 
@@ -122,6 +130,7 @@ impl FrameReader {
         cache: Arc<BlockCache>,
     ) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let count = frames.count(plain_size);
         Self {
             file,
             key,
@@ -131,15 +140,12 @@ impl FrameReader {
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
             loading: Default::default(),
             recent: AtomicU64::new(0),
-            order: source_md5.map(|expected| Arc::new(Order::new(expected))),
+            order: source_md5.map(|expected| Arc::new(Order::new(expected, count))),
         }
     }
 
     fn count(&self) -> u64 {
-        match &self.frames {
-            Frames::Canonical => self.plain_size.div_ceil(FRAME_PLAIN_LEN as u64),
-            Frames::Listed(starts) => starts.len() as u64,
-        }
+        self.frames.count(self.plain_size)
     }
 
     /// The frame that holds this byte.
@@ -260,7 +266,7 @@ impl FrameReader {
         let Some(order) = &self.order else {
             return Ok(());
         };
-        let is_last = frame + 1 == self.count();
+        let is_last = frame + 1 == order.count;
         let waiting = {
             let mut early = order.early.lock();
             if frame < order.next() {
@@ -288,13 +294,12 @@ impl FrameReader {
 
     /// At the last frame: who has read nearly all in order has the rest done for him.
     fn finish(&self, order: &Order) -> Result<()> {
-        let count = self.count();
         let mut md5 = order.digest.lock();
         while order.digest_one(&mut md5) {}
-        if count - order.next() > EARLY_MAX as u64 {
+        if order.count - order.next() > EARLY_MAX as u64 {
             return Ok(());
         }
-        while order.next() < count {
+        while order.next() < order.count {
             let next = order.next();
             let plain = match self.cache.get(self.cache_key(next)) {
                 Some(plain) => plain,
@@ -303,11 +308,6 @@ impl FrameReader {
             order.early.lock().insert(next, plain);
             order.digest_one(&mut md5);
         }
-        let digest: [u8; 16] = md5.clone().finalize().into();
-        order.early.lock().clear();
-        order
-            .wrong
-            .store(digest != order.expected, Ordering::Release);
         Ok(())
     }
 }
@@ -336,6 +336,7 @@ impl Reader for FrameReader {
 mod tests {
     use super::*;
     use std::io::Write;
+    use std::time::{Duration, Instant};
 
     const FRAMES: usize = 40;
     const PIECE: usize = 256 << 10;
@@ -422,6 +423,13 @@ mod tests {
         for frame in 0..FRAMES - 1 {
             let at = (frame * FRAME_PLAIN_LEN) as u64;
             reader.read_exact_at(at, &mut byte).unwrap();
+        }
+        // The thread may have come to the last frame, which it was given before its turn.
+        let order = reader.order.as_ref().unwrap();
+        let end = Instant::now() + Duration::from_secs(60);
+        while order.working.load(Ordering::Acquire) {
+            assert!(Instant::now() < end, "the digest hangs");
+            std::thread::yield_now();
         }
         let last = ((FRAMES - 1) * FRAME_PLAIN_LEN) as u64;
         assert!(reader.read_exact_at(last, &mut byte).is_err());
