@@ -12,12 +12,12 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
 use fuser::{
-    BackgroundSession, Config, Errno, INodeNo, InitFlags, KernelConfig, Notifier, Request,
-    SessionACL,
+    BackgroundSession, Config, Errno, FileHandle, INodeNo, InitFlags, KernelConfig, Notifier,
+    Request, SessionACL,
 };
 
 use crate::error::{Error, Kind, Result};
-use crate::volume::{Attr, Ino, SetAttr, SetId, Volume};
+use crate::volume::{Attr, Handle, Ino, SetAttr, SetId, Volume};
 
 mod mapped;
 mod ops;
@@ -235,11 +235,12 @@ impl Adapter {
         &self,
         op: &'static str,
         ino: INodeNo,
+        fh: FileHandle,
         answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
         let _ = self.call(op, ino, |volume, node| {
             let told = move |result: Result<()>| answer(result.map_err(|e| errno(op, ino, &e)));
-            volume.fsync(node, Box::new(told));
+            volume.fsync(node, Handle(fh.0), Box::new(told));
             Ok(())
         });
     }

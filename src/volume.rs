@@ -389,8 +389,9 @@ pub trait Volume: Send + Sync {
     fn flush(&self, _ino: Ino, _handle: Handle) -> Result<()> {
         Ok(())
     }
-    /// Makes a file or directory durable; `done` may be called later and from another thread.
-    fn fsync(&self, _ino: Ino, done: Done) {
+    /// Makes a file or directory durable; `done` may be called later and from another thread. Errors of earlier writes
+    /// that the handle was not told of are told; a handle that is not open, as directories may have, is told none.
+    fn fsync(&self, _ino: Ino, _handle: Handle, done: Done) {
         done(Ok(()));
     }
     /// fallocate(2).

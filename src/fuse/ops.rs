@@ -262,7 +262,7 @@ impl Filesystem for Adapter {
         let answer = move |result: Result<(), Errno>| reply.answer(result.map(|()| data_len));
         // Past the page cache the kernel leaves it to us what O_DSYNC promises.
         match written.is_ok() && open_flags.0 & libc::O_DSYNC != 0 && self.uncached.is_open(ino) {
-            true => self.sync("write", ino, answer),
+            true => self.sync("write", ino, fh, answer),
             false => answer(written),
         }
     }
@@ -290,8 +290,8 @@ impl Filesystem for Adapter {
         reply.answer(released);
     }
 
-    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.sync("fsync", ino, |result| reply.answer(result));
+    fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.sync("fsync", ino, fh, |result| reply.answer(result));
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -323,7 +323,6 @@ impl Filesystem for Adapter {
         });
         match listed {
             Err(e) if !some => reply.error(e),
-            // An error further on is met again there: the entries so far are the kernel's to know, and to forget.
             // An error further on is met again there: the entries so far are the kernel's to know, and to forget.
             _ => reply.ok(),
         }
@@ -368,8 +367,8 @@ impl Filesystem for Adapter {
         reply.answer(released);
     }
 
-    fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.sync("fsyncdir", ino, |result| reply.answer(result));
+    fn fsyncdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.sync("fsyncdir", ino, fh, |result| reply.answer(result));
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {

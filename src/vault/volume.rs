@@ -1,6 +1,7 @@
 //! The vault as a volume: each request in a line or two.
 
 use std::ffi::OsStr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::names::Wanted;
@@ -9,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::volume::*;
 
 impl Vault {
-    fn core(&self) -> &Core {
+    fn core(&self) -> &Arc<Core> {
         &self.core
     }
 }
@@ -260,19 +261,17 @@ impl Volume for Vault {
         self.core().flush_handle(ino, handle)
     }
 
-    fn fsync(&self, ino: Ino, done: Done) {
+    fn fsync(&self, ino: Ino, handle: Handle, done: Done) {
         let core = self.core();
         if core.read_only {
             return done(Ok(()));
         }
-        if let Some(file) = core.opened(ino) {
-            // The kernel has written back before: what comes now was stored later.
-            file.state.lock().mtime_set = None;
+        if let Err(e) = core.flush_ino(ino) {
+            return done(core.tell_failures(ino, handle, Err(e)));
         }
-        match core.flush_ino(ino) {
-            Ok(()) => core.commit.request(done),
-            Err(e) => done(Err(e)),
-        }
+        let teller = Arc::clone(core);
+        let tell = move |synced| done(teller.tell_failures(ino, handle, synced));
+        core.commit.request(Box::new(tell));
     }
 
     fn fallocate(

@@ -126,10 +126,15 @@ impl Core {
         if self.read_only || !self.handles.lock().get(&handle.0).is_some_and(|h| h.writes) {
             return Ok(());
         }
+        let flushed = self.flush_ino(ino);
+        self.tell_failures(ino, handle, flushed)
+    }
+
+    /// What a handle is told when it flushes or syncs: how that went, or else a failure that it was not told of.
+    pub(super) fn tell_failures(&self, ino: Ino, handle: Handle, done: Result<()>) -> Result<()> {
         let Some(file) = self.opened(ino) else {
-            return Ok(());
+            return done;
         };
-        let flushed = self.flush_file(&file);
         let (failures, for_space) = {
             let mut state = file.state.lock();
             // The kernel has written back before: what comes now was stored later.
@@ -138,13 +143,13 @@ impl Core {
         };
         let mut handles = self.handles.lock();
         let Some(handle) = handles.get_mut(&handle.0) else {
-            return flushed;
+            return done;
         };
         let told = std::mem::replace(&mut handle.failures_seen, failures);
-        match flushed {
+        match done {
             Ok(()) if told < failures && for_space => Err(Kind::NoSpace.into()),
             Ok(()) if told < failures => Err(Error::from(Kind::Poisoned)),
-            flushed => flushed,
+            done => done,
         }
     }
 

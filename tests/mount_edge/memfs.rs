@@ -389,7 +389,7 @@ impl Volume for MemFs {
         Ok(())
     }
     /// Answers from another thread, after half a second; a directory's fails.
-    fn fsync(&self, ino: Ino, done: Done) {
+    fn fsync(&self, ino: Ino, _: Handle, done: Done) {
         let kind = self.count("fsync").get(ino).map(|node| node.attr.kind);
         thread::spawn(move || {
             thread::sleep(Duration::from_millis(500));

@@ -8,7 +8,7 @@ use hushfs::crypto::MasterKey;
 use hushfs::error::Result;
 use hushfs::store::{MemoryStore, ObjectId};
 use hushfs::vault::{Options, Vault};
-use hushfs::volume::{Attr, Caller, FileKind, Ino, ROOT, Volume};
+use hushfs::volume::{Attr, Caller, FileKind, Handle, Ino, ROOT, Volume};
 
 pub const CALLER: Caller = Caller {
     uid: 1000,
@@ -148,6 +148,7 @@ pub fn fsync(volume: &dyn Volume, ino: Ino) -> Result<()> {
     let (send, receive) = std::sync::mpsc::channel();
     volume.fsync(
         ino,
+        Handle(0),
         Box::new(move |done| send.send(done).expect("the test waits")),
     );
     receive

@@ -218,13 +218,11 @@ impl<'a> Copy<'a> {
         let (made, handle) =
             self.target
                 .create(parent, partial, attr.perm, libc::O_RDWR, caller(attr))?;
-        let copied = self.contents(found, made.ino, handle);
-        let flushed = self.target.flush(made.ino, handle);
+        let copied = self
+            .contents(found, made.ino, handle)
+            .and_then(|()| sync(self.target, made.ino, handle));
         self.target.release(made.ino, handle);
-        let done = copied
-            .and(flushed)
-            .and_then(|()| sync(self.target, made.ino))
-            .and_then(|()| self.compare(found, made.ino));
+        let done = copied.and_then(|()| self.compare(found, made.ino));
         if let Err(e) = done {
             let _ = self.target.unlink(parent, partial);
             self.target.forget(made.ino, 1);
@@ -382,8 +380,8 @@ fn caller(attr: &Attr) -> Caller {
     }
 }
 
-fn sync(volume: &dyn Volume, ino: Ino) -> Result<()> {
+fn sync(volume: &dyn Volume, ino: Ino, handle: Handle) -> Result<()> {
     let (done, synced) = mpsc::channel();
-    volume.fsync(ino, Box::new(move |result| drop(done.send(result))));
+    volume.fsync(ino, handle, Box::new(move |result| drop(done.send(result))));
     synced.recv().unwrap_or_else(|_| Err(Kind::TimedOut.into()))
 }

@@ -297,7 +297,7 @@ impl Volume for Mirror {
         }
     }
 
-    fn fsync(&self, ino: Ino, done: Done) {
+    fn fsync(&self, ino: Ino, _: Handle, done: Done) {
         // What is published is durable.
         done(match self.opened(ino) {
             Some(file) => self.publish(ino, &mut file.lock()),

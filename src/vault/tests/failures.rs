@@ -340,8 +340,9 @@ fn the_reserve_is_also_for_the_segment_that_a_deletion_needs() {
 fn what_is_lost_in_a_failed_pack_does_not_hold_up_every_sync() {
     let mut bench = Bench::new();
     bench.halt_committer();
-    bench.put("lost", &[1; 20_000]);
+    let lost = bench.put("lost", &[1; 20_000]);
     bench.put("kept", &[3; 20_000]);
+    let handle = bench.vault.open(lost, libc::O_RDWR).unwrap();
     // A write into the pack fails; then the first block of what it holds cannot be read.
     let ino = bench.make("fails");
     bench.fail(0, libc::EIO);
@@ -352,6 +353,17 @@ fn what_is_lost_in_a_failed_pack_does_not_hold_up_every_sync() {
     bench.core().empty_spoiled().unwrap();
     bench.core().sync().unwrap();
     assert!(bench.core().contents.spoiled().is_empty());
+    // Who has the file open is told once, by what asks first.
+    let told = [(); 2].map(|()| {
+        let (send, receive) = std::sync::mpsc::channel();
+        let done = Box::new(move |done| send.send(done).unwrap());
+        bench.vault.fsync(lost, handle, done);
+        bench.core().serve();
+        receive.try_recv().expect("an fsync is answered").is_err()
+    });
+    assert_eq!(told, [true, false]);
+    bench.vault.flush(lost, handle).unwrap();
+    bench.vault.release(lost, handle);
     bench.core().publish().unwrap();
     for _ in 0..2 {
         assert!(bench.read("later").unwrap() == [2; 3000]);

@@ -164,8 +164,11 @@ impl Bench {
 
     fn fsync(&self, ino: Ino) -> Result<()> {
         let (send, receive) = std::sync::mpsc::channel();
-        self.vault
-            .fsync(ino, Box::new(move |done| send.send(done).unwrap()));
+        self.vault.fsync(
+            ino,
+            Handle(0),
+            Box::new(move |done| send.send(done).unwrap()),
+        );
         receive
             .recv_timeout(std::time::Duration::from_secs(60))
             .expect("an fsync is answered")

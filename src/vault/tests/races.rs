@@ -181,6 +181,7 @@ fn an_fsync_does_not_wait_for_the_end_of_a_base() {
     let (send, receive) = std::sync::mpsc::channel();
     bench.vault.fsync(
         ROOT,
+        Handle(0),
         Box::new(move |done| {
             done.unwrap();
             send.send(()).unwrap();
