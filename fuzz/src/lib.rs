@@ -159,12 +159,7 @@ fn opening() -> Opening {
     Opening {
         device: ID,
         number: 1,
-        heads: Vec::new(),
-        newest_base: None,
-        slots: Vec::new(),
-        removed_slots: Vec::new(),
-        stamp_segments: None,
-        adopts: None,
+        ..Opening::default()
     }
 }
 

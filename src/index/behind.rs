@@ -11,59 +11,47 @@ use crate::store::Object;
 /// Bytes that are looked at together.
 const WINDOW: usize = 1 << 20;
 
-/// Frames that cannot be reached.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Behind {
-    /// How many open.
-    pub frames: u64,
-    /// One of them says that all before it was durable, and there was something.
-    pub durable_before: bool,
-}
-
-impl Behind {
-    /// Looks for frames in a segment behind `cipher_offset`, where one ends (0 where the opening does not open), at
-    /// every byte: a length prefix opens only where it was written. Takes a second for 4 MiB, so it is for what is
-    /// damaged only.
-    pub fn search(
-        object: &dyn Object,
-        id: SegmentId,
-        master: &MasterKey,
-        cipher_offset: u64,
-    ) -> Result<Self> {
-        let file_len = object.cipher_len()?;
-        let mut behind = Self::default();
-        if file_len < HEADER_LEN as u64 {
-            return Ok(behind);
-        }
-        let mut bytes = [0; HEADER_LEN];
-        object.read_at(&mut bytes, 0)?;
-        let Ok(header) = Header::decode(&bytes, Magic::Segment, id, &object.name()) else {
-            return Ok(behind); // without the key that it names, nothing opens
-        };
-        let key = master.object_key(&header);
-        let mut at = cipher_offset.max(HEADER_LEN as u64);
-        let mut window = Vec::new();
-        while at + LENGTH_SEALED_LEN as u64 <= file_len {
-            window.resize((file_len - at).min(WINDOW as u64) as usize, 0);
-            object.read_at(&mut window, at)?;
-            let Some((skip, plain_len)) = find_length(&key, &window, at) else {
-                at += (window.len() - LENGTH_SEALED_LEN + 1) as u64;
-                continue;
-            };
-            at += skip as u64;
-            match read_frame(object, &key, at, plain_len, file_len)? {
-                Some(frame) => {
-                    // What comes first in a segment says so of other segments, and may itself be all there was.
-                    let is_first = cipher_offset == 0 && behind.frames == 0;
-                    behind.frames += 1;
-                    behind.durable_before |= frame.durable_before && !is_first;
-                    at += (LENGTH_SEALED_LEN + plain_len + SEAL_OVERHEAD) as u64;
-                }
-                None => at += 1,
-            }
-        }
-        Ok(behind)
+/// Whether a segment holds a frame, behind `cipher_offset`, that says that what came before it was durable.
+/// `cipher_offset` is where a frame ends, or 0 where the opening does not open. Every byte is tried: a length prefix opens
+/// only where it was written. Takes a second for 4 MiB, so it is for what is damaged only.
+pub fn hides_durable(
+    object: &dyn Object,
+    id: SegmentId,
+    master: &MasterKey,
+    cipher_offset: u64,
+) -> Result<bool> {
+    let file_len = object.cipher_len()?;
+    if file_len < HEADER_LEN as u64 {
+        return Ok(false);
     }
+    let mut bytes = [0; HEADER_LEN];
+    object.read_at(&mut bytes, 0)?;
+    let Ok(header) = Header::decode(&bytes, Magic::Segment, id, &object.name()) else {
+        return Ok(false); // without the key that it names, nothing opens
+    };
+    let key = master.object_key(&header);
+    // What comes first in a segment says so of other segments, and may itself be all there was.
+    let mut is_first = cipher_offset == 0;
+    let mut at = cipher_offset.max(HEADER_LEN as u64);
+    let mut window = Vec::new();
+    while at + LENGTH_SEALED_LEN as u64 <= file_len {
+        window.resize((file_len - at).min(WINDOW as u64) as usize, 0);
+        object.read_at(&mut window, at)?;
+        let Some((skip, plain_len)) = find_length(&key, &window, at) else {
+            at += (window.len() - LENGTH_SEALED_LEN + 1) as u64;
+            continue;
+        };
+        at += skip as u64;
+        match read_frame(object, &key, at, plain_len, file_len)? {
+            Some(frame) if frame.durable_before && !is_first => return Ok(true),
+            Some(_) => {
+                is_first = false;
+                at += (LENGTH_SEALED_LEN + plain_len + SEAL_OVERHEAD) as u64;
+            }
+            None => at += 1,
+        }
+    }
+    Ok(false)
 }
 
 /// The first place in `window`, which begins at `cipher_offset`, where a length opens; and the length.

@@ -40,7 +40,7 @@ pub struct WireStamp {
 }
 
 /// The first frame of a segment: who wrote it, when in that writer's order, and what its writer had applied.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct Opening {
     /// Who writes.

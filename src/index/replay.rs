@@ -407,12 +407,7 @@ mod tests {
         let opening = Opening {
             device: ObjectId([1; 16]),
             number,
-            heads: Vec::new(),
-            newest_base: None,
-            slots: Vec::new(),
-            removed_slots: Vec::new(),
-            stamp_segments: None,
-            adopts: None,
+            ..Opening::default()
         };
         let mut writer = SegmentWriter::create(store, master, &opening).unwrap();
         let closed = writer.close(Vec::new()).unwrap();

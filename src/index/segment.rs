@@ -9,7 +9,9 @@ use sha2::{Digest, Sha256};
 
 use super::encoding::{from_cbor, to_cbor};
 use super::record::{Closing, Frame, Opening, SegmentId};
-use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, random};
+use crate::crypto::{
+    HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, random, random_id,
+};
 use crate::error::{Error, Result};
 use crate::pack::padme_len;
 use crate::store::{DeviceId, Growing, Object, Store};
@@ -68,8 +70,7 @@ pub struct ClosedSegment {
 impl SegmentWriter {
     /// Starts a segment in the store's `new/` folder.
     pub fn create(store: &dyn Store, master: &MasterKey, opening: &Opening) -> Result<Self> {
-        let mut id = SegmentId::default();
-        random(&mut id.0)?;
+        let id = random_id()?;
         let header = Header::new(Magic::Segment, id);
         let mut writer = Self {
             id,
@@ -258,16 +259,6 @@ impl SegmentReader {
         };
         let true_len = trailer.map_or(file_len, |(true_len, ..)| true_len);
         let digest = Sha256::new_with_prefix(bytes);
-        let opening = Opening {
-            device: DeviceId::default(),
-            number: 0,
-            heads: Vec::new(),
-            newest_base: None,
-            slots: Vec::new(),
-            removed_slots: Vec::new(),
-            stamp_segments: None,
-            adopts: None,
-        };
         let at = HEADER_LEN as u64;
         let (buffer, buffer_at) = (Vec::new(), at);
         let mut reader = Self {
@@ -283,7 +274,7 @@ impl SegmentReader {
             buffer_at,
             digest,
             frames: 0,
-            opening,
+            opening: Opening::default(),
             writable: header.writable(),
         };
         let Some((Part::Frame, plain)) = reader.message()? else {

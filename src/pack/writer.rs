@@ -8,9 +8,11 @@ use super::{
     BLOCK_CIPHER_LEN, BLOCK_PLAIN_LEN, MessageKind, PACK_CIPHER_LEN, PackId, Run, message_aad,
     padme_len,
 };
-use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, random};
+use crate::crypto::{
+    HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, random, random_id,
+};
 use crate::error::{Error, Kind, Result};
-use crate::store::{DeviceId, Growing, ObjectId, Store};
+use crate::store::{DeviceId, Growing, Store};
 
 /// Shortest pack, so that one that holds a single small file does not show its length.
 const PACK_LEN_FLOOR: u64 = 64 * 1024;
@@ -61,9 +63,7 @@ pub struct FinishedPack {
 impl PackWriter {
     /// Starts a pack in the store's `new/` folder.
     pub fn create(store: &dyn Store, master: &MasterKey, device: DeviceId) -> Result<Self> {
-        let mut id = [0; 16];
-        random(&mut id)?;
-        let id = ObjectId(id);
+        let id = random_id()?;
         let header = Header::new(Magic::Pack, id);
         let key = master.object_key(&header);
         let file = store.create(id)?;

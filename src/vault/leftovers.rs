@@ -7,7 +7,7 @@ use super::Core;
 use crate::crypto::{HEADER_LEN, Header, Magic};
 use crate::error::{Error, Kind, Result};
 use crate::index::record::{Frame, Opening, PackLen};
-use crate::index::{Behind, SegmentExtent, SegmentReader};
+use crate::index::{self, SegmentExtent, SegmentReader};
 use crate::pack::{PackId, PackReader};
 use crate::store::{Growing, ObjectId};
 
@@ -37,14 +37,14 @@ pub(super) struct LeftSegment {
     pub frames: Vec<Frame>,
     /// Its writer closed it: it is whole, and others may build on it.
     pub is_closed: bool,
-    /// What lies behind the last of its frames.
-    pub behind: Behind,
+    /// Something that was durable lies behind the last of its frames.
+    pub durable_behind: bool,
 }
 
 impl LeftSegment {
     /// Whether one of its frames says that what came before was durable.
     fn hides_durable(&self) -> bool {
-        self.behind.durable_before || self.frames.iter().any(|f| f.durable_before)
+        self.durable_behind || self.frames.iter().any(|f| f.durable_before)
     }
 }
 
@@ -80,9 +80,8 @@ impl Core {
                     Ok(segment) => left.segments.push(segment),
                     // Torn in its first frame: nothing was promised yet, or it is damaged.
                     Err(e) if is_torn(&e) => {
-                        let behind = Behind::search(&*file, *id, &self.master, 0)?;
-                        let changed = is_changed(&header, Magic::Segment, *id);
-                        match behind.durable_before || changed {
+                        let is_changed = is_changed(&header, Magic::Segment, *id);
+                        match is_changed || index::hides_durable(&*file, *id, &self.master, 0)? {
                             true => left.headless.push(*id),
                             false => left.garbage.push(*id),
                         }
@@ -123,7 +122,7 @@ impl Core {
             opening: reader.opening().clone(),
             frames: Vec::new(),
             is_closed: false,
-            behind: Behind::default(),
+            durable_behind: false,
         };
         // Nothing is adopted of a base, nor of a copy.
         if segment.opening.stamp_segments.is_none() && segment.opening.adopts.is_none() {
@@ -133,7 +132,8 @@ impl Core {
             })?;
             segment.is_closed = ending.closing.is_some();
             if !segment.is_closed {
-                segment.behind = Behind::search(&**file, id, &self.master, ending.frames_end)?;
+                let end = ending.frames_end;
+                segment.durable_behind = index::hides_durable(&**file, id, &self.master, end)?;
             }
         }
         Ok(segment)
@@ -164,7 +164,7 @@ impl Core {
 
     /// Nothing that was durable may lie where it cannot be reached.
     pub(super) fn check_reach(&self, left: &Leftovers, in_order: &[LeftSegment]) -> Result<()> {
-        let torn = in_order.iter().filter(|s| s.behind.durable_before);
+        let torn = in_order.iter().filter(|s| s.durable_behind);
         let unreached = left.unreached.iter().filter(|s| s.hides_durable());
         // One whose first frame is damaged may be a copy of another; of which, while that is there.
         let headless = left.headless.iter().filter(|_| in_order.is_empty());

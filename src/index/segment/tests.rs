@@ -7,12 +7,7 @@ fn opening(number: u64) -> Opening {
     Opening {
         device: ObjectId([1; 16]),
         number,
-        heads: Vec::new(),
-        newest_base: None,
-        slots: Vec::new(),
-        removed_slots: Vec::new(),
-        stamp_segments: None,
-        adopts: None,
+        ..Opening::default()
     }
 }
 
