@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::crypto::{MasterKey, random_id};
 use crate::error::{Kind, Result};
-use crate::index::{Tree, replay};
+use crate::index::{Tree, check_rollback, replay};
 use crate::state::Place;
 use crate::store::{Access, DeviceId, DirStore};
 use crate::vault::{self, Vault};
@@ -153,7 +153,7 @@ fn open(plan: Plan, library: &Path) -> Result<Arc<Vault>> {
     }
 }
 
-/// Whether the index is without segments of `device` that this machine has seen, or made.
+/// Whether the index is without segments of `device` that this machine has seen, or made, or has others in their place.
 fn lacks_own(
     library: &Path,
     master: &MasterKey,
@@ -167,8 +167,7 @@ fn lacks_own(
     };
     let store = DirStore::open(library, Access::ReadOnly)?;
     let there = replay(&store, master, Tree::new(0, 0, Time::now()))?;
-    let head = there.heads.get(&device);
-    Ok(head.is_none_or(|head| head.number < own.number))
+    Ok(check_rollback(&[*own], &there.heads).is_err())
 }
 
 /// Ends the mount at `mountpoint`, and waits until all is written and the process behind it has let the library

@@ -10,48 +10,62 @@ use crate::store::Object;
 
 /// Bytes that are looked at together.
 const WINDOW: usize = 1 << 20;
+/// No segment is as long: it is published at 4 MiB, and then at most one frame longer.
+const SEARCHED_LEN_MAX: u64 = 64 << 20;
 
-/// Whether a segment holds a frame, behind `cipher_offset`, that says that what came before it was durable.
-/// `cipher_offset` is where a frame ends, or 0 where the opening does not open. Every byte is tried: a length prefix opens
-/// only where it was written. Takes a second for 4 MiB, so it is for what is damaged only.
-pub fn hides_durable(
-    object: &dyn Object,
-    id: SegmentId,
-    master: &MasterKey,
-    cipher_offset: u64,
-) -> Result<bool> {
-    let file_len = object.cipher_len()?;
-    if file_len < HEADER_LEN as u64 {
-        return Ok(false);
-    }
-    let mut bytes = [0; HEADER_LEN];
-    object.read_at(&mut bytes, 0)?;
-    let Ok(header) = Header::decode(&bytes, Magic::Segment, id, &object.name()) else {
-        return Ok(false); // without the key that it names, nothing opens
-    };
-    let key = master.object_key(&header);
-    // What comes first in a segment says so of other segments, and may itself be all there was.
-    let mut is_first = cipher_offset == 0;
-    let mut at = cipher_offset.max(HEADER_LEN as u64);
-    let mut window = Vec::new();
-    while at + LENGTH_SEALED_LEN as u64 <= file_len {
-        window.resize((file_len - at).min(WINDOW as u64) as usize, 0);
-        object.read_at(&mut window, at)?;
-        let Some((skip, plain_len)) = find_length(&key, &window, at) else {
-            at += (window.len() - LENGTH_SEALED_LEN + 1) as u64;
-            continue;
-        };
-        at += skip as u64;
-        match read_frame(object, &key, at, plain_len, file_len)? {
-            Some(frame) if frame.durable_before && !is_first => return Ok(true),
-            Some(_) => {
-                is_first = false;
-                at += (LENGTH_SEALED_LEN + plain_len + SEAL_OVERHEAD) as u64;
-            }
-            None => at += 1,
+/// Frames that cannot be reached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Behind {
+    /// How many open.
+    pub frames: u64,
+    /// The counter of the last one that says that what came before it was durable; the first frame of a segment says it
+    /// of other segments, and may itself be all there was.
+    pub durable: Option<u64>,
+}
+
+impl Behind {
+    /// Looks for frames in a segment behind `cipher_offset`, where one ends (0 where the opening does not open), at
+    /// every byte: a length prefix opens only where it was written. Takes a second for 4 MiB, so it is for what is
+    /// damaged only, and looks at no more than [`SEARCHED_LEN_MAX`].
+    pub fn search(
+        object: &dyn Object,
+        id: SegmentId,
+        master: &MasterKey,
+        cipher_offset: u64,
+    ) -> Result<Self> {
+        let end = object.cipher_len()?.min(cipher_offset + SEARCHED_LEN_MAX);
+        let mut bytes = [0; HEADER_LEN];
+        if end >= HEADER_LEN as u64 {
+            object.read_at(&mut bytes, 0)?;
         }
+        // Where the header is what is damaged, it said nothing that is not known.
+        let header = Header::decode(&bytes, Magic::Segment, id, &object.name());
+        let key = master.object_key(&header.unwrap_or(Header::new(Magic::Segment, id)));
+        let mut behind = Self::default();
+        let mut at = cipher_offset.max(HEADER_LEN as u64);
+        let mut window = Vec::new();
+        while at + LENGTH_SEALED_LEN as u64 <= end {
+            window.resize((end - at).min(WINDOW as u64) as usize, 0);
+            object.read_at(&mut window, at)?;
+            let Some((skip, plain_len)) = find_length(&key, &window, at) else {
+                at += (window.len() - LENGTH_SEALED_LEN + 1) as u64;
+                continue;
+            };
+            at += skip as u64;
+            match read_frame(object, &key, at, plain_len, end)? {
+                Some(frame) => {
+                    let is_first = cipher_offset == 0 && behind.frames == 0;
+                    if frame.durable_before && !is_first {
+                        behind.durable = Some(frame.counter);
+                    }
+                    behind.frames += 1;
+                    at += (LENGTH_SEALED_LEN + plain_len + SEAL_OVERHEAD) as u64;
+                }
+                None => at += 1,
+            }
+        }
+        Ok(behind)
     }
-    Ok(false)
 }
 
 /// The first place in `window`, which begins at `cipher_offset`, where a length opens; and the length.

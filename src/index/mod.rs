@@ -14,7 +14,7 @@ mod slab;
 mod tree;
 
 pub use base::{BaseCursor, StampTable};
-pub use behind::hides_durable;
+pub use behind::Behind;
 pub use encoding::{from_cbor, to_cbor};
 pub use inode::{Inode, InodeIx, Link, LinkIx, ROOT_IX, Stamp};
 pub use replay::{Published, Replayed, check_rollback, replay};

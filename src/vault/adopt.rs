@@ -16,7 +16,7 @@ use crate::error::{Error, Kind, Result};
 use crate::index::extents::Extent;
 use crate::index::record::{Frame, PackLen, Record, Splice, Splices, StampSegment};
 use crate::index::{Published, SegmentWriter};
-use crate::pack::PackId;
+use crate::pack::{PackId, PackReader};
 use crate::state::Head;
 use crate::store::{Area, ObjectId};
 
@@ -34,8 +34,7 @@ impl Core {
             return Ok(());
         }
         let mut left = self.sort_leftovers(&found)?;
-        let finished = left.finished.iter().map(|(pack, file)| (&pack.pack, file));
-        for (id, file) in left.packs.iter().chain(finished) {
+        for (id, file) in left.packs.iter().chain(&left.finished) {
             self.packs.pin(*id, file.clone())?;
         }
         let mut segments;
@@ -44,10 +43,13 @@ impl Core {
         let count = segments.len();
         let mut frames_left;
         (frames_left, left.condemned) = self.judge(&segments, accept)?;
-        // Nothing is refused any more: from here on there is a segment that says how long they are.
-        for (pack, file) in &left.finished {
+        // Nothing is refused any more. First the copies that were torn: later it cannot be told that they are copies.
+        for headless in &left.headless {
+            self.store.discard(headless.id)?;
+        }
+        for (id, file) in &left.finished {
             file.sync()?;
-            self.store.publish(pack.pack, Area::Data)?;
+            self.store.publish(*id, Area::Data)?;
         }
         for segment in &mut segments {
             let is_whole = segment.is_closed && segment.frames.len() <= frames_left;
@@ -118,8 +120,8 @@ impl Core {
         }
         if end < frames.len() {
             let lost = frames.len() - end;
-            log::info!(
-                "the crash took the contents of the last {lost} frames or of some: they do not count"
+            log::warn!(
+                "the crash took the contents of the last {lost} changes or of some: these do not count"
             );
         }
         condemned_at.retain(|_, at| *at < end);
@@ -186,18 +188,13 @@ impl Core {
                 Error::damaged(format_args!("new/{}/{}", self.device, left.id), why)
             })?;
         }
-        let finished = others.finished.iter().map(|(pack, _)| *pack);
-        self.finish_adopted(writer, finished)
+        self.finish_adopted(writer)
     }
 
-    fn finish_adopted(
-        &self,
-        mut writer: SegmentWriter,
-        published: impl Iterator<Item = PackLen>,
-    ) -> Result<()> {
+    fn finish_adopted(&self, mut writer: SegmentWriter) -> Result<()> {
         self.contents.finish_open()?;
         let finished = self.contents.finished();
-        let packs = finished.iter().copied().chain(published);
+        let packs = finished.iter().copied().chain(self.unrecorded_packs()?);
         let records: Vec<Record> = packs.map(Record::Pack).collect();
         if !records.is_empty() {
             let counter = self.tree.read().next_counter();
@@ -236,6 +233,32 @@ impl Core {
             cipher_len,
         });
         Ok(())
+    }
+
+    /// Packs that frames name and whose lengths no record says, but which are published: by this adoption, or by one
+    /// that was cut short. Without a record nothing would tell a short one, nor ever condemn one.
+    fn unrecorded_packs(&self) -> Result<Vec<PackLen>> {
+        let unknown: Vec<PackId> = {
+            let tree = self.tree.read();
+            let unknown = tree.packs().iter().filter(|p| p.cipher_len.is_none());
+            unknown.map(|p| p.id).collect()
+        };
+        let mut packs = Vec::new();
+        for pack in unknown {
+            let opened = self.store.open(Area::Data, pack).and_then(|object| {
+                let cipher_len = object.cipher_len()? as u32;
+                // Whole, and not cut short by whoever copied the library.
+                PackReader::open(object, pack, &self.master)?.trailer()?;
+                Ok(PackLen { pack, cipher_len })
+            });
+            match opened {
+                Ok(known) => packs.push(known),
+                // Who reads what is in it is told.
+                Err(e) if is_torn(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(packs)
     }
 
     /// Lets a frame that counts name copies of what lies in leftovers.

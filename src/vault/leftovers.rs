@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::Core;
 use crate::crypto::{HEADER_LEN, Header, Magic};
 use crate::error::{Error, Kind, Result};
-use crate::index::record::{Frame, Opening, PackLen};
-use crate::index::{self, SegmentExtent, SegmentReader};
+use crate::index::record::{Frame, Opening};
+use crate::index::{Behind, SegmentExtent, SegmentReader};
 use crate::pack::{PackId, PackReader};
 use crate::store::{Growing, ObjectId};
 
@@ -16,13 +16,14 @@ pub(super) struct Leftovers {
     pub segments: Vec<LeftSegment>,
     /// Those that were made on top of something that is lost.
     pub unreached: Vec<LeftSegment>,
-    /// Those whose header is damaged, or whose first frame does not open, with frames behind it of which one says
-    /// "durable before here".
-    pub headless: Vec<ObjectId>,
+    /// Those that are published already.
+    pub published: Vec<LeftSegment>,
+    /// Those whose header or first frame is damaged, so that no frame can be reached.
+    pub headless: Vec<Headless>,
     /// Packs that have no end.
     pub packs: HashMap<PackId, Arc<dyn Growing>>,
     /// Packs that have one.
-    pub finished: Vec<(PackLen, Arc<dyn Growing>)>,
+    pub finished: HashMap<PackId, Arc<dyn Growing>>,
     /// Packs that a frame that counts condemns: nothing in them matters, and they may be gone.
     pub condemned: HashSet<PackId>,
     /// What is of no use.
@@ -37,14 +38,20 @@ pub(super) struct LeftSegment {
     pub frames: Vec<Frame>,
     /// Its writer closed it: it is whole, and others may build on it.
     pub is_closed: bool,
-    /// Something that was durable lies behind the last of its frames.
-    pub durable_behind: bool,
+    /// What lies behind the last of its frames.
+    pub behind: Behind,
+}
+
+pub(super) struct Headless {
+    pub id: ObjectId,
+    /// See [`Behind::durable`]; `None` where no crash explains what became of the header.
+    durable: Option<u64>,
 }
 
 impl LeftSegment {
     /// Whether one of its frames says that what came before was durable.
     fn hides_durable(&self) -> bool {
-        self.durable_behind || self.frames.iter().any(|f| f.durable_before)
+        self.behind.durable.is_some() || self.frames.iter().any(|f| f.durable_before)
     }
 }
 
@@ -69,33 +76,24 @@ impl Core {
             }
             match magic {
                 Some(Magic::Segment) => match self.read_segment(&file, *id) {
-                    // One that was published already, or a copy or a base that was not finished.
                     Ok(segment)
                         if segment.opening.adopts.is_some()
-                            || segment.opening.number <= published
                             || segment.opening.device != self.device =>
                     {
+                        left.garbage.push(*id); // a copy or a base that was not finished
+                    }
+                    Ok(segment) if segment.opening.number <= published => {
                         left.garbage.push(*id);
+                        left.published.push(segment);
                     }
                     Ok(segment) => left.segments.push(segment),
-                    // Torn in its first frame: nothing was promised yet, or it is damaged.
-                    Err(e) if is_torn(&e) => {
-                        let is_changed = is_changed(&header, Magic::Segment, *id);
-                        match is_changed || index::hides_durable(&*file, *id, &self.master, 0)? {
-                            true => left.headless.push(*id),
-                            false => left.garbage.push(*id),
-                        }
-                    }
+                    Err(e) if is_torn(&e) => self.sort_headless(&*file, *id, &header, &mut left)?,
                     Err(e) => return Err(e),
                 },
                 Some(Magic::Pack) => match PackReader::open(file.clone(), *id, &self.master) {
                     Ok(reader) => match reader.trailer() {
                         // Finished: it can be published as it is. Whether all in it opens, the frames will tell.
-                        Ok(_) => {
-                            let cipher_len = file.cipher_len()? as u32;
-                            let pack = *id;
-                            left.finished.push((PackLen { pack, cipher_len }, file));
-                        }
+                        Ok(_) => drop(left.finished.insert(*id, file)),
                         Err(e) if is_torn(&e) => drop(left.packs.insert(*id, file)),
                         Err(e) => return Err(e),
                     },
@@ -103,16 +101,42 @@ impl Core {
                     Err(e) => return Err(e),
                 },
                 Some(_) => left.garbage.push(*id),
-                None => {
-                    log::warn!(
-                        "{}: is neither a segment nor a pack, and stays where it is",
-                        file.name()
-                    );
-                    left.strange.push(*id);
-                }
+                None => self.sort_headless(&*file, *id, &header, &mut left)?,
             }
         }
         Ok(left)
+    }
+
+    /// What cannot be opened by its first bytes: a segment that hides something, one that a crash left nothing in that
+    /// counts, or something else.
+    fn sort_headless(
+        &self,
+        file: &dyn Growing,
+        id: ObjectId,
+        header: &[u8; HEADER_LEN],
+        left: &mut Leftovers,
+    ) -> Result<()> {
+        let behind = Behind::search(file, id, &self.master, 0)?;
+        let is_changed = [Magic::Segment, Magic::Pack]
+            .into_iter()
+            .all(|magic| is_changed(header, magic, id));
+        let durable = behind.durable;
+        if durable.is_some() || is_changed && is_ours(header, id) {
+            left.headless.push(Headless { id, durable });
+        } else if is_changed {
+            let name = file.name();
+            log::warn!("{name}: is neither a segment nor a pack, and stays where it is");
+            left.strange.push(id);
+        } else {
+            if behind.frames > 0 {
+                let (name, count) = (file.name(), behind.frames);
+                log::warn!(
+                    "{name}: the crash took its beginning, so the {count} changes behind it do not count"
+                );
+            }
+            left.garbage.push(id);
+        }
+        Ok(())
     }
 
     fn read_segment(&self, file: &Arc<dyn Growing>, id: ObjectId) -> Result<LeftSegment> {
@@ -122,7 +146,7 @@ impl Core {
             opening: reader.opening().clone(),
             frames: Vec::new(),
             is_closed: false,
-            durable_behind: false,
+            behind: Behind::default(),
         };
         // Nothing is adopted of a base, nor of a copy.
         if segment.opening.stamp_segments.is_none() && segment.opening.adopts.is_none() {
@@ -132,8 +156,7 @@ impl Core {
             })?;
             segment.is_closed = ending.closing.is_some();
             if !segment.is_closed {
-                let end = ending.frames_end;
-                segment.durable_behind = index::hides_durable(&**file, id, &self.master, end)?;
+                segment.behind = Behind::search(&**file, id, &self.master, ending.frames_end)?;
             }
         }
         Ok(segment)
@@ -164,11 +187,21 @@ impl Core {
 
     /// Nothing that was durable may lie where it cannot be reached.
     pub(super) fn check_reach(&self, left: &Leftovers, in_order: &[LeftSegment]) -> Result<()> {
-        let torn = in_order.iter().filter(|s| s.durable_behind);
+        let torn = in_order.iter().filter(|s| s.behind.durable.is_some());
         let unreached = left.unreached.iter().filter(|s| s.hides_durable());
-        // One whose first frame is damaged may be a copy of another; of which, while that is there.
-        let headless = left.headless.iter().filter(|_| in_order.is_empty());
-        let mut hidden = torn.chain(unreached).map(|s| s.id).chain(headless.copied());
+        // One that a crash tore may be the copy of another that was not finished: what is in that is not lost.
+        let is_there = |counter| {
+            let mut readable = in_order.iter().chain(&left.published);
+            readable.any(|s| s.frames.iter().any(|f| f.counter == counter))
+        };
+        let headless = left
+            .headless
+            .iter()
+            .filter(|h| !h.durable.is_some_and(is_there));
+        let mut hidden = torn
+            .chain(unreached)
+            .map(|s| s.id)
+            .chain(headless.map(|h| h.id));
         let Some(id) = hidden.next() else {
             return Ok(());
         };
@@ -192,14 +225,21 @@ pub(super) fn is_torn(e: &Error) -> bool {
     torn
 }
 
-/// The header of a leftover; `None` where it is too short for one, or all of it is zeros: a crash left nothing in it.
+/// The header of a leftover; `None` where it is too short for one: a crash left nothing in it.
 fn read_header(file: &dyn Growing) -> Result<Option<[u8; HEADER_LEN]>> {
     let mut bytes = [0; HEADER_LEN];
     if file.cipher_len()? < HEADER_LEN as u64 {
         return Ok(None);
     }
     file.read_at(&mut bytes, 0)?;
-    Ok(Some(bytes).filter(|bytes| bytes.iter().any(|b| *b != 0)))
+    Ok(Some(bytes))
+}
+
+/// Whether a header with another beginning is otherwise what this version writes.
+fn is_ours(bytes: &[u8; HEADER_LEN], id: ObjectId) -> bool {
+    let written = Header::new(Magic::Segment, id).encode();
+    let from = Magic::Segment.bytes().len();
+    bytes[..from] == written[..from] || bytes[from..] == written[from..]
 }
 
 /// Whether a header is not what this version wrote: a crash takes bytes of that, which are zeros then, and changes none.

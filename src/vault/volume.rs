@@ -266,6 +266,10 @@ impl Volume for Vault {
         if core.read_only {
             return done(Ok(()));
         }
+        if let Some(file) = core.opened(ino) {
+            // The kernel has written back before: what comes now was stored later.
+            file.state.lock().mtime_set = None;
+        }
         if let Err(e) = core.flush_ino(ino) {
             return done(core.tell_failures(ino, handle, Err(e)));
         }

@@ -127,6 +127,10 @@ impl Core {
             return Ok(());
         }
         let flushed = self.flush_ino(ino);
+        if let Some(file) = self.opened(ino) {
+            // The kernel has written back before: what comes now was stored later.
+            file.state.lock().mtime_set = None;
+        }
         self.tell_failures(ino, handle, flushed)
     }
 
@@ -136,9 +140,7 @@ impl Core {
             return done;
         };
         let (failures, for_space) = {
-            let mut state = file.state.lock();
-            // The kernel has written back before: what comes now was stored later.
-            state.mtime_set = None;
+            let state = file.state.lock();
             (state.failures, state.failed_for_space)
         };
         let mut handles = self.handles.lock();

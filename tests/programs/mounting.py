@@ -6,6 +6,7 @@ import os
 import pty
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import termios
@@ -221,6 +222,49 @@ def test_late_segments(library):
         for name in ("first", "late", "meanwhile"):
             check((library.mnt / name).read_bytes() == content(name, 100_000), f"content of {name}")
         library.umount()
+
+
+def test_forked_segments(library):
+    """A copy of the library, and of what this machine knows of it, takes its place, and is accepted: both go on, and can
+    be put together."""
+    state = Path(library.env["XDG_STATE_HOME"])
+    places = {library.dir: "library", state: "state"}
+
+    def keep(name):
+        for place, kind in places.items():
+            shutil.copytree(place, library.base / f"{name}-{kind}")
+
+    def put(name, kinds=("library", "state")):
+        for place, kind in places.items():
+            if kind in kinds:
+                shutil.rmtree(place)
+                shutil.copytree(library.base / f"{name}-{kind}", place)
+
+    def write(name, *options):
+        library.mount(*options)
+        (library.mnt / name).write_bytes(content(name, 100_000))
+        library.umount()
+
+    library.umount()
+    keep("common")
+    write("ours")
+    keep("ours")
+    put("common")
+    write("theirs")
+    keep("theirs")
+    write("later")
+    put("ours", ("state",))
+    later = library.base / "later-library"
+    shutil.copytree(library.dir, later)
+    put("theirs", ("library",))
+    argv = ["mount", "--password-file", library.password_file, library.dir, library.mnt]
+    library.hushfs(*argv, ok=(5,))
+    for name in "meanwhile", "more":
+        write(name, *["--accept-rollback"] * (name == "meanwhile"))
+    shutil.copytree(later, library.dir, dirs_exist_ok=True, ignore=shutil.ignore_patterns("new"))
+    library.mount()
+    for name in ("theirs", "later", "meanwhile", "more"):
+        check((library.mnt / name).read_bytes() == content(name, 100_000), f"content of {name}")
 
 
 def echoes(terminal):

@@ -182,8 +182,8 @@ fn a_damaged_first_frame_hides_nothing_durable() {
     bench.fsync(dir).unwrap();
     bench.mkdir("last");
     let open = bench.core().journal.lock().open_segment().unwrap();
-    // In the reserved bytes of the header, in the id, in the length of the first frame, and in that.
-    for at in [28, 40, 50, crate::crypto::HEADER_LEN + 40] {
+    // In the magic, in the reserved bytes of the header, in the id, in the length of the first frame, and in that.
+    for at in [0, 7, 28, 40, 50, crate::crypto::HEADER_LEN + 40] {
         bench.store.with_leftover(open, |bytes| bytes[at] ^= 1);
         let refused = bench.kill().unwrap_err();
         assert_eq!(
@@ -196,6 +196,86 @@ fn a_damaged_first_frame_hides_nothing_durable() {
     }
     bench.kill().unwrap();
     assert!(bench.stat("d").is_some() && bench.stat("last").is_some());
+}
+
+#[test]
+fn a_front_of_zeros_hides_nothing_durable() {
+    for zeros in [crate::crypto::HEADER_LEN, 512, 4096] {
+        let mut bench = Bench::new();
+        for i in 0..60 {
+            let dir = bench.mkdir(&format!("d{i}"));
+            bench.fsync(dir).unwrap();
+        }
+        let open = bench.core().journal.lock().open_segment().unwrap();
+        let whole = bench.store.with_leftover(open, |bytes| {
+            let whole = bytes.clone();
+            bytes[..zeros].fill(0);
+            whole
+        });
+        let refused = bench.kill().unwrap_err();
+        assert_eq!(refused.errno(), libc::EIO, "{refused}");
+        bench
+            .store
+            .with_leftover(open, |bytes| *bytes = whole.unwrap());
+        bench.kill().unwrap();
+        assert!(bench.stat("d59").is_some());
+    }
+}
+
+/// Closes the open segment, which then waits in vain for being published.
+fn close_unpublished(bench: &Bench) {
+    let core = bench.core();
+    let mut journal = core.journal.lock();
+    let closed = journal.close_segment(&core.tree).unwrap().unwrap();
+    closed.file.sync().unwrap();
+    journal.closed(closed);
+    journal.published();
+}
+
+#[test]
+fn a_damaged_first_frame_behind_a_whole_segment_hides_nothing_durable() {
+    let mut bench = Bench::new();
+    bench.halt_committer();
+    bench.mkdir("closed");
+    close_unpublished(&bench);
+    for i in 0..3 {
+        bench.mkdir(&format!("d{i}"));
+        bench.core().sync().unwrap();
+    }
+    let open = bench.core().journal.lock().open_segment().unwrap();
+    let at = crate::crypto::HEADER_LEN + 40;
+    bench.store.with_leftover(open, |bytes| bytes[at] ^= 1);
+    let refused = bench.kill().unwrap_err();
+    assert_eq!(refused.errno(), libc::EIO, "{refused}");
+    bench.store.with_leftover(open, |bytes| bytes[at] ^= 1);
+    bench.kill().unwrap();
+    assert!(bench.stat("closed").is_some() && bench.stat("d2").is_some());
+}
+
+#[test]
+fn a_full_pack_whose_adoption_is_cut_short_can_be_collected() {
+    let mut bench = Bench::new();
+    let ino = bench.put("f", &[1; 5000]);
+    bench.core().contents.finish_open().unwrap();
+    bench.fsync(ino).unwrap();
+    let pack = bench.core().contents.finished()[0].pack;
+    bench.store = bench.store.after_kill();
+    bench.store.publish(pack, crate::store::Area::Data).unwrap();
+    bench.kill().unwrap();
+    assert!(bench.read("f").unwrap() == [1; 5000]);
+    assert!(
+        bench
+            .core()
+            .tree
+            .read()
+            .find_pack(pack)
+            .unwrap()
+            .cipher_len
+            .is_some()
+    );
+    bench.unlink("f");
+    bench.core().collect().unwrap();
+    assert!(bench.store.objects(crate::store::Area::Data).is_empty());
 }
 
 #[test]

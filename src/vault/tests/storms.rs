@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::store::Area;
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -117,6 +118,7 @@ impl Storm {
     fn crashed(&mut self) {
         self.bench.halt_committer();
         self.pending.clear();
+        check_packs(&self.bench);
     }
 
     fn check(&self, bench: &Bench, moment: &str) {
@@ -133,6 +135,15 @@ impl Storm {
     }
 }
 
+/// Of every published pack that the index names it says how long it is; only such a pack is ever collected.
+fn check_packs(bench: &Bench) {
+    let tree = bench.core().tree.read();
+    for id in bench.store.objects(Area::Data) {
+        let known = tree.find_pack(id).is_none_or(|p| p.cipher_len.is_some());
+        assert!(known, "nothing says how long data/{id} is");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
     #[test]
@@ -146,7 +157,9 @@ proptest! {
             storm.check(&storm.bench, "in the mount");
             for cut in 0..3 {
                 let seed = seed ^ (i as u64) << 8 ^ cut;
-                storm.check(&storm.bench.after_power_cut(seed).unwrap(), "after a power cut");
+                let after = storm.bench.after_power_cut(seed).unwrap();
+                check_packs(&after);
+                storm.check(&after, "after a power cut");
             }
         }
     }
