@@ -1,7 +1,8 @@
 //! The committer: one thread that makes things durable and publishes them.
 //!
-//! All fsyncs that wait share one sync. Unasked, what is older than 5 s or exceeds 64 MiB is made durable, and the
-//! open segment is published when it is full, 30 s after the last change, or 5 minutes after the first.
+//! All fsyncs that wait share one sync. Unasked, all that there is is made durable when the oldest of it is 5 s old, and
+//! what is written out also when it exceeds 64 MiB: so steady work has one sync in 5 s. The open segment is published
+//! when it is full, 30 s after the last change, or 5 minutes after the first.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +18,7 @@ use crate::index::record::{PackLen, Record};
 use crate::store::{Area, Growing};
 use crate::volume::{Done, Time};
 
-/// What is dirty or not durable for so long, is made durable.
+/// What is dirty or not durable for so long, is made durable, with all else.
 const DURABLE_AFTER: Duration = Duration::from_secs(5);
 /// More than this is made durable at once, in bytes.
 const UNSYNCED_BYTES_MAX: u64 = 64 << 20;
@@ -25,18 +26,25 @@ const UNSYNCED_BYTES_MAX: u64 = 64 << 20;
 const IDLE_PUBLISH: Duration = Duration::from_secs(30);
 /// A segment is published so long after its first change.
 const LATEST_PUBLISH: Duration = Duration::from_secs(300);
+/// So often it is looked at what is due.
+const LOOK: Duration = Duration::from_millis(500);
+/// What keeps failing is tried again after a wait that doubles up to this.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// What requests say to the committer.
 #[derive(Default)]
 pub struct Shared {
     state: Mutex<State>,
     wake: Condvar,
+    /// [`State::undurable_since`] is set, or about to be: most changes look at no more than this.
     has_changes: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
     waiting: Vec<Done>,
+    /// Since when something may be dirty, or framed and not durable.
+    undurable_since: Option<Instant>,
     stop: bool,
     /// The thread has panicked: whoever waits for it is told so.
     is_gone: bool,
@@ -46,10 +54,32 @@ impl Shared {
     /// Something was written, or is dirty.
     pub fn changed(&self) {
         if !self.has_changes.swap(true, Ordering::AcqRel) {
-            // The first change after a while: the committer sleeps without a limit.
-            let _state = self.state.lock();
+            // The first change after a while: the committer may sleep without a limit.
+            let mut state = self.state.lock();
+            state.undurable_since.get_or_insert_with(Instant::now);
             self.wake.notify_one();
         }
+    }
+
+    /// Whether all that was changed up to now has to be made durable; who is told so does it. What changes from now on
+    /// has its own age.
+    fn take_due(&self) -> bool {
+        let is_due = |since: &mut Instant| since.elapsed() >= DURABLE_AFTER;
+        let mut state = self.state.lock();
+        let due = state.undurable_since.take_if(is_due).is_some();
+        if due {
+            self.has_changes.swap(false, Ordering::AcqRel);
+        }
+        due
+    }
+
+    /// Lets what was changed up to now be so much older.
+    #[cfg(test)]
+    pub fn age(&self, by: Duration) {
+        let mut state = self.state.lock();
+        state.undurable_since = state
+            .undurable_since
+            .and_then(|since| since.checked_sub(by));
     }
 
     /// Has `done` called when all that is framed now is durable.
@@ -78,6 +108,48 @@ impl Drop for Alive<'_> {
             answer(waiting, Err(Error::new(Kind::Poisoned, "the committer")));
         }
     }
+}
+
+/// Work that is tried again where it failed.
+#[derive(Default)]
+struct Duty {
+    failed: Option<String>,
+    wait: Duration,
+    not_before: Option<Instant>,
+}
+
+impl Duty {
+    /// It was tried; answers what the log shall say. A failure that repeats is said once, and when it is over.
+    fn tried(&mut self, result: Result<()>) -> Option<String> {
+        let Err(e) = result else {
+            (self.wait, self.not_before) = (Duration::ZERO, None);
+            return Some(format!("{}: it works again", self.failed.take()?));
+        };
+        self.wait = (self.wait * 2).clamp(LOOK, LONGEST_WAIT);
+        self.not_before = Instant::now().checked_add(self.wait);
+        let failed = Some(e.to_string());
+        let is_new = self.failed != failed;
+        self.failed = failed;
+        self.failed.clone().filter(|_| is_new)
+    }
+
+    fn note(&mut self, result: Result<()>) {
+        if let Some(text) = self.tried(result) {
+            log::warn!("{text}");
+        }
+    }
+
+    fn may_be_tried(&self) -> bool {
+        self.not_before.is_none_or(|at| Instant::now() >= at)
+    }
+}
+
+/// What the committer does unasked. One that fails does not hold up the others, and what makes room least of all.
+#[derive(Default)]
+pub(super) struct Duties {
+    empty: Duty,
+    write: Duty,
+    publish: Duty,
 }
 
 /// The running thread.
@@ -110,6 +182,8 @@ impl Committer {
         let flushed = core.flush_all();
         let collected = core.collect();
         core.publish()?;
+        // A segment that could not be published before has kept the open one from being closed.
+        core.publish()?;
         // Who always mounts for moments would never get one else. All is there without it, too.
         if let Err(e) = core.write_due_base() {
             log::warn!("{e}");
@@ -140,7 +214,8 @@ impl Drop for Committer {
 impl Core {
     fn commit_until_stopped(&self) {
         let _alive = Alive(&self.commit);
-        let mut last_sync = Instant::now();
+        let mut duties = Duties::default();
+        let mut quiet = false;
         loop {
             {
                 let mut state = self.commit.state.lock();
@@ -148,103 +223,97 @@ impl Core {
                     break;
                 }
                 if state.waiting.is_empty() {
-                    if self.commit.has_changes.load(Ordering::Acquire) {
-                        self.commit
-                            .wake
-                            .wait_for(&mut state, Duration::from_millis(500));
-                    } else {
+                    if quiet && state.undurable_since.is_none() {
                         self.commit.wake.wait(&mut state);
+                    } else {
+                        self.commit.wake.wait_for(&mut state, LOOK);
                     }
                 }
             }
-            if self.serve() {
-                last_sync = Instant::now();
-            }
-            self.look_after(&mut last_sync);
+            self.serve();
+            quiet = self.do_what_is_due(&mut duties);
         }
         self.serve();
     }
 
-    /// Answers the fsyncs that wait; false where none did. Work that takes long does this in between.
-    pub(super) fn serve(&self) -> bool {
+    /// Answers the fsyncs that wait. Work that takes long does this in between.
+    pub(super) fn serve(&self) {
         let waiting = std::mem::take(&mut self.commit.state.lock().waiting);
-        if waiting.is_empty() {
-            return false;
-        }
-        answer(waiting, self.sync());
-        true
-    }
-
-    /// What is due without anybody asking. Failures are logged: what failed stays dirty, and is tried again.
-    fn look_after(&self, last_sync: &mut Instant) {
-        // Before looking, not after: a change that comes meanwhile must not be slept over.
-        self.commit.has_changes.swap(false, Ordering::AcqRel);
-        let quiet = self.do_what_is_due(last_sync).unwrap_or_else(|e| {
-            log::warn!("{e}");
-            // A failure that lasts (a full disk) must not become a busy loop, nor hold up who waits.
-            let mut state = self.commit.state.lock();
-            if !state.stop && state.waiting.is_empty() {
-                let wake = &self.commit.wake;
-                wake.wait_for(&mut state, Duration::from_millis(500));
-            }
-            false
-        });
-        if !quiet {
-            self.commit.has_changes.store(true, Ordering::Release);
+        if !waiting.is_empty() {
+            answer(waiting, self.sync());
         }
     }
 
-    /// True where nothing will be due until something changes.
-    fn do_what_is_due(&self, last_sync: &mut Instant) -> Result<bool> {
-        // What cannot be written for want of room must not hold up what makes room.
-        let written = self.flush_old().and(self.empty_spoiled());
-        let pending = {
-            let journal = self.journal.lock();
-            journal.durable < journal.appended
-        };
-        let long = self.contents.unsynced_bytes() > UNSYNCED_BYTES_MAX;
-        if long || (pending && last_sync.elapsed() >= DURABLE_AFTER) {
-            *last_sync = Instant::now();
-            self.sync()?;
-            self.publish_packs()?;
-            // Not only when a segment is published: on a full disk, what was deleted is wanted back at once.
-            self.collect()?;
+    /// What is due without anybody asking. Failures are logged: what failed is tried again. True where nothing will be
+    /// due until something changes.
+    pub(super) fn do_what_is_due(&self, duties: &mut Duties) -> bool {
+        duties.empty.note(self.empty_spoiled());
+        // Who closed a file while somebody looked at it has left it here.
+        self.files.lock().retain(|_, file| self.is_needed(file));
+        let is_old = self.commit.take_due();
+        let is_due = is_old || self.contents.unsynced_bytes() > UNSYNCED_BYTES_MAX;
+        let mut is_synced = true;
+        if is_due {
+            let flushed = if is_old { self.flush_dirty() } else { Ok(()) };
+            let synced = self.sync();
+            is_synced = synced.is_ok();
+            duties.write.note(synced.and(flushed));
         }
-        let (full, changes) = {
+        let (is_full, changes) = {
             let journal = self.journal.lock();
             (journal.is_full(), journal.changes())
         };
-        let old = changes.is_some_and(|(first, last)| {
+        let is_late = changes.is_some_and(|(first, last)| {
             last.elapsed() >= IDLE_PUBLISH || first.elapsed() >= LATEST_PUBLISH
         });
-        if full || old {
-            self.publish()?;
-            self.restore_reserve();
-            self.maintain()?;
+        let publishes = is_full || is_late;
+        if (is_due || publishes) && is_synced && duties.publish.may_be_tried() {
+            duties.publish.note(self.publish_what_is_due(publishes));
         }
-        written?;
-        let waits = self.rewrite_fragmented()?;
-        let dirty = self.dirty_cost.load(Ordering::Relaxed) > 0;
-        Ok(changes.is_none() && self.contents.is_idle() && !dirty && !waits)
+        let waits = self.rewrite_fragmented().unwrap_or_else(|e| {
+            log::warn!("{e}");
+            true
+        });
+        let is_durable = {
+            let journal = self.journal.lock();
+            journal.durable >= journal.appended
+        };
+        if !is_durable || self.dirty_cost.load(Ordering::Relaxed) > 0 {
+            // What failed has an age again, and is tried again when it is due.
+            self.commit.changed();
+            return false;
+        }
+        changes.is_none() && self.contents.is_idle() && !waits
     }
 
-    fn flush_old(&self) -> Result<()> {
-        let old: Vec<Arc<OpenFile>> = {
-            let is_old = |f: &&Arc<OpenFile>| {
-                let since = f.state.lock().dirty_since;
-                since.is_some_and(|since| since.elapsed() >= DURABLE_AFTER)
+    /// Writes out every file in which something is dirty, and waits for what is being written out.
+    fn flush_dirty(&self) -> Result<()> {
+        let dirty: Vec<Arc<OpenFile>> = {
+            let files = self.files.lock();
+            let is_dirty = |f: &&Arc<OpenFile>| {
+                let state = f.state.lock();
+                !state.dirty.is_empty() || state.leaving.is_some()
             };
-            let mut files = self.files.lock();
-            // Who closed a file while somebody looked at it has left it here.
-            files.retain(|_, file| self.is_needed(file));
-            files.values().filter(is_old).cloned().collect()
+            files.values().filter(is_dirty).cloned().collect()
         };
         let mut result = Ok(());
-        for file in old {
+        for file in dirty {
             self.serve();
             result = result.and(self.flush_and_close(file));
         }
         result
+    }
+
+    /// Publishes the packs that are full, and with `all` the open segment and pack; then collects, not only when a
+    /// segment is published: on a full disk, what was deleted is wanted back at once.
+    fn publish_what_is_due(&self, all: bool) -> Result<()> {
+        if !all {
+            self.publish_packs()?;
+            return self.collect();
+        }
+        self.publish()?;
+        self.restore_reserve();
+        self.maintain()
     }
 
     /// Makes everything durable that is framed now. The packs and the segment are synced side by side: should the
@@ -380,4 +449,29 @@ fn sync_all(segment: Option<&dyn Growing>, packs: &[Arc<dyn Growing>]) -> Result
             Err(_) => segment.sync(),
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_that_repeats_is_said_once_and_tried_ever_more_seldom() {
+        let mut duty = Duty::default();
+        let fails = |why: &str| Err(Error::damaged("x", why));
+        assert_eq!(duty.tried(Ok(())), None);
+        assert!(duty.may_be_tried());
+        assert_eq!(duty.tried(fails("a")).unwrap(), "x: damaged: a");
+        assert!(!duty.may_be_tried());
+        for _ in 0..10 {
+            assert_eq!(duty.tried(fails("a")), None);
+        }
+        assert_eq!(duty.wait, LONGEST_WAIT);
+        assert_eq!(duty.tried(fails("b")).unwrap(), "x: damaged: b");
+        let over = duty.tried(Ok(())).unwrap();
+        assert_eq!(over, "x: damaged: b: it works again");
+        assert!(duty.may_be_tried());
+        assert_eq!(duty.tried(Ok(())), None);
+        assert!(duty.tried(fails("b")).is_some() && duty.wait == LOOK);
+    }
 }

@@ -188,8 +188,6 @@ pub struct FileState {
     /// When utimensat(2) set mtime, where no write(2), fsync(2) or close(2) came since. The kernel does not write out
     /// first what was stored through maps: what it writes back then may be older.
     pub mtime_set: Option<Instant>,
-    /// Since when something is dirty.
-    pub dirty_since: Option<Instant>,
     /// How often writing data out failed, and the last time's errno kind: each handle is told once.
     pub failures: u64,
     /// Whether the last failure was a full disk.
@@ -206,7 +204,6 @@ impl FileState {
         if !self.mtime_set.is_some_and(is_older) {
             (self.mtime, self.mtime_set) = (Some(Time::now()), None);
         }
-        self.dirty_since.get_or_insert_with(Instant::now);
     }
 
     /// Where what is dirty or leaving ends: the file is at least so long, whatever the tree says meanwhile.

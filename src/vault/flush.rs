@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use super::Core;
 use super::contents::{Subject, split};
@@ -71,9 +70,6 @@ impl Core {
                 state.dirty = dirty.take_tail(u64::from(BLOCK_PLAIN_LEN));
                 self.recount(before, dirty.cost() + state.dirty.cost());
             }
-            if state.dirty.is_empty() {
-                state.dirty_since = None;
-            }
             if dirty.is_empty() {
                 return Ok(());
             }
@@ -95,7 +91,6 @@ impl Core {
             }
             Err(e) => {
                 self.put_back(&mut state, &dirty);
-                state.dirty_since = Some(Instant::now());
                 state.failures += 1;
                 state.failed_for_space = e.is_no_space();
                 Err(e)

@@ -53,6 +53,7 @@ impl Core {
             let is_stream = cost / state.dirty.chunk_count().max(1) >= 64 * 1024;
             (before, cost, is_stream)
         };
+        self.commit.changed();
         let is_due = before < STREAM_LEN && cost >= STREAM_LEN;
         if is_stream && (cost >= STREAM_LEN_MAX || is_due && !self.streams.offer(&file)) {
             self.flush_stream(&file).inspect_err(|_| {
@@ -60,7 +61,6 @@ impl Core {
                 self.note_told(handle, &file);
             })
         } else {
-            self.commit.changed();
             Ok(())
         }
     }

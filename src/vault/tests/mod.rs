@@ -16,6 +16,7 @@ mod files;
 mod races;
 mod storms;
 mod streams;
+mod unasked;
 
 const CALLER: Caller = Caller {
     uid: 0,

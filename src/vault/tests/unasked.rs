@@ -1,0 +1,121 @@
+//! What the committer does without being asked, and when.
+
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::store::Area;
+
+/// Whether all that was written is on the disk.
+fn is_durable(bench: &Bench) -> bool {
+    let journal = bench.core().journal.lock();
+    journal.durable == journal.appended && bench.core().dirty_cost.load(Ordering::Relaxed) == 0
+}
+
+#[test]
+fn what_is_written_is_durable_after_some_seconds_whatever_is_synced_meanwhile() {
+    let bench = Bench::new();
+    let (ino, other) = (bench.make("f"), bench.put("other", b"x"));
+    let handle = bench.vault.open(ino, libc::O_WRONLY).unwrap();
+    let start = Instant::now();
+    bench.vault.write(ino, handle, 0, &[7; 3000]).unwrap();
+    std::thread::sleep(Duration::from_millis(4500));
+    bench.fsync(other).unwrap();
+    while !is_durable(&bench) {
+        // 5 s and half a second until that is looked at; the rest is for a slow machine.
+        assert!(start.elapsed() < Duration::from_secs(7), "not durable yet");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    for seed in 0..16 {
+        let after = bench.after_power_cut(seed).unwrap();
+        assert!(after.read("f").unwrap() == [7; 3000]);
+    }
+    bench.vault.release(ino, handle);
+}
+
+#[test]
+fn all_that_is_written_is_made_durable_at_once_when_the_oldest_is_due() {
+    let bench = Bench::new();
+    bench.halt_committer();
+    let mut duties = Default::default();
+    let mut due = || {
+        bench.core().do_what_is_due(&mut duties);
+        is_durable(&bench)
+    };
+    let (old, young) = (bench.make("old"), bench.make("young"));
+    let handles = [old, young].map(|ino| bench.vault.open(ino, libc::O_WRONLY).unwrap());
+    bench.vault.write(old, handles[0], 0, &[7; 3000]).unwrap();
+    assert!(!due(), "made durable when it was new");
+    bench.core().commit.age(Duration::from_secs(5));
+    bench.vault.write(young, handles[1], 0, &[8; 3000]).unwrap();
+    assert!(due());
+    for seed in 0..16 {
+        let after = bench.after_power_cut(seed).unwrap();
+        assert!(after.read("old").unwrap() == [7; 3000]);
+        assert!(after.read("young").unwrap() == [8; 3000]);
+    }
+    // What comes now has its own five seconds: no sync for each file.
+    bench.vault.write(old, handles[0], 0, &[9; 3000]).unwrap();
+    bench.put("new", b"x");
+    assert!(!due());
+    let before = bench.store.operations();
+    assert!(!due());
+    assert_eq!(bench.store.operations(), before);
+    bench.core().commit.age(Duration::from_secs(5));
+    assert!(due());
+    bench.vault.release(old, handles[0]);
+    bench.vault.release(young, handles[1]);
+}
+
+#[test]
+fn what_could_not_be_made_durable_is_tried_again() {
+    let bench = Bench::new();
+    bench.halt_committer();
+    let mut duties = Default::default();
+    let ino = bench.make("f");
+    let handle = bench.vault.open(ino, libc::O_WRONLY).unwrap();
+    bench.vault.write(ino, handle, 0, &[7; 3000]).unwrap();
+    for _ in 0..2 {
+        bench.core().commit.age(Duration::from_secs(5));
+        bench.fail(0, libc::EIO);
+        assert!(!bench.core().do_what_is_due(&mut duties) && !is_durable(&bench));
+    }
+    for _ in 0..3 {
+        bench.core().commit.age(Duration::from_secs(5));
+        bench.core().do_what_is_due(&mut duties);
+    }
+    assert!(is_durable(&bench));
+    bench.vault.release(ino, handle);
+}
+
+#[test]
+fn a_publication_that_keeps_failing_is_not_tried_all_the_time() {
+    let bench = Bench::new();
+    bench.halt_committer();
+    bench.put("f", &[1; 3000]);
+    // Something stands where the segment shall go.
+    let segment = bench.core().journal.lock().open_segment().unwrap();
+    bench.store.insert_object(Area::Index, segment, vec![]);
+    bench.core().publish().unwrap_err();
+    let mut duties = Default::default();
+    bench.core().do_what_is_due(&mut duties);
+    let before = bench.store.operations();
+    for _ in 0..20 {
+        bench.core().do_what_is_due(&mut duties);
+    }
+    assert_eq!(bench.store.operations(), before, "tried again at once");
+    // What is written meanwhile is made durable, asked or not.
+    bench.put("unasked", &[2; 3000]);
+    bench.core().commit.age(Duration::from_secs(5));
+    bench.core().do_what_is_due(&mut duties);
+    assert!(is_durable(&bench));
+    let (send, receive) = std::sync::mpsc::channel();
+    let ino = bench.put("asked", &[3; 3000]);
+    let done = Box::new(move |done| send.send(done).unwrap());
+    bench.vault.fsync(ino, Handle(0), done);
+    bench.core().serve();
+    receive.try_recv().unwrap().unwrap();
+    assert!(is_durable(&bench));
+    bench.store.take_object(Area::Index, segment).unwrap();
+    bench.vault.close().unwrap();
+    assert_eq!(bench.store.objects(Area::Index).len(), 2);
+}
