@@ -14,7 +14,8 @@ use parking_lot::{Condvar, Mutex};
 use super::Core;
 use super::file::OpenFile;
 use crate::error::{Error, Kind, Result};
-use crate::index::record::{PackLen, Record};
+use crate::index::PackInfo;
+use crate::index::record::Record;
 use crate::store::{Area, Growing};
 use crate::volume::{Done, Time};
 
@@ -150,6 +151,7 @@ pub(super) struct Duties {
     empty: Duty,
     write: Duty,
     publish: Duty,
+    rewrite: Duty,
 }
 
 /// The running thread.
@@ -181,8 +183,6 @@ impl Committer {
         // One file that cannot be written out must not keep the others from being published, nor what is dead.
         let flushed = core.flush_all();
         let collected = core.collect();
-        core.publish()?;
-        // A segment that could not be published before has kept the open one from being closed.
         core.publish()?;
         // Who always mounts for moments would never get one else. All is there without it, too.
         if let Err(e) = core.write_due_base() {
@@ -270,10 +270,11 @@ impl Core {
         if (is_due || publishes) && is_synced && duties.publish.may_be_tried() {
             duties.publish.note(self.publish_what_is_due(publishes));
         }
-        let waits = self.rewrite_fragmented().unwrap_or_else(|e| {
-            log::warn!("{e}");
-            true
-        });
+        let mut waits = true;
+        if duties.rewrite.may_be_tried() {
+            let rewritten = self.rewrite_fragmented();
+            duties.rewrite.note(rewritten.map(|more| waits = more));
+        }
         let is_durable = {
             let journal = self.journal.lock();
             journal.durable >= journal.appended
@@ -304,14 +305,15 @@ impl Core {
         result
     }
 
-    /// Publishes the packs that are full, and with `all` the open segment and pack; then collects, not only when a
-    /// segment is published: on a full disk, what was deleted is wanted back at once.
+    /// Publishes the packs that are full, and with `all`, or where room is wanted, the open segment and pack.
     fn publish_what_is_due(&self, all: bool) -> Result<()> {
         if !all {
             self.publish_packs()?;
-            return self.collect();
+            if !self.is_room_wanted()? {
+                return Ok(());
+            }
         }
-        self.publish()?;
+        self.collect()?;
         self.restore_reserve();
         self.maintain()
     }
@@ -369,17 +371,14 @@ impl Core {
     /// Finishes the open pack and the open segment, and publishes both.
     pub(super) fn publish(&self) -> Result<()> {
         self.empty_spoiled()?;
+        // Where that failed the last time, it keeps the open segment from being closed.
+        self.publish_closed()?;
         // Most of the waiting, while others go on.
         self.sync()?;
-        let Some(finished) = self.finish()? else {
+        if !self.finish()? {
             return Ok(());
-        };
-        self.contents.publish(&finished)?;
-        let closed = self.journal.lock().to_publish();
-        if let Some(closed) = closed {
-            self.store.publish(closed, Area::Index)?;
-            self.journal.lock().published();
         }
+        self.publish_closed()?;
         // Not part of the library: without it only a rollback to here goes unnoticed.
         if let Err(e) = self.remember() {
             log::warn!("{e}");
@@ -387,14 +386,31 @@ impl Core {
         Ok(())
     }
 
-    /// Gives the open pack and the open segment an end that is durable; answers which packs are to be published, `None`
-    /// where nothing has changed.
-    fn finish(&self) -> Result<Option<Vec<PackLen>>> {
+    /// Publishes the closed segment, and first the packs that it names.
+    fn publish_closed(&self) -> Result<()> {
+        let Some(closed) = self.journal.lock().to_publish() else {
+            return Ok(());
+        };
+        let mut finished = self.contents.finished();
+        {
+            let tree = self.tree.read();
+            // One that no record names yet has to wait for it: it would be taken for a crash's.
+            let is_recorded = |p: &PackInfo| p.cipher_len.is_some();
+            finished.retain(|p| tree.find_pack(p.pack).is_some_and(is_recorded));
+        }
+        self.contents.publish(&finished)?;
+        self.store.publish(closed, Area::Index)?;
+        self.journal.lock().published();
+        Ok(())
+    }
+
+    /// Gives the open pack and the open segment an end that is durable; false where nothing has changed.
+    fn finish(&self) -> Result<bool> {
         // Locked to the end: no frame may name a pack that is still open when the segment closes, and none may be
         // made on top of an end that is not durable.
         let mut journal = self.journal.lock();
         if journal.is_idle() && self.contents.is_idle() {
-            return Ok(None);
+            return Ok(false);
         }
         self.contents.finish_open()?;
         if let Some(id) = self.contents.spoiled().first() {
@@ -413,7 +429,7 @@ impl Core {
         if let Some(closed) = closed {
             journal.closed(closed);
         }
-        Ok(Some(finished))
+        Ok(true)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What keeps a library small and fast: bases, collection, and rewriting what lies in too many pieces.
+//! What keeps a library fast: bases, copying out of packs that failed, and rewriting what lies in too many pieces.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use super::contents::Subject;
 use crate::error::{Kind, Result};
 use crate::index::record::{BaseRef, Frame, Opening, Record, Relocate, SegmentId, Splices};
 use crate::index::{BaseCursor, ClosedSegment, Published, SegmentWriter, StampTable};
-use crate::pack::{BLOCK_PLAIN_LEN, PackId, PackReader};
+use crate::pack::{BLOCK_PLAIN_LEN, PackId};
 use crate::store::Area;
 use crate::volume::{Ino, Time};
 
@@ -28,10 +28,13 @@ const REWRITE_AFTER: Duration = Duration::from_secs(10);
 const REWRITE_LEN: u64 = 4 << 20;
 
 impl Core {
-    /// After a publication: a base where one is due, and the collection of what is dead.
+    /// After a publication: a base where one is due, which makes segments superfluous.
     pub(super) fn maintain(&self) -> Result<()> {
         self.write_due_base()?;
-        self.collect()
+        match self.may_collect() {
+            true => self.remove_covered(),
+            false => Ok(()),
+        }
     }
 
     /// A base, where one is due.
@@ -152,85 +155,6 @@ impl Core {
             number: 0,
             cipher_len: base.cipher_len,
         });
-    }
-
-    /// Removes what nothing refers to: packs without a live byte, and segments that the base covers. Only in a
-    /// library that one device alone writes to; the others' view is not known.
-    pub(super) fn collect(&self) -> Result<()> {
-        if self.shared.load(Ordering::Relaxed) || self.has_gaps || self.writable().is_err() {
-            return Ok(());
-        }
-        let dead = self.condemn()?;
-        // Gone only when the record that says so is durable: else a crash would bring back a name without contents.
-        self.sync()?;
-        self.remove_condemned(&dead)
-    }
-
-    /// Frames the condemnation of every published pack without a live byte; answers them.
-    pub(super) fn condemn(&self) -> Result<Vec<PackId>> {
-        // No flush is between sealing into a pack and framing what it sealed.
-        let _sealing = self.sealing.write();
-        let unpublished = self.contents.finished();
-        self.transact(|tree, draft| {
-            let is_dead = |p: &&crate::index::PackInfo| {
-                p.cipher_len.is_some() && p.live_plain_bytes == 0 && !p.condemned
-            };
-            let dead = tree.packs().iter().filter(is_dead).map(|p| p.id);
-            let dead: Vec<PackId> = dead
-                .filter(|id| unpublished.iter().all(|u| u.pack != *id))
-                .collect();
-            if !dead.is_empty() {
-                draft.records.push(Record::Condemn(dead.clone()));
-            }
-            Ok(dead)
-        })
-    }
-
-    /// Removes packs whose condemnation is durable, and segments that the base makes superfluous.
-    pub(super) fn remove_condemned(&self, dead: &[PackId]) -> Result<()> {
-        for id in dead {
-            self.packs.forget(*id);
-            self.store.remove(Area::Data, *id)?;
-        }
-        if !dead.is_empty() {
-            self.restore_reserve();
-        }
-        if !self.swept.swap(true, Ordering::Relaxed) {
-            self.sweep()?;
-        }
-        let covered = std::mem::take(&mut *self.covered.lock());
-        covered
-            .iter()
-            .try_for_each(|segment| self.store.remove(Area::Index, segment.id))
-    }
-
-    /// Once a mount: packs that were condemned and are still there, and packs of this device that no record names
-    /// (a crash came between their publication and the record's).
-    fn sweep(&self) -> Result<()> {
-        let unpublished = self.contents.finished();
-        for (id, _) in self.store.list(Area::Data)? {
-            let info = self.tree.read().find_pack(id).copied();
-            let garbage = match info {
-                Some(info) => info.condemned && info.live_plain_bytes == 0,
-                None => unpublished.iter().all(|u| u.pack != id) && self.is_own_pack(id),
-            };
-            if garbage {
-                log::info!("data/{id}: nothing refers to it, removed");
-                self.packs.forget(id);
-                self.store.remove(Area::Data, id)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn is_own_pack(&self, id: PackId) -> bool {
-        let trailer = self
-            .store
-            .open(Area::Data, id)
-            .and_then(|object| PackReader::open(object, id, &self.master));
-        trailer
-            .and_then(|reader| reader.trailer())
-            .is_ok_and(|trailer| trailer.device == self.device)
     }
 
     /// Copies what is live in packs that a write or a sync failed in, so that those can go. What does not open there

@@ -20,7 +20,7 @@ use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
 use crate::index::record::{Id, Record, SegmentId};
 use crate::index::{InodeIx, Published, Tree, check_rollback, replay};
-use crate::pack::Packs;
+use crate::pack::{PackId, Packs};
 use crate::state::{Place, Remembered};
 use crate::store::{DeviceId, Store};
 use crate::volume::{Handle, Ino, Time};
@@ -30,6 +30,7 @@ mod adopt;
 mod ahead;
 mod attrs;
 mod blocks;
+mod collect;
 mod commit;
 mod contents;
 pub(crate) mod file;
@@ -107,6 +108,8 @@ pub(crate) struct Core {
     room_bytes: AtomicI64,
     commit: commit::Shared,
     streams: Streams,
+    /// Packs whose condemnation is framed: removed when it is published.
+    condemned: Mutex<Vec<PackId>>,
     /// Segments that the newest base covers: may be removed.
     covered: Mutex<Vec<Published>>,
     /// The bases in use.
@@ -182,6 +185,7 @@ impl Vault {
             room_bytes: AtomicI64::new(0),
             commit: commit::Shared::default(),
             streams: Streams::default(),
+            condemned: Mutex::default(),
             covered: Mutex::new(replayed.covered),
             base_bytes: AtomicU64::new(replayed.base_bytes),
             has_gaps,

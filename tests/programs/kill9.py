@@ -12,6 +12,7 @@ import json
 import os
 import random
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -282,6 +283,34 @@ def test_what_does_not_show_is_said(library):
     library.mount()
     same((library.mnt / "file").read_bytes(), b"kept", "content under the old id")
     same(library.log.read_text().count(said), 2, "times that it was said in all")
+
+
+def test_a_copy_is_whole_at_any_time(library):
+    """What a sync tool takes while files are overwritten, without new/, opens by itself, and so does what a kill leaves."""
+    (library.mnt / "file").write_bytes(content("old", 3_000_000))
+    library.remount()
+    copy, mnt = library.base / "copy", library.base / "copy-mnt"
+    mnt.mkdir()
+    secret = ("--password-file", library.password_file)
+
+    def check_copy(expected):
+        shutil.copytree(library.dir, copy, ignore=shutil.ignore_patterns("new"))
+        library.hushfs("verify", *secret, copy)
+        library.hushfs("mount", "--read-only", *secret, copy, mnt)
+        same((mnt / "file").read_bytes(), content(expected, 3_000_000), "content in the copy")
+        library.hushfs("umount", mnt)
+        shutil.rmtree(copy)
+
+    (library.mnt / "file").write_bytes(content("new", 3_000_000))
+    time.sleep(7)  # what is older than 5 s is durable now, and not published
+    check_copy("old")
+    library.kill()
+    library.clear()
+    library.hushfs("verify", *secret, library.dir)
+    library.mount()
+    same((library.mnt / "file").read_bytes(), content("new", 3_000_000), "content after kill -9")
+    library.umount()
+    check_copy("new")
 
 
 def test_stale_mount_point(library):

@@ -144,6 +144,20 @@ fn check_packs(bench: &Bench) {
     }
 }
 
+/// What is published is whole by itself: so it can be copied, verified, and mounted read-only, at any time.
+fn check_published(code: &str, store: &MemoryStore) {
+    let options = Options {
+        read_only: true,
+        ..OPTIONS
+    };
+    let vault = open_with(code, store, &options).unwrap();
+    let there = store.objects(Area::Data);
+    let tree = vault.core.tree.read();
+    for pack in tree.packs().iter().filter(|p| p.live_plain_bytes > 0) {
+        assert!(there.contains(&pack.id), "data/{} is gone", pack.id);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
     #[test]
@@ -157,10 +171,29 @@ proptest! {
             storm.check(&storm.bench, "in the mount");
             for cut in 0..3 {
                 let seed = seed ^ (i as u64) << 8 ^ cut;
+                check_published(&storm.bench.code, &storm.bench.store.after_power_cut(seed));
                 let after = storm.bench.after_power_cut(seed).unwrap();
                 check_packs(&after);
                 storm.check(&after, "after a power cut");
             }
         }
+    }
+}
+
+#[test]
+fn wherever_collection_is_cut_short_what_is_published_is_whole() {
+    for ahead in 0..30 {
+        let bench = Bench::new();
+        bench.halt_committer();
+        let ino = bench.put("f", &[1; 5000]);
+        bench.core().publish().unwrap();
+        bench.write(ino, 0, &[2; 5000]);
+        let cut = Faults::default().cut_after(bench.store.operations() + ahead);
+        bench.store.set_faults(cut);
+        let is_cut = bench.core().collect().is_err();
+        let store = bench.store.after_kill();
+        check_published(&bench.code, &store);
+        assert!(is_cut || store.objects(Area::Data).len() == 1, "at {ahead}");
+        assert!(is_cut || ahead > 5, "nothing was cut at {ahead}");
     }
 }
