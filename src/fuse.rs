@@ -24,8 +24,8 @@ mod ops;
 mod types;
 mod uncached;
 
-use mapped::Mapped;
-use types::{is_ordinary, set_id_on_chown, set_id_on_write};
+use mapped::{Mapped, seems_empty};
+use types::{Shown, TTL, file_attr, is_ordinary, set_id_on_chown, set_id_on_write};
 use uncached::Uncached;
 
 /// The largest write in one request, in bytes: what the kernel's 256 pages per request allow.
@@ -182,15 +182,45 @@ impl Adapter {
         self.call(op, ino, run)
     }
 
-    /// Before contents change: takes the privileges that a file must lose, and has the kernel ask for its
-    /// attributes again. Only those: calling back pages from inside a request could wait for the request itself.
+    /// Has the kernel ask for the attributes of a file again, also where a reply with them is on its way. Only those:
+    /// calling back pages from inside a request could wait for the request itself.
+    fn call_back_attrs(&self, ino: INodeNo) {
+        const ATTRIBUTES_ONLY: i64 = -1;
+        if let Some(kernel) = self.kernel.get()
+            && let Err(e) = kernel.inval_inode(ino, ATTRIBUTES_ONLY, 0)
+        {
+            log::debug!("inode {ino}: the kernel was not told that its attributes changed: {e}");
+        }
+    }
+
+    /// What the kernel is told of a file.
+    fn shown(&self, mut attr: Attr) -> Shown {
+        let ttl = match self.mapped.count_in(&mut attr) {
+            true => Duration::ZERO,
+            false => TTL,
+        };
+        Shown {
+            attr: file_attr(&attr),
+            ttl,
+        }
+    }
+
+    /// A file that was there was opened. What the kernel knows of it may be from before there could be maps.
+    fn note_opened(&self, ino: INodeNo, handle: FileHandle, flags: i32) {
+        let is_mappable = self.mapped.opened(ino, handle, flags);
+        // Nearly all files have blocks: their attributes stay where they are.
+        let seems_empty = |v: &dyn Volume, ino| Ok(seems_empty(&v.getattr(ino)?));
+        if is_mappable && self.call("open", ino, seems_empty) == Ok(true) {
+            self.call_back_attrs(ino);
+        }
+    }
+
+    /// Before contents change: takes the privileges that a file must lose, and has the kernel ask for its attributes
+    /// again.
     fn drop_privileges(&self, ino: INodeNo, set_id: SetId) -> Result<(), Errno> {
         let dropped = self.change("write", ino, |v, ino| v.drop_privileges(ino, set_id))?;
-        if let (true, Some(kernel)) = (dropped, self.kernel.get()) {
-            const ATTRIBUTES_ONLY: i64 = -1;
-            if let Err(e) = kernel.inval_inode(ino, ATTRIBUTES_ONLY, 0) {
-                log::debug!("inode {ino}: the kernel was not told that its mode changed: {e}");
-            }
+        if dropped {
+            self.call_back_attrs(ino);
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ impl Filesystem for Adapter {
             Err(e) => Err(e),
         });
         match found {
-            Ok(Some(attr)) => reply.entry(&TTL, &file_attr(&attr), GENERATION),
+            Ok(Some(attr)) => reply.give(self.shown(attr)),
             Ok(None) => reply.entry(&TTL, &NEGATIVE, GENERATION),
             Err(e) => reply.error(e),
         }
@@ -52,7 +52,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.answer(self.call("getattr", ino, |v, ino| v.getattr(ino)));
+        reply.answer(self.call("getattr", ino, |v, ino| Ok(self.shown(v.getattr(ino)?))));
     }
 
     fn setattr(
@@ -81,7 +81,8 @@ impl Filesystem for Adapter {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
         };
-        reply.answer(self.set_attr(req, ino, &change));
+        let attr = self.set_attr(req, ino, &change);
+        reply.answer(attr.map(|attr| self.shown(attr)));
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
@@ -102,7 +103,7 @@ impl Filesystem for Adapter {
             let kind = file_kind(mode)?;
             v.mknod(parent, name, kind, perm(mode), rdev, caller(req, umask))
         });
-        reply.answer(made);
+        reply.answer(made.map(|attr| self.shown(attr)));
     }
 
     fn mkdir(
@@ -117,7 +118,7 @@ impl Filesystem for Adapter {
         let made = self.change("mkdir", parent, |v, parent| {
             v.mkdir(parent, name, perm(mode), caller(req, umask))
         });
-        reply.answer(made);
+        reply.answer(made.map(|attr| self.shown(attr)));
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -139,7 +140,7 @@ impl Filesystem for Adapter {
         let made = self.change("symlink", parent, |v, parent| {
             v.symlink(parent, name, target.as_os_str().as_bytes(), caller(req, 0))
         });
-        reply.answer(made);
+        reply.answer(made.map(|attr| self.shown(attr)));
     }
 
     fn rename(
@@ -165,7 +166,8 @@ impl Filesystem for Adapter {
     }
 
     fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        reply.answer(self.change("link", ino, |v, ino| v.link(ino, Ino(parent.0), name)));
+        let linked = self.change("link", ino, |v, ino| v.link(ino, Ino(parent.0), name));
+        reply.answer(linked.map(|attr| self.shown(attr)));
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -177,7 +179,7 @@ impl Filesystem for Adapter {
             self.call("open", ino, open)
         };
         reply.answer(opened.map(|handle| {
-            self.mapped.opened(ino, FileHandle(handle.0), flags.0);
+            self.note_opened(ino, FileHandle(handle.0), flags.0);
             let flags = self.uncached.opened(ino, fopen_flags(flags.0));
             (handle, flags)
         }));
@@ -198,12 +200,14 @@ impl Filesystem for Adapter {
         });
         match made {
             Ok((attr, handle)) => {
-                let (attr, mut opened) = (file_attr(&attr), fopen_flags(flags));
-                self.mapped.opened(attr.ino, FileHandle(handle.0), flags);
+                let (ino, handle) = (INodeNo(attr.ino.0), FileHandle(handle.0));
+                self.mapped.opened(ino, handle, flags);
+                let mut opened = fopen_flags(flags);
                 if self.may_uncache {
-                    opened |= self.uncached.created(attr.ino, flags);
+                    opened |= self.uncached.created(ino, flags);
                 }
-                reply.created(&TTL, &attr, GENERATION, FileHandle(handle.0), opened);
+                let shown = self.shown(attr);
+                reply.created(&shown.ttl, &shown.attr, GENERATION, handle, opened);
             }
             Err(e) => reply.error(e),
         }
@@ -340,8 +344,9 @@ impl Filesystem for Adapter {
         let listed = self.call("readdirplus", ino, |v, ino| {
             v.readdir(ino, cookie, true, &mut |entry| {
                 let attr = entry.attr.expect("readdir with plus fills in attributes");
-                let (ino, attr) = (INodeNo(entry.ino.0), file_attr(&attr));
-                let full = reply.add(ino, entry.cookie, entry.name, &TTL, &attr, GENERATION);
+                let (ino, shown) = (INodeNo(entry.ino.0), self.shown(attr));
+                let Shown { attr, ttl } = &shown;
+                let full = reply.add(ino, entry.cookie, entry.name, ttl, attr, GENERATION);
                 some |= !full;
                 !full
             })

@@ -95,6 +95,13 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
+/// Attributes as the kernel is told them.
+pub(super) struct Shown {
+    pub attr: FileAttr,
+    /// How long it may keep them.
+    pub ttl: Duration,
+}
+
 /// Inode 0 is how the kernel is told to remember that a name is not there: a plain ENOENT it forgets at once.
 pub(super) const NEGATIVE: FileAttr = FileAttr {
     ino: INodeNo(0),
@@ -224,13 +231,14 @@ macro_rules! answer {
 }
 
 answer!(ReplyEmpty, (), |reply, ()| reply.ok());
-answer!(ReplyEntry, Attr, |reply, attr| reply.entry(
+answer!(ReplyEntry, Shown, |reply, shown| reply.entry_with_ttls(
+    &shown.ttl,
     &TTL,
-    &file_attr(&attr),
+    &shown.attr,
     GENERATION
 ));
-answer!(ReplyAttr, Attr, |reply, attr| reply
-    .attr(&TTL, &file_attr(&attr)));
+answer!(ReplyAttr, Shown, |reply, shown| reply
+    .attr(&shown.ttl, &shown.attr));
 answer!(ReplyData, Vec<u8>, |reply, data| reply.data(&data));
 answer!(ReplyWrite, u32, |reply, count| reply.written(count));
 answer!(ReplyLseek, u64, |reply, offset| reply.offset(offset as i64));

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from common import call, check, content, fails, libc, main, run, same, stored_bytes, thrice
+from common import call, check, content, fails, libc, main, run, same, stored_bytes, thrice, until
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16
 BLOCK = 4096
@@ -69,9 +69,12 @@ def test_holes_beside_maps(library):
     path, size = library.mnt / "mapped", 8 << 20
     expected = bytearray(size)
     with open(path, "wb") as f:
-        f.write(content("head", 5000))  # a file without any block is empty, to tar
         f.truncate(size)
-    expected[:5000] = content("head", 5000)
+    same(path.stat().st_blocks, 0, "blocks before there is a map, which the kernel remembers")
+    # Blocks are only supposed as long as there may be a map.
+    with open(path, "r+b"):
+        check(path.stat().st_blocks > 0, "no blocks beside a handle that a map may belong to")
+    until(lambda: path.stat().st_blocks == 0, "blocks when the handle is gone")
     # A process of its own: one that a descriptor was handed to writes the map back when it closes it.
     mapper = subprocess.Popen([sys.executable, "-c", MAPPER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
@@ -81,16 +84,20 @@ def test_holes_beside_maps(library):
         mapper.stdout.readline()
         expected[at:at + len(data)] = data
     try:
+        # First while none of the file's blocks is anywhere else: a file without any is zeros, to tar.
+        store(size // 2, b"5")
+        same_in_tar(library, path, expected)
+        os.link(path, library.mnt / "linked")  # the answers to this, to a listing and to a chmod have attributes, too
+        check(all(e.stat().st_blocks > 0 for e in os.scandir(library.mnt)), "no blocks after link(2)")
+        path.chmod(0o640)
+        check(path.stat().st_blocks > 0, "no blocks after chmod(2)")
         for at in range(0, size, 1 << 20):
             store(at + 5000, content(at, 10_000))
         run("cp", "--sparse=auto", path, library.mnt / "copy")
         check((library.mnt / "copy").read_bytes() == expected, "a copy")
         store(size - 1, b"9")
         store(40_000, content(7, 9000))
-        # With 1 it says that the file changed meanwhile: its time does, when the map is written back.
-        run("tar", "-cSf", library.base / "sparse.tar", "-C", library.mnt, "mapped", ok=(0, 1))
-        run("tar", "-xf", library.base / "sparse.tar", "-C", library.base)
-        check((library.base / "mapped").read_bytes() == expected, "what tar -S took")
+        same_in_tar(library, path, expected)
         # Many at once, while pages become dirty.
         seekers = [threading.Thread(target=lambda: [seek_about(path) for _ in range(20)]) for _ in range(16)]
         for t in seekers:
@@ -104,6 +111,13 @@ def test_holes_beside_maps(library):
         mapper.stdin.close()
         mapper.wait(30)
     thrice(library, lambda: check(path.read_bytes() == expected, "content"))
+
+
+def same_in_tar(library, path, expected):
+    # With 1 it says that the file changed meanwhile: its time does, when the map is written back.
+    run("tar", "-cSf", library.base / "sparse.tar", "-C", path.parent, path.name, ok=(0, 1))
+    run("tar", "-xf", library.base / "sparse.tar", "-C", library.base)
+    check((library.base / path.name).read_bytes() == expected, "what tar -S took")
 
 
 MAPPER = """
