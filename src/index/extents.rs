@@ -124,6 +124,24 @@ impl Extents {
         &all[first..first + count]
     }
 
+    /// The first byte at or behind `from` that is in no hole.
+    pub fn next_data(&self, from: u64) -> Option<u64> {
+        let next = self.overlapping(from, u64::MAX).first();
+        next.map(|e| e.plain_offset.max(from))
+    }
+
+    /// The first byte at or behind `from` that is in a hole, or behind all extents.
+    pub fn next_hole(&self, from: u64) -> u64 {
+        let mut end = from;
+        for e in self.overlapping(from, u64::MAX) {
+            if e.plain_offset > end {
+                break;
+            }
+            end = e.plain_end();
+        }
+        end
+    }
+
     /// Puts `pieces` (ascending, disjoint) in place of what is there. `moved` hears, for each extent that goes or
     /// comes, its pack and its length, negative where it goes.
     pub fn splice(&mut self, pieces: &[Piece], moved: &mut impl FnMut(u32, i64)) {
@@ -331,6 +349,13 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(&bytes(&extents), &model);
+                for from in 0..SPACE {
+                    let (data, hole) = (extents.next_data(from as u64), extents.next_hole(from as u64));
+                    let behind = &model[from..];
+                    let at = |there: bool| behind.iter().position(|b| b.is_some() == there).map(|i| from + i);
+                    prop_assert_eq!(data, at(true).map(|i| i as u64), "data behind {}", from);
+                    prop_assert_eq!(hole, at(false).unwrap_or(SPACE) as u64, "hole behind {}", from);
+                }
                 prop_assert_eq!(extents.plain_bytes(), model.iter().flatten().count() as u64);
                 for (pack, live) in live.iter().enumerate() {
                     let count = model.iter().flatten().filter(|(p, _)| *p == pack as u32).count();

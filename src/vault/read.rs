@@ -162,26 +162,19 @@ impl Core {
         if !self.read_only {
             self.flush_ino(ino)?;
         }
-        let located = self.locate(ino, plain_offset, u64::MAX)?;
-        if plain_offset >= located.plain_size {
+        // Nothing is copied: a walk over a file in many pieces asks once for each.
+        let tree = self.tree.read();
+        let inode = tree.inode(self.find(&tree, ino)?);
+        let plain_size = inode.plain_size();
+        if plain_offset >= plain_size {
             return Err(Kind::NoSuchOffset.into());
         }
-        let mut extents = located.extents.iter().map(|(e, _)| e);
         match whence {
-            Whence::Data => extents
-                .next()
-                .map(|e| e.plain_offset)
-                .ok_or_else(|| Kind::NoSuchOffset.into()),
-            Whence::Hole => {
-                let mut end = plain_offset;
-                for e in extents.take_while(|e| e.plain_offset < located.plain_size) {
-                    if e.plain_offset > end {
-                        break;
-                    }
-                    end = e.plain_end();
-                }
-                Ok(end.min(located.plain_size))
+            Whence::Data => {
+                let data = inode.extents().next_data(plain_offset);
+                data.ok_or_else(|| Kind::NoSuchOffset.into())
             }
+            Whence::Hole => Ok(inode.extents().next_hole(plain_offset).min(plain_size)),
         }
     }
 }
