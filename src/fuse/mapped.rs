@@ -4,6 +4,10 @@
 //!
 //! The kernel cannot be made to write back from here: it would wait for an answer of this process, and could not be
 //! killed while it does.
+//!
+//! A limit: nor does it tell of maps, or of stores to them, before it writes back. So who asks through the handle that
+//! the map was made with (dup(2), fork(2) and SCM_RIGHTS share it) is told of holes as if there were no map: programs
+//! that write here and there, and then look for their holes, have just one handle, too.
 
 use std::collections::HashMap;
 
@@ -49,8 +53,8 @@ impl Mapped {
         }
     }
 
-    /// Whether somebody other than who asks through `handle` may have changed the file through a map. (Who changes
-    /// it so, and then looks for holes, has to call msync(2) in between.)
+    /// Whether somebody may have changed the file through a map and another handle than `handle`, through which is
+    /// asked.
     pub(super) fn by_others(&self, ino: INodeNo, handle: FileHandle) -> bool {
         let files = self.0.lock();
         files
