@@ -202,19 +202,21 @@ fn with_key(library: &Library, slots: &Slots, unlocked: &Unlocked) -> Result<Fac
         ("fingerprint", Value::Text(fingerprint.to_string())),
         ("slots_verified", Value::Number(verified as u64)),
     ];
+    let mut own = None;
     if let Some(known) = Place::of(&library.dir)?.load()? {
         let same = known.fingerprint == fingerprint;
         facts.push(("remembered", Value::Flag(same)));
         if same {
             facts.push(("device", Value::Text(known.device.to_string())));
+            own = Some(known.device);
         }
     }
-    facts.extend(with_index(library, unlocked)?);
+    facts.extend(with_index(library, unlocked, own)?);
     Ok(facts)
 }
 
-/// What the published index says.
-fn with_index(library: &Library, unlocked: &Unlocked) -> Result<Facts> {
+/// What the published index says, to the device `own`.
+fn with_index(library: &Library, unlocked: &Unlocked, own: Option<DeviceId>) -> Result<Facts> {
     let store = DirStore::open(&library.dir, Access::ReadOnly)?;
     let replayed = replay(&store, &unlocked.master, Tree::new(0, 0, Time::default()))?;
     let packs = replayed.tree.packs();
@@ -230,8 +232,11 @@ fn with_index(library: &Library, unlocked: &Unlocked) -> Result<Facts> {
         .iter()
         .map(|gap| vec![("gap", Value::Text(gap.clone()))]);
     let writable = unlocked.writable && replayed.unwritable.is_none();
+    // As a mount decides it: what other devices still need is not known.
+    let collects = replayed.gaps.is_empty() && replayed.heads.keys().all(|d| Some(*d) == own);
     Ok(vec![
         ("writable", Value::Flag(writable)),
+        ("collects", Value::Flag(writable && collects)),
         ("inodes", Value::Number(replayed.tree.inode_count())),
         ("plain_bytes", Value::Number(live)),
         (

@@ -73,6 +73,10 @@ enum Command {
     /// List, add and remove what opens a library: passwords and key files
     Key(key::KeyArgs),
     /// Say what is known of a library, and with a secret given, more
+    ///
+    /// `collects` is whether room comes back when something is deleted: not where another device (another machine or
+    /// user, or this one before it lost its state directory) has ever written to the library, nor while a part of the
+    /// index is missing.
     Info(info::InfoArgs),
     /// Look at everything in a library, and name what is damaged
     Verify(verify::VerifyArgs),

@@ -219,6 +219,23 @@ fn what_is_no_library_is_told_so() {
 }
 
 #[test]
+fn info_says_whether_room_comes_back() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("src")).unwrap();
+    let made = bench.run("convert --plain --new-password-file pw src lib");
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    let info = ["info", "--password-file", "pw", "lib"];
+    let own = bench.run_with(&info, "", &[]).stdout;
+    assert!(own.contains("\ncollects: yes\n"), "{own}");
+    // To another user, or one who lost the state directory, its writer is another device.
+    let state = bench.path("other");
+    let other = bench
+        .run_with(&info, "", &[("XDG_STATE_HOME", &state)])
+        .stdout;
+    assert!(other.contains("\ncollects: no\n"), "{other}");
+}
+
+#[test]
 fn create_makes_no_library_where_one_is_known() {
     let (bench, _) = Bench::with_library();
     fs::remove_dir_all(bench.path("lib")).unwrap();
