@@ -66,7 +66,8 @@
 //!    itself; on a disk that is too full for that, after it is durable.
 //! 5. Bad input (a slot, an index, a pack) is an error that names the file and what to do. It never panics, loops, or
 //!    takes memory without bound: `fuzz/` and `tests/fuzz_smoke.rs` try.
-//! 6. Memory is bounded: the cache, 96 MiB, 300 bytes a file and 32 an extent.
+//! 6. Memory is bounded: the cache, 96 MiB, 300 bytes a file, 32 an extent, and the bytes of extended attributes, link
+//!    targets and long names.
 //!
 //! # Where a change belongs
 //!

@@ -74,8 +74,8 @@ pub struct MountArgs {
     /// Let other users in, as far as the files' permissions do
     #[arg(long)]
     allow_other: bool,
-    /// Memory for decrypted blocks: bytes, or with K, M or G; beside it a mount takes 96 MiB at most, 300 bytes a file
-    /// and 32 for each piece of one [default: 32M]
+    /// Memory for decrypted blocks: bytes, or with K, M or G; beside it a mount takes 96 MiB at most, 300 bytes a file,
+    /// 32 for each piece of one, and what extended attributes, link targets and long names are long [default: 32M]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     cache_size: Option<usize>,
     /// Accept an index that is older than this machine has seen, as after restoring a backup

@@ -1,4 +1,5 @@
-//! The tree that the index replays to, held in memory, compactly: at most 300 bytes a file and 32 an extent.
+//! The tree that the index replays to, held in memory, compactly: at most 300 bytes a file and 32 an extent, beside the
+//! bytes of extended attributes, link targets and long names.
 //!
 //! Inodes and links lie in slabs and name each other by slot number. Tables of 4-byte slots find an inode by its
 //! id, and a link by its directory and name, without storing either twice.

@@ -261,7 +261,10 @@ fn check_gaps(gaps: &[String]) -> Result<()> {
         gaps.join(", ")
     );
     Err(Error::from(Kind::RolledBack(text.into()))
-        .hint("wait for the sync to finish, restore the index folder, or accept what is there with --accept-rollback"))
+        .hint(
+            "wait for the sync to finish, or restore the index folder; --read-only --accept-rollback shows what is there \
+             and changes nothing, --accept-rollback alone goes on from it",
+        ))
 }
 
 /// The slots there are now, and those that were removed; says so where one of those is back.

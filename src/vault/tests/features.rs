@@ -105,6 +105,35 @@ fn a_segment_with_an_unknown_read_only_feature_is_read_and_nothing_is_written() 
 }
 
 #[test]
+fn an_index_with_a_gap_can_be_looked_at() {
+    let mut bench = Bench::new();
+    for name in ["first", "second", "third"] {
+        bench.put(name, b"contents");
+        bench.remount().unwrap();
+    }
+    bench.vault.close().unwrap();
+    let is_second = |id: &ObjectId| {
+        let without = bench.store.after_kill();
+        without.take_object(Area::Index, *id).unwrap();
+        open(&bench.code, &without).is_err()
+    };
+    let gone = bench.store.objects(Area::Index).into_iter().find(is_second);
+    bench.store.take_object(Area::Index, gone.unwrap()).unwrap();
+    let refused = open(&bench.code, &bench.store).err().unwrap();
+    let hint = "--read-only --accept-rollback shows what is there";
+    assert!(refused.to_string().contains(hint), "{refused}");
+    let options = Options {
+        read_only: true,
+        accept_rollback: true,
+        ..OPTIONS
+    };
+    let before = bench.store.operations();
+    bench.vault = open_with(&bench.code, &bench.store, &options).unwrap();
+    assert_eq!(bench.read("third").unwrap(), b"contents");
+    assert_eq!(bench.store.operations(), before);
+}
+
+#[test]
 fn a_pack_with_an_unknown_read_only_feature_ends_writing_when_it_is_met() {
     let mut bench = Bench::new();
     bench.put("f", b"contents");
