@@ -81,11 +81,12 @@ impl ForeignArgs {
     /// Which foreign format the library has; none for one of ours, or what is none at all: that is then said as ever.
     /// A library of ours with more slots than can be listed is taken for none, too, and its own error tells.
     pub fn kind(&self, dir: &Path) -> Result<Option<FormatKind>> {
+        let library = Library::at(dir)?;
         let kind = match self.format {
             Some(kind) => kind,
             None => {
                 // In a library of Minio Music Server, `key` is a file.
-                let slots = Library::at(dir)?.objects(Area::Key, SLOTS_LISTED_MAX);
+                let slots = library.objects(Area::Key, SLOTS_LISTED_MAX);
                 match detect(dir, slots.is_ok_and(|slots| !slots.is_empty())) {
                     Ok(kind) => kind,
                     Err(e) if matches!(e.kind(), Kind::NotLibrary) => FormatKind::Vault,

@@ -174,7 +174,12 @@ fn add(args: &AddArgs) -> Result<()> {
             if args.generate {
                 make_key_file(path)?;
             }
-            read_key_file(path)?
+            read_key_file(path).map_err(|e| match e.kind() {
+                Kind::Io(io) if io.kind() == std::io::ErrorKind::NotFound => {
+                    e.hint("--generate makes it")
+                }
+                _ => e,
+            })?
         }
         None => args.new.choose()?,
     };

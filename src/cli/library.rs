@@ -56,7 +56,8 @@ impl Library {
             }),
             Ok(_) => Err(Error::new(Kind::NotLibrary, dir.display()).hint("it is not a folder")),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                Err(Error::new(Kind::NotLibrary, dir.display()).hint("there is no such folder"))
+                Err(Error::new(Kind::NotLibrary, dir.display())
+                    .hint("there is no such folder: check the path; `hushfs init` makes one"))
             }
             Err(e) => Err(Error::io(e, dir)),
         }

@@ -127,8 +127,17 @@ fn has_slot(store: &dyn Store, master: &MasterKey) -> bool {
     })
 }
 
+fn open_segment(store: &dyn Store, master: &MasterKey, id: SegmentId) -> Result<SegmentReader> {
+    let object = store.open(Area::Index, id).map_err(|e| match e.kind() {
+        // It was listed: somebody, a sync perhaps, takes files away right now.
+        Kind::Missing => e.hint("wait for the sync to finish, or restore it from a copy"),
+        _ => e,
+    })?;
+    SegmentReader::open(object, id, master, Extent::Published)
+}
+
 fn opening(store: &dyn Store, master: &MasterKey, id: SegmentId, cipher_len: u64) -> Result<Found> {
-    let reader = SegmentReader::open(store.open(Area::Index, id)?, id, master, Extent::Published)?;
+    let reader = open_segment(store, master, id)?;
     let opening = reader.opening().clone();
     let published = Published {
         id,
@@ -207,7 +216,7 @@ fn apply_base(
     id: SegmentId,
     out: &mut Replayed,
 ) -> Result<[u8; 32]> {
-    let reader = SegmentReader::open(store.open(Area::Index, id)?, id, master, Extent::Published)?;
+    let reader = open_segment(store, master, id)?;
     let table = reader.opening().stamp_segments.clone().unwrap_or_default();
     let numbers: Vec<u32> = table.iter().map(|s| out.tree.intern_segment(*s)).collect();
     let name = reader.name().to_owned();
@@ -341,7 +350,7 @@ fn apply_segment(
     let Published {
         id, device, number, ..
     } = found.published;
-    let reader = SegmentReader::open(store.open(Area::Index, id)?, id, master, Extent::Published)?;
+    let reader = open_segment(store, master, id)?;
     let segment = out.tree.intern_segment(StampSegment {
         segment: id,
         device,
@@ -420,6 +429,21 @@ mod tests {
             .err()
             .unwrap()
             .exit_status()
+    }
+
+    #[test]
+    fn a_segment_that_goes_while_it_is_read_says_what_to_do() {
+        let (store, master) = (MemoryStore::default(), MasterKey::generate().unwrap());
+        publish(&store, &master, 1);
+        let id = store.objects(Area::Index)[0];
+        assert!(opening(&store, &master, id, 0).is_ok());
+        store.take_object(Area::Index, id).unwrap();
+        let text = opening(&store, &master, id, 0).err().unwrap().to_string();
+        assert!(
+            text.starts_with(&format!("index/{id}: is missing")),
+            "{text}"
+        );
+        assert!(text.contains("wait for the sync to finish"), "{text}");
     }
 
     #[test]

@@ -171,13 +171,15 @@ pub fn check(mountpoint: &Path, library: &Path) -> Result<PathBuf> {
 
 /// The mount of ours at `mountpoint`.
 pub(super) fn mounted(mountpoint: &Path) -> Result<Entry> {
-    let point = resolve(mountpoint)?;
+    const HINT: &str = "`findmnt -t fuse.hushfs` lists what is mounted";
+    let point = resolve(mountpoint).map_err(|e| e.hint(HINT))?;
     match top(&point)? {
         Some(entry) if entry.fs_type == super::attach::FS_TYPE => Ok(entry),
         _ => Err(Error::new(
             Kind::Mount("no library is mounted here".into()),
             mountpoint.display(),
-        )),
+        )
+        .hint(HINT)),
     }
 }
 

@@ -219,6 +219,42 @@ fn what_is_no_library_is_told_so() {
 }
 
 #[test]
+fn an_error_says_what_to_do() {
+    let (bench, _) = Bench::with_library();
+    fs::create_dir(bench.path("mnt")).unwrap();
+    let missing = "`hushfs init` makes one";
+    for (words, code, said) in [
+        ("info missing", 4, missing),
+        ("mount --password-file pw missing mnt", 4, missing),
+        (
+            "mount --format mms --password-file pw missing mnt",
+            4,
+            missing,
+        ),
+        (
+            "verify --format images --password-file pw missing",
+            4,
+            missing,
+        ),
+        (
+            "key add --password-file pw --new-key-file kf lib",
+            9,
+            "kf: No such file or directory (os error 2) (--generate makes it)",
+        ),
+        ("umount mnt", 7, "findmnt"),
+        ("umount missing", 1, "findmnt"),
+    ] {
+        let ended = bench.run(words);
+        assert_eq!(ended.code, code, "{words}: {}", ended.stderr);
+        let last = ended.stderr.lines().last().unwrap_or_default();
+        assert!(
+            last.starts_with("hushfs: ") && last.contains(said),
+            "{words}: {last}"
+        );
+    }
+}
+
+#[test]
 fn info_says_whether_room_comes_back() {
     let bench = Bench::new();
     fs::create_dir(bench.path("src")).unwrap();
