@@ -11,6 +11,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rustix::fs::{
     AtFlags, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags,
@@ -23,6 +24,9 @@ use crate::error::{Error, Kind, Result};
 
 /// Most objects that an area may hold: a folder that somebody filled with names must not eat all memory.
 const OBJECTS_MAX: usize = 4 << 20;
+/// A lock is tried so often again, and after so long: who looks whether a library is mounted holds it for a moment.
+const LOCK_TRIES: u32 = 10;
+const LOCK_WAIT: Duration = Duration::from_millis(20);
 const FOLDER_MODE: Mode = Mode::RWXU;
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 const FOLDER_FLAGS: OFlags = OFlags::RDONLY
@@ -121,7 +125,17 @@ impl DirStore {
             )
         })
         .map_err(|e| self.path_error(e, &name))?;
-        match retry_on_intr(|| rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)) {
+        let lock =
+            || retry_on_intr(|| rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive));
+        let mut locked = lock();
+        for _ in 0..LOCK_TRIES {
+            if locked != Err(Errno::WOULDBLOCK) {
+                break;
+            }
+            std::thread::sleep(LOCK_WAIT);
+            locked = lock();
+        }
+        match locked {
             Ok(()) => Ok(fd),
             Err(Errno::WOULDBLOCK) => Err(Error::new(Kind::InUse, self.path.display())
                 .hint("this library is already mounted by this device; unmount it first")),

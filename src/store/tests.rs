@@ -173,6 +173,23 @@ fn one_device_mounts_a_library_once() {
 }
 
 #[test]
+fn who_only_looks_at_the_lock_is_not_in_the_way() {
+    use rustix::fs::{FlockOperation, flock};
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    let lock = dir.path().join(format!("new/{DEVICE}/lock"));
+    let file = fs::File::open(lock).unwrap();
+    flock(&file, FlockOperation::LockShared).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(30));
+            drop(file);
+        });
+        open(dir.path());
+    });
+}
+
+#[test]
 fn reading_only_leaves_no_trace() {
     let dir = tempfile::tempdir().unwrap();
     let store = DirStore::open(dir.path(), Access::ReadOnly).unwrap();
