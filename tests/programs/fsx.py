@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""fsx (crates.io) over a mount: random operations on one file, every read compared with what should be there.
+"""The crate fsx over a mount: random operations on one file, every read compared with what should be there.
 
 The seeds are fixed but for one, which is printed: `fsx.py` with FSX_SEED set repeats it.
 """

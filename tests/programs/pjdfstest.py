@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""pjdfstest (crates.io, the rewrite in Rust) over a mount: what POSIX says of every call on names and attributes.
+"""The crate pjdfstest (the rewrite in Rust) over a mount: what POSIX says of every call on names and attributes.
 
 397 cases pass and one is skipped (FUSE has no word for LINK_MAX); fewer passes are a failure like any other.
 """
