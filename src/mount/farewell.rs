@@ -4,7 +4,7 @@
 //! Who wants to know connects before unmounting, and is told when the volume is closed: one byte, 0 or the exit
 //! code, and the message. A process that dies tells nothing, and the connection ends.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -86,7 +86,9 @@ impl Connection {
         let mut message = Vec::new();
         let limit = MESSAGE_LEN_MAX as u64 + 1;
         let read = self.stream.take(limit).read_to_end(&mut message);
-        if read.is_err() && message.is_empty() {
+        // Anything else is how it looks when the process dies before it has taken the connection.
+        let is_late = |e: io::Error| e.kind() == io::ErrorKind::WouldBlock;
+        if read.is_err_and(is_late) && message.is_empty() {
             return Err(Error::new(Kind::TimedOut, point.display())
                 .hint("it is unmounted, but its process is still writing: wait for the process hushfs to end"));
         }
@@ -125,4 +127,23 @@ fn printable(text: &[u8]) -> String {
     text.chars()
         .map(|c| if c.is_control() { '?' } else { c })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_dies_is_not_said_to_be_writing() {
+        let (stream, peer) = UnixStream::pair().unwrap();
+        let waiting = Connection {
+            stream,
+            process: None,
+        };
+        // What is not read when it dies resets the connection, as one does that was never accepted.
+        (&waiting.stream).write_all(b"?").unwrap();
+        drop(peer);
+        let told = waiting.wait(Path::new("/mnt")).unwrap_err().to_string();
+        assert!(told.contains("died before all was written"), "{told}");
+    }
 }
