@@ -132,6 +132,32 @@ struct OpenHandle {
     writes: bool,
 }
 
+impl Threads {
+    /// Adopts what a crash left, and goes to work.
+    fn start(
+        core: &Arc<Core>,
+        options: &Options,
+        adopted: Vec<(SegmentId, SegmentId)>,
+    ) -> Result<Self> {
+        // What was kept back, a crash has left: adoption takes room.
+        core.store.reserve(0)?;
+        core.adopt_leftovers(options.accept_rollback, adopted)
+            .map_err(|e| match e.is_no_space() {
+                true => e.hint(
+                    "make room: up to 64 MiB are needed to take over what the last mount left. Nothing is lost, and \
+                     --read-only shows what was published before",
+                ),
+                false => e,
+            })?;
+        core.remember()?;
+        core.restore_reserve();
+        Ok(Self {
+            streamer: Streamer::start(core.clone())?,
+            committer: Committer::start(core.clone())?,
+        })
+    }
+}
+
 impl Vault {
     /// Opens a library: replays the index, adopts what a crash left, starts the committer. A library without an
     /// index is an empty one.
@@ -198,32 +224,11 @@ impl Vault {
             device,
             place,
         });
-        if options.read_only {
-            return Ok(Arc::new(Self {
-                core,
-                threads: None,
-            }));
-        }
-        // What was kept back, a crash has left: adoption takes room.
-        core.store.reserve(0)?;
-        core.adopt_leftovers(options.accept_rollback, replayed.adopted)
-            .map_err(|e| match e.is_no_space() {
-                true => e.hint(
-                    "make room: up to 64 MiB are needed to take over what the last mount left. Nothing is lost, and \
-                     --read-only shows what was published before",
-                ),
-                false => e,
-            })?;
-        core.remember()?;
-        core.restore_reserve();
-        let threads = Threads {
-            streamer: Streamer::start(core.clone())?,
-            committer: Committer::start(core.clone())?,
+        let threads = match options.read_only {
+            true => None,
+            false => Some(Threads::start(&core, options, replayed.adopted)?),
         };
-        Ok(Arc::new(Self {
-            core,
-            threads: Some(threads),
-        }))
+        Ok(Arc::new(Self { core, threads }))
     }
 
     /// How the cache of decrypted blocks does.
