@@ -26,7 +26,7 @@ pub struct Behind {
 impl Behind {
     /// Looks for frames in a segment behind `cipher_offset`, where one ends (0 where the opening does not open), at
     /// every byte: a length prefix opens only where it was written. Takes a second for 4 MiB, so it is for what is
-    /// damaged only, and looks at no more than [`SEARCHED_LEN_MAX`].
+    /// damaged only, and looks at 64 MiB at most.
     pub fn search(
         object: &dyn Object,
         id: SegmentId,
