@@ -36,18 +36,24 @@ const WITHOUT_MEANING: &[&str] = &[
     "defaults",
     "diratime",
     "group",
+    "iversion",
     "lazytime",
+    "loud",
+    "mand",
     "noatime",
     "noauto",
     "nodiratime",
     "nofail",
+    "noiversion",
     "nolazytime",
+    "nomand",
     "nonempty",
     "norelatime",
     "nostrictatime",
     "nouser",
     "owner",
     "relatime",
+    "silent",
     "strictatime",
     "user",
     "users",
@@ -191,6 +197,16 @@ impl Wish {
             ("comment", None) => {}
             (name, _) if name.starts_with("x_") || name.starts_with("X_") => {}
             (name, None) if WITHOUT_MEANING.contains(&name) => {}
+            (name @ ("sync" | "dirsync" | "remount" | "nosymfollow"), None) => {
+                return Err(Error::usage(format_args!(
+                    "-o {name}: a library cannot be mounted so"
+                ))
+                .hint(match name {
+                    "remount" => "unmount it, and mount it anew",
+                    "nosymfollow" => "mount -o bind,nosymfollow can, of what is mounted",
+                    _ => "what is to be durable at once is written with O_SYNC or fsync(2)",
+                }));
+            }
             // The value is not shown: it could be a password that somebody thought could be given here.
             _ => {
                 return Err(
@@ -369,14 +385,16 @@ mod tests {
         wish("-n -v -f -t fuse.hushfs -o defaults,noatime,nofail,x-systemd.automount,comment=a,x-gvfs-show").unwrap();
         let of_fstab =
             "auto,noauto,nofail,_netdev,user,users,owner,group,nouser,defaults,comment=a";
-        let of_mount = "user=joe,fsname=/a b,subtype=hushfs,X-mount.mkdir,X-mount.owner=joe,x-systemd.requires=a.mount";
+        let of_mount = "user=joe,fsname=/a b,subtype=hushfs,X-mount.mkdir,X-mount.owner=joe,x-systemd.requires=a.mount,silent,loud,mand,nomand,iversion,noiversion";
         for option in of_fstab.split(',').chain(of_mount.split(',')) {
             let args = Line::try_parse_from(["hushfs", "lib", "mnt", "-o", option]).unwrap();
             args.args.wish().unwrap();
         }
         for (typed, named) in [
             ("-o uid=5", "-o uid"),
-            ("-o sync", "-o sync"),
+            ("-o sync", "written with O_SYNC"),
+            ("-o remount", "mount it anew"),
+            ("-o nosymfollow", "bind,nosymfollow"),
             ("-o ro=1", "-o ro"),
             ("-o fsname", "-o fsname"),
             ("-o noauto=1", "-o noauto"),
