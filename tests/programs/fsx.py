@@ -5,7 +5,7 @@ The seeds are fixed but for one, which is printed: `fsx.py` with FSX_SEED set re
 """
 import os
 import secrets
-from common import REPO, main, run
+from common import REPO, Failed, main, run
 
 CONFIG = """
 flen = %d
@@ -30,11 +30,11 @@ copy_file_range = 3
 """
 
 
-def fsx(library, seed, operations, length=256 << 10, largest=64 << 10, msync=True):
+def fsx(library, seed, operations, length=256 << 10, largest=64 << 10, msync=True, below=None):
     config = library.base / "fsx.toml"
     config.write_text(CONFIG % (length, "false" if msync else "true", largest))
-    run(REPO / "target/tools/bin/fsx", "-f", config, "-N", operations, "-S", seed, "-P", library.base, library.mnt / f"fsx-{seed}",
-        timeout=600, env=dict(library.env, RUST_BACKTRACE="0"))
+    run(REPO / "target/tools/bin/fsx", "-f", config, "-N", operations, "-S", seed, "-P", library.base,
+        (below or library.mnt) / f"fsx-{seed}", timeout=600, env=dict(library.env, RUST_BACKTRACE="0"))
 
 
 def test_small_file(library):
@@ -58,8 +58,21 @@ def test_remounted(library):
         library.remount()
 
 
+def possible_seed(library):
+    """One that fsx itself gets through, on the filesystem below: with some it allocates no bytes at all,
+    which posix_fallocate(3) refuses, and takes that for a missing feature (seed 1796114990)."""
+    for _ in range(5):
+        seed = secrets.randbits(32)
+        try:
+            fsx(library, seed, 30_000, below=library.base)
+            return seed
+        except Failed:
+            print(f"      seed {seed} fails without a mount, too")
+    raise Failed("fsx does not even work without a mount")
+
+
 def test_random_seed(library):
-    seed = int(os.environ.get("FSX_SEED") or secrets.randbits(32))
+    seed = int(os.environ.get("FSX_SEED") or possible_seed(library))
     print(f"      FSX_SEED={seed}")
     fsx(library, seed, 30_000)
 
