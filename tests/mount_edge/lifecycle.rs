@@ -42,7 +42,11 @@ fn a_mount_on_top_is_left_alone() {
     // Cut off after the grace, for it cannot be unmounted.
     assert_eq!(m.ended().code(), Some(0));
     assert_eq!(m.closed(), "1");
-    assert_eq!(fs::read(m.path("stranger")).unwrap(), b"here");
+    let read = fs::read(m.path("stranger"));
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let read =
+        read.unwrap_or_else(|e| panic!("{}: {e}; mounted:\n{}", m.point.display(), mounts()));
+    assert_eq!(read, b"here");
 }
 
 #[test]
