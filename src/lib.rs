@@ -62,8 +62,8 @@
 //!    fsync(2), cutting the power loses nothing. The state after a crash is that of one moment after the last fsync.
 //! 2. Every byte that comes from the store is authenticated before it is used.
 //! 3. Plaintext, of names or contents, is never written to a disk, and names are logged at the level debug only.
-//! 4. A pack is removed only after the record that condemned it is published, so that what sync tools copy is whole by
-//!    itself; on a disk that is too full for that, after it is durable.
+//! 4. A pack is removed only after the record that condemned it is published, so that what is published is whole at any
+//!    moment; on a disk that is too full for that, after it is durable.
 //! 5. Bad input (a slot, an index, a pack) is an error that names the file and what to do. It never panics, loops, or
 //!    takes memory without bound: `fuzz/` and `tests/fuzz_smoke.rs` try.
 //! 6. Memory is bounded: the cache, 96 MiB, 300 bytes a file, 32 an extent, and the bytes of extended attributes, link

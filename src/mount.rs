@@ -142,7 +142,7 @@ fn open(plan: Plan, library: &Path) -> Result<Arc<Vault>> {
                 // What is missing may still come: what is written now must not bear the same numbers.
                 device = random_id()?;
                 log::warn!(
-                    "segments of this machine are missing, so it writes as device {device} from now on: what lies in \
+                    "segments of this machine are missing or replaced, so it writes as device {device} from now on: what lies in \
                      new/{} does not show, and until there is a new library, no room is given back",
                     plan.device
                 );

@@ -10,7 +10,7 @@ use crate::store::Object;
 
 /// Bytes that are looked at together.
 const WINDOW: usize = 1 << 20;
-/// No segment is as long: it is published at 4 MiB, and then at most one frame longer.
+/// A segment is published at 4 MiB. Only one that could not be, for long, is longer than this.
 const SEARCHED_LEN_MAX: u64 = 64 << 20;
 
 /// Frames that cannot be reached.

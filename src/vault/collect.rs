@@ -16,7 +16,7 @@ fn is_dead(pack: &PackInfo) -> bool {
 
 impl Core {
     /// Only in a library that one device alone writes to: the others' view is not known.
-    pub(super) fn may_collect(&self) -> bool {
+    fn may_collect(&self) -> bool {
         !self.shared.load(Ordering::Relaxed) && !self.has_gaps && self.writable().is_ok()
     }
 
@@ -37,8 +37,7 @@ impl Core {
             }
             published => published?,
         }
-        self.remove_condemned()?;
-        self.remove_covered()
+        self.remove_condemned()
     }
 
     /// Whether so much is dead, or so little room is left, that it cannot wait for the next publication.
@@ -101,6 +100,9 @@ impl Core {
 
     /// Removes segments that the base makes superfluous.
     pub(super) fn remove_covered(&self) -> Result<()> {
+        if !self.may_collect() {
+            return Ok(());
+        }
         let covered = std::mem::take(&mut *self.covered.lock());
         covered
             .iter()

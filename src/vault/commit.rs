@@ -185,7 +185,7 @@ impl Committer {
         let collected = core.collect();
         core.publish()?;
         // Who always mounts for moments would never get one else. All is there without it, too.
-        if let Err(e) = core.write_due_base() {
+        if let Err(e) = core.maintain() {
             log::warn!("{e}");
         }
         core.journal.lock().discard_empty()?;

@@ -28,21 +28,12 @@ const REWRITE_AFTER: Duration = Duration::from_secs(10);
 const REWRITE_LEN: u64 = 4 << 20;
 
 impl Core {
-    /// After a publication: a base where one is due, which makes segments superfluous.
+    /// After a publication: a base where one is due, and without the segments that it makes superfluous.
     pub(super) fn maintain(&self) -> Result<()> {
-        self.write_due_base()?;
-        match self.may_collect() {
-            true => self.remove_covered(),
-            false => Ok(()),
+        if self.is_base_due() && self.writable().is_ok() {
+            self.write_base()?;
         }
-    }
-
-    /// A base, where one is due.
-    pub(super) fn write_due_base(&self) -> Result<()> {
-        match self.is_base_due() && self.writable().is_ok() {
-            true => self.write_base(),
-            false => Ok(()),
-        }
+        self.remove_covered()
     }
 
     fn is_base_due(&self) -> bool {

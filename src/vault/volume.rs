@@ -266,15 +266,22 @@ impl Volume for Vault {
         if core.read_only {
             return done(Ok(()));
         }
-        if let Some(file) = core.opened(ino) {
-            // The kernel has written back before: what comes now was stored later.
-            file.state.lock().mtime_set = None;
-        }
-        if let Err(e) = core.flush_ino(ino) {
-            return done(core.tell_failures(ino, handle, Err(e)));
+        let Some(file) = core.opened(ino) else {
+            return core.commit.request(done);
+        };
+        // The kernel has written back before: what comes now was stored later.
+        file.state.lock().mtime_set = None;
+        if let Err(e) = core.flush_file(&file) {
+            return done(core.tell_failures(&file, handle, Err(e)));
         }
         let teller = Arc::clone(core);
-        let tell = move |synced| done(teller.tell_failures(ino, handle, synced));
+        // Looked up again: a reference that waits with it would keep the file in the table when it is closed.
+        let tell = move |synced| {
+            done(match teller.opened(ino) {
+                Some(file) => teller.tell_failures(&file, handle, synced),
+                None => synced,
+            })
+        };
         core.commit.request(Box::new(tell));
     }
 

@@ -126,19 +126,22 @@ impl Core {
         if self.read_only || !self.handles.lock().get(&handle.0).is_some_and(|h| h.writes) {
             return Ok(());
         }
-        let flushed = self.flush_ino(ino);
-        if let Some(file) = self.opened(ino) {
-            // The kernel has written back before: what comes now was stored later.
-            file.state.lock().mtime_set = None;
-        }
-        self.tell_failures(ino, handle, flushed)
+        let Some(file) = self.opened(ino) else {
+            return Ok(());
+        };
+        let flushed = self.flush_file(&file);
+        // The kernel has written back before: what comes now was stored later.
+        file.state.lock().mtime_set = None;
+        self.tell_failures(&file, handle, flushed)
     }
 
     /// What a handle is told when it flushes or syncs: how that went, or else a failure that it was not told of.
-    pub(super) fn tell_failures(&self, ino: Ino, handle: Handle, done: Result<()>) -> Result<()> {
-        let Some(file) = self.opened(ino) else {
-            return done;
-        };
+    pub(super) fn tell_failures(
+        &self,
+        file: &OpenFile,
+        handle: Handle,
+        done: Result<()>,
+    ) -> Result<()> {
         let (failures, for_space) = {
             let state = file.state.lock();
             (state.failures, state.failed_for_space)

@@ -320,6 +320,28 @@ fn a_full_disk_and_a_pack_that_failed_are_mended_by_deleting() {
 }
 
 #[test]
+fn what_is_dead_makes_room_where_there_is_none_to_publish() {
+    let bench = Bench::new();
+    bench.halt_committer();
+    bench.put("old", &vec![1; 3 << 20]);
+    bench.core().publish().unwrap();
+    bench.put("kept", &vec![2; 1 << 20]);
+    bench.unlink("old");
+    // Enough for the record that condemns it, and not for the end of the open pack, nor for a copy of it.
+    bench.store.reserve(0).unwrap();
+    leave_room(&bench, 5_000);
+    bench.core().collect().unwrap();
+    let packs = bench.store.objects(crate::store::Area::Data);
+    assert!(packs.is_empty(), "{packs:?}");
+    assert!(bench.stat("old").is_none());
+    assert!(bench.read("kept").unwrap() == vec![2; 1 << 20]);
+    let after = bench.after_power_cut(1).unwrap();
+    assert!(after.stat("old").is_none());
+    assert!(after.read("kept").unwrap() == vec![2; 1 << 20]);
+    bench.vault.close().unwrap();
+}
+
+#[test]
 fn the_reserve_is_also_for_the_segment_that_a_deletion_needs() {
     let mut bench = Bench::new();
     bench.put("f", &[1; 3000]);
