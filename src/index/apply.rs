@@ -2,7 +2,8 @@
 //!
 //! Every register keeps the later of two stamps, so a record may come twice, or late. A record about an inode that
 //! is not there changes nothing: a base that was written while work went on may already lack what a segment
-//! beside it goes on to remove.
+//! beside it goes on to remove. Only values that no writer may write are refused; what several writers did beside
+//! each other never is (see [`super::merge`]).
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -27,43 +28,21 @@ impl Tree {
         if last > COUNTER_MAX {
             return Err("counter absurdly ahead");
         }
-        // Two links that swap places must both leave before either arrives.
-        let mut moving: Vec<LinkIx> = Vec::new();
         for (record, counter) in frame.records.iter().zip(frame.counter..) {
-            let Record::Link(at) = record else { continue };
-            let stamp = Stamp::new(counter, segment);
-            let Some(link) = self.newer_link(at, stamp) else {
-                continue;
-            };
-            // What would not arrive must not leave.
-            let made_here = |r: &Record| matches!(r, Record::Inode(new) if new.id == at.parent);
-            if self.find_id(at.parent).is_none() && !frame.records.iter().any(made_here) {
-                continue;
-            }
-            if moving.contains(&link) {
-                return Err("a link that moves twice at once");
-            }
-            self.detach(link, stamp, frame.wall);
-            moving.push(link);
-        }
-        for (record, counter) in frame.records.iter().zip(frame.counter..) {
-            self.apply(Stamp::new(counter, segment), frame.wall, record, &moving)?;
+            self.apply(Stamp::new(counter, segment), frame.wall, record)?;
         }
         self.counter = self.counter.max(last);
         Ok(())
     }
 
-    pub(super) fn apply(
-        &mut self,
-        at: Stamp,
-        wall: Time,
-        record: &Record,
-        moving: &[LinkIx],
-    ) -> Result<(), Refusal> {
+    pub(super) fn apply(&mut self, at: Stamp, wall: Time, record: &Record) -> Result<(), Refusal> {
         match record {
             Record::Inode(new) => self.create(at, wall, new),
-            Record::Link(link) => self.place(at, wall, link, moving),
-            Record::Unlink(gone) => self.unlink(at, wall, gone, moving),
+            Record::Link(link) => self.place(at, wall, link),
+            Record::Unlink(gone) => {
+                self.unlink(at, wall, gone);
+                Ok(())
+            }
             Record::Attr(change) => {
                 self.change_attr(at, wall, change);
                 Ok(())
@@ -161,6 +140,7 @@ impl Tree {
             entry.remove();
         }
         self.renumbered.retain(|_, other| *other != ix);
+        self.forget_losers(ix);
     }
 
     fn change_attr(&mut self, at: Stamp, wall: Time, change: &AttrChange) {
@@ -208,7 +188,12 @@ impl Tree {
         }
     }
 
-    fn change_content(&mut self, at: Stamp, wall: Time, content: &Content) -> Result<(), Refusal> {
+    pub(super) fn change_content(
+        &mut self,
+        at: Stamp,
+        wall: Time,
+        content: &Content,
+    ) -> Result<(), Refusal> {
         let Some(ix) = self.find_id(content.inode) else {
             return Ok(());
         };
@@ -219,6 +204,8 @@ impl Tree {
             return Err("a file longer than files can be");
         }
         let pieces = self.pieces(&content.packs, &content.splices)?;
+        // Who writes on top of versions that lost has kept those, if it is not one of them itself.
+        self.forget_losers(ix);
         self.splice(ix, &pieces, Some(content.plain_size));
         let inode = self.inode_mut(ix);
         inode.version = at;

@@ -240,7 +240,7 @@ impl Tree {
     }
 
     /// Extents as records spell them.
-    fn splices(&self, extents: &[Extent]) -> Splices {
+    pub(super) fn splices(&self, extents: &[Extent]) -> Splices {
         let mut splices = Splices::default();
         for e in extents {
             let run = Run {
@@ -280,7 +280,7 @@ impl Tree {
                 });
                 let inode = self.find_id(base.link.inode.unwrap_or(base.link.link));
                 let ctime = inode.map(|i| (i, self.inode(i).ctime));
-                self.place(at, Time::default(), &base.link, &[])?;
+                self.place(at, Time::default(), &base.link)?;
                 // The base has the times themselves.
                 if let Some((ix, ctime)) = ctime {
                     self.inode_mut(ix).ctime = ctime;
@@ -293,7 +293,7 @@ impl Tree {
             }
             Record::Pack(pack) => self.finish_pack(pack),
             Record::Relocate(more) => self.relocate(more),
-            Record::Condemn(_) => self.apply(Stamp::new(0, 0), Time::default(), record, &[]),
+            Record::Condemn(_) => self.apply(Stamp::new(0, 0), Time::default(), record),
             _ => Err("a record that bases do not have"),
         }
     }

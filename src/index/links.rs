@@ -12,62 +12,50 @@ use crate::volume::{FileKind, NAME_LEN_MAX, Time};
 const COOKIE_MIN: u64 = 3;
 
 impl Tree {
-    /// The link that `at` moves, where it is there and was placed earlier.
-    pub(super) fn newer_link(&self, at: &LinkAt, stamp: Stamp) -> Option<LinkIx> {
-        let inode = self.find_id(at.inode.unwrap_or(at.link))?;
-        let link = self.find_link(inode, at.link)?;
-        self.is_later(stamp, self.link(link).at).then_some(link)
-    }
-
-    pub(super) fn place(
-        &mut self,
-        at: Stamp,
-        wall: Time,
-        to: &LinkAt,
-        moving: &[LinkIx],
-    ) -> Result<(), Refusal> {
+    /// Assigns a link's register: it is in `to` now. Another link of that name may be there, for a moment (an exchange
+    /// is two links that are placed one after the other), or because another device placed it beside this one.
+    pub(super) fn place(&mut self, at: Stamp, wall: Time, to: &LinkAt) -> Result<(), Refusal> {
         check_name(&to.name)?;
         let Some(inode) = self.find_id(to.inode.unwrap_or(to.link)) else {
             return Ok(());
         };
-        let Some(parent) = self.find_id(to.parent) else {
+        let Some(parent) = self.parent_for(to) else {
             return Ok(());
         };
         if self.inode(parent).kind != FileKind::Directory {
             return Err("a link below something that is not a directory");
         }
-        let link = match self.find_link(inode, to.link) {
-            Some(link) if !moving.contains(&link) => {
-                if self.link(link).at == at {
-                    // A base knows the link, and perhaps the inodes as they were before.
-                    self.touch(parent, at, wall);
-                    let inode = self.inode_mut(inode);
-                    inode.ctime = wall.max(inode.ctime.into()).into();
-                }
+        let link = self.find_link(inode, to.link);
+        let is_dir = self.inode(inode).kind == FileKind::Directory;
+        if link.is_none()
+            && (self.is_taken(to.link, inode) || is_dir && self.inode(inode).is_linked())
+        {
+            // No writer gives one link to two inodes, nor a directory a second link.
+            return Ok(());
+        }
+        if let Some(link) = link {
+            let set_at = self.link(link).at;
+            if set_at == at {
+                // A base knows the link, and perhaps the inodes as they were before.
+                self.touch(parent, at, wall);
+                let inode = self.inode_mut(inode);
+                inode.ctime = wall.max(inode.ctime.into()).into();
+            }
+            if !self.is_later(at, set_at) {
                 return Ok(());
             }
-            found => found,
-        };
-        if let Some(other) = self.child(parent, &to.name) {
-            if !self.is_later(self.link(other).at, at) {
-                return Err("two links of one name");
-            }
-            // A base that was written meanwhile knows who had the name next. So this link has left it, and a
-            // record that comes says for where, or that it is no more.
+            self.detach(link, at, wall);
+        }
+        if self.beside_base
+            && let Some(other) = self.child(parent, &to.name)
+            && self.is_later(self.link(other).at, at)
+        {
+            // The base knows who had the name next. So this link has left it, and a record that comes says for where,
+            // or that it is no more.
             if let Some(link) = link {
                 self.remove_link(link);
             }
             return Ok(());
-        }
-        let is_dir = self.inode(inode).kind == FileKind::Directory;
-        if is_dir && link.is_none() && self.inode(inode).first_link.is_some() {
-            return Err("a second link of a directory");
-        }
-        if is_dir && self.is_within(parent, inode) {
-            return Err("a directory below itself");
-        }
-        if link.is_none() && self.is_taken(to.link, inode) {
-            return Err("one link of two inodes");
         }
         let link = match link {
             Some(link) => {
@@ -75,18 +63,24 @@ impl Tree {
                 (l.parent, l.name, l.at) = (parent, to.name.as_slice().into(), at);
                 link
             }
-            None => self.insert_link(
-                to.link,
-                Link {
-                    inode,
-                    parent,
-                    name: to.name.as_slice().into(),
-                    at,
-                },
-            ),
+            None => {
+                let name = to.name.as_slice().into();
+                #[rustfmt::skip]
+                let new = Link { inode, parent, name, at };
+                self.insert_link(to.link, new)
+            }
         };
+        self.note_placed(link);
         self.attach(link, at, wall);
         Ok(())
+    }
+
+    /// The directory that a link is placed in. Where several devices wrote, one may have lost its directory in a way
+    /// that left no trace (its records are in a base of a device that had not seen the link): the root has it then.
+    fn parent_for(&self, to: &LinkAt) -> Option<InodeIx> {
+        let is_merging = self.unsettled.is_some();
+        self.find_id(to.parent)
+            .or(is_merging.then_some(super::inode::ROOT_IX))
     }
 
     /// Whether another inode has a link of this id.
@@ -182,37 +176,27 @@ impl Tree {
         }
     }
 
-    pub(super) fn unlink(
-        &mut self,
-        at: Stamp,
-        wall: Time,
-        gone: &Unlink,
-        moving: &[LinkIx],
-    ) -> Result<(), Refusal> {
+    pub(super) fn unlink(&mut self, at: Stamp, wall: Time, gone: &Unlink) {
         let Some(inode) = self.find_id(gone.inode.unwrap_or(gone.link)) else {
-            return Ok(());
+            return;
         };
         let Some(ix) = self.find_link(inode, gone.link) else {
             if self.beside_base {
                 // Gone before the base came to it, and perhaps after the base came to the inode.
                 self.note_change(inode, wall);
             }
-            return Ok(());
+            return;
         };
         if !self.is_later(at, self.link(ix).at) {
-            return Ok(());
+            return;
         }
         // A directory in which somebody else made something meanwhile stays.
         if self.has_entries(inode) {
-            return Ok(());
-        }
-        if moving.contains(&ix) {
-            return Err("a link that moves and goes at once");
+            return;
         }
         self.detach(ix, at, wall);
         self.remove_link(ix);
         self.note_change(inode, wall);
-        Ok(())
     }
 
     /// Forgets a link that is in no directory any more.

@@ -3,10 +3,12 @@
 mod apply;
 mod base;
 mod behind;
+mod conflicts;
 mod encoding;
 pub mod extents;
 mod inode;
 mod links;
+mod merge;
 pub mod record;
 mod replay;
 mod segment;
@@ -15,6 +17,7 @@ mod tree;
 
 pub use base::{BaseCursor, StampTable};
 pub use behind::Behind;
+pub use conflicts::Settling;
 pub use encoding::{from_cbor, to_cbor};
 pub use inode::{Inode, InodeIx, Link, LinkIx, ROOT_IX, Stamp};
 pub use replay::{Published, Replayed, check_rollback, replay};

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::apply::Refusal;
+use super::merge::{self, Branch};
 use super::record::{BaseRef, Opening, SegmentId, StampSegment};
 use super::segment::{Extent, SegmentReader};
 use super::tree::Tree;
@@ -272,6 +274,8 @@ fn apply_segments(
             );
         }
     }
+    let heads = out.heads.clone();
+    let mut order = Vec::new();
     // What a segment's writer had applied comes before it. Where that is missing, it is said, and the rest goes on.
     while !queues.is_empty() {
         let ready = queues
@@ -289,8 +293,18 @@ fn apply_segments(
             queues.remove(&device);
         }
         note_gaps(&next, out);
-        apply_segment(store, master, &next, out)?;
+        raise(
+            &mut out.heads,
+            Head {
+                device,
+                number: next.published.number,
+                sha256: [0; 32],
+            },
+        );
+        order.push(next);
     }
+    out.heads = heads;
+    apply_in_order(store, master, &order, out)?;
     let missing = |need: &&Head| {
         out.heads
             .get(&need.device)
@@ -315,7 +329,9 @@ fn note_gaps(segment: &Found, out: &mut Replayed) {
         if have.is_none_or(|have| have.number < head.number) {
             out.gaps.push(need_text(head));
         }
-        if have.is_some_and(|have| have.number == head.number && have.sha256 != head.sha256) {
+        if have.is_some_and(|have| {
+            have.number == head.number && have.sha256 != head.sha256 && have.sha256 != [0; 32]
+        }) {
             out.gaps.push(format!(
                 "{} as it was when segment {} was written",
                 need_text(head),
@@ -341,28 +357,86 @@ fn note_gaps(segment: &Found, out: &mut Replayed) {
     }
 }
 
+/// Applies segments, each after all that its writer had applied: one by one where each knows all before it, and those
+/// that were written beside each other together.
+fn apply_in_order(
+    store: &dyn Store,
+    master: &MasterKey,
+    segments: &[Found],
+    out: &mut Replayed,
+) -> Result<()> {
+    let known: Vec<_> = segments
+        .iter()
+        .map(|s| (s.published.device, s.published.number, known(s)))
+        .collect();
+    for block in merge::blocks(&known) {
+        if let [one] = &segments[block.clone()] {
+            apply_segment(store, master, one, out)?;
+            continue;
+        }
+        let mut branches = Vec::new();
+        for (segment, known) in segments[block.clone()].iter().zip(&known[block]) {
+            let mut frames = Vec::new();
+            let in_tree = read_segment(store, master, segment, out, |_, frame| {
+                frames.push(frame);
+                Ok(())
+            })?;
+            branches.push(Branch {
+                segment: in_tree,
+                writer: segment.published.device,
+                number: segment.published.number,
+                known: known.2.clone(),
+                frames,
+            });
+        }
+        out.tree.beside_base = false;
+        let merged = out.tree.merge(&branches);
+        merged.map_err(|why| Error::damaged("index", why))?;
+    }
+    Ok(())
+}
+
+/// What a segment's writer had applied.
+fn known(segment: &Found) -> merge::Known {
+    let heads = segment.opening.heads.iter();
+    heads.map(|h| (h.device, h.number)).collect()
+}
+
 fn apply_segment(
     store: &dyn Store,
     master: &MasterKey,
     found: &Found,
     out: &mut Replayed,
 ) -> Result<()> {
+    let Published { device, number, .. } = found.published;
+    let needs_it = |need: &Head| need.device == device && need.number >= number;
+    out.tree.beside_base = out.needs.iter().any(needs_it);
+    read_segment(store, master, found, out, |(tree, in_tree), frame| {
+        tree.apply_frame(in_tree, &frame)
+    })
+    .map(drop)
+}
+
+/// Reads the frames of a segment, and notes that it is applied. Answers its number in the tree.
+fn read_segment(
+    store: &dyn Store,
+    master: &MasterKey,
+    found: &Found,
+    out: &mut Replayed,
+    mut each: impl FnMut((&mut Tree, u32), super::record::Frame) -> std::result::Result<(), Refusal>,
+) -> Result<u32> {
     let Published {
         id, device, number, ..
     } = found.published;
     let reader = open_segment(store, master, id)?;
-    let segment = out.tree.intern_segment(StampSegment {
+    let in_tree = out.tree.intern_segment(StampSegment {
         segment: id,
         device,
         number,
     });
     let name = reader.name().to_owned();
-    let needs_it = |need: &Head| need.device == device && need.number >= number;
-    out.tree.beside_base = out.needs.iter().any(needs_it);
     let ending = reader.frames(|frame| {
-        out.tree
-            .apply_frame(segment, &frame)
-            .map_err(|why| Error::damaged(&name, why))
+        each((&mut out.tree, in_tree), frame).map_err(|why| Error::damaged(&name, why))
     })?;
     raise(
         &mut out.heads,
@@ -377,7 +451,7 @@ fn apply_segment(
         found.opening.removed_slots.clone(),
     );
     out.uncovered.push(found.published);
-    Ok(())
+    Ok(in_tree)
 }
 
 /// Compares what is there with what this machine has seen; says what went back.

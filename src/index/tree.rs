@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicU32;
 use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::inode::*;
+use super::merge::Unsettled;
 use super::record::{Id, ROOT_ID, SegmentId, StampSegment, WireStamp};
 use super::slab::Slab;
 use crate::pack::PackId;
@@ -50,6 +51,8 @@ pub struct Tree {
     pub(super) counter: u64,
     /// What is applied now, a base was written beside, and may know in part.
     pub(super) beside_base: bool,
+    /// What a merge of several devices' segments left in conflict; `None` in a tree that was never merged.
+    pub(super) unsettled: Option<Box<Unsettled>>,
 }
 
 impl Tree {
@@ -70,6 +73,7 @@ impl Tree {
             segment_numbers: HashMap::new(),
             counter: 0,
             beside_base: false,
+            unsettled: None,
         };
         // Number 0 of the table of segments is the one of what no record made: the root.
         let none = tree.intern_segment(StampSegment {

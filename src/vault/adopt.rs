@@ -67,6 +67,7 @@ impl Core {
             }
         }
         self.tree.write().drop_unlinked();
+        self.merge_adopted(count)?;
         for id in found {
             self.packs.forget(id);
             if !left.strange.contains(&id) {
@@ -169,7 +170,10 @@ impl Core {
         others: &Leftovers,
         renamed: &mut Vec<(ObjectId, ObjectId)>,
     ) -> Result<()> {
+        // Its writer knew what it knew then, whatever has come since: of what was written beside it, nothing.
+        let heads = std::mem::take(&mut left.opening.heads);
         let mut opening = self.journal.lock().opening(left.opening.number, None);
+        opening.heads = self.heads_for_copy(heads);
         opening.adopts = Some(left.id);
         let mut writer = SegmentWriter::create(&*self.store, &self.master, &opening)?;
         renamed.push((left.id, writer.id()));
@@ -189,6 +193,13 @@ impl Core {
             })?;
         }
         self.finish_adopted(writer)
+    }
+
+    /// The heads of a leftover, with this device's own as it is published: the segment before may be a copy, too.
+    fn heads_for_copy(&self, mut heads: Vec<Head>) -> Vec<Head> {
+        heads.retain(|h| h.device != self.device);
+        heads.extend(self.journal.lock().heads.get(&self.device));
+        heads
     }
 
     fn finish_adopted(&self, mut writer: SegmentWriter) -> Result<()> {

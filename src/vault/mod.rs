@@ -32,6 +32,7 @@ mod attrs;
 mod blocks;
 mod collect;
 mod commit;
+mod conflicts;
 mod contents;
 pub(crate) mod file;
 mod flush;
@@ -149,6 +150,7 @@ impl Threads {
                 ),
                 false => e,
             })?;
+        core.settle_conflicts()?;
         core.remember()?;
         core.restore_reserve();
         Ok(Self {
@@ -225,7 +227,10 @@ impl Vault {
             place,
         });
         let threads = match options.read_only {
-            true => None,
+            true => {
+                core.settle_conflicts()?;
+                None
+            }
             false => Some(Threads::start(&core, options, replayed.adopted)?),
         };
         Ok(Arc::new(Self { core, threads }))

@@ -10,6 +10,7 @@ use crate::volume::{Attr, Caller, FileKind, ROOT, RenameMode, SetAttr, Volume};
 mod adoption;
 mod bases;
 mod beside;
+mod devices;
 mod failures;
 mod features;
 mod files;

@@ -1,0 +1,526 @@
+//! Merging: what segments amount to that were written beside each other.
+//!
+//! Segments that know all that came before them are applied one after the other. Several that were written beside each
+//! other are a *block*: their records are applied together in the order of their stamps, which no order of arrival
+//! changes. Two things need to know who knew what:
+//!
+//! - a removal yields to a change of what it removes that its writer did not know, and that did not know the removal;
+//! - contents that were made on another version than the newest are a fork: each version is built on the one it was
+//!   made on, the latest wins, and the others are kept as *losers* until [`super::conflicts`] gives them names.
+//!
+//! What a writer knew is in its segment's heads.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+
+use super::apply::{COUNTER_MAX, Refusal};
+use super::extents::Extents;
+use super::inode::*;
+use super::record::*;
+use super::tree::*;
+use crate::store::DeviceId;
+use crate::volume::{FILE_LEN_MAX, FileKind, Time};
+
+/// The newest segment of each device that a writer had applied.
+pub(super) type Known = BTreeMap<DeviceId, u64>;
+
+/// A segment that is merged with others.
+#[derive(Debug, Clone)]
+pub(super) struct Branch {
+    /// Its number in the tree's table.
+    pub segment: u32,
+    /// Who wrote it.
+    pub writer: DeviceId,
+    /// Its place in its writer's order.
+    pub number: u64,
+    /// What its writer had applied, its own segments before this one included.
+    pub known: Known,
+    /// What is in it.
+    pub frames: Vec<Frame>,
+}
+
+/// A version of a file's contents that lost against another one.
+#[derive(Debug)]
+pub(super) struct Loser {
+    pub at: Stamp,
+    pub extents: Extents,
+    pub plain_size: u64,
+    pub mtime: Time,
+    pub wall: Time,
+}
+
+/// What a merge leaves to be settled by records (see [`super::conflicts`]).
+#[derive(Debug, Default)]
+pub(super) struct Unsettled {
+    /// Names that two links may have.
+    pub contested: Vec<(InodeIx, Box<[u8]>)>,
+    /// Directories that were moved: some may lie below themselves.
+    pub moved: Vec<InodeIx>,
+    /// Versions of contents that lost.
+    pub losers: BTreeMap<InodeIx, Vec<Loser>>,
+    /// The latest clock of a merged record.
+    pub wall: Time,
+    /// Inodes that records change and that are gone without a trace of who removed them.
+    pub lost: HashSet<Id>,
+}
+
+/// Where blocks begin and end in a list of (writer, number, known) in an order in which what is known comes first:
+/// every segment knows all the blocks before its own.
+pub(super) fn blocks(segments: &[(DeviceId, u64, Known)]) -> Vec<Range<usize>> {
+    // What all segments from here on know, from the end.
+    let mut known_by_rest: Vec<Option<Known>> = vec![None; segments.len() + 1];
+    for (i, (.., known)) in segments.iter().enumerate().rev() {
+        known_by_rest[i] = Some(match &known_by_rest[i + 1] {
+            None => known.clone(),
+            Some(rest) => both(known, rest),
+        });
+    }
+    let mut before = Known::new();
+    let mut blocks = Vec::new();
+    let mut start = 0;
+    for (i, (writer, number, _)) in segments.iter().enumerate() {
+        before.insert(*writer, *number);
+        let ends = known_by_rest[i + 1]
+            .as_ref()
+            .is_none_or(|rest| before.iter().all(|(d, n)| rest.get(d) >= Some(n)));
+        if ends {
+            blocks.push(start..i + 1);
+            start = i + 1;
+        }
+    }
+    blocks
+}
+
+fn both(a: &Known, b: &Known) -> Known {
+    let shared = a.iter().filter_map(|(d, n)| Some((*d, *n.min(b.get(d)?))));
+    shared.collect()
+}
+
+/// A record of a block.
+#[derive(Clone, Copy)]
+struct Change<'a> {
+    at: Stamp,
+    branch: usize,
+    wall: Time,
+    record: &'a Record,
+}
+
+/// A version of a file's contents in a block: the first is the one that all know.
+struct Version {
+    at: Stamp,
+    branch: Option<usize>,
+    extents: Extents,
+    plain_size: u64,
+    mtime: Time,
+    wall: Time,
+}
+
+struct Block<'a> {
+    branches: &'a [Branch],
+    changes: Vec<Change<'a>>,
+}
+
+impl Block<'_> {
+    /// Whether the writer of the record at `at` in branch `by` knew the one at `other` in branch `of`.
+    fn knows(&self, (by, at): (usize, Stamp), (of, other): (usize, Stamp)) -> bool {
+        if by == of {
+            return other.counter() < at.counter();
+        }
+        let of = &self.branches[of];
+        self.branches[by].known.get(&of.writer) >= Some(&of.number)
+    }
+}
+
+impl Tree {
+    /// Applies segments that were written beside each other. What they leave in conflict is noted.
+    pub(super) fn merge(&mut self, branches: &[Branch]) -> Result<(), Refusal> {
+        self.unsettled.get_or_insert_default();
+        let mut changes = Vec::new();
+        for (branch, source) in branches.iter().enumerate() {
+            for frame in &source.frames {
+                let last = frame.counter.saturating_add(frame.records.len() as u64);
+                if last > COUNTER_MAX {
+                    return Err("counter absurdly ahead");
+                }
+                self.counter = self.counter.max(last);
+                let stamps = (frame.counter..).map(|counter| Stamp::new(counter, source.segment));
+                changes.extend(frame.records.iter().zip(stamps).map(|(record, at)| Change {
+                    at,
+                    branch,
+                    wall: frame.wall,
+                    record,
+                }));
+            }
+        }
+        let id = |at: Stamp| self.segments[at.segment as usize].segment;
+        changes.sort_by_key(|c| (c.at.counter(), id(c.at)));
+        let block = Block { branches, changes };
+        let void = self.yielding_removals(&block);
+        let forked = self.forks(&block);
+        for (i, change) in block.changes.iter().enumerate() {
+            self.note_lost(change);
+            let inode = match change.record {
+                Record::Content(c) => Some(c.inode),
+                Record::Relocate(r) => Some(r.inode),
+                _ => None,
+            };
+            match inode {
+                _ if void.contains(&i) => {}
+                Some(id) if forked.contains_key(&id) => {
+                    if let (Record::Content(_), Some(ix)) = (change.record, self.find_id(id)) {
+                        self.note_change(ix, change.wall);
+                    }
+                }
+                _ => self.apply(change.at, change.wall, change.record)?,
+            }
+            if let Some(unsettled) = &mut self.unsettled {
+                unsettled.wall = unsettled.wall.max(change.wall);
+            }
+        }
+        let mut forked: Vec<_> = forked.into_iter().collect();
+        forked.sort();
+        for (id, contents) in forked {
+            if let Some(ix) = self.find_id(id) {
+                self.merge_contents(ix, &block, &contents)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn note_lost(&mut self, change: &Change) {
+        let id = match change.record {
+            Record::Content(c) => c.inode,
+            Record::Link(l) => l.inode.unwrap_or(l.link),
+            _ => return,
+        };
+        if self.find_id(id).is_none()
+            && let Some(unsettled) = &mut self.unsettled
+        {
+            unsettled.lost.insert(id);
+        }
+    }
+
+    /// The removals, by their place in the block, that yield to what somebody did beside them to what they remove.
+    fn yielding_removals(&self, block: &Block) -> HashSet<usize> {
+        let mut touched: HashMap<Id, Vec<(usize, Stamp)>> = HashMap::new();
+        for change in &block.changes {
+            let here = (change.branch, change.at);
+            let mut touch = |id: Id| touched.entry(id).or_default().push(here);
+            match change.record {
+                Record::Inode(new) => touch(new.id),
+                Record::Link(l) => {
+                    touch(l.inode.unwrap_or(l.link));
+                    touch(l.parent);
+                }
+                // Reading is no change.
+                Record::Attr(a) if a.perm.is_some() || a.owner.is_some() => touch(a.inode),
+                Record::Content(c) => touch(c.inode),
+                Record::Xattr(x) => touch(x.inode),
+                _ => {}
+            }
+        }
+        let yields = |change: &Change| {
+            let Record::Unlink(gone) = change.record else {
+                return false;
+            };
+            let by = (change.branch, change.at);
+            let id = gone.inode.unwrap_or(gone.link);
+            let beside =
+                |other: &&(usize, Stamp)| !block.knows(by, **other) && !block.knows(**other, by);
+            touched
+                .get(&id)
+                .is_some_and(|t| t.iter().any(|o| beside(&o)))
+                || self.has_unknown(id, gone.link, &block.branches[change.branch].known)
+        };
+        let changes = block.changes.iter().enumerate();
+        changes.filter(|(_, c)| yields(c)).map(|(i, _)| i).collect()
+    }
+
+    /// Whether what was applied before the block has a change of this inode that a writer with this knowledge did not
+    /// know: a base of another device may be ahead of it.
+    fn has_unknown(&self, inode: Id, link: Id, known: &Known) -> bool {
+        let Some(ix) = self.find_id(inode) else {
+            return false;
+        };
+        let is_unknown = |at| !self.is_known(at, known);
+        let inode = self.inode(ix);
+        let extra = inode.extra.as_deref();
+        let xattrs = extra
+            .iter()
+            .flat_map(|x| x.xattrs.iter().map(|(.., at)| *at));
+        let version = (inode.kind != FileKind::Directory).then_some(inode.version);
+        let registers = [
+            extra.and_then(|x| x.perm_at),
+            extra.and_then(|x| x.owner_at),
+            version,
+        ];
+        let place = self.find_link(ix, link).map(|l| self.link(l).at);
+        registers
+            .into_iter()
+            .chain([place])
+            .flatten()
+            .chain(xattrs)
+            .any(is_unknown)
+    }
+
+    /// Whether a stamp of what was applied before the block is covered by this knowledge.
+    fn is_known(&self, at: Stamp, known: &Known) -> bool {
+        let segment = self.segments[at.segment as usize];
+        segment.number == 0 || known.get(&segment.device) >= Some(&segment.number)
+    }
+
+    /// Files of which a version was made on another one than the newest before it, with the places of their contents
+    /// in the block.
+    fn forks(&self, block: &Block) -> HashMap<Id, Vec<usize>> {
+        struct Run {
+            version: WireStamp,
+            last: Option<usize>,
+            is_forked: bool,
+            places: Vec<usize>,
+        }
+        let mut runs: HashMap<Id, Run> = HashMap::new();
+        let start = |version| Run {
+            version,
+            last: None,
+            is_forked: false,
+            places: Vec::new(),
+        };
+        for (i, change) in block.changes.iter().enumerate() {
+            match change.record {
+                Record::Inode(new) if self.find_id(new.id).is_none() => {
+                    runs.entry(new.id)
+                        .or_insert_with(|| start(self.wire(change.at)));
+                }
+                Record::Content(content) => {
+                    let id = content.inode;
+                    let known = self.find_id(id).map(|ix| self.inode(ix));
+                    if known.is_some_and(|inode| inode.kind != FileKind::Regular) {
+                        continue;
+                    }
+                    let run = match known {
+                        Some(inode) => runs
+                            .entry(id)
+                            .or_insert_with(|| start(self.wire(inode.version))),
+                        None => match runs.get_mut(&id) {
+                            Some(run) => run,
+                            None => continue,
+                        },
+                    };
+                    let knows_last = run.last.is_none_or(|last| {
+                        let last = block.changes[last];
+                        block.knows((change.branch, change.at), (last.branch, last.at))
+                    });
+                    run.is_forked |=
+                        content.base != run.version && (!knows_last || run.last.is_none());
+                    (run.version, run.last) = (self.wire(change.at), Some(i));
+                    run.places.push(i);
+                }
+                Record::Relocate(moved) => {
+                    if let Some(run) = runs.get_mut(&moved.inode) {
+                        run.places.push(i);
+                    }
+                }
+                _ => {}
+            }
+        }
+        runs.retain(|_, run| run.is_forked);
+        runs.into_iter().map(|(id, run)| (id, run.places)).collect()
+    }
+
+    /// Builds every version of a file, lets the latest win, and keeps the others that have something of their own.
+    fn merge_contents(
+        &mut self,
+        ix: InodeIx,
+        block: &Block,
+        places: &[usize],
+    ) -> Result<(), Refusal> {
+        let inode = self.inode(ix);
+        let mut versions = vec![Version {
+            at: inode.version,
+            branch: None,
+            extents: inode.extents().clone(),
+            plain_size: inode.plain_size,
+            mtime: inode.mtime.into(),
+            wall: inode.ctime.into(),
+        }];
+        for change in places.iter().map(|i| block.changes[*i]) {
+            match change.record {
+                Record::Content(content) => {
+                    let made_on = self.made_on(content, change, &versions, block);
+                    let version = self.next_version(content, change, &versions[made_on])?;
+                    versions.push(version);
+                }
+                Record::Relocate(moved) => {
+                    let pieces = self.pieces(&moved.packs, &moved.splices)?;
+                    if let Some(version) = versions
+                        .iter_mut()
+                        .find(|v| self.wire(v.at) == moved.version)
+                    {
+                        version.extents.splice(&pieces, &mut |_, _| {});
+                        version.extents.truncate(version.plain_size, &mut |_, _| {});
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.choose(ix, block, versions);
+        Ok(())
+    }
+
+    /// The version that contents were made on, by its place. One that is not to be had is the newest that was known.
+    fn made_on(&self, content: &Content, by: Change, versions: &[Version], block: &Block) -> usize {
+        let named = versions
+            .iter()
+            .position(|v| self.wire(v.at) == content.base);
+        let known = || {
+            versions.iter().rposition(|v| {
+                v.branch
+                    .is_none_or(|branch| block.knows((by.branch, by.at), (branch, v.at)))
+            })
+        };
+        named.or_else(known).unwrap_or(0)
+    }
+
+    fn next_version(
+        &mut self,
+        content: &Content,
+        change: Change,
+        base: &Version,
+    ) -> Result<Version, Refusal> {
+        if content.plain_size > FILE_LEN_MAX {
+            return Err("a file longer than files can be");
+        }
+        let pieces = self.pieces(&content.packs, &content.splices)?;
+        let mut extents = base.extents.clone();
+        extents.splice(&pieces, &mut |_, _| {});
+        extents.truncate(content.plain_size, &mut |_, _| {});
+        Ok(Version {
+            at: change.at,
+            branch: Some(change.branch),
+            extents,
+            plain_size: content.plain_size,
+            mtime: content.mtime.unwrap_or(change.wall),
+            wall: change.wall,
+        })
+    }
+
+    fn choose(&mut self, ix: InodeIx, block: &Block, mut versions: Vec<Version>) {
+        // A file that two devices made, to save the same version that lost, began empty on both.
+        let began_empty = self.inode(ix).created == versions[0].at;
+        let knows = |by: &Version, other: &Version| match (by.branch, other.branch) {
+            (Some(b), Some(o)) => block.knows((b, by.at), (o, other.at)),
+            (Some(b), None) => began_empty || self.is_known(other.at, &block.branches[b].known),
+            (None, _) => false,
+        };
+        let is_tip = |v: &Version| !versions.iter().any(|by| by.at != v.at && knows(by, v));
+        let tips: Vec<usize> = (0..versions.len())
+            .filter(|i| is_tip(&versions[*i]))
+            .collect();
+        let same =
+            |a: &Version, b: &Version| a.plain_size == b.plain_size && a.extents == b.extents;
+        // The bytes of a version that another tip was made after are nothing of a tip's own: it was touched, say.
+        let adds_nothing = |tip: usize| {
+            let others = || tips.iter().filter(|other| **other != tip);
+            let seen = |v: &Version| others().any(|other| knows(&versions[*other], v));
+            versions
+                .iter()
+                .any(|v| v.at != versions[tip].at && same(v, &versions[tip]) && seen(v))
+        };
+        let with_own: Vec<usize> = tips
+            .iter()
+            .copied()
+            .filter(|tip| !adds_nothing(*tip))
+            .collect();
+        let mut kept: Vec<usize> = Vec::new();
+        // From the latest on: of equal ones the latest stays.
+        for tip in if with_own.is_empty() {
+            &tips
+        } else {
+            &with_own
+        }
+        .iter()
+        .rev()
+        {
+            if kept.iter().all(|k| !same(&versions[*k], &versions[*tip])) {
+                kept.push(*tip);
+            }
+            if with_own.is_empty() {
+                break;
+            }
+        }
+        let mut losers = Vec::new();
+        for lost in kept.drain(1..).collect::<Vec<_>>() {
+            let v = &mut versions[lost];
+            losers.push(Loser {
+                at: v.at,
+                extents: std::mem::take(&mut v.extents),
+                plain_size: v.plain_size,
+                mtime: v.mtime,
+                wall: v.wall,
+            });
+        }
+        let winner = &mut versions[kept[0]];
+        let extents = std::mem::take(&mut winner.extents);
+        let (at, plain_size, mtime) = (winner.at, winner.plain_size, winner.mtime);
+        self.put_contents(ix, extents, losers);
+        let inode = self.inode_mut(ix);
+        (inode.version, inode.plain_size, inode.mtime) = (at, plain_size, mtime.into());
+    }
+
+    fn put_contents(&mut self, ix: InodeIx, extents: Extents, losers: Vec<Loser>) {
+        self.forget_losers(ix);
+        for loser in &losers {
+            self.count_live(&loser.extents, 1);
+        }
+        self.count_live(&extents, 1);
+        if let Body::Extents(own) = &mut self.inode_mut(ix).body {
+            let old = std::mem::replace(own, extents);
+            self.count_live(&old, -1);
+        }
+        if let Some(unsettled) = &mut self.unsettled
+            && !losers.is_empty()
+        {
+            unsettled.losers.insert(ix, losers);
+        }
+    }
+
+    fn count_live(&mut self, extents: &Extents, sign: i64) {
+        for e in extents.as_slice() {
+            let live = &mut self.packs[e.pack as usize].live_plain_bytes;
+            *live = live.saturating_add_signed(sign * i64::from(e.plain_len));
+        }
+    }
+
+    /// The versions of a file that lost count no more: they have names of their own, or the file is gone.
+    pub(super) fn forget_losers(&mut self, ix: InodeIx) {
+        let Some(unsettled) = &mut self.unsettled else {
+            return;
+        };
+        for loser in unsettled.losers.remove(&ix).into_iter().flatten() {
+            self.count_live(&loser.extents, -1);
+        }
+    }
+
+    /// Notes a link that comes to its place, before it is in the table of names.
+    pub(super) fn note_placed(&mut self, ix: LinkIx) {
+        if self.unsettled.is_none() {
+            return;
+        }
+        let link = self.link(ix);
+        let (inode, parent) = (link.inode, link.parent);
+        let is_taken = self.child(parent, &link.name).is_some();
+        let name = link.name.clone();
+        let is_dir = self.inode(inode).kind == FileKind::Directory;
+        if let Some(unsettled) = &mut self.unsettled {
+            if is_taken {
+                unsettled.contested.push((parent, name));
+            }
+            if is_dir {
+                unsettled.moved.push(inode);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,66 @@
+//! What several devices wrote beside each other: merged when a library is opened, and settled before anybody sees it.
+
+use std::sync::atomic::Ordering;
+
+use super::Core;
+use crate::error::{Error, Result};
+use crate::index::record::Frame;
+use crate::index::{Tree, replay};
+use crate::volume::Time;
+
+impl Core {
+    /// After `count` leftovers were adopted: where several devices write, they were written beside what the index holds,
+    /// so all is applied again, each in its place.
+    pub(super) fn merge_adopted(&self, count: usize) -> Result<()> {
+        if count == 0 || !self.shared.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let root = self.tree.read().attr(crate::index::ROOT_IX);
+        let empty = Tree::new(root.uid, root.gid, Time::now());
+        *self.tree.write() = replay(&*self.store, &self.master, empty)?.tree;
+        Ok(())
+    }
+
+    /// Settles what a merge left in conflict. A mount that writes records it, before anything is made on top.
+    pub(super) fn settle_conflicts(&self) -> Result<()> {
+        let mut count = 0;
+        loop {
+            let step = self.tree.write().settle();
+            let Some(step) = step else { break };
+            if let Some(name) = step.conflict {
+                count += 1;
+                log::debug!("conflict: {}", name.escape_ascii());
+            }
+            if self.read_only {
+                let mut tree = self.tree.write();
+                let frame = Frame {
+                    counter: tree.next_counter(),
+                    wall: step.wall,
+                    durable_before: false,
+                    records: step.records,
+                };
+                let applied = tree.apply_frame(0, &frame);
+                applied.map_err(|why| Error::damaged("index", why))?;
+                tree.drop_removed(&frame.records);
+            } else {
+                let mut journal = self.journal.lock();
+                journal.append(&self.tree, step.wall, step.records)?;
+                drop(journal);
+                self.commit.changed();
+            }
+        }
+        if count > 0 {
+            log::warn!(
+                "{count} files or folders were changed on two devices beside each other: both are there, one of each as \
+                 \"NAME (conflict, DEVICE, DATE)\""
+            );
+        }
+        let lost = self.tree.write().settled();
+        if lost > 0 {
+            log::warn!(
+                "{lost} files that another device changed were removed here meanwhile: these changes have no file"
+            );
+        }
+        Ok(())
+    }
+}

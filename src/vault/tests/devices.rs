@@ -1,0 +1,559 @@
+//! Several devices that write one library, each on its own copy, and a file copier between them: every copy shows the
+//! same in the end, and nothing that anybody wrote is gone unless somebody who saw it removed it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use crate::store::{Area, ObjectId};
+
+/// Its copy of the library, and its mount.
+struct Device {
+    id: u8,
+    code: String,
+    store: MemoryStore,
+    vault: Option<Arc<Vault>>,
+}
+
+/// What a path shows: a directory, or contents.
+type Shown = BTreeMap<String, Option<Vec<u8>>>;
+
+impl Device {
+    fn fleet(count: u8) -> Vec<Self> {
+        let code = MasterKey::generate().unwrap().recovery_code().to_string();
+        let device = |id| Self {
+            id,
+            code: code.clone(),
+            store: MemoryStore::new(),
+            vault: None,
+        };
+        (1..=count).map(device).collect()
+    }
+
+    fn open(&self, read_only: bool) -> Result<Arc<Vault>> {
+        let options = Options {
+            read_only,
+            ..OPTIONS
+        };
+        Vault::open(
+            Arc::new(self.store.clone()),
+            MasterKey::from_recovery_code(&self.code).unwrap(),
+            ObjectId([self.id; 16]),
+            None,
+            &options,
+        )
+    }
+
+    fn mount(&mut self) {
+        self.vault = Some(self.open(false).unwrap());
+    }
+
+    fn unmount(&mut self) {
+        self.vault.take().unwrap().close().unwrap();
+    }
+
+    /// Mounts, does something, unmounts.
+    fn session(&mut self, work: impl FnOnce(&Vault)) {
+        self.mount();
+        work(self.vault.as_ref().unwrap());
+        self.unmount();
+    }
+
+    /// Copies what the other has and this one has not; of the index, each file with this chance in four.
+    fn pull(&self, from: &Self, dice: &mut Dice, quarters: u64) {
+        for area in [Area::Key, Area::Index, Area::Data] {
+            for id in from.store.objects(area) {
+                let is_due = area != Area::Index || dice.below(4) < quarters;
+                if is_due && self.store.object(area, id).is_none() {
+                    let bytes = from.store.object(area, id).unwrap();
+                    self.store.insert_object(area, id, bytes);
+                }
+            }
+        }
+    }
+
+    fn shown(&self) -> Shown {
+        let vault = self.open(true).unwrap();
+        shown(&vault)
+    }
+}
+
+fn shown(vault: &Vault) -> Shown {
+    let mut all = Shown::new();
+    walk(vault, ROOT, "", &mut all);
+    all
+}
+
+fn walk(vault: &Vault, dir: Ino, path: &str, all: &mut Shown) {
+    let mut names = Vec::new();
+    let list = &mut |e: crate::volume::Dirent<'_>| {
+        names.push(e.name.to_str().unwrap().to_owned());
+        true
+    };
+    vault.readdir(dir, 0, false, list).unwrap();
+    for name in names.iter().filter(|n| *n != "." && *n != "..") {
+        let attr = vault.lookup(dir, OsStr::new(name)).unwrap();
+        let path = format!("{path}/{name}");
+        assert!(!all.contains_key(&path), "{path} is there twice");
+        match attr.kind {
+            FileKind::Directory => {
+                all.insert(path.clone(), None);
+                walk(vault, attr.ino, &path, all);
+            }
+            _ => {
+                let handle = vault.open(attr.ino, libc::O_RDONLY).unwrap();
+                let mut bytes = vec![0; attr.plain_size as usize];
+                match vault.read(attr.ino, handle, 0, &mut bytes) {
+                    Ok(len) => assert_eq!(len, bytes.len()),
+                    // The copier has brought the segment, and not the one that condemned the pack.
+                    Err(e) if matches!(e.kind(), Kind::Missing) => bytes = b"not here".to_vec(),
+                    Err(e) => panic!("{path}: {e}"),
+                }
+                vault.release(attr.ino, handle);
+                all.insert(path, Some(bytes));
+            }
+        }
+        vault.forget(attr.ino, 1);
+    }
+}
+
+/// The inode of a path; the root for an empty one.
+fn find(vault: &Vault, path: &str) -> Option<Ino> {
+    path.split('/')
+        .filter(|p| !p.is_empty())
+        .try_fold(ROOT, |dir, name| {
+            let attr = vault.lookup(dir, OsStr::new(name)).ok()?;
+            vault.forget(attr.ino, 1);
+            Some(attr.ino)
+        })
+}
+
+fn split(path: &str) -> (&str, &str) {
+    path.rsplit_once('/').unwrap_or(("", path))
+}
+
+fn mkdir(vault: &Vault, path: &str) -> Result<()> {
+    let (dir, name) = split(path);
+    let dir = find(vault, dir).ok_or(Kind::Stale)?;
+    let made = vault.mkdir(dir, OsStr::new(name), 0o755, CALLER)?;
+    vault.forget(made.ino, 1);
+    Ok(())
+}
+
+/// A new file, or new contents of one.
+fn put(vault: &Vault, path: &str, data: &[u8]) -> Result<()> {
+    let ino = match find(vault, path) {
+        Some(ino) => ino,
+        None => {
+            let (dir, name) = split(path);
+            let dir = find(vault, dir).ok_or(Kind::Stale)?;
+            let made = vault.mknod(dir, OsStr::new(name), FileKind::Regular, 0o644, 0, CALLER)?;
+            vault.forget(made.ino, 1);
+            made.ino
+        }
+    };
+    let handle = vault.open(ino, libc::O_RDWR)?;
+    let shorter = SetAttr {
+        plain_size: Some(0),
+        ..SetAttr::default()
+    };
+    let done = vault
+        .setattr(ino, &shorter)
+        .and_then(|_| vault.write(ino, handle, 0, data))
+        .and_then(|()| vault.flush(ino, handle));
+    vault.release(ino, handle);
+    done
+}
+
+fn rename(vault: &Vault, from: &str, to: &str) -> Result<()> {
+    let ((from, old), (to, new)) = (split(from), split(to));
+    let from = find(vault, from).ok_or(Kind::Stale)?;
+    let to = find(vault, to).ok_or(Kind::Stale)?;
+    vault.rename(
+        from,
+        OsStr::new(old),
+        to,
+        OsStr::new(new),
+        RenameMode::Replace,
+    )
+}
+
+fn remove(vault: &Vault, path: &str) -> Result<()> {
+    let (dir, name) = split(path);
+    let dir = find(vault, dir).ok_or(Kind::Stale)?;
+    match vault.unlink(dir, OsStr::new(name)) {
+        Err(_) => vault.rmdir(dir, OsStr::new(name)),
+        done => done,
+    }
+}
+
+/// Two devices that start from what the first made; each does its part without the other's, and both are merged.
+fn beside(before: impl FnOnce(&Vault), a: impl FnOnce(&Vault), b: impl FnOnce(&Vault)) -> Shown {
+    let dice = &mut Dice(1);
+    let mut fleet = Device::fleet(2);
+    fleet[0].session(before);
+    fleet[1].pull(&fleet[0], dice, 4);
+    fleet[0].session(a);
+    fleet[1].session(b);
+    merged(&mut fleet)
+}
+
+/// Copies everything everywhere, lets everyone mount, and checks that all show one thing, which goes on being so.
+fn merged(fleet: &mut [Device]) -> Shown {
+    let dice = &mut Dice(1);
+    let copy_all = |fleet: &[Device], dice: &mut Dice| {
+        for to in fleet {
+            fleet.iter().for_each(|from| to.pull(from, dice, 4));
+        }
+    };
+    copy_all(fleet, dice);
+    let first = fleet[0].shown();
+    for device in fleet.iter() {
+        assert_same(&device.shown(), &first, "a device alone");
+    }
+    // Each on its own settles the same conflicts, and what they write for that merges without another one.
+    for device in fleet.iter_mut() {
+        device.session(|vault| assert_same(&shown(vault), &first, "settling"));
+    }
+    for _ in 0..3 {
+        copy_all(fleet, dice);
+        for device in fleet.iter_mut() {
+            device.session(|vault| assert_same(&shown(vault), &first, "settled by all"));
+        }
+    }
+    let count = fleet[0].store.objects(Area::Index).len();
+    fleet[0].session(|_| ());
+    assert_eq!(
+        fleet[0].store.objects(Area::Index).len(),
+        count,
+        "nothing is left to settle"
+    );
+    first
+}
+
+fn assert_same(now: &Shown, before: &Shown, when: &str) {
+    let short = |shown: &Shown| -> Vec<String> {
+        let text =
+            |bytes: &Vec<u8>| String::from_utf8_lossy(&bytes[..bytes.len().min(20)]).into_owned();
+        let all = shown.iter();
+        all.map(|(path, bytes)| format!("{path}: {:?}", bytes.as_ref().map(text)))
+            .collect()
+    };
+    assert!(
+        now == before,
+        "{when}: {:#?} and not {:#?}",
+        short(now),
+        short(before)
+    );
+}
+
+fn names(shown: &Shown) -> Vec<String> {
+    let date = |name: &str| {
+        // Of the day it is.
+        let at = name.find(", 20")?;
+        Some(format!(
+            "{}{}",
+            &name[..at],
+            &name[at + ", 2026-11-28 14.03".len()..]
+        ))
+    };
+    shown.keys().map(|n| date(n).unwrap_or(n.clone())).collect()
+}
+
+#[test]
+fn two_folders_of_one_name_are_one() {
+    let shown = beside(
+        |_| (),
+        |v| {
+            mkdir(v, "/new").unwrap();
+            put(v, "/new/a", b"a").unwrap();
+            put(v, "/new/both", b"of a").unwrap();
+        },
+        |v| {
+            mkdir(v, "/new").unwrap();
+            mkdir(v, "/new/sub").unwrap();
+            put(v, "/new/sub/b", b"b").unwrap();
+            put(v, "/new/both", b"of b").unwrap();
+        },
+    );
+    let conflict = names(&shown)
+        .into_iter()
+        .find(|n| n.starts_with("/new/both ("));
+    let expected = [
+        "/new",
+        "/new/a",
+        "/new/both",
+        &conflict.unwrap(),
+        "/new/sub",
+        "/new/sub/b",
+    ];
+    assert_eq!(names(&shown), expected);
+}
+
+#[test]
+fn an_editor_s_rename_on_both_keeps_both() {
+    let save = |data: &'static [u8]| {
+        move |v: &Vault| {
+            put(v, "/.song.txt.swp", data).unwrap();
+            rename(v, "/.song.txt.swp", "/song.txt").unwrap();
+        }
+    };
+    let shown = beside(save(b"old"), save(b"new of a"), save(b"new of b"));
+    let contents: BTreeSet<_> = shown.values().flatten().cloned().collect();
+    assert_eq!(
+        contents,
+        BTreeSet::from([b"new of a".to_vec(), b"new of b".to_vec()])
+    );
+    assert_eq!(names(&shown).len(), 2);
+    assert!(
+        names(&shown)[0].starts_with("/song (conflict, 0"),
+        "{shown:?}"
+    );
+    assert!(names(&shown)[0].ends_with(").txt"), "{shown:?}");
+}
+
+#[test]
+fn folders_that_were_moved_into_each_other_are_there() {
+    let shown = beside(
+        |v| {
+            mkdir(v, "/x").unwrap();
+            mkdir(v, "/y").unwrap();
+            put(v, "/x/in x", b"x").unwrap();
+            put(v, "/y/in y", b"y").unwrap();
+        },
+        |v| rename(v, "/x", "/y/x").unwrap(),
+        |v| rename(v, "/y", "/x/y").unwrap(),
+    );
+    let is_one = names(&shown) == ["/x", "/x/in x", "/x/y", "/x/y/in y"];
+    let is_other = names(&shown) == ["/y", "/y/in y", "/y/x", "/y/x/in x"];
+    assert!(is_one || is_other, "{shown:?}");
+}
+
+#[test]
+fn contents_that_were_written_on_both_are_both_there() {
+    let shown = beside(
+        |v| put(v, "/song.flac", &[1; 50_000]).unwrap(),
+        |v| put(v, "/song.flac", &[2; 50_000]).unwrap(),
+        |v| {
+            let ino = find(v, "/song.flac").unwrap();
+            let handle = v.open(ino, libc::O_RDWR).unwrap();
+            v.write(ino, handle, 10_000, &[3; 100]).unwrap();
+            v.flush(ino, handle).unwrap();
+            v.release(ino, handle);
+        },
+    );
+    assert_eq!(shown.len(), 2, "{:?}", shown.keys());
+    let mut patched = vec![1; 50_000];
+    patched[10_000..10_100].fill(3);
+    let contents: BTreeSet<_> = shown.values().flatten().cloned().collect();
+    assert!(contents == BTreeSet::from([vec![2; 50_000], patched]));
+}
+
+#[test]
+fn what_was_only_touched_yields_to_what_was_written() {
+    for touched_last in [false, true] {
+        let touch = |v: &Vault| {
+            let times = SetAttr {
+                mtime: Some(crate::volume::SetTime::At(Time { sec: 5, nsec: 0 })),
+                ..SetAttr::default()
+            };
+            v.setattr(find(v, "/f").unwrap(), &times).unwrap();
+        };
+        let write = |v: &Vault| put(v, "/f", b"new").unwrap();
+        let before = |v: &Vault| put(v, "/f", b"old").unwrap();
+        let shown = match touched_last {
+            true => beside(before, write, touch),
+            false => beside(before, touch, write),
+        };
+        assert_eq!(shown, Shown::from([("/f".into(), Some(b"new".to_vec()))]));
+    }
+}
+
+#[test]
+fn a_removal_yields_to_a_change_of_what_it_removes() {
+    let before = |v: &Vault| {
+        mkdir(v, "/d").unwrap();
+        mkdir(v, "/d/e").unwrap();
+        put(v, "/d/e/f", b"old").unwrap();
+        put(v, "/d/e/g", b"g").unwrap();
+        put(v, "/moved", b"moved").unwrap();
+        put(v, "/gone", b"gone").unwrap();
+    };
+    let shown = beside(
+        before,
+        |v| {
+            for path in ["/d/e/f", "/d/e/g", "/d/e", "/d", "/moved", "/gone"] {
+                remove(v, path).unwrap();
+            }
+        },
+        |v| {
+            put(v, "/d/e/f", b"new").unwrap();
+            rename(v, "/moved", "/here").unwrap();
+            remove(v, "/gone").unwrap();
+        },
+    );
+    assert_eq!(names(&shown), ["/d", "/d/e", "/d/e/f", "/here"]);
+    assert_eq!(shown["/d/e/f"].as_deref(), Some(&b"new"[..]));
+}
+
+#[test]
+fn a_file_that_one_replaced_and_the_other_wrote_to_is_there_twice() {
+    let shown = beside(
+        |v| put(v, "/f", b"old").unwrap(),
+        |v| {
+            put(v, "/tmp", b"of a").unwrap();
+            rename(v, "/tmp", "/f").unwrap();
+        },
+        |v| put(v, "/f", b"of b").unwrap(),
+    );
+    assert_eq!(shown["/f"].as_deref(), Some(&b"of a"[..]));
+    assert_eq!(shown.len(), 2);
+    assert!(shown.values().any(|c| c.as_deref() == Some(b"of b")));
+}
+
+#[test]
+fn turns_on_one_disk_make_no_conflict() {
+    let mut fleet = Device::fleet(2);
+    for i in 0..10u8 {
+        let (a, b) = fleet.split_at_mut(1);
+        let (mine, other) = if i % 2 == 0 {
+            (&mut a[0], &b[0])
+        } else {
+            (&mut b[0], &a[0])
+        };
+        mine.pull(other, &mut Dice(1), 4);
+        mine.session(|v| {
+            put(v, "/same", &[i; 100]).unwrap();
+            put(v, &format!("/own{i}"), &[i]).unwrap();
+        });
+        let unsettled = mine.open(true).unwrap().core.tree.read().was_merged();
+        assert!(!unsettled);
+    }
+    let shown = merged(&mut fleet);
+    assert_eq!(shown.len(), 11);
+    assert_eq!(shown["/same"], Some(vec![9; 100]));
+}
+
+/// What a crash left is merged with what has come since, each as what its writer knew when it was written.
+#[test]
+fn what_a_crash_left_is_merged_with_what_came_since() {
+    let dice = &mut Dice(1);
+    let mut fleet = Device::fleet(2);
+    fleet[0].session(|v| put(v, "/f", b"old").unwrap());
+    fleet[1].pull(&fleet[0], dice, 4);
+    fleet[0].mount();
+    put(fleet[0].vault.as_ref().unwrap(), "/f", b"of a").unwrap();
+    put(fleet[0].vault.as_ref().unwrap(), "/g", b"of a").unwrap();
+    fleet[0].store = fleet[0].store.after_kill();
+    fleet[0].vault = None;
+    fleet[1].session(|v| {
+        put(v, "/f", b"of b").unwrap();
+        put(v, "/g", b"of b").unwrap();
+    });
+    fleet[0].pull(&fleet[1], dice, 4);
+    fleet[0].session(|_| ());
+    let shown = merged(&mut fleet);
+    assert_eq!(shown.len(), 4, "{shown:?}");
+}
+
+/// Random work on three devices, with a copier that is in the middle of its work.
+#[test]
+fn nothing_is_lost_and_all_come_to_the_same() {
+    for seed in 1..40 {
+        storm(seed);
+    }
+}
+
+/// What was written, by the bytes of each file, which are unlike all others.
+#[derive(Default)]
+struct Written {
+    count: u32,
+    all: BTreeSet<Vec<u8>>,
+    given_up: BTreeSet<Vec<u8>>,
+}
+
+fn storm(seed: u64) {
+    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let dice = &mut dice;
+    let mut fleet = Device::fleet(3);
+    let mut written = Written::default();
+    for _ in 0..12 {
+        let at = dice.below(3) as usize;
+        let other = dice.below(3) as usize;
+        let quarters = 2 + dice.below(3);
+        let (to, from) = (&fleet[at], &fleet[other]);
+        to.pull(from, dice, quarters);
+        let Ok(vault) = fleet[at].open(false) else {
+            // The copier has not brought all that this needs. A later pull does.
+            continue;
+        };
+        fleet[at].vault = Some(vault);
+        let vault = fleet[at].vault.clone().unwrap();
+        for _ in 0..dice.below(6) {
+            work(&vault, dice, &mut written);
+        }
+        if dice.below(4) == 0 {
+            fleet[at].store = fleet[at].store.after_kill();
+            fleet[at].vault = None;
+        } else {
+            fleet[at].unmount();
+        }
+    }
+    // What crashes left is published.
+    for to in 0..3 {
+        for from in 0..3 {
+            fleet[to].pull(&fleet[from], dice, 4);
+        }
+        fleet[to].session(|_| ());
+    }
+    let shown = merged(&mut fleet);
+    let there: BTreeSet<Vec<u8>> = shown.into_values().flatten().collect();
+    assert!(!there.contains(&b"not here"[..]), "seed {seed}");
+    for bytes in written.all.difference(&written.given_up) {
+        assert!(
+            there.contains(bytes),
+            "seed {seed}: {:?} is lost",
+            String::from_utf8_lossy(bytes)
+        );
+    }
+}
+
+/// One operation. What it takes away on purpose, it gives up.
+fn work(vault: &Vault, dice: &mut Dice, written: &mut Written) {
+    let before = shown(vault);
+    let mut pick = |names: &[&str]| {
+        let dirs: Vec<&String> = before
+            .iter()
+            .filter(|e| e.1.is_none())
+            .map(|e| e.0)
+            .collect();
+        let dir = match dice.below(dirs.len() as u64 + 1) as usize {
+            0 => "",
+            n => dirs[n - 1].as_str(),
+        };
+        format!("{dir}/{}", names[dice.below(names.len() as u64) as usize])
+    };
+    let (a, b) = (pick(&["a", "b", "x", "y"]), pick(&["a", "b", "x", "y"]));
+    let kind = dice.below(10);
+    let done = match kind {
+        0..=3 => {
+            written.count += 1;
+            let bytes = format!("contents {}", written.count).into_bytes();
+            let done = put(vault, &a, &bytes);
+            if done.is_ok() {
+                written.all.insert(bytes);
+            }
+            done
+        }
+        4 | 5 => mkdir(vault, &a),
+        6 | 7 => rename(vault, &a, &b),
+        _ => remove(vault, &a),
+    };
+    if done.is_ok() {
+        let after: BTreeSet<Vec<u8>> = shown(vault).into_values().flatten().collect();
+        let gone = before
+            .into_values()
+            .flatten()
+            .filter(|bytes| !after.contains(bytes));
+        written.given_up.extend(gone);
+    }
+}
