@@ -166,7 +166,7 @@ fn lacks_own(
         return Ok(false);
     };
     let store = DirStore::open(library, Access::ReadOnly)?;
-    let there = replay(&store, master, Tree::new(0, 0, Time::now()))?;
+    let there = replay(&store, master, true, || Tree::new(0, 0, Time::now()))?;
     Ok(check_rollback(&[*own], &there.heads).is_err())
 }
 

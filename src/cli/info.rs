@@ -218,7 +218,9 @@ fn with_key(library: &Library, slots: &Slots, unlocked: &Unlocked) -> Result<Fac
 /// What the published index says, to the device `own`.
 fn with_index(library: &Library, unlocked: &Unlocked, own: Option<DeviceId>) -> Result<Facts> {
     let store = DirStore::open(&library.dir, Access::ReadOnly)?;
-    let replayed = replay(&store, &unlocked.master, Tree::new(0, 0, Time::default()))?;
+    let replayed = replay(&store, &unlocked.master, true, || {
+        Tree::new(0, 0, Time::default())
+    })?;
     let packs = replayed.tree.packs();
     let live = packs.iter().map(|p| p.live_plain_bytes).sum();
     let device = |head: &Head| {

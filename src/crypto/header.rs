@@ -100,6 +100,14 @@ impl Header {
         bytes
     }
 
+    /// The id in a header of this kind of object; `None` where the bytes begin as another, or as nothing.
+    pub fn id_of(bytes: &[u8; HEADER_LEN], magic: Magic) -> Option<ObjectId> {
+        let id = bytes
+            .last_chunk()
+            .filter(|_| bytes.starts_with(magic.bytes()))?;
+        Some(ObjectId(*id))
+    }
+
     /// From bytes; `name` is for errors. Checks magic and id ([`Kind::Damaged`]), then version, suite, epoch and
     /// refused features ([`Kind::Unsupported`]).
     ///

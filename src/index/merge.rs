@@ -113,6 +113,8 @@ struct Version {
     plain_size: u64,
     mtime: Time,
     wall: Time,
+    /// It was made on a version that is not to be had: what it did not write itself is of another one.
+    is_patched: bool,
 }
 
 struct Block<'a> {
@@ -133,14 +135,16 @@ impl Block<'_> {
 
 impl Tree {
     /// Applies segments that were written beside each other. What they leave in conflict is noted.
-    pub(super) fn merge(&mut self, branches: &[Branch]) -> Result<(), Refusal> {
+    ///
+    /// The error says in which segment of the tree's table a record is refused.
+    pub(super) fn merge(&mut self, branches: &[Branch]) -> Result<(), (u32, Refusal)> {
         self.unsettled.get_or_insert_default();
         let mut changes = Vec::new();
         for (branch, source) in branches.iter().enumerate() {
             for frame in &source.frames {
                 let last = frame.counter.saturating_add(frame.records.len() as u64);
                 if last > COUNTER_MAX {
-                    return Err("counter absurdly ahead");
+                    return Err((source.segment, "counter absurdly ahead"));
                 }
                 self.counter = self.counter.max(last);
                 let stamps = (frame.counter..).map(|counter| Stamp::new(counter, source.segment));
@@ -171,7 +175,10 @@ impl Tree {
                         self.note_change(ix, change.wall);
                     }
                 }
-                _ => self.apply(change.at, change.wall, change.record)?,
+                _ => {
+                    let applied = self.apply(change.at, change.wall, change.record);
+                    applied.map_err(|why| (change.at.segment, why))?;
+                }
             }
             if let Some(unsettled) = &mut self.unsettled {
                 unsettled.wall = unsettled.wall.max(change.wall);
@@ -333,7 +340,7 @@ impl Tree {
         ix: InodeIx,
         block: &Block,
         places: &[usize],
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), (u32, Refusal)> {
         let inode = self.inode(ix);
         let mut versions = vec![Version {
             at: inode.version,
@@ -342,16 +349,21 @@ impl Tree {
             plain_size: inode.plain_size,
             mtime: inode.mtime.into(),
             wall: inode.ctime.into(),
+            is_patched: false,
         }];
         for change in places.iter().map(|i| block.changes[*i]) {
+            let refused = |why| (change.at.segment, why);
             match change.record {
                 Record::Content(content) => {
-                    let made_on = self.made_on(content, change, &versions, block);
-                    let version = self.next_version(content, change, &versions[made_on])?;
-                    versions.push(version);
+                    let (made_on, is_named) = self.made_on(content, change, &versions, block);
+                    let built = self.next_version(content, change, &versions[made_on]);
+                    versions.push(Version {
+                        is_patched: !is_named && !covers_all(content),
+                        ..built.map_err(refused)?
+                    });
                 }
                 Record::Relocate(moved) => {
-                    let pieces = self.pieces(&moved.packs, &moved.splices)?;
+                    let pieces = self.pieces(&moved.packs, &moved.splices).map_err(refused)?;
                     if let Some(version) = versions
                         .iter_mut()
                         .find(|v| self.wire(v.at) == moved.version)
@@ -367,18 +379,27 @@ impl Tree {
         Ok(())
     }
 
-    /// The version that contents were made on, by its place. One that is not to be had is the newest that was known.
-    fn made_on(&self, content: &Content, by: Change, versions: &[Version], block: &Block) -> usize {
+    /// The version that contents were made on, by its place, and whether that is the very one. A base of another
+    /// device may be ahead of it: then it is the newest that was known.
+    fn made_on(
+        &self,
+        content: &Content,
+        by: Change,
+        versions: &[Version],
+        block: &Block,
+    ) -> (usize, bool) {
         let named = versions
             .iter()
             .position(|v| self.wire(v.at) == content.base);
-        let known = || {
-            versions.iter().rposition(|v| {
-                v.branch
-                    .is_none_or(|branch| block.knows((by.branch, by.at), (branch, v.at)))
-            })
+        let is_known = |v: &Version| {
+            let here = (by.branch, by.at);
+            v.branch
+                .is_none_or(|branch| block.knows(here, (branch, v.at)))
         };
-        named.or_else(known).unwrap_or(0)
+        match named {
+            Some(named) => (named, true),
+            None => (versions.iter().rposition(is_known).unwrap_or(0), false),
+        }
     }
 
     fn next_version(
@@ -401,6 +422,7 @@ impl Tree {
             plain_size: content.plain_size,
             mtime: content.mtime.unwrap_or(change.wall),
             wall: change.wall,
+            is_patched: base.is_patched,
         })
     }
 
@@ -432,15 +454,14 @@ impl Tree {
             .filter(|tip| !adds_nothing(*tip))
             .collect();
         let mut kept: Vec<usize> = Vec::new();
-        // From the latest on: of equal ones the latest stays.
-        for tip in if with_own.is_empty() {
-            &tips
+        let mut candidates = if with_own.is_empty() {
+            tips.clone()
         } else {
-            &with_own
-        }
-        .iter()
-        .rev()
-        {
+            with_own.clone()
+        };
+        candidates.sort_by_key(|tip| (!versions[*tip].is_patched, *tip));
+        // From the latest on: of equal ones the latest stays.
+        for tip in candidates.iter().rev() {
             if kept.iter().all(|k| !same(&versions[*k], &versions[*tip])) {
                 kept.push(*tip);
             }
@@ -522,5 +543,14 @@ impl Tree {
     }
 }
 
-#[cfg(test)]
-mod tests;
+/// Whether contents say where every byte of the file lies.
+fn covers_all(content: &Content) -> bool {
+    let mut end = 0;
+    for splice in &content.splices {
+        if splice.plain_offset != end {
+            return false;
+        }
+        end += splice.plain_len;
+    }
+    end >= content.plain_size
+}

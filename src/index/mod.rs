@@ -6,6 +6,7 @@ mod behind;
 mod conflicts;
 mod encoding;
 pub mod extents;
+mod history;
 mod inode;
 mod links;
 mod merge;
@@ -19,8 +20,9 @@ pub use base::{BaseCursor, StampTable};
 pub use behind::Behind;
 pub use conflicts::Settling;
 pub use encoding::{from_cbor, to_cbor};
+pub use history::{Ignored, Published, WAIT, What, Writer, check_rollback};
 pub use inode::{Inode, InodeIx, Link, LinkIx, ROOT_IX, Stamp};
-pub use replay::{Published, Replayed, check_rollback, replay};
+pub use replay::{Replayed, replay};
 pub use segment::{
     ClosedSegment, Ending, Extent as SegmentExtent, SEGMENT_CIPHER_LEN, SegmentReader,
     SegmentWriter,

@@ -207,6 +207,12 @@ pub enum Extent {
     Leftover,
 }
 
+/// The digest of a segment that is read.
+enum Hash {
+    Running(Sha256),
+    Known([u8; 32]),
+}
+
 /// A segment that is read.
 pub struct SegmentReader {
     object: Arc<dyn Object>,
@@ -220,7 +226,7 @@ pub struct SegmentReader {
     at: u64,
     buffer: Vec<u8>,
     buffer_at: u64,
-    digest: Sha256,
+    digest: Hash,
     frames: u64,
     opening: Opening,
     writable: bool,
@@ -258,7 +264,7 @@ impl SegmentReader {
             Extent::Leftover => None,
         };
         let true_len = trailer.map_or(file_len, |(true_len, ..)| true_len);
-        let digest = Sha256::new_with_prefix(bytes);
+        let digest = Hash::Running(Sha256::new_with_prefix(bytes));
         let at = HEADER_LEN as u64;
         let (buffer, buffer_at) = (Vec::new(), at);
         let mut reader = Self {
@@ -291,6 +297,11 @@ impl SegmentReader {
         }
         reader.opening = opening;
         Ok(reader)
+    }
+
+    /// Says its digest, where that is known already.
+    pub fn digest_is(&mut self, sha256: [u8; 32]) {
+        self.digest = Hash::Known(sha256);
     }
 
     /// Its id.
@@ -338,7 +349,7 @@ impl SegmentReader {
             }
         }
         let frames_end = self.at;
-        if self.extent == Extent::Published {
+        if self.extent == Extent::Published && matches!(self.digest, Hash::Running(_)) {
             while self.at < self.file_len {
                 let step = (self.file_len - self.at).min(1 << 20) as usize;
                 self.fill(step)?;
@@ -347,7 +358,10 @@ impl SegmentReader {
         }
         Ok(Ending {
             closing,
-            sha256: self.digest.finalize().into(),
+            sha256: match self.digest {
+                Hash::Running(hash) => hash.finalize().into(),
+                Hash::Known(sha256) => sha256,
+            },
             cipher_len: self.file_len,
             frames_end,
         })
@@ -426,8 +440,8 @@ impl SegmentReader {
 
     fn consume(&mut self, len: usize) {
         let from = (self.at - self.buffer_at) as usize;
-        if self.extent == Extent::Published {
-            self.digest.update(&self.buffer[from..from + len]);
+        if let (Extent::Published, Hash::Running(hash)) = (self.extent, &mut self.digest) {
+            hash.update(&self.buffer[from..from + len]);
         }
         self.at += len as u64;
     }

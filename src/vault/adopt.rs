@@ -67,7 +67,7 @@ impl Core {
             }
         }
         self.tree.write().drop_unlinked();
-        self.merge_adopted(count)?;
+        self.merge_adopted(count, accept)?;
         for id in found {
             self.packs.forget(id);
             if !left.strange.contains(&id) {

@@ -10,14 +10,14 @@ use crate::volume::Time;
 
 impl Core {
     /// After `count` leftovers were adopted: where several devices write, they were written beside what the index holds,
-    /// so all is applied again, each in its place.
-    pub(super) fn merge_adopted(&self, count: usize) -> Result<()> {
+    /// so all is applied again, each in its place. With `accept`, also what was made on top of something that is missing.
+    pub(super) fn merge_adopted(&self, count: usize, accept: bool) -> Result<()> {
         if count == 0 || !self.shared.load(Ordering::Relaxed) {
             return Ok(());
         }
         let root = self.tree.read().attr(crate::index::ROOT_IX);
-        let empty = Tree::new(root.uid, root.gid, Time::now());
-        *self.tree.write() = replay(&*self.store, &self.master, empty)?.tree;
+        let empty = || Tree::new(root.uid, root.gid, Time::now());
+        *self.tree.write() = replay(&*self.store, &self.master, accept, empty)?.tree;
         Ok(())
     }
 

@@ -171,11 +171,9 @@ impl Vault {
         options: &Options,
     ) -> Result<Arc<Self>> {
         let master = master.into();
-        let replayed = replay(
-            &*store,
-            &master,
-            Tree::new(options.uid, options.gid, Time::now()),
-        )?;
+        let replayed = replay(&*store, &master, options.accept_rollback, || {
+            Tree::new(options.uid, options.gid, Time::now())
+        })?;
         let remembered = place.as_ref().map(Place::load).transpose()?.flatten();
         let checked = check_rollback(
             remembered.as_ref().map_or(&[], |r| &r.heads),
