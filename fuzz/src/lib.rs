@@ -190,7 +190,9 @@ fn read_segment(file: &[u8]) {
         let _ = reader.frames(|frame| {
             if is_base.is_some() {
                 for record in &frame.records {
-                    refused |= tree.apply_base(record, &numbers).is_err();
+                    refused |= tree
+                        .apply_base(record, &numbers, &Default::default())
+                        .is_err();
                 }
             } else {
                 refused |= tree.apply_frame(segment, &frame).is_err();
@@ -232,7 +234,10 @@ pub fn records(data: &[u8]) {
             check(&mut tree);
         }
         let mut tree = Tree::new(0, 0, Time::default());
-        let mut apply = |record| tree.apply_base(record, &[0, segment]).is_ok();
+        let mut apply = |record| {
+            tree.apply_base(record, &[0, segment], &Default::default())
+                .is_ok()
+        };
         if frame.records.iter().all(&mut apply) {
             check(&mut tree);
         }
@@ -499,7 +504,9 @@ fn check(tree: &mut Tree) {
         cursor = next;
         for record in from_cbor::<Vec<Record>>(&to_cbor(&records)).expect("what is encoded decodes")
         {
-            refused = refused.or(again.apply_base(&record, &numbers).err());
+            refused = refused.or(again
+                .apply_base(&record, &numbers, &Default::default())
+                .err());
         }
     }
     assert_eq!(refused, None, "a base of what was accepted is accepted");

@@ -1,8 +1,9 @@
 //! The tree as records of a base, and back.
 
 use super::apply::{Refusal, check_xattr};
-use super::extents::Extent;
+use super::extents::{Extent, Extents};
 use super::inode::*;
+use super::merge::{Known, Loser};
 use super::record::*;
 use super::tree::*;
 use crate::pack::Run;
@@ -171,11 +172,19 @@ impl Tree {
         ) else {
             return true;
         };
-        if let Some(other) = self.child(parent, &to.name)
-            && self.is_later(at, self.link(other).at)
-        {
-            self.detach(other, Stamp::new(0, 0), Time::default());
-            self.remove_link(other);
+        if let Some(other) = self.child(parent, &to.name) {
+            // What another device placed there, in another base, is a conflict, and noted as one.
+            let device = |stamp: Stamp| self.segments[stamp.segment as usize].device;
+            let set_at = self.link(other).at;
+            let is_conflict = self.unsettled.is_some() && device(set_at) != device(at);
+            match self.is_later(at, set_at) {
+                _ if is_conflict => {}
+                false => return false,
+                true => {
+                    self.detach(other, Stamp::new(0, 0), Time::default());
+                    self.remove_link(other);
+                }
+            }
         }
         !(self.inode(inode).kind == FileKind::Directory && self.is_within(parent, inode))
     }
@@ -253,8 +262,13 @@ impl Tree {
         splices
     }
 
-    /// Applies a record of a base, whose stamps name segments by `numbers`.
-    pub fn apply_base(&mut self, record: &Record, numbers: &[u32]) -> Result<(), Refusal> {
+    /// Applies a record of a base that covers `covers`, and whose stamps name segments by `numbers`.
+    pub fn apply_base(
+        &mut self,
+        record: &Record,
+        numbers: &[u32],
+        covers: &Known,
+    ) -> Result<(), Refusal> {
         let stamp = |s: BaseStamp| {
             let segment = *numbers
                 .get(s.segment as usize)
@@ -262,7 +276,7 @@ impl Tree {
             Ok(Stamp::new(s.counter, segment))
         };
         match record {
-            Record::BaseInode(base) => self.apply_base_inode(base, &stamp),
+            Record::BaseInode(base) => self.apply_base_inode(base, &stamp, covers),
             Record::BaseLink(base) => {
                 let at = stamp(base.at)?;
                 self.counter = self.counter.max(at.counter());
@@ -303,6 +317,7 @@ impl Tree {
         &mut self,
         base: &BaseInode,
         stamp: &impl Fn(BaseStamp) -> Result<Stamp, Refusal>,
+        covers: &Known,
     ) -> Result<(), Refusal> {
         let created = stamp(base.created)?;
         let version = stamp(base.version)?;
@@ -316,6 +331,9 @@ impl Tree {
             Some(ROOT_IX) => ROOT_IX,
             Some(ix) => {
                 let kinds = [self.inode(ix).kind, base.inode.kind];
+                if kinds == [FileKind::Regular; 2] {
+                    return self.merge_base_file(ix, base, stamp, covers);
+                }
                 if kinds != [FileKind::Directory; 2] {
                     return Ok(());
                 }
@@ -344,6 +362,34 @@ impl Tree {
             (inode.ctime, inode.btime) = (base.ctime.into(), base.btime.into());
         }
         Ok(())
+    }
+
+    /// A file that another base has, too.
+    fn merge_base_file(
+        &mut self,
+        ix: InodeIx,
+        base: &BaseInode,
+        stamp: &impl Fn(BaseStamp) -> Result<Stamp, Refusal>,
+        covers: &Known,
+    ) -> Result<(), Refusal> {
+        if base.plain_size > FILE_LEN_MAX {
+            return Err("a file longer than files can be");
+        }
+        let pieces = self.pieces(&base.packs, &base.splices)?;
+        let mut extents = Extents::default();
+        extents.splice(&pieces, &mut |_, _| {});
+        extents.truncate(base.plain_size, &mut |_, _| {});
+        let other = Loser {
+            at: stamp(base.version)?,
+            extents,
+            plain_size: base.plain_size,
+            mtime: base.mtime,
+            wall: base.ctime,
+        };
+        self.counter = self.counter.max(other.at.counter());
+        self.merge_version(ix, other, covers);
+        self.merge_attrs(ix, base, stamp)?;
+        self.merge_xattrs(ix, base, stamp)
     }
 
     fn merge_attrs(

@@ -22,7 +22,7 @@ use crate::store::DeviceId;
 use crate::volume::{FILE_LEN_MAX, FileKind, Time};
 
 /// The newest segment of each device that a writer had applied.
-pub(super) type Known = BTreeMap<DeviceId, u64>;
+pub type Known = BTreeMap<DeviceId, u64>;
 
 /// A segment that is merged with others.
 #[derive(Debug, Clone)]
@@ -60,6 +60,8 @@ pub(super) struct Unsettled {
     pub losers: BTreeMap<InodeIx, Vec<Loser>>,
     /// The latest clock of a merged record.
     pub wall: Time,
+    /// What the bases cover that were applied so far.
+    pub covered: Known,
     /// Inodes that records change and that are gone without a trace of who removed them.
     pub lost: HashSet<Id>,
 }
@@ -134,11 +136,62 @@ impl Block<'_> {
 }
 
 impl Tree {
+    /// What follows may leave conflicts: they are noted.
+    pub(super) fn expect_conflicts(&mut self) {
+        self.unsettled.get_or_insert_default();
+    }
+
+    /// A base that covers this is applied.
+    pub(super) fn note_covered(&mut self, covers: &Known) {
+        let Some(unsettled) = &mut self.unsettled else {
+            return;
+        };
+        for (device, number) in covers {
+            let covered = unsettled.covered.entry(*device).or_default();
+            *covered = *number.max(covered);
+        }
+    }
+
+    /// Another base has another version of a file that is there. The base that covers the other's version has replaced
+    /// it; where neither does, the later one wins, and the other is kept.
+    pub(super) fn merge_version(&mut self, ix: InodeIx, other: Loser, covers: &Known) {
+        let own = self.inode(ix).version;
+        let is_ours_newer = self
+            .unsettled
+            .as_ref()
+            .is_none_or(|u| self.is_known(other.at, &u.covered));
+        if own == other.at || is_ours_newer {
+            return;
+        }
+        let is_theirs_newer = self.is_known(own, covers);
+        let inode = self.inode(ix);
+        let mine = Loser {
+            at: own,
+            extents: inode.extents().clone(),
+            plain_size: inode.plain_size,
+            mtime: inode.mtime.into(),
+            wall: inode.ctime.into(),
+        };
+        let (winner, loser) = match is_theirs_newer || self.is_later(other.at, own) {
+            true => (other, mine),
+            false => (mine, other),
+        };
+        let inode = self.inode_mut(ix);
+        (inode.version, inode.plain_size) = (winner.at, winner.plain_size);
+        inode.mtime = winner.mtime.into();
+        let losers = if is_theirs_newer {
+            Vec::new()
+        } else {
+            vec![loser]
+        };
+        self.put_contents(ix, winner.extents, losers);
+    }
+
     /// Applies segments that were written beside each other. What they leave in conflict is noted.
     ///
     /// The error says in which segment of the tree's table a record is refused.
     pub(super) fn merge(&mut self, branches: &[Branch]) -> Result<(), (u32, Refusal)> {
-        self.unsettled.get_or_insert_default();
+        self.expect_conflicts();
         let mut changes = Vec::new();
         for (branch, source) in branches.iter().enumerate() {
             for frame in &source.frames {
@@ -271,7 +324,7 @@ impl Tree {
     }
 
     /// Whether a stamp of what was applied before the block is covered by this knowledge.
-    fn is_known(&self, at: Stamp, known: &Known) -> bool {
+    pub(super) fn is_known(&self, at: Stamp, known: &Known) -> bool {
         let segment = self.segments[at.segment as usize];
         segment.number == 0 || known.get(&segment.device) >= Some(&segment.number)
     }

@@ -22,6 +22,7 @@ pub use conflicts::Settling;
 pub use encoding::{from_cbor, to_cbor};
 pub use history::{Ignored, Published, WAIT, What, Writer, check_rollback};
 pub use inode::{Inode, InodeIx, Link, LinkIx, ROOT_IX, Stamp};
+pub use merge::Known;
 pub use replay::{Replayed, replay};
 pub use segment::{
     ClosedSegment, Ending, Extent as SegmentExtent, SEGMENT_CIPHER_LEN, SegmentReader,

@@ -107,6 +107,9 @@ fn apply(
         unwritable: history.unwritable,
         needs: Vec::new(),
     };
+    if history.bases.len() > 1 {
+        out.tree.expect_conflicts();
+    }
     for base in &history.bases {
         apply_base(store, master, base, &mut out).map_err(|e| (base.published.id, e))?;
     }
@@ -122,7 +125,7 @@ fn apply(
     let known = known_by(&history.segments, &others);
     for block in merge::blocks(&known) {
         match &others[block.clone()] {
-            [one] => {
+            [one] if knows_all(&known[block.start], &out.heads) => {
                 apply_segment(store, master, one, &mut out).map_err(|e| (one.published.id, e))?;
             }
             several => merge_segments(store, master, several, &known[block], &mut out)?,
@@ -141,6 +144,15 @@ fn apply(
 
 fn needs(need: &Head, segment: &Published) -> bool {
     need.device == segment.device && need.number >= segment.number
+}
+
+/// Whether a segment's writer knew all that is applied: a base of another device may be ahead of it.
+fn knows_all(
+    (writer, _, known): &(DeviceId, u64, Known),
+    heads: &BTreeMap<DeviceId, Head>,
+) -> bool {
+    let mut others = heads.iter().filter(|(device, _)| *device != writer);
+    others.all(|(device, head)| known.get(device) >= Some(&head.number))
 }
 
 /// Writer, number and knowledge of each of `segments`, whose heads name others by their digests.
@@ -200,11 +212,17 @@ fn apply_base(
     let reader = base.reader(store, master)?;
     let table = base.opening.stamp_segments.iter().flatten();
     let numbers: Vec<u32> = table.map(|s| out.tree.intern_segment(*s)).collect();
+    let covers: Known = base
+        .opening
+        .heads
+        .iter()
+        .map(|h| (h.device, h.number))
+        .collect();
     let name = reader.name().to_owned();
     let ending = reader.frames(|frame| {
         for record in &frame.records {
             out.tree
-                .apply_base(record, &numbers)
+                .apply_base(record, &numbers, &covers)
                 .map_err(|why| Error::damaged(&name, why))?;
         }
         Ok(())
@@ -224,6 +242,7 @@ fn apply_base(
     out.base_bytes += base.published.cipher_len;
     out.bases.push(base.published);
     history::cover(&mut out.heads, base);
+    out.tree.note_covered(&covers);
     Ok(())
 }
 

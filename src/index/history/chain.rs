@@ -22,8 +22,8 @@ impl<'a> Cover<'a> {
     /// The bases to begin with, newest first, and those that these make superfluous.
     ///
     /// A base says nothing of what is gone. So it is the beginning only where whoever wrote a segment beside it knew all
-    /// that is in it; where one did not, what comes before is applied again, if it is all there. Failing that it is the
-    /// newest one behind which nothing is missing, or else all that have something of their own.
+    /// that is in it; where one did not, what comes before is applied again, from as few and old bases as what is there
+    /// allows. Where something is missing, all bases count that have something of their own.
     fn choose(opened: &'a [Opened]) -> (Self, Vec<&'a Opened>) {
         let mut bases: Vec<&Opened> = opened.iter().filter(|o| o.is_base()).collect();
         // What covers more segments comes earlier.
@@ -32,17 +32,19 @@ impl<'a> Cover<'a> {
             Reverse((covers, b.published.id))
         });
         let segments = Segments::new(opened);
-        let fits = |base: &&&Opened| segments.is_complete(Some(base)) && segments.all_know(base);
-        let one = match bases.iter().find(fits) {
-            None if segments.is_complete(None) => return (Self { bases: Vec::new() }, Vec::new()),
-            None => bases.iter().find(|base| segments.is_complete(Some(base))),
-            fitting => fitting,
+        let fits = |base: &&&Opened| {
+            segments.missing(&bases, &[*base]).is_none() && segments.all_know(base)
         };
-        // Of a device that wrote two histories each may have a base: then one is not enough.
-        let is_one = |one: &&Opened| !bases.iter().any(|other| contradict(one, other));
-        if let Some(one) = one.copied().filter(is_one) {
-            bases.retain(|base| base.published.id != one.published.id && is_superfluous(base, one));
-            return (Self { bases: vec![one] }, bases);
+        let chosen = match bases.iter().find(fits) {
+            Some(one) => Some(vec![*one]),
+            None => segments.fewest_bases(&bases),
+        };
+        // Of a device that wrote two histories each may have a base: then all are needed.
+        let is_one_history = |one: &&Opened| !bases.iter().any(|other| contradict(one, other));
+        if let Some(used) = chosen.filter(|used| used.iter().all(is_one_history)) {
+            let is_used = |base: &Opened| used.iter().any(|u| u.published.id == base.published.id);
+            bases.retain(|base| !is_used(base) && used.iter().any(|by| is_superfluous(base, by)));
+            return (Self { bases: used }, bases);
         }
         let (mut used, mut superfluous) = (Vec::new(), Vec::new());
         for base in bases {
@@ -98,20 +100,35 @@ impl<'a> Segments<'a> {
         Self(devices)
     }
 
-    /// Whether of each device all segments are there that `base` does not cover (all, where there is none).
-    fn is_complete(&self, base: Option<&Opened>) -> bool {
-        self.0.iter().all(|(device, segments)| {
-            let covered = base.map_or(0, |base| number_in(base, *device));
-            let numbers = segments.iter().map(|s| s.published.number);
-            let mut newest = covered;
-            for number in numbers.filter(|n| *n > covered) {
-                if number > newest + 1 {
-                    return false;
+    /// The first segment that is neither there nor in one of the bases `used`, while a later one of its device is there,
+    /// or another one of `bases` covers it.
+    fn missing(&self, bases: &[&Opened], used: &[&Opened]) -> Option<(DeviceId, u64)> {
+        let covered = bases.iter().flat_map(|base| &base.opening.heads);
+        let covered = covered.map(|head| (head.device, head.number));
+        let there = self
+            .0
+            .iter()
+            .flat_map(|(device, segments)| segments.last().map(|s| (*device, s.published.number)));
+        covered.chain(there).find_map(|(device, newest)| {
+            let covered = used.iter().map(|base| number_in(base, device)).max();
+            let mut number = covered.unwrap_or(0);
+            for segment in self.0.get(&device).into_iter().flatten() {
+                if segment.published.number == number + 1 {
+                    number += 1;
                 }
-                newest = number;
             }
-            true
+            (number < newest).then_some((device, number + 1))
         })
+    }
+
+    /// Bases, each as old as may be, with which nothing is missing; `bases` come newest first.
+    fn fewest_bases(&self, bases: &[&'a Opened]) -> Option<Vec<&'a Opened>> {
+        let mut used = Vec::new();
+        while let Some((device, number)) = self.missing(bases, &used) {
+            let covers = |base: &&&Opened| number_in(base, device) >= number;
+            used.push(*bases.iter().rev().find(covers)?);
+        }
+        Some(used)
     }
 
     /// Whether who wrote what `base` does not cover knew all that it covers.
