@@ -88,8 +88,8 @@ def until(condition, what, timeout=30):
 class Library:
     """A library in `base/library`, mounted at `base/mnt` by a process of ours in the foreground."""
 
-    def __init__(self, base, options=()):
-        self.base, self.options, self.process = Path(base), tuple(options), None
+    def __init__(self, base, options=(), program=PROGRAM):
+        self.base, self.options, self.program, self.process = Path(base), tuple(options), program, None
         self.dir, self.mnt = self.base / "library", self.base / "mnt"
         self.password_file = self.base / "password"
         self.log = self.base / "mount.log"
@@ -100,14 +100,14 @@ class Library:
         self.env = dict(os.environ, XDG_STATE_HOME=str(self.base / "state"), XDG_CACHE_HOME=str(self.base / "cache"))
 
     def hushfs(self, verb, *args, **kw):
-        return run(PROGRAM, verb, *args, env=self.env, **kw)
+        return run(self.program, verb, *args, env=self.env, **kw)
 
     def init(self):
         self.dir.mkdir(exist_ok=True)
         self.hushfs("init", "--password-file", self.password_file, self.dir)
 
     def mount(self, *options):
-        argv = [PROGRAM, "mount", "--foreground", "--password-file", self.password_file, *self.options, *options, self.dir, self.mnt]
+        argv = [self.program, "mount", "--foreground", "--password-file", self.password_file, *self.options, *options, self.dir, self.mnt]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.env)
         until(lambda: self.process.poll() is not None or self.answers(), "the mount answers", 60)
