@@ -74,6 +74,8 @@ pub enum Kind {
     Damaged(Box<str>),
     /// An object that the index names is not in the store.
     Missing,
+    /// Something took the place of the library, or of a part of it, while it is mounted. Says what happened.
+    Displaced(Box<str>),
     /// The store did not answer in time.
     TimedOut,
     /// A write failed earlier in a way after which nothing more may be written.
@@ -218,6 +220,7 @@ impl Error {
             Kind::InUse => libc::EBUSY,
             Kind::Damaged(_)
             | Kind::Missing
+            | Kind::Displaced(_)
             | Kind::WrongKey
             | Kind::NotLibrary
             | Kind::Unsupported(_)
@@ -233,7 +236,9 @@ impl Error {
             Kind::Usage(_) => ExitStatus::Usage,
             Kind::WrongKey => ExitStatus::WrongKey,
             Kind::NotLibrary | Kind::Unsupported(_) => ExitStatus::NotLibrary,
-            Kind::Damaged(_) | Kind::Missing | Kind::RolledBack(_) => ExitStatus::Damaged,
+            Kind::Damaged(_) | Kind::Missing | Kind::Displaced(_) | Kind::RolledBack(_) => {
+                ExitStatus::Damaged
+            }
             Kind::InUse => ExitStatus::InUse,
             Kind::Mount(_) => ExitStatus::Mount,
             Kind::Ended(status, _) => *status,
@@ -300,6 +305,7 @@ impl fmt::Display for Kind {
             Kind::Usage(text)
             | Kind::Mount(text)
             | Kind::Ended(_, text)
+            | Kind::Displaced(text)
             | Kind::RolledBack(text) => text,
         })
     }

@@ -60,6 +60,7 @@
 //!
 //! 1. After close(2), or the answer to any operation on names and attributes, killing the process loses nothing. After
 //!    fsync(2), cutting the power loses nothing. The state after a crash is that of one moment after the last fsync.
+//!    Where somebody removes or replaces files of the library meanwhile, fsync(2) writes again what it can, or fails.
 //! 2. Every byte that comes from the store is authenticated before it is used.
 //! 3. Plaintext, of names or contents, is never written to a disk, and names are logged at the level debug only.
 //! 4. A pack is removed only after the record that condemned it is published, so that what is published is whole at any

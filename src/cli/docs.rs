@@ -10,12 +10,13 @@ use super::Cli;
 use crate::error::{Error, Result};
 
 /// The pages that are written by hand.
-const PAGES: [(&str, &str); 2] = [
+const PAGES: [(&str, &str); 3] = [
     ("hushfs-format.5", include_str!("../../man/hushfs-format.5")),
     (
         "hushfs-security.7",
         include_str!("../../man/hushfs-security.7"),
     ),
+    ("hushfs-stores.7", include_str!("../../man/hushfs-stores.7")),
 ];
 
 /// What was typed.

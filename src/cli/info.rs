@@ -17,7 +17,7 @@ use crate::crypto::FORMAT_VERSION;
 use crate::error::{Error, Kind, Result};
 use crate::index::{Tree, replay};
 use crate::state::{Head, Place};
-use crate::store::{Access, Area, DeviceId, DirStore, ObjectId};
+use crate::store::{Access, Area, DeviceId, DirStore, ObjectId, is_held};
 use crate::volume::Time;
 
 /// More files than these are not counted: of 64 MiB packs they are 64 TiB.
@@ -186,8 +186,7 @@ pub fn is_locked(lock: &Path) -> bool {
         return false;
     };
     // Shared, and given back at once when the file is closed here.
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)
-        == Err(rustix::io::Errno::WOULDBLOCK)
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_err_and(is_held)
 }
 
 /// What the key adds.

@@ -58,7 +58,13 @@ pub fn make(dir: &Path, secret: &SecretArgs) -> Result<MasterKey> {
         dir.display(),
         *master.recovery_code()
     ))?;
-    Library::make(dir, &master, &secret)?;
+    Library::make(dir, &master, &secret).map_err(|e| match e.kind() {
+        Kind::Io(_) if !dir.join("key").exists() => e.hint(
+            "no library was made, and the recovery code shown above opens nothing: where the folder lies, the store cannot \
+             be written to as it has to be",
+        ),
+        _ => e,
+    })?;
     remember(&Place::of(dir)?, &master)?;
     print_line(format_args!("{} is a library now.", dir.display()))?;
     Ok(master)

@@ -4,6 +4,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::secret::Opener;
 use crate::crypto::{KdfParams, MasterKey, SLOT_LEN, Secret, Slot, SlotKind, random_id};
@@ -90,7 +91,8 @@ impl Library {
             })
         };
         place().inspect_err(|_| drop(fs::remove_dir_all(&temporary)))?;
-        sync_dir(dir)
+        sync_dir(dir)?;
+        wait_until_readable(&key.join(id.to_string()))
     }
 
     /// Reads every slot file. No `key/` is no slot.
@@ -149,7 +151,9 @@ impl Library {
         let file = File::open(&path).map_err(at)?;
         file.take(SLOT_LEN as u64 + 1)
             .read_to_end(&mut bytes)
-            .map_err(at)?;
+            .map_err(|e| {
+                at(e).hint("was it just made? On some stores that takes some seconds: try again")
+            })?;
         Slot::parse(id, &bytes)
     }
 
@@ -319,7 +323,9 @@ impl Library {
         // A synced copy has no `new/`, and a library that is being recovered no `key/`.
         make_folders(&self.dir, &folders())?;
         let temporary = self.dir.join(NEW).join(format!("{id}.slot"));
-        replace_durably(&temporary, &self.slot_path(id), &bytes)?;
+        let path = self.slot_path(id);
+        replace_durably(&temporary, &path, &bytes)?;
+        wait_until_readable(&path)?;
         Ok(id)
     }
 
@@ -335,6 +341,29 @@ fn seal_slot(master: &MasterKey, secret: &Secret, label: &str) -> Result<(Object
     let id = random_id()?;
     let bytes = Slot::seal(id, master, secret, KdfParams::default(), label)?;
     Ok((id, bytes))
+}
+
+/// Waits until a file that was moved to its place can be read there. Under `rclone mount` 1.60 that takes until
+/// it is uploaded, and the next command would fail.
+fn wait_until_readable(path: &Path) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let started = Instant::now();
+    let mut is_said = false;
+    loop {
+        let Err(e) = fs::read(path) else {
+            return Ok(());
+        };
+        if started.elapsed() > PATIENCE {
+            return Err(Error::io(e, path).hint("it was written, and cannot be read back"));
+        }
+        if !std::mem::replace(&mut is_said, true) {
+            log::warn!(
+                "{}: waiting until the store gives back what was written: {e}",
+                path.display()
+            );
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 /// For this user alone, where it is missing.

@@ -3,12 +3,15 @@
 use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rustix::fs::{Advice, FallocateFlags, Mode, OFlags};
+use parking_lot::Mutex;
+use rustix::fs::{Advice, AtFlags, FallocateFlags, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
+use super::folder::{FILE_FLAGS, FILE_MODE};
 use super::{Growing, Object, ObjectId, STREAM_ALIGNMENT};
 use crate::error::{Error, Kind, Result};
 
@@ -20,6 +23,10 @@ const PREFETCH_MAX: u64 = 64 << 20;
 const ALLOCATE_AHEAD: u64 = 1 << 20;
 /// Appends below this many bytes are small. Large ones are left to delayed allocation.
 const SMALL_APPEND: usize = 256 * 1024;
+/// What the name of a copy ends in until it is whole.
+pub(super) const BEGUN: &str = ".again";
+/// A file is copied in pieces so long, in bytes.
+const COPY_LEN: usize = 1 << 20;
 
 /// An error of the system about the object `name`.
 pub(super) fn io_error(errno: Errno, name: &str) -> Error {
@@ -31,6 +38,29 @@ pub(super) fn sync_folder(folder: impl AsFd, name: &str) -> Result<()> {
     match retry_on_intr(|| rustix::fs::fsync(&folder)) {
         Ok(()) | Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(()),
         Err(e) => Err(io_error(e, name)),
+    }
+}
+
+/// Which file or folder it is, whatever it is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Identity {
+    pub(super) fn of(fd: impl AsFd, name: &str) -> Result<Self> {
+        let stat = rustix::fs::fstat(fd).map_err(|e| io_error(e, name))?;
+        Ok(Self::from(&stat))
+    }
+}
+
+impl From<&rustix::fs::Stat> for Identity {
+    fn from(stat: &rustix::fs::Stat) -> Self {
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        }
     }
 }
 
@@ -49,6 +79,19 @@ fn read_some(fd: &OwnedFd, out: &mut [u8], cipher_offset: u64) -> Result<usize, 
         }
     }
     Ok(done)
+}
+
+/// Writes all of `data`; EIO where the system takes nothing of it.
+pub(super) fn write_all(fd: &OwnedFd, data: &[u8], cipher_offset: u64) -> Result<(), Errno> {
+    let mut done = 0;
+    while done < data.len() {
+        let at = cipher_offset + done as u64;
+        match retry_on_intr(|| rustix::io::pwrite(fd, &data[done..], at))? {
+            0 => return Err(Errno::IO),
+            n => done += n,
+        }
+    }
+    Ok(())
 }
 
 /// An object open for reading.
@@ -122,10 +165,18 @@ impl Object for StoredFile {
 
 /// A file in `new/<device>/`.
 pub(super) struct GrowingFile {
-    pub file: StoredFile,
-    pub id: ObjectId,
+    file: StoredFile,
+    id: ObjectId,
+    /// Where it is to be found: `new/<device>/<id>` below the library's path.
+    path: PathBuf,
+    /// Held while the file is written to, or copied.
+    writing: Mutex<()>,
+    /// `None` where what the store says of files cannot be relied on.
+    identity: Mutex<Option<Identity>>,
+    /// It is so long at least.
+    len: AtomicU64,
     /// The folder that it lies in, whose sync makes its name durable.
-    pub folder: Arc<OwnedFd>,
+    folder: Arc<OwnedFd>,
     /// The name is durable.
     named: AtomicBool,
     /// Room is allocated up to here.
@@ -139,16 +190,102 @@ pub(super) struct GrowingFile {
 }
 
 impl GrowingFile {
-    pub(super) fn new(file: StoredFile, id: ObjectId, folder: Arc<OwnedFd>) -> Self {
-        Self {
+    pub(super) fn new(
+        file: StoredFile,
+        id: ObjectId,
+        path: PathBuf,
+        folder: Arc<OwnedFd>,
+    ) -> Result<Self> {
+        let identity = Identity::of(&file.fd, &file.name)?;
+        Ok(Self {
             file,
             id,
+            path,
+            writing: Mutex::default(),
+            identity: Mutex::new(Some(identity)),
+            len: AtomicU64::new(0),
             folder,
             named: AtomicBool::new(false),
             allocated: AtomicU64::new(0),
             durable: AtomicU64::new(0),
             write_failed: AtomicBool::new(false),
             sync_failed: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether `path` from `folder` on leads to this file, with all that was written to it.
+    pub(super) fn is_at(&self, folder: impl AsFd, path: &Path) -> Result<bool> {
+        let stat = match rustix::fs::statat(folder, path, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::STALE) => return Ok(false),
+            Err(e) => return Err(io_error(e, &self.file.name)),
+        };
+        let len = u64::try_from(stat.st_size).unwrap_or(0);
+        let identity = *self.identity.lock();
+        let is_whole = len >= self.len.load(Ordering::Acquire);
+        Ok(identity.is_none_or(|ours| ours == Identity::from(&stat) && is_whole))
+    }
+
+    /// The store gives one file ever new inode numbers, or says its length late: that something is there under its name
+    /// has to be enough.
+    pub(super) fn distrust(&self) {
+        *self.identity.lock() = None;
+    }
+
+    /// Copies the whole file into a new one in `folder`, in place of what has its name there, and goes on in that.
+    /// Durable on return. Who reads meanwhile does not notice.
+    pub(super) fn write_again(&self, folder: &OwnedFd) -> Result<()> {
+        let _writing = self.writing.lock();
+        let (name, temporary) = (self.id.to_string(), format!("{}{BEGUN}", self.id));
+        let at = |e| io_error(e, &self.file.name);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | FILE_FLAGS;
+        let copy = retry_on_intr(|| rustix::fs::openat(folder, &temporary, flags, FILE_MODE));
+        let copy = copy.map_err(at)?;
+        let identity = Identity::of(&copy, &self.file.name)?;
+        let copied = self.copy_to(&copy).and_then(|()| {
+            retry_on_intr(|| rustix::fs::fdatasync(&copy)).map_err(at)?;
+            rustix::fs::renameat(folder, &temporary, folder, &name).map_err(at)?;
+            sync_folder(folder, &self.file.name)
+        });
+        if let Err(e) = copied {
+            let _ = rustix::fs::unlinkat(folder, &temporary, AtFlags::empty());
+            return Err(e);
+        }
+        let (new, old) = (copy.as_raw_fd(), self.file.fd.as_raw_fd());
+        // SAFETY: both descriptors are open, and ours: `self` owns the one whose number stays, and which from now on
+        // leads to the copy. A read that another thread has begun ends in the file that it began in, which says the
+        // same; writes are locked out.
+        let swapped = retry_on_intr(|| match unsafe { libc::dup3(new, old, libc::O_CLOEXEC) } {
+            -1 => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
+            _ => Ok(()),
+        });
+        swapped.map_err(at)?;
+        *self.identity.lock() = Some(identity);
+        self.named.store(true, Ordering::Release);
+        self.allocated.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn copy_to(&self, copy: &OwnedFd) -> Result<()> {
+        let at = |e| io_error(e, &self.file.name);
+        let expected = self.len.load(Ordering::Acquire);
+        let (mut piece, mut done) = (vec![0; COPY_LEN], 0u64);
+        loop {
+            let len = retry_on_intr(|| rustix::io::pread(&self.file.fd, &mut piece[..], done));
+            let len = len.map_err(at)?;
+            if len == 0 && done < expected {
+                let check = format_args!("{done} bytes are left of {expected}");
+                return Err(Error::damaged(&self.file.name, check));
+            }
+            if len == 0 {
+                return Ok(());
+            }
+            write_all(copy, &piece[..len], done).map_err(at)?;
+            done += len as u64;
         }
     }
 
@@ -171,18 +308,11 @@ impl GrowingFile {
     }
 
     fn try_write(&self, data: &[u8], cipher_offset: u64) -> Result<()> {
-        self.allocate_ahead(data.len(), cipher_offset + data.len() as u64);
-        let mut done = 0;
-        while done < data.len() {
-            let rest = &data[done..];
-            match retry_on_intr(|| {
-                rustix::io::pwrite(&self.file.fd, rest, cipher_offset + done as u64)
-            }) {
-                Ok(0) => return Err(Error::io(io::ErrorKind::WriteZero.into(), &self.file.name)),
-                Ok(n) => done += n,
-                Err(e) => return Err(io_error(e, &self.file.name)),
-            }
-        }
+        let end = cipher_offset + data.len() as u64;
+        let _writing = self.writing.lock();
+        self.allocate_ahead(data.len(), end);
+        write_all(&self.file.fd, data, cipher_offset).map_err(|e| io_error(e, &self.file.name))?;
+        self.len.fetch_max(end, Ordering::AcqRel);
         Ok(())
     }
 

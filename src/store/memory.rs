@@ -411,6 +411,10 @@ impl Store for MemoryStore {
         Ok(Arc::new(self.handle(None, id)?))
     }
 
+    fn check_place(&self) -> Result<Vec<Area>> {
+        Ok(Vec::new())
+    }
+
     fn space(&self) -> Result<Space> {
         let state = self.state.lock();
         let total_bytes = state.faults.space_bytes.unwrap_or(1 << 50);

@@ -11,12 +11,16 @@ use crate::error::Result;
 
 mod dir;
 mod file;
+mod folder;
 mod memory;
+mod own;
+mod probe;
 #[cfg(test)]
 mod tests;
 
 pub use dir::{Access, DirStore};
 pub use memory::{Faults, MemoryStore};
+pub(crate) use own::is_held;
 
 /// The random 128-bit name of an object, in lower-case hex where it is a file name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -79,7 +83,8 @@ impl Area {
     }
 }
 
-/// Room in the store, in bytes, and what statfs(2) says of inodes.
+/// Room in the store, in bytes, and what statfs(2) says of inodes. Where the store does not know, as much as can be said:
+/// what is not known is no limit.
 #[derive(Debug, Clone, Copy)]
 pub struct Space {
     /// All there is.
@@ -92,6 +97,25 @@ pub struct Space {
     pub files: u64,
     /// Inodes free.
     pub files_free: u64,
+}
+
+impl Space {
+    /// The most bytes that any store is said to have. Larger numbers are a store's way to say that it has no end, and
+    /// programs that count in signed numbers read them as less than nothing.
+    pub const BYTES_MAX: u64 = 1 << 60;
+
+    /// What is made of a store's own words. FUSE filesystems that do not say have 0 of 0 bytes free.
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
+        if self.total_bytes == 0 {
+            (self.free_bytes, self.available_bytes) = (u64::MAX, u64::MAX);
+            self.total_bytes = u64::MAX;
+        }
+        self.total_bytes = self.total_bytes.max(self.free_bytes).min(Self::BYTES_MAX);
+        self.free_bytes = self.free_bytes.min(self.total_bytes);
+        self.available_bytes = self.available_bytes.min(self.free_bytes);
+        self
+    }
 }
 
 /// What [`Object::read_stream`] wants places to be multiples of, in bytes: a disk's sectors and a page's start.
@@ -151,6 +175,14 @@ pub trait Store: Send + Sync {
     fn leftovers(&self) -> Result<Vec<ObjectId>>;
     /// Opens one of those.
     fn open_leftover(&self, id: ObjectId) -> Result<Arc<dyn Growing>>;
+
+    /// Makes sure that what grows, and the areas, lie where the next mount will look for them: without it, a sync says
+    /// that something is durable which nobody finds again. What somebody removed or replaced is written again from what
+    /// is open. What cannot be is [`Kind::Displaced`](crate::Kind::Displaced), as is a library that is not at its path
+    /// any more. Costs a look at each of them, so that every sync can ask.
+    ///
+    /// Answers the areas in whose place another folder was found: what lay in them has to be looked for.
+    fn check_place(&self) -> Result<Vec<Area>>;
 
     /// Room left.
     fn space(&self) -> Result<Space>;

@@ -243,16 +243,86 @@ fn a_library_that_moves_takes_its_writers_along() {
     let store = open(&old);
     let file = store.create(id(1)).unwrap();
     fs::rename(&old, &new).unwrap();
-    fs::create_dir(&old).unwrap();
     file.write_at(b"x", 0).unwrap();
     file.sync().unwrap();
+    assert!(store.check_place().unwrap().is_empty());
     store.publish(id(1), Area::Data).unwrap();
     store.put(Area::Index, id(2), b"y").unwrap();
     assert!(
         new.join(format!("data/{}", id(1))).exists()
             && new.join(format!("index/{}", id(2))).exists()
     );
+    // With another folder in its place, the next mount would not find what is written here.
+    fs::create_dir(&old).unwrap();
+    store.create(id(3)).unwrap();
+    for refused in [
+        store.check_place().map(drop),
+        store.publish(id(3), Area::Data),
+    ] {
+        let e = refused.unwrap_err();
+        assert!(matches!(e.kind(), Kind::Displaced(_)), "{e}");
+        assert!(e.to_string().contains(new.to_str().unwrap()), "{e}");
+    }
     assert_eq!(fs::read_dir(&old).unwrap().count(), 0);
+    fs::remove_dir(&old).unwrap();
+    store.publish(id(3), Area::Data).unwrap();
+}
+
+/// Below the vault: files that nobody syncs again, and what reads them meanwhile.
+#[test]
+fn what_grows_is_written_again_where_it_was_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let bytes: Vec<u8> = (0..3_000_000u32).map(|i| (i / 1000) as u8).collect();
+    let files: Vec<_> = (1..=3).map(|n| store.create(id(n)).unwrap()).collect();
+    for file in &files {
+        file.write_at(&bytes, 0).unwrap();
+        file.sync().unwrap();
+    }
+    fs::remove_dir_all(dir.path().join("new")).unwrap();
+    // One that is there, but another one.
+    fs::create_dir_all(dir.path().join(format!("new/{DEVICE}"))).unwrap();
+    let path = |n| dir.path().join(format!("new/{DEVICE}/{}", id(n)));
+    fs::write(path(2), b"older").unwrap();
+    assert!(store.check_place().unwrap().is_empty());
+    for (file, n) in files.iter().zip(1..) {
+        assert!(read(&**file) == bytes && fs::read(path(n)).unwrap() == bytes);
+        file.write_at(b"more", bytes.len() as u64).unwrap();
+        file.sync().unwrap();
+        assert_eq!(fs::metadata(path(n)).unwrap().len(), bytes.len() as u64 + 4);
+    }
+    // Nothing else is left, and the lock is held again.
+    assert_eq!(
+        fs::read_dir(dir.path().join(format!("new/{DEVICE}")))
+            .unwrap()
+            .count(),
+        4
+    );
+    let second = DirStore::open(dir.path(), Access::Write(DEVICE));
+    assert!(matches!(second.err().unwrap().kind(), Kind::InUse));
+    // At publication it is noticed, too.
+    fs::remove_file(path(1)).unwrap();
+    store.publish(id(1), Area::Data).unwrap();
+    assert_eq!(
+        store.open(Area::Data, id(1)).unwrap().cipher_len().unwrap(),
+        bytes.len() as u64 + 4
+    );
+    // A crash may come while it is written again.
+    fs::rename(path(2), path(2).with_extension("again")).unwrap();
+    fs::copy(path(3), path(3).with_extension("again")).unwrap();
+    drop((store, files));
+    let store = open(dir.path());
+    assert_eq!(store.leftovers().unwrap().len(), 2);
+    assert_eq!(
+        fs::read_dir(dir.path().join(format!("new/{DEVICE}")))
+            .unwrap()
+            .count(),
+        3
+    );
+    // A new one needs no check before.
+    fs::remove_dir_all(dir.path().join("new")).unwrap();
+    store.create(id(4)).unwrap();
+    assert!(path(4).exists());
 }
 
 #[test]
@@ -288,18 +358,20 @@ fn what_is_no_object_is_passed_over_and_nothing_hangs() {
 #[test]
 fn an_area_that_is_a_link_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    fs::create_dir(dir.path().join("elsewhere")).unwrap();
     symlink("elsewhere", dir.path().join("data")).unwrap();
-    let e = DirStore::open(dir.path(), Access::Write(DEVICE))
-        .err()
-        .unwrap();
-    assert!(e.to_string().contains("/data: "), "{e}");
-    assert!(
-        DirStore::open(dir.path(), Access::ReadOnly)
-            .unwrap()
-            .list(Area::Data)
-            .is_err()
-    );
+    let refused = || {
+        [Access::Write(DEVICE), Access::ReadOnly].map(|access| {
+            let e = DirStore::open(dir.path(), access)
+                .err()
+                .unwrap()
+                .to_string();
+            assert!(e.contains("/data: "), "{e}");
+            e
+        })
+    };
+    assert!(refused().iter().all(|e| e.contains("has not arrived yet")));
+    fs::create_dir(dir.path().join("elsewhere")).unwrap();
+    assert!(refused().iter().all(|e| e.contains("mount --bind")));
 }
 
 #[test]
@@ -360,8 +432,10 @@ fn after_an_error_a_growing_file_refuses() {
                 name: "new/x".into(),
             },
             id(1),
+            dir.path().join("x"),
             std::sync::Arc::clone(&folder),
         )
+        .unwrap()
     };
     fs::write(dir.path().join("x"), b"x").unwrap();
     let unwritable = growing(fs::File::open(dir.path().join("x")).unwrap().into());

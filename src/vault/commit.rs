@@ -182,6 +182,8 @@ impl Committer {
         core.store.reserve(0)?;
         // One file that cannot be written out must not keep the others from being published, nor what is dead.
         let flushed = core.flush_all();
+        // Where the library is not at its place at all, publishing says so.
+        let gone = core.look_after_place().unwrap_or_default();
         let collected = core.collect();
         core.publish()?;
         // Who always mounts for moments would never get one else. All is there without it, too.
@@ -189,7 +191,7 @@ impl Committer {
             log::warn!("{e}");
         }
         core.journal.lock().discard_empty()?;
-        flushed.and(collected)
+        flushed.and(collected).and(gone.map_or(Ok(()), Err))
     }
 
     /// Ends the thread, with all that waits answered.
@@ -263,9 +265,10 @@ impl Core {
             let journal = self.journal.lock();
             (journal.is_full(), journal.changes())
         };
-        let is_late = changes.is_some_and(|(first, last)| {
-            last.elapsed() >= IDLE_PUBLISH || first.elapsed() >= LATEST_PUBLISH
-        });
+        let is_late = self.is_index_lost.load(Ordering::Acquire)
+            || changes.is_some_and(|(first, last)| {
+                last.elapsed() >= IDLE_PUBLISH || first.elapsed() >= LATEST_PUBLISH
+            });
         let publishes = is_full || is_late;
         if (is_due || publishes) && is_synced && duties.publish.may_be_tried() {
             duties.publish.note(self.publish_what_is_due(publishes));
@@ -325,11 +328,16 @@ impl Core {
             let (segment, appended) = {
                 let journal = self.journal.lock();
                 if journal.durable >= journal.appended {
-                    return Ok(());
+                    drop(journal);
+                    return self.check_place();
                 }
                 journal.sync_point()
             };
             let synced = self.sync_packs_and(segment.as_deref());
+            if synced.is_ok() {
+                // Durable, and where nobody will find it: not what was asked for.
+                self.check_place()?;
+            }
             let mut journal = self.journal.lock();
             if let Err(e) = synced {
                 // This sync has failed, whatever the next one does: that needs a file that can be synced.
@@ -371,6 +379,7 @@ impl Core {
     /// Finishes the open pack and the open segment, and publishes both.
     pub(super) fn publish(&self) -> Result<()> {
         self.empty_spoiled()?;
+        self.look_after_place()?;
         // Where that failed the last time, it keeps the open segment from being closed.
         self.publish_closed()?;
         // Most of the waiting, while others go on.
@@ -379,6 +388,7 @@ impl Core {
             return Ok(());
         }
         self.publish_closed()?;
+        self.check_published();
         // Not part of the library: without it only a rollback to here goes unnoticed.
         if let Err(e) = self.remember() {
             log::warn!("{e}");

@@ -30,7 +30,8 @@ const REWRITE_LEN: u64 = 4 << 20;
 impl Core {
     /// After a publication: a base where one is due, and without the segments that it makes superfluous.
     pub(super) fn maintain(&self) -> Result<()> {
-        if self.is_base_due() && self.writable().is_ok() {
+        let is_lost = self.is_index_lost.load(Ordering::Acquire);
+        if (is_lost || self.is_base_due()) && self.writable().is_ok() {
             self.write_base()?;
         }
         self.remove_covered()
@@ -137,6 +138,9 @@ impl Core {
             .retain(|s| !covered.iter().any(|c| c.id == s.id));
         drop(journal);
         self.base_bytes.store(base.cipher_len, Ordering::Relaxed);
+        if self.is_index_lost.swap(false, Ordering::AcqRel) {
+            log::warn!("index: files were removed from it under the mount, and it is written anew");
+        }
         let mut superfluous = self.covered.lock();
         superfluous.extend(covered);
         superfluous.extend(self.bases.lock().drain(..));

@@ -40,6 +40,7 @@ mod journal;
 mod leftovers;
 mod maintain;
 mod names;
+mod place;
 mod read;
 mod stream;
 #[cfg(test)]
@@ -124,6 +125,8 @@ pub(crate) struct Core {
     fragmented: Mutex<Vec<(Ino, Instant)>>,
     /// What earlier mounts left to be removed, is.
     swept: AtomicBool,
+    /// Segments were removed under the mount: a base has to say anew what they said.
+    is_index_lost: AtomicBool,
 }
 
 struct OpenHandle {
@@ -219,6 +222,7 @@ impl Vault {
             sealing: RwLock::default(),
             fragmented: Mutex::default(),
             swept: AtomicBool::new(false),
+            is_index_lost: AtomicBool::new(false),
             store,
             master,
             device,

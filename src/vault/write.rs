@@ -96,7 +96,7 @@ impl Core {
         let free = self.store.space()?.available_bytes;
         // The reserve is held as a file already; what a pack adds to contents comes on top.
         let promised = self.dirty_cost.load(Ordering::Relaxed) as u64 + RESERVE_BYTES / 4;
-        let room = free.saturating_sub(promised) as i64;
+        let room = i64::try_from(free.saturating_sub(promised)).unwrap_or(i64::MAX);
         self.room_bytes
             .store(room.min(ASK_AGAIN_BYTES), Ordering::Relaxed);
         Ok(room)

@@ -1,0 +1,334 @@
+//! This device's folder in `new/`, and what grows in it.
+//!
+//! A folder and a file stay usable when somebody removes or replaces them, and nothing that is written there then is
+//! ever found again. So with every sync it is looked whether each file still lies where the next mount will look
+//! ([`Own::check`]). One that does not is written again, whole, from what is still open.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, Dir, FlockOperation, OFlags};
+use rustix::io::{Errno, retry_on_intr};
+
+use super::file::{BEGUN, GrowingFile, Identity, StoredFile, io_error, sync_folder};
+use super::folder::{FILE_FLAGS, FILE_MODE, Root, make_folder, rename_new, unlink};
+use super::{Area, DeviceId, Growing, ObjectId};
+use crate::error::{Error, Kind, Result};
+
+/// A lock is tried so often again, and after so long: who looks whether a library is mounted holds it for a moment.
+const LOCK_TRIES: u32 = 10;
+const LOCK_WAIT: Duration = Duration::from_millis(20);
+/// What is published is kept open so long, and so much of it, where the store needs that.
+const KEPT_FOR: Duration = Duration::from_secs(15);
+const KEPT_MAX: usize = 64;
+
+/// This device's folder.
+pub(super) struct Own {
+    root: Arc<Root>,
+    device: DeviceId,
+    /// `new/<device>`, for errors.
+    pub name: String,
+    held: Mutex<Held>,
+    /// What is not published yet. Locked while a name in the folder changes.
+    growing: Mutex<HashMap<ObjectId, Arc<GrowingFile>>>,
+    /// It was said that the library was moved.
+    is_move_said: AtomicBool,
+    /// What was published lately, where it cannot be opened anew at once; `None` where it can be.
+    published: OnceLock<Mutex<VecDeque<Recent>>>,
+}
+
+/// A file that was published.
+struct Recent {
+    at: Instant,
+    area: Area,
+    file: Arc<GrowingFile>,
+}
+
+/// The folder as it was opened last, and its lock.
+struct Held {
+    folder: Arc<OwnedFd>,
+    /// The system lets go of it with the process.
+    lock: OwnedFd,
+}
+
+impl Own {
+    /// Makes the folder where it is missing, and locks it: a second writer of the same device is [`Kind::InUse`].
+    pub fn open(root: Arc<Root>, device: DeviceId) -> Result<Self> {
+        let name = format!("new/{device}");
+        let folder = open_own(&root, device, &name)?;
+        let lock = lock(&root, &folder, &name)?;
+        end_begun(&folder, &name)?;
+        Ok(Self {
+            root,
+            device,
+            name,
+            held: Mutex::new(Held {
+                folder: Arc::new(folder),
+                lock,
+            }),
+            growing: Mutex::default(),
+            is_move_said: AtomicBool::new(false),
+            published: OnceLock::new(),
+        })
+    }
+
+    /// The folder, for reading and for names that are not objects'.
+    pub fn folder(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.held.lock().folder)
+    }
+
+    /// Makes a growing file.
+    pub fn create(&self, id: ObjectId) -> Result<Arc<GrowingFile>> {
+        let mut growing = self.growing.lock();
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | FILE_FLAGS;
+        let open = |folder: &OwnedFd| {
+            retry_on_intr(|| rustix::fs::openat(folder, id.to_string(), flags, FILE_MODE))
+        };
+        let name = format!("{}/{id}", self.name);
+        let fd = match open(&self.folder()) {
+            // The folder is gone.
+            Err(Errno::NOENT | Errno::STALE) => {
+                open(&*self.hold_again()?).map_err(|e| io_error(e, &name))?
+            }
+            opened => opened.map_err(|e| io_error(e, &name))?,
+        };
+        let file = self.growing_file(fd, name, id)?;
+        growing.insert(id, Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// What was left over, opened: the file that grows, where it is one of this mount.
+    pub fn adopt(&self, id: ObjectId, file: StoredFile) -> Result<Arc<GrowingFile>> {
+        let mut growing = self.growing.lock();
+        if let Some(file) = growing.get(&id) {
+            return Ok(Arc::clone(file));
+        }
+        let file = self.growing_file(file.fd, file.name, id)?;
+        growing.insert(id, Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// The file that grows under this name, if one of this mount does.
+    pub fn get(&self, id: ObjectId) -> Option<Arc<GrowingFile>> {
+        self.growing.lock().get(&id).cloned()
+    }
+
+    fn growing_file(&self, fd: OwnedFd, name: String, id: ObjectId) -> Result<Arc<GrowingFile>> {
+        let path = self.root.path.join(&name);
+        let file = StoredFile { fd, name };
+        let file = GrowingFile::new(file, id, path, self.folder())?;
+        if !self.root.trusts_identity.load(Ordering::Relaxed) {
+            file.distrust();
+        }
+        Ok(Arc::new(file))
+    }
+
+    /// Removes a file; one that is not there is no error.
+    pub fn discard(&self, id: ObjectId) -> Result<()> {
+        let mut growing = self.growing.lock();
+        let name = format!("{}/{id}", self.name);
+        unlink(self.folder().as_fd(), &id.to_string(), &name)?;
+        growing.remove(&id);
+        Ok(())
+    }
+
+    /// Moves a file to an area by `rename`, given the folder.
+    pub fn release(
+        &self,
+        id: ObjectId,
+        area: Area,
+        rename: impl FnOnce(&OwnedFd) -> Result<(), Errno>,
+    ) -> Result<()> {
+        let mut growing = self.growing.lock();
+        rename(&self.folder()).map_err(|e| io_error(e, &format!("{}/{id}", self.name)))?;
+        let file = growing.remove(&id);
+        drop(growing);
+        if let (Some(file), Some(published)) = (file, self.published.get()) {
+            let at = Instant::now();
+            let mut published = published.lock();
+            published.push_back(Recent { at, area, file });
+            let is_old = |r: &Recent| r.at.elapsed() > KEPT_FOR;
+            while published.front().is_some_and(is_old) || published.len() > KEPT_MAX {
+                published.pop_front();
+            }
+        }
+        Ok(())
+    }
+
+    /// The store cannot open a file for a while after it was renamed: what is published is kept open.
+    pub fn keep_published(&self) {
+        self.published.get_or_init(Mutex::default);
+    }
+
+    /// What was published lately and is kept open.
+    pub fn published(&self, area: Area, id: ObjectId) -> Option<Arc<GrowingFile>> {
+        let published = self.published.get()?.lock();
+        let is_it = |r: &&Recent| r.area == area && r.file.id() == id;
+        published.iter().find(is_it).map(|r| Arc::clone(&r.file))
+    }
+
+    /// An object is removed: its room must not stay taken.
+    pub fn forget(&self, area: Area, id: ObjectId) {
+        if let Some(published) = self.published.get() {
+            let is_it = |r: &Recent| r.area == area && r.file.id() == id;
+            published.lock().retain(|r| !is_it(r));
+        }
+    }
+
+    /// Waits until what was published last can be opened by the next mount, for as long as stores take.
+    pub fn wait_for_published(&self, can_open: impl Fn(Area, ObjectId) -> bool) {
+        let Some(published) = self.published.get() else {
+            return;
+        };
+        let started = Instant::now();
+        let published = std::mem::take(&mut *published.lock());
+        for recent in published {
+            while !can_open(recent.area, recent.file.id()) && started.elapsed() < KEPT_FOR {
+                std::thread::sleep(Duration::from_millis(200));
+            }
+        }
+    }
+
+    /// Makes sure that all that grows lies below the library's path, and writes again what does not. Costs one look at
+    /// each file.
+    pub fn check(&self) -> Result<()> {
+        let is_lost = |file: &Arc<GrowingFile>| {
+            let is_there = file.is_at(rustix::fs::CWD, file.path());
+            !is_there.unwrap_or(false)
+        };
+        // Asked without the lock: who creates a file must not wait for the store's answer.
+        let growing: Vec<Arc<GrowingFile>> = self.growing.lock().values().cloned().collect();
+        match growing.iter().any(is_lost) {
+            true => self.write_again(),
+            false if growing.is_empty() => self.root.check().map(drop),
+            false => Ok(()),
+        }
+    }
+
+    fn write_again(&self) -> Result<()> {
+        let growing = self.growing.lock();
+        if let Some(to) = self.root.check()?
+            && !self.is_move_said.swap(true, Ordering::Relaxed)
+        {
+            let from = self.root.path.display();
+            log::warn!(
+                "{from}: this library was moved to {to} while it is mounted, and what is written goes there"
+            );
+        }
+        let relative = |id: ObjectId| Path::new(&self.name).join(id.to_string());
+        let mut lost = Vec::new();
+        for (id, file) in &*growing {
+            if !file.is_at(&self.root.fd, &relative(*id))? {
+                lost.push((id, file));
+            }
+        }
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let folder = self.hold_again()?;
+        for (id, file) in &lost {
+            file.write_again(&folder)
+                .map_err(|e| displaced(&file.path().display(), &e))?;
+            if !file.is_at(&self.root.fd, &relative(**id))? {
+                file.distrust();
+            }
+        }
+        log::warn!(
+            "{}: {} files of this mount were removed or replaced by something else, and are written again; a sync tool \
+             must leave out the folder new/",
+            self.root.path.join(&self.name).display(),
+            lost.len()
+        );
+        Ok(())
+    }
+
+    /// Opens the folder and its lock again where they are not what lies there now.
+    fn hold_again(&self) -> Result<Arc<OwnedFd>> {
+        let mut held = self.held.lock();
+        self.root.check()?;
+        let now = open_own(&self.root, self.device, &self.name)
+            .map_err(|e| displaced(&self.root.path.join(&self.name).display(), &e))?;
+        if Identity::of(&now, &self.name)? != Identity::of(&held.folder, &self.name)? {
+            held.folder = Arc::new(now);
+        }
+        let there = rustix::fs::statat(&held.folder, "lock", AtFlags::SYMLINK_NOFOLLOW);
+        let ours = Identity::of(&held.lock, &self.name)?;
+        if !there.is_ok_and(|stat| Identity::from(&stat) == ours) {
+            held.lock = lock(&self.root, &held.folder, &self.name)?;
+        }
+        Ok(Arc::clone(&held.folder))
+    }
+}
+
+/// What is said where something is gone from under a mount, and could not be put back.
+fn displaced(subject: &impl std::fmt::Display, why: &Error) -> Error {
+    let what =
+        format!("was removed or replaced while it is mounted, and cannot be written again: {why}");
+    Error::new(Kind::Displaced(what.into()), subject).hint(
+        "put back what was there, or unmount; what was written since it was last saved may be lost. A sync tool must \
+         leave out the folder new/",
+    )
+}
+
+/// Makes the folder, and opens it.
+fn open_own(root: &Root, device: DeviceId, name: &str) -> Result<OwnedFd> {
+    let new = make_folder(root, &root.fd, "new", "new")?;
+    let folder = make_folder(root, &new, &device.to_string(), name)?;
+    sync_folder(&new, "new")?;
+    sync_folder(&root.fd, &root.path.display().to_string())?;
+    Ok(folder)
+}
+
+/// Ends what a crash has interrupted: a copy that was begun is of no use where a file of its name is there, and all there
+/// is where none is.
+fn end_begun(folder: &OwnedFd, name: &str) -> Result<()> {
+    for entry in Dir::read_from(folder).map_err(|e| io_error(e, name))? {
+        let entry = entry.map_err(|e| io_error(e, name))?;
+        let begun = entry.file_name().to_str().unwrap_or_default();
+        let Some(id) = begun.strip_suffix(BEGUN).and_then(ObjectId::parse) else {
+            continue;
+        };
+        match rename_new(folder.as_fd(), folder.as_fd(), begun, &id.to_string()) {
+            Err(Errno::EXIST) => unlink(folder.as_fd(), begun, name)?,
+            done => done.map_err(|e| io_error(e, &format!("{name}/{begun}")))?,
+        }
+    }
+    Ok(())
+}
+
+fn lock(root: &Root, folder: &OwnedFd, name: &str) -> Result<OwnedFd> {
+    let name = format!("{name}/lock");
+    let flags = OFlags::RDWR | OFlags::CREATE | FILE_FLAGS;
+    let fd = retry_on_intr(|| rustix::fs::openat(folder, "lock", flags, FILE_MODE))
+        .map_err(|e| root.error(e, &name))?;
+    let lock =
+        || retry_on_intr(|| rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive));
+    let mut locked = lock();
+    for _ in 0..LOCK_TRIES {
+        if !locked.is_err_and(is_held) {
+            break;
+        }
+        std::thread::sleep(LOCK_WAIT);
+        locked = lock();
+    }
+    match locked {
+        Ok(()) => Ok(fd),
+        Err(e) if is_held(e) => Err(Error::new(Kind::InUse, root.path.display())
+            .hint("this library is already mounted by this device; unmount it first")),
+        Err(e) => Err(root.error(e, &name).hint(
+            "where the library lies, files cannot be locked: `rclone mount` needs --vfs-cache-mode writes, NFS a lock \
+             service or the option nolock",
+        )),
+    }
+}
+
+/// Whether flock(2) says that somebody else holds the lock. Kernel cifs, which turns it into a lock of the server's,
+/// says EACCES.
+pub(crate) fn is_held(errno: Errno) -> bool {
+    errno == Errno::WOULDBLOCK || errno == Errno::ACCESS
+}

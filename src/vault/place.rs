@@ -1,0 +1,112 @@
+//! Whether the library is still where the next mount will look for it, and what is done where somebody meddled.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+
+use super::Core;
+use crate::error::{Error, Kind, Result};
+use crate::store::{Area, ObjectId};
+
+impl Core {
+    /// Asked before anybody is told that something is durable: an error where that would not be true.
+    pub(super) fn check_place(&self) -> Result<()> {
+        self.look_after_place()?.map_or(Ok(()), Err)
+    }
+
+    /// See [`Store::check_place`](crate::store::Store::check_place). Answers what is gone for good or has to be written
+    /// anew, where the mount goes on nevertheless.
+    pub(super) fn look_after_place(&self) -> Result<Option<Error>> {
+        let mut gone = None;
+        for area in self.store.check_place()? {
+            let checked = match area {
+                Area::Index => self.check_index(),
+                Area::Data => self.check_data(),
+                Area::Key => Ok(()),
+            };
+            if let Err(e) = checked {
+                log::error!("{e}");
+                gone = gone.or(Some(e));
+            }
+        }
+        Ok(gone)
+    }
+
+    /// After a publication: whether what was published lately is still there. Whoever mirrors an older copy over the
+    /// library removes just that.
+    pub(super) fn check_published(&self) {
+        const LOOKED_AT: usize = 8;
+        let newest: Vec<ObjectId> = {
+            let journal = self.journal.lock();
+            let newest = journal.uncovered.iter().rev().take(LOOKED_AT);
+            newest
+                .map(|s| s.id)
+                .chain(journal.base.map(|b| b.segment))
+                .collect()
+        };
+        let is_gone = |id: &ObjectId| {
+            let opened = self.store.open(Area::Index, *id);
+            opened.is_err_and(|e| matches!(e.kind(), Kind::Missing))
+        };
+        if newest.iter().any(is_gone)
+            && let Err(e) = self.check_index()
+        {
+            log::error!("{e}");
+        }
+    }
+
+    /// Where segments are gone that were there, the index is written anew: the tree has all that they said.
+    fn check_index(&self) -> Result<()> {
+        let there = self.there(Area::Index)?;
+        let is_gone = |id: &ObjectId| !there.contains(id);
+        let bases: Vec<ObjectId> = self.bases.lock().iter().map(|s| s.id).collect();
+        let gone = {
+            let journal = self.journal.lock();
+            let known = journal.uncovered.iter().map(|s| s.id).chain(bases);
+            known.filter(is_gone).count()
+        };
+        if gone == 0 {
+            return Ok(());
+        }
+        self.is_index_lost.store(true, Ordering::Release);
+        self.commit.changed();
+        let what = format!("{gone} files were removed from it while the library is mounted");
+        Err(Error::new(Kind::Displaced(what.into()), "index")
+            .hint("the index is being written anew: sync again, or unmount"))
+    }
+
+    /// Where packs are gone, whoever has them can only be told.
+    fn check_data(&self) -> Result<()> {
+        let there = self.there(Area::Data)?;
+        let unpublished: HashSet<ObjectId> = {
+            let finished = self.contents.finished();
+            finished.iter().map(|p| p.pack).collect()
+        };
+        let gone = {
+            let tree = self.tree.read();
+            let published = tree.packs().iter().filter(|p| {
+                p.cipher_len.is_some() && p.live_plain_bytes > 0 && !unpublished.contains(&p.id)
+            });
+            published.filter(|p| !there.contains(&p.id)).count()
+        };
+        if gone == 0 {
+            log::warn!(
+                "data: was replaced by another folder with the same packs, which is used now"
+            );
+            return Ok(());
+        }
+        let what =
+            format!("was replaced by another folder while it is mounted, which lacks {gone} packs");
+        Err(Error::new(Kind::Displaced(what.into()), "data").hint(
+            "put them back from where they were moved, or from a copy; `hushfs verify` names what is missing",
+        ))
+    }
+
+    fn there(&self, area: Area) -> Result<HashSet<ObjectId>> {
+        Ok(self
+            .store
+            .list(area)?
+            .into_iter()
+            .map(|(id, _)| id)
+            .collect())
+    }
+}

@@ -1,0 +1,268 @@
+//! What fsync(2) said yes to is there, or it did not say yes.
+
+use super::*;
+
+/// Copies the library's folder, as it is on the disk.
+fn copy(bench: &Bench, from: &str, to: &str) {
+    let copied = Command::new("cp")
+        .arg("-a")
+        .arg(bench.path(from))
+        .arg(bench.path(to))
+        .status();
+    assert!(copied.unwrap().success());
+}
+
+/// Mounts a library, writes `first`, does `meddle`, writes `second`; kills the daemon, and mounts anew.
+fn after(meddle: impl FnOnce(&Bench)) -> Option<(Bench, io::Result<()>)> {
+    if cannot_mount() {
+        return None;
+    }
+    let mut bench = Bench::with_library();
+    bench.mount();
+    bench.write("first", "one").unwrap();
+    meddle(&bench);
+    let second = bench.write("second", "two");
+    Some((bench, second))
+}
+
+fn all_is_there(mut bench: Bench) {
+    bench.kill();
+    bench.mount();
+    assert_eq!(
+        (bench.read("first"), bench.read("second")),
+        ("one".into(), "two".into())
+    );
+    bench.umounts();
+    bench.succeeds("verify --password-file pw store/lib");
+    assert_eq!(
+        fs::read_dir(bench.new_folder()).unwrap().count(),
+        1,
+        "the lock alone"
+    );
+}
+
+#[test]
+fn what_was_removed_from_under_a_mount_is_written_again() {
+    let gone = |bench: &Bench| fs::remove_dir_all(bench.path("store/lib/new")).unwrap();
+    if let Some((bench, second)) = after(gone) {
+        second.unwrap();
+        assert!(bench.log().contains("written again"), "{}", bench.log());
+        all_is_there(bench);
+    }
+    let gone = |bench: &Bench| fs::remove_dir_all(bench.new_folder()).unwrap();
+    if let Some((bench, second)) = after(gone) {
+        second.unwrap();
+        all_is_there(bench);
+    }
+    // File by file, and the folder stays.
+    let gone = |bench: &Bench| {
+        for file in fs::read_dir(bench.new_folder()).unwrap() {
+            fs::remove_file(file.unwrap().path()).unwrap();
+        }
+    };
+    if let Some((bench, second)) = after(gone) {
+        second.unwrap();
+        all_is_there(bench);
+    }
+}
+
+#[test]
+fn what_was_moved_or_replaced_is_written_again() {
+    let moved =
+        |bench: &Bench| fs::rename(bench.path("store/lib/new"), bench.path("away")).unwrap();
+    if let Some((bench, second)) = after(moved) {
+        second.unwrap();
+        all_is_there(bench);
+    }
+    // As a sync tool does that mirrors an older copy.
+    let replaced = |bench: &Bench| {
+        copy(bench, "store/lib/new", "copy");
+        fs::remove_dir_all(bench.path("store/lib/new")).unwrap();
+        fs::rename(bench.path("copy"), bench.path("store/lib/new")).unwrap();
+    };
+    if let Some((bench, second)) = after(replaced) {
+        second.unwrap();
+        all_is_there(bench);
+    }
+    let emptied = |bench: &Bench| {
+        for file in fs::read_dir(bench.new_folder()).unwrap() {
+            let path = file.unwrap().path();
+            fs::remove_file(&path).unwrap();
+            fs::write(&path, "").unwrap();
+        }
+    };
+    if let Some((bench, second)) = after(emptied) {
+        second.unwrap();
+        all_is_there(bench);
+    }
+}
+
+#[test]
+fn fsync_of_what_did_not_change_notices_it_too() {
+    let gone = |bench: &Bench| {
+        fs::remove_dir_all(bench.path("store/lib/new")).unwrap();
+        File::open(bench.path("mnt/first"))
+            .unwrap()
+            .sync_all()
+            .unwrap();
+        assert!(bench.new_folder().join("lock").exists());
+    };
+    if let Some((bench, second)) = after(gone) {
+        second.unwrap();
+        all_is_there(bench);
+    }
+}
+
+#[test]
+fn what_is_cut_short_is_not_said_to_be_durable() {
+    let cut = |bench: &Bench| {
+        for file in fs::read_dir(bench.new_folder()).unwrap() {
+            let file = File::options().write(true).open(file.unwrap().path());
+            file.unwrap().set_len(60).unwrap();
+        }
+        let first = File::open(bench.path("mnt/first")).unwrap();
+        assert!(first.sync_all().is_err());
+    };
+    if let Some((bench, _)) = after(cut) {
+        let log = bench.log();
+        assert!(
+            log.contains("cannot be written again") && log.contains("new/"),
+            "{log}"
+        );
+    }
+}
+
+#[test]
+fn a_mount_that_is_closed_after_meddling_has_everything() {
+    for folder in ["new", "index"] {
+        let Some((mut bench, _)) = after(|bench| {
+            fs::remove_dir_all(bench.path("store/lib").join(folder)).unwrap();
+        }) else {
+            return;
+        };
+        bench.umount();
+        bench.mount();
+        assert_eq!(
+            (bench.read("first"), bench.read("second")),
+            ("one".into(), "two".into())
+        );
+        bench.umounts();
+        bench.succeeds("verify --password-file pw store/lib");
+    }
+}
+
+#[test]
+fn an_index_that_lost_segments_is_written_anew() {
+    if cannot_mount() {
+        return;
+    }
+    let mut bench = Bench::with_library();
+    bench.mount();
+    bench.write("first", "one").unwrap();
+    bench.umounts();
+    bench.mount();
+    fs::remove_dir_all(bench.path("store/lib/index")).unwrap();
+    assert!(
+        bench.write("second", "two").is_err(),
+        "nobody finds it without the index"
+    );
+    assert!(
+        bench.log().contains("index: 1 files were removed"),
+        "{}",
+        bench.log()
+    );
+    bench.write("third", "three").unwrap();
+    bench.umounts();
+    bench.mount();
+    assert_eq!(
+        (bench.read("first"), bench.read("second")),
+        ("one".into(), "two".into())
+    );
+    assert_eq!(bench.read("third"), "three");
+    bench.umounts();
+    bench.succeeds("verify --password-file pw store/lib");
+}
+
+#[test]
+fn data_that_is_gone_is_said_and_data_that_was_copied_is_used() {
+    if cannot_mount() {
+        return;
+    }
+    let mut bench = Bench::with_library();
+    bench.mount();
+    bench.write("first", "one").unwrap();
+    bench.umounts();
+    bench.mount();
+    let data = bench.path("store/lib/data");
+    fs::rename(&data, bench.path("away")).unwrap();
+    assert!(bench.write("second", "two").is_err());
+    assert!(
+        bench
+            .log()
+            .contains("data: was removed or renamed while it is mounted"),
+        "{}",
+        bench.log()
+    );
+    fs::rename(bench.path("away"), &data).unwrap();
+    bench.write("second", "two").unwrap();
+    // An equal one.
+    copy(&bench, "store/lib/data", "copy");
+    fs::remove_dir_all(&data).unwrap();
+    fs::rename(bench.path("copy"), &data).unwrap();
+    bench.write("third", "three").unwrap();
+    bench.umounts();
+    bench.mount();
+    assert_eq!(
+        (bench.read("first"), bench.read("second")),
+        ("one".into(), "two".into())
+    );
+    // One that lacks what was there.
+    fs::remove_dir_all(&data).unwrap();
+    fs::create_dir(&data).unwrap();
+    assert!(bench.write("fourth", "four").is_err());
+    assert!(bench.log().contains("which lacks"), "{}", bench.log());
+    bench.write("fourth", "four").unwrap();
+    bench.umounts();
+    bench.mount();
+    assert_eq!(bench.read("fourth"), "four");
+}
+
+#[test]
+fn a_library_that_is_moved_goes_on_and_one_that_is_replaced_does_not() {
+    let moved =
+        |bench: &Bench| fs::rename(bench.path("store/lib"), bench.path("store/there")).unwrap();
+    if let Some((mut bench, second)) = after(moved) {
+        second.unwrap();
+        assert!(bench.log().contains("was moved to"), "{}", bench.log());
+        bench.kill();
+        fs::rename(bench.path("store/there"), bench.path("store/lib")).unwrap();
+        all_is_there(bench);
+    }
+    let replaced = |bench: &Bench| {
+        fs::rename(bench.path("store/lib"), bench.path("store/there")).unwrap();
+        copy(bench, "store/there", "store/lib");
+    };
+    if let Some((mut bench, second)) = after(replaced) {
+        assert!(second.is_err());
+        assert!(
+            bench.log().contains("another folder was put in its place"),
+            "{}",
+            bench.log()
+        );
+        assert_ne!(bench.umount().code, 0);
+        // Nothing is lost where it was written.
+        fs::remove_dir_all(bench.path("store/lib")).unwrap();
+        fs::rename(bench.path("store/there"), bench.path("store/lib")).unwrap();
+        all_is_there(bench);
+    }
+    let deleted = |bench: &Bench| fs::remove_dir_all(bench.path("store/lib")).unwrap();
+    if let Some((mut bench, second)) = after(deleted) {
+        assert!(second.is_err());
+        assert!(
+            bench.log().contains("was deleted while it is mounted"),
+            "{}",
+            bench.log()
+        );
+        assert_eq!(bench.umount().code, 5);
+    }
+}
