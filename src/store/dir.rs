@@ -210,6 +210,16 @@ fn open_file(
     Ok(StoredFile { fd, name })
 }
 
+/// What to do where a store cannot read a file for a while after it was renamed, should it be that.
+fn hint_if_late(e: Error) -> Error {
+    match e.kind() {
+        Kind::Io(io) if io.raw_os_error() == Some(libc::EIO) => e.hint(
+            "the store could not read it; if it was written a moment ago, try again in some seconds",
+        ),
+        _ => e,
+    }
+}
+
 /// Gives back the room that was allocated ahead of appends.
 fn trim(folder: BorrowedFd<'_>, id: ObjectId, name: &str) -> Result<()> {
     let file = open_file(folder, id, OFlags::WRONLY, name.to_owned())?;
@@ -255,7 +265,7 @@ impl Store for DirStore {
             Ok(file) => Ok(Arc::new(file)),
             Err(e) => match self.own.as_ref().and_then(|own| own.published(area, id)) {
                 Some(file) => Ok(file),
-                None => Err(e),
+                None => Err(hint_if_late(e)),
             },
         }
     }

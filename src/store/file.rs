@@ -317,8 +317,15 @@ impl GrowingFile {
     }
 
     fn try_sync(&self) -> Result<()> {
-        retry_on_intr(|| rustix::fs::fdatasync(&self.file.fd))
-            .map_err(|e| io_error(e, &self.file.name))?;
+        retry_on_intr(|| rustix::fs::fdatasync(&self.file.fd)).map_err(|e| match e {
+            // Some filesystems know by then that the name is gone.
+            Errno::NOENT | Errno::STALE => {
+                let what = "was removed or replaced while it is mounted";
+                Error::new(Kind::Displaced(what.into()), &self.file.name)
+                    .hint("what can be read of it is written again: sync once more")
+            }
+            e => io_error(e, &self.file.name),
+        })?;
         if !self.named.load(Ordering::Acquire) {
             sync_folder(&*self.folder, &self.file.name)?;
             self.named.store(true, Ordering::Release);
