@@ -90,6 +90,8 @@ pub enum Kind {
     Unsupported(Box<str>),
     /// The library, or the mount point, is in use.
     InUse,
+    /// Another machine, or another mount, writes under this device's id.
+    DeviceTaken(Box<str>),
     /// The command cannot be carried out as typed.
     Usage(Box<str>),
     /// Mounting or unmounting failed.
@@ -217,7 +219,7 @@ impl Error {
                 _ => libc::EIO,
             },
             Kind::TimedOut => libc::ETIMEDOUT,
-            Kind::InUse => libc::EBUSY,
+            Kind::InUse | Kind::DeviceTaken(_) => libc::EBUSY,
             Kind::Damaged(_)
             | Kind::Missing
             | Kind::Displaced(_)
@@ -239,7 +241,7 @@ impl Error {
             Kind::Damaged(_) | Kind::Missing | Kind::Displaced(_) | Kind::RolledBack(_) => {
                 ExitStatus::Damaged
             }
-            Kind::InUse => ExitStatus::InUse,
+            Kind::InUse | Kind::DeviceTaken(_) => ExitStatus::InUse,
             Kind::Mount(_) => ExitStatus::Mount,
             Kind::Ended(status, _) => *status,
             Kind::Exists | Kind::NotEmpty => ExitStatus::Exists,
@@ -306,6 +308,7 @@ impl fmt::Display for Kind {
             | Kind::Mount(text)
             | Kind::Ended(_, text)
             | Kind::Displaced(text)
+            | Kind::DeviceTaken(text)
             | Kind::RolledBack(text) => text,
         })
     }

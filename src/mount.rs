@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::crypto::{MasterKey, random_id};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::index::{Tree, check_rollback, replay};
 use crate::state::Place;
 use crate::store::{Access, DeviceId, DirStore};
@@ -34,7 +34,7 @@ pub struct Plan {
     /// Where it shall appear.
     pub mountpoint: PathBuf,
     /// Its key.
-    pub master: MasterKey,
+    pub master: Arc<MasterKey>,
     /// This device's id in it.
     pub device: DeviceId,
     /// Where what was seen of it is remembered.
@@ -43,6 +43,8 @@ pub struct Plan {
     pub foreground: bool,
     /// Nothing is written.
     pub read_only: bool,
+    /// Mount it also where another device has it mounted on this machine.
+    pub force: bool,
     /// Other users may use the mount, too.
     pub allow_other: bool,
     /// Bytes of decrypted blocks to keep.
@@ -114,43 +116,114 @@ pub fn run_volume(
     })
 }
 
-fn open(plan: Plan, library: &Path) -> Result<Arc<Vault>> {
-    let master = Arc::new(plan.master);
-    let open_as = |device, accept_rollback| {
-        let access = match plan.read_only {
-            true => Access::ReadOnly,
-            false => Access::Write(device),
+fn open(mut plan: Plan, library: &Path) -> Result<Arc<Vault>> {
+    let master = Arc::clone(&plan.master);
+    let mut accept_rollback = false;
+    let mut is_renewed = false;
+    loop {
+        let e = match open_as(&plan, library, &master, accept_rollback) {
+            Err(e) => e,
+            opened => return opened,
         };
-        let store = DirStore::open(library, access)?;
-        let options = vault::Options {
-            read_only: plan.read_only,
-            cache_bytes: plan.cache_bytes,
-            accept_rollback,
-            uid: rustix::process::getuid().as_raw(),
-            gid: rustix::process::getgid().as_raw(),
-        };
-        let place = plan.place.clone();
-        Vault::open(Arc::new(store), master.clone(), device, place, &options)
-    };
-    match open_as(plan.device, false) {
-        Err(e) if plan.accept_rollback => {
-            let mut device = plan.device;
-            if matches!(e.kind(), Kind::RolledBack(_))
-                && !plan.read_only
-                && lacks_own(library, &master, plan.place.as_ref(), device)?
-            {
-                // What is missing may still come: what is written now must not bear the same numbers.
-                device = random_id()?;
-                log::warn!(
-                    "segments of this machine are missing or replaced, so it writes as device {device} from now on: what lies in \
-                     new/{} does not show, and until there is a new library, no room is given back",
-                    plan.device
-                );
+        match e.kind() {
+            // Once: what is random is not taken again.
+            Kind::DeviceTaken(_) if !is_renewed => {
+                is_renewed = true;
+                renew_device(&mut plan, &e)?;
             }
-            open_as(device, true)
+            kind if plan.accept_rollback && !accept_rollback => {
+                if matches!(kind, Kind::RolledBack(_))
+                    && !plan.read_only
+                    && lacks_own(library, &master, plan.place.as_ref(), plan.device)?
+                {
+                    // What is missing may still come: what is written now must not bear the same numbers.
+                    let old = std::mem::replace(&mut plan.device, random_id()?);
+                    log::warn!(
+                        "segments of this machine are missing or replaced, so it writes as device {} from now on: what \
+                         lies in new/{old} does not show, and until there is a new library, no room is given back",
+                        plan.device
+                    );
+                }
+                accept_rollback = true;
+            }
+            _ => return Err(e),
         }
-        opened => opened,
     }
+}
+
+fn open_as(
+    plan: &Plan,
+    library: &Path,
+    master: &Arc<MasterKey>,
+    accept_rollback: bool,
+) -> Result<Arc<Vault>> {
+    let access = match plan.read_only {
+        true => Access::ReadOnly,
+        false => Access::Write(plan.device),
+    };
+    let store = DirStore::open(library, access)?;
+    // With the lock of this device: of two that come at once, one at least sees the other.
+    check_alone(plan, &store, library)?;
+    let options = vault::Options {
+        read_only: plan.read_only,
+        cache_bytes: plan.cache_bytes,
+        accept_rollback,
+        uid: rustix::process::getuid().as_raw(),
+        gid: rustix::process::getgid().as_raw(),
+    };
+    let place = plan.place.clone();
+    Vault::open(
+        Arc::new(store),
+        master.clone(),
+        plan.device,
+        place,
+        &options,
+    )
+}
+
+/// Refuses a library that another device has mounted on this machine, unless that is meant.
+fn check_alone(plan: &Plan, store: &DirStore, library: &Path) -> Result<()> {
+    let neighbours = store.neighbours()?;
+    let mut mounted = neighbours
+        .iter()
+        .filter(|n| n.is_mounted && n.device != plan.device);
+    let Some(other) = mounted.next() else {
+        return Ok(());
+    };
+    let text = format!(
+        "device {}, another user or container perhaps, has it mounted on this machine",
+        other.device
+    );
+    if plan.read_only || plan.force {
+        log::warn!(
+            "{}: {text}; what it changes shows here after the next mount",
+            library.display()
+        );
+        return Ok(());
+    }
+    Err(Error::new(Kind::InUse, library.display()).hint(format_args!(
+        "{text}: unmount it there, or mount it with --read-only; --force mounts it beside, and what both change is merged \
+         by the next mount"
+    )))
+}
+
+/// Lets this machine write as another device from now on, and take over what it left as the old one where that is dead.
+fn renew_device(plan: &mut Plan, why: &Error) -> Result<()> {
+    let old = std::mem::replace(&mut plan.device, random_id()?);
+    log::warn!(
+        "{why}. So this machine writes as device {} from now on: nothing of either is lost, and what is deleted gives no \
+         room back from now on",
+        plan.device
+    );
+    let Some(place) = &plan.place else {
+        return Ok(());
+    };
+    let Some(mut remembered) = place.load()? else {
+        return Ok(());
+    };
+    (remembered.device, remembered.former) = (plan.device, Some(old));
+    remembered.wrote.clear();
+    place.save(&remembered)
 }
 
 /// Whether the index is without segments of `device` that this machine has seen, or made, or has others in their place.

@@ -3,30 +3,41 @@
 //! noticed. Nothing here is secret. Without it nothing that is published is lost; what a crash left in `new/` waits
 //! under the old device's id.
 //!
-//! One text file a place, named by a hash of the library's path:
+//! One text file for each library, found by the library's fingerprint ([`find`]), and one more for each copy of it
+//! that is written to as a device of its own:
 //!
 //! ```text
-//! hushfs-state 1
+//! hushfs-state 2
 //! fingerprint <32 hex digits>
 //! device <32 hex digits>
-//! head <device> <number> <64 hex digits>
+//! place <path, with % and two hex digits for what is not a graphic ASCII character, and for %>
+//! former <32 hex digits>                       at most one
+//! wrote <32 hex digits>                        any number
+//! head <device> <number> <64 hex digits>       any number
 //! ```
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write as _};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
-use sha2::{Digest, Sha256};
+use rustix::fs::{CWD, RenameFlags};
 
-use crate::crypto::{Fingerprint, random};
+use crate::crypto::{Fingerprint, random_id};
 use crate::error::{Error, Kind, Result};
 use crate::store::{DeviceId, ObjectId};
 
+mod find;
+
+pub use find::{Found, find, is_taken, take_over};
+
 /// First line of a state file.
-const FIRST_LINE: &str = "hushfs-state 1";
+const FIRST_LINE: &str = "hushfs-state 2";
+/// The same of a file that has no place in it, and was named by a hash of the library's path.
+const FIRST_LINE_1: &str = "hushfs-state 1";
 /// The longest state file, in bytes: heads of some 8,000 devices.
 const STATE_LEN_MAX: u64 = 1 << 20;
 
@@ -41,44 +52,42 @@ pub struct Head {
     pub sha256: [u8; 32],
 }
 
-/// What is remembered of the library at one place.
+/// What is remembered of a library.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remembered {
-    /// Which library was there.
+    /// Which library.
     pub fingerprint: Fingerprint,
-    /// This device's id in that library.
+    /// This device's id in it.
     pub device: DeviceId,
+    /// Where it was when it was last mounted for writing, without symbolic links; `None` in a file of the first format.
+    pub place: Option<PathBuf>,
+    /// Under this id this device wrote before: what lies in that folder of `new/` is to be taken over.
+    pub former: Option<DeviceId>,
+    /// The ids of this device's newest segments, the one that is about to be published last.
+    pub wrote: Vec<ObjectId>,
     /// The newest segments seen.
     pub heads: Vec<Head>,
 }
 
-/// The state file of a library at one place.
+/// The state file of a library, and the place to remember in it.
 #[derive(Debug, Clone)]
 pub struct Place {
     path: PathBuf,
+    library: Option<PathBuf>,
 }
 
 impl Place {
-    /// Of the library at `library` (which need not be there now: a disk may be unmounted), below
-    /// `$XDG_STATE_HOME/hushfs` or `~/.local/state/hushfs`. Makes nothing.
-    ///
-    /// Errors: [`Kind::Usage`] where there is no home directory; [`Kind::Io`] where the path cannot be resolved.
-    pub fn of(library: &Path) -> Result<Self> {
-        let mut hash = Sha256::new();
-        hash.update(canonical(library)?.as_os_str().as_bytes());
-        let hash: [u8; 32] = hash.finalize().into();
-        let (front, _) = hash
-            .split_first_chunk()
-            .expect("16 bytes are fewer than 32");
-        let name = format!("{}.state", ObjectId(*front));
-        Ok(Self {
-            path: state_dir()?.join(name),
-        })
-    }
-
     /// In a file of one's own choice.
     pub fn at(path: PathBuf) -> Self {
-        Self { path }
+        Self {
+            path,
+            library: None,
+        }
+    }
+
+    /// Where the library is to be remembered: without symbolic links; `None` for the first format.
+    pub fn library(&self) -> Option<&Path> {
+        self.library.as_deref()
     }
 
     /// The state file, for messages.
@@ -112,6 +121,21 @@ impl Place {
 
     /// Replaces what is remembered, atomically and durably. Makes the folders, for this user alone.
     pub fn save(&self, remembered: &Remembered) -> Result<()> {
+        let (temporary, text) = self.prepare(remembered)?;
+        replace_durably(&temporary, &self.path, text.as_bytes())
+    }
+
+    /// The same where nothing is remembered yet; false, and nothing is changed, where something is.
+    pub fn create(&self, remembered: &Remembered) -> Result<bool> {
+        let (temporary, text) = self.prepare(remembered)?;
+        match write_durably(&temporary, &self.path, text.as_bytes(), move_new) {
+            Ok(()) => Ok(true),
+            Err(e) if is_exists(&e) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn prepare(&self, remembered: &Remembered) -> Result<(PathBuf, String)> {
         let text = encode(remembered);
         if text.len() as u64 > STATE_LEN_MAX {
             return Err(Error::new(Kind::TooBig, self.path.display()));
@@ -122,18 +146,42 @@ impl Place {
             .mode(0o700)
             .create(folder)
             .map_err(|e| Error::io(e, folder))?;
-        let mut suffix = [0; 16];
-        random(&mut suffix)?;
-        let temporary = self
-            .path
-            .with_extension(format!("{}.tmp", ObjectId(suffix)));
-        replace_durably(&temporary, &self.path, text.as_bytes())
+        let temporary = self.path.with_extension(format!("{}.tmp", random_id()?));
+        Ok((temporary, text))
     }
+}
+
+fn is_exists(e: &Error) -> bool {
+    matches!(e.kind(), Kind::Io(e) if e.kind() == io::ErrorKind::AlreadyExists)
+}
+
+/// Moves a file to a name that nothing has: of two that do it at once, one gets `AlreadyExists`.
+fn move_new(from: &Path, to: &Path) -> io::Result<()> {
+    use rustix::io::Errno;
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // Not every filesystem knows that (NFS).
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => link_new(from, to),
+        moved => moved.map_err(io::Error::from),
+    }
+}
+
+fn link_new(from: &Path, to: &Path) -> io::Result<()> {
+    fs::hard_link(from, to)?;
+    fs::remove_file(from)
 }
 
 /// Writes `bytes` to `temporary`, which must not exist, then moves it to `path`; durable on return, and readable by
 /// this user alone. After an error `temporary` is gone, and `path` is as it was or as it shall be.
 pub(crate) fn replace_durably(temporary: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
+    write_durably(temporary, path, bytes, |from, to| fs::rename(from, to))
+}
+
+fn write_durably(
+    temporary: &Path,
+    path: &Path,
+    bytes: &[u8],
+    place: impl Fn(&Path, &Path) -> io::Result<()>,
+) -> Result<()> {
     let write = || {
         let mut file = OpenOptions::new()
             .write(true)
@@ -142,7 +190,7 @@ pub(crate) fn replace_durably(temporary: &Path, path: &Path, bytes: &[u8]) -> Re
             .open(temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(temporary, path)
+        place(temporary, path)
     };
     write().map_err(|e| {
         let _ = fs::remove_file(temporary);
@@ -198,10 +246,23 @@ pub(crate) fn canonical(path: &Path) -> Result<PathBuf> {
 }
 
 fn encode(remembered: &Remembered) -> String {
+    let first_line = match remembered.place {
+        Some(_) => FIRST_LINE,
+        None => FIRST_LINE_1,
+    };
     let mut text = format!(
-        "{FIRST_LINE}\nfingerprint {}\ndevice {}\n",
+        "{first_line}\nfingerprint {}\ndevice {}\n",
         remembered.fingerprint, remembered.device
     );
+    if let Some(place) = &remembered.place {
+        let _ = writeln!(text, "place {}", escape(place));
+        if let Some(former) = &remembered.former {
+            let _ = writeln!(text, "former {former}");
+        }
+        for id in &remembered.wrote {
+            let _ = writeln!(text, "wrote {id}");
+        }
+    }
     for head in &remembered.heads {
         let _ = write!(text, "head {} {} ", head.device, head.number);
         for byte in head.sha256 {
@@ -212,6 +273,31 @@ fn encode(remembered: &Remembered) -> String {
     text
 }
 
+/// A path in one word of ASCII: `%` and two digits for every other byte.
+fn escape(path: &Path) -> String {
+    let mut text = String::new();
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'%' => text.push_str("%25"),
+            byte if byte.is_ascii_graphic() => text.push(char::from(*byte)),
+            byte => drop(write!(text, "%{byte:02x}")),
+        }
+    }
+    text
+}
+
+fn unescape(text: &str) -> Option<PathBuf> {
+    let mut parts = text.split('%');
+    let mut path = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        path.push(u8::from_str_radix(part.get(..2)?, 16).ok()?);
+        path.extend_from_slice(part.get(2..)?.as_bytes());
+    }
+    let path = PathBuf::from(OsString::from_vec(path));
+    // One way to write it.
+    (path.is_absolute() && escape(&path) == text).then_some(path)
+}
+
 /// Reads a state file; the error says which line is wrong.
 fn parse(text: &[u8]) -> Result<Remembered, String> {
     let text = std::str::from_utf8(text).map_err(|_| "it is not text".to_string())?;
@@ -219,31 +305,47 @@ fn parse(text: &[u8]) -> Result<Remembered, String> {
     let body = text
         .strip_suffix('\n')
         .ok_or_else(|| "its last line does not end".to_string())?;
-    let mut lines = body.split('\n').zip(1..);
-    let mut next = |what: &str| match lines.next() {
-        Some((line, number)) => Ok((line, number)),
-        None => Err(format!("it has no line for the {what}")),
-    };
+    let mut lines = body.split('\n').zip(1..).peekable();
     let wrong = |number: i32| format!("line {number} does not parse");
-
-    if next("format")?.0 != FIRST_LINE {
-        return Err(format!("its first line is not `{FIRST_LINE}`"));
-    }
-    let mut field = |name: &str| {
-        let (line, number) = next(name)?;
-        let value = line.strip_prefix(name).and_then(|v| v.strip_prefix(' '));
-        value.and_then(ObjectId::parse).ok_or_else(|| wrong(number))
+    let has_place = match lines.next() {
+        Some((FIRST_LINE, _)) => true,
+        Some((FIRST_LINE_1, _)) => false,
+        _ => return Err(format!("its first line is not `{FIRST_LINE}`")),
     };
-    let fingerprint = Fingerprint(field("fingerprint")?.0);
-    let device = field("device")?;
-    let heads = lines
-        .map(|(line, number)| parse_head(line).ok_or_else(|| wrong(number)))
-        .collect::<Result<_, _>>()?;
-    Ok(Remembered {
+    let mut field = |name: &str| {
+        let Some((line, number)) = lines.next() else {
+            return Err(format!("it has no line for the {name}"));
+        };
+        let value = line.strip_prefix(name).and_then(|v| v.strip_prefix(' '));
+        value.map(|v| (v, number)).ok_or_else(|| wrong(number))
+    };
+    let id = |(value, number): (&str, i32)| ObjectId::parse(value).ok_or_else(|| wrong(number));
+    let fingerprint = Fingerprint(id(field("fingerprint")?)?.0);
+    let device = id(field("device")?)?;
+    let mut remembered = Remembered {
         fingerprint,
         device,
-        heads,
-    })
+        place: None,
+        former: None,
+        wrote: Vec::new(),
+        heads: Vec::new(),
+    };
+    if has_place {
+        let (place, number) = field("place")?;
+        remembered.place = Some(unescape(place).ok_or_else(|| wrong(number))?);
+        let mut optional = |name: &str| {
+            let line = lines.next_if(|(line, _)| line.starts_with(name))?;
+            Some(id((&line.0[name.len()..], line.1)))
+        };
+        remembered.former = optional("former ").transpose()?;
+        while let Some(wrote) = optional("wrote ") {
+            remembered.wrote.push(wrote?);
+        }
+    }
+    remembered.heads = lines
+        .map(|(line, number)| parse_head(line).ok_or_else(|| wrong(number)))
+        .collect::<Result<_, _>>()?;
+    Ok(remembered)
 }
 
 fn parse_head(line: &str) -> Option<Head> {
@@ -271,6 +373,9 @@ mod tests {
         Remembered {
             fingerprint: Fingerprint([0xf1; 16]),
             device: ObjectId([0xd0; 16]),
+            place: Some("/of/a library%".into()),
+            former: (heads > 0).then_some(ObjectId([0xf0; 16])),
+            wrote: vec![ObjectId([0x33; 16]); heads.min(2)],
             heads: (0..heads)
                 .map(|i| Head {
                     device: ObjectId([i as u8; 16]),
@@ -290,8 +395,48 @@ mod tests {
             place.save(&remembered(heads)).unwrap();
             assert_eq!(place.load().unwrap(), Some(remembered(heads)));
         }
+        let old = Remembered {
+            place: None,
+            former: None,
+            wrote: Vec::new(),
+            ..remembered(3)
+        };
+        place.save(&old).unwrap();
+        assert_eq!(place.load().unwrap(), Some(old));
         let folder = dir.path().join("made/on/the");
         assert_eq!(fs::read_dir(folder).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn of_two_that_make_it_one_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::at(dir.path().join("made/s"));
+        assert!(place.create(&remembered(1)).unwrap());
+        assert!(!place.create(&remembered(2)).unwrap());
+        assert_eq!(place.load().unwrap(), Some(remembered(1)));
+        // The same where the filesystem cannot rename so.
+        let (temporary, path) = (dir.path().join("t"), dir.path().join("linked"));
+        write_durably(&temporary, &path, b"first", link_new).unwrap();
+        let e = write_durably(&temporary, &path, b"second", link_new).unwrap_err();
+        assert!(is_exists(&e), "{e}");
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+        assert!(!temporary.exists());
+        assert_eq!(fs::read_dir(dir.path().join("made")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_path_of_any_bytes_is_remembered() {
+        let odd = OsString::from_vec((1..=255).collect());
+        for path in [Path::new("/").join(&odd), "/".into(), "/a b/%/\n".into()] {
+            let text = escape(&path);
+            assert!(text.bytes().all(|b| b.is_ascii_graphic()), "{text}");
+            assert_eq!(unescape(&text), Some(path));
+        }
+        for text in [
+            "", "a", "/%", "/%4", "/%zz", "/%41", "/%2F", "/ ", "/é", "/%+f", "/%é",
+        ] {
+            assert_eq!(unescape(text), None, "{text}");
+        }
     }
 
     #[test]
@@ -307,12 +452,15 @@ mod tests {
         let shortest = encode(&remembered(0)).len();
         for len in 0..good.len() {
             let cut = &good.as_bytes()[..len];
-            // A cut behind a head is a state with fewer heads: the atomic replacement is what prevents it.
+            // A cut behind a line is a state with fewer heads: the atomic replacement is what prevents it.
             if len < shortest || !cut.ends_with(b"\n") {
                 refused(cut);
             }
         }
-        refused(good.replace("-state 1", "-state 2").as_bytes());
+        refused(good.replace("-state 2", "-state 1").as_bytes());
+        refused(good.replace("-state 2", "-state 3").as_bytes());
+        refused(good.replace("place /", "place ").as_bytes());
+        refused(good.replace("former", "wrote f").as_bytes());
         refused(good.replace(" 1000 ", " +1000 ").as_bytes());
         refused(good.replace(" 1000 ", " 01000 ").as_bytes());
         refused(good.replace(" 1000 ", " 99999999999999999999 ").as_bytes());

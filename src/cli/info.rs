@@ -1,23 +1,22 @@
 //! `hushfs info`: what can be said of a library, without its key and with it.
 
 use std::fmt::Write;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use rustix::fs::FlockOperation;
 
 use super::key::{kind_name, utc};
-use super::library::{Library, NEW, Slots, Unlocked};
+use super::library::{Library, NEW, Recalled, Slots, Unlocked, recall_to_read};
 use super::output::{print, print_line};
 use super::printable;
 use super::secret::OpenArgs;
 use crate::crypto::FORMAT_VERSION;
 use crate::error::{Error, Kind, Result};
-use crate::index::{Tree, replay};
-use crate::state::{Head, Place};
-use crate::store::{Access, Area, DeviceId, DirStore, ObjectId, is_held};
+use crate::index::{Replayed, Tree, replay};
+use crate::state::Head;
+use crate::store::{Access, Area, DeviceId, DirStore, ObjectId, is_locked};
 use crate::volume::Time;
 
 /// More files than these are not counted: of 64 MiB packs they are 64 TiB.
@@ -154,13 +153,14 @@ fn growing(dir: &Path) -> Result<Vec<Growing>> {
 }
 
 /// Says what a crash left in `new/` that who uses the library at `dir` now will not see: what other devices left, and
-/// with `read_only` what this one (`own`) left.
-pub fn warn_of_leftovers(dir: &Path, own: DeviceId, read_only: bool) {
+/// with `read_only` what this one left.
+pub fn warn_of_leftovers(dir: &Path, own: &Recalled, read_only: bool) {
     let left = growing(dir).unwrap_or_default();
-    let state = Place::of(dir).map_or_else(
-        |_| "the state file".into(),
+    let state = own.place.as_ref().map_or_else(
+        || "the state file".into(),
         |p| p.path().display().to_string(),
     );
+    let own = own.device;
     for g in left.iter().filter(|g| g.files > 0 && !g.is_mounted) {
         let adopter = match (g.device == own, read_only) {
             (true, false) => continue,
@@ -180,15 +180,6 @@ pub fn warn_of_leftovers(dir: &Path, own: DeviceId, read_only: bool) {
     }
 }
 
-/// Whether a living process holds the lock of a device's folder.
-pub fn is_locked(lock: &Path) -> bool {
-    let Ok(file) = File::open(lock) else {
-        return false;
-    };
-    // Shared, and given back at once when the file is closed here.
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_err_and(is_held)
-}
-
 /// What the key adds.
 fn with_key(library: &Library, slots: &Slots, unlocked: &Unlocked) -> Result<Facts> {
     let fingerprint = unlocked.master.fingerprint();
@@ -201,21 +192,28 @@ fn with_key(library: &Library, slots: &Slots, unlocked: &Unlocked) -> Result<Fac
         ("fingerprint", Value::Text(fingerprint.to_string())),
         ("slots_verified", Value::Number(verified as u64)),
     ];
-    let mut own = None;
-    if let Some(known) = Place::of(&library.dir)?.load()? {
-        let same = known.fingerprint == fingerprint;
-        facts.push(("remembered", Value::Flag(same)));
-        if same {
-            facts.push(("device", Value::Text(known.device.to_string())));
-            own = Some(known.device);
+    let own = match recall_to_read(&library.dir, &unlocked.master, false) {
+        Ok(recalled) => recalled,
+        // Another library is remembered here.
+        Err(e) if matches!(e.kind(), Kind::RolledBack(_)) => {
+            facts.push(("remembered", Value::Flag(false)));
+            recall_to_read(&library.dir, &unlocked.master, true)?
         }
+        Err(e) => return Err(e),
+    };
+    if own.place.is_some() {
+        facts.push(("remembered", Value::Flag(true)));
+        facts.push(("device", Value::Text(own.device.to_string())));
     }
-    facts.extend(with_index(library, unlocked, own)?);
+    if let Some(original) = &own.copy_of {
+        facts.push(("copy_of", Value::Text(original.display().to_string())));
+    }
+    facts.extend(with_index(library, unlocked, own.device)?);
     Ok(facts)
 }
 
 /// What the published index says, to the device `own`.
-fn with_index(library: &Library, unlocked: &Unlocked, own: Option<DeviceId>) -> Result<Facts> {
+fn with_index(library: &Library, unlocked: &Unlocked, own: DeviceId) -> Result<Facts> {
     let store = DirStore::open(&library.dir, Access::ReadOnly)?;
     let replayed = replay(&store, &unlocked.master, true, || {
         Tree::new(0, 0, Time::default())
@@ -233,11 +231,16 @@ fn with_index(library: &Library, unlocked: &Unlocked, own: Option<DeviceId>) -> 
         .iter()
         .map(|gap| vec![("gap", Value::Text(gap.clone()))]);
     let writable = unlocked.writable && replayed.unwritable.is_none();
-    // As a mount decides it: what other devices still need is not known.
-    let collects = replayed.gaps.is_empty() && replayed.heads.keys().all(|d| Some(*d) == own);
-    Ok(vec![
+    let why_not = why_not_collected(&store, &replayed, own)?;
+    let collects = writable && why_not.is_none();
+    let mut facts = vec![
         ("writable", Value::Flag(writable)),
-        ("collects", Value::Flag(writable && collects)),
+        ("collects", Value::Flag(collects)),
+    ];
+    if let Some(why) = why_not {
+        facts.push(("collects_not_because", Value::Text(why)));
+    }
+    facts.extend([
         ("inodes", Value::Number(replayed.tree.inode_count())),
         ("plain_bytes", Value::Number(live)),
         (
@@ -245,7 +248,31 @@ fn with_index(library: &Library, unlocked: &Unlocked, own: Option<DeviceId>) -> 
             Value::List(replayed.heads.values().map(device).collect()),
         ),
         ("missing", Value::List(gaps.collect())),
-    ])
+    ]);
+    Ok(facts)
+}
+
+/// Why what is deleted gives no room back, as a mount decides it; `None` where it does.
+fn why_not_collected(
+    store: &DirStore,
+    replayed: &Replayed,
+    own: DeviceId,
+) -> Result<Option<String>> {
+    let others = replayed.heads.keys().filter(|d| **d != own).count();
+    let mut neighbours = store.neighbours()?.into_iter();
+    let has_neighbours = neighbours.any(|n| n.device != own && (n.is_mounted || n.has_files));
+    Ok(if !replayed.gaps.is_empty() {
+        Some("what of the index is missing may need it".into())
+    } else if others > 0 {
+        Some(format!(
+            "{others} device(s) other than this machine (or user) have written, and what they still need is not known: \
+             what is deleted gives no room back"
+        ))
+    } else if has_neighbours {
+        Some("another device has it mounted, or left something in new/ that may need it".into())
+    } else {
+        None
+    })
 }
 
 /// For people: one fact a line.
@@ -329,18 +356,5 @@ mod tests {
             text.contains("flag: no\nlist:\n    in: 1\nlist:\n"),
             "{text}"
         );
-    }
-
-    #[test]
-    fn a_lock_shows_while_it_is_held() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("lock");
-        assert!(!is_locked(&path));
-        let file = File::create(&path).unwrap();
-        assert!(!is_locked(&path));
-        rustix::fs::flock(&file, FlockOperation::LockExclusive).unwrap();
-        assert!(is_locked(&path));
-        drop(file);
-        assert!(!is_locked(&path));
     }
 }

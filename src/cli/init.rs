@@ -7,13 +7,12 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::foreign::ForeignArgs;
-use super::library::{Library, NEW, folders, remember};
+use super::library::{Library, NEW, folders, recall};
 use super::output::print_line;
 use super::secret::SecretArgs;
 use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
 use crate::foreign::FormatKind;
-use crate::state::Place;
 
 /// What was typed.
 #[derive(Args, Debug)]
@@ -65,7 +64,7 @@ pub fn make(dir: &Path, secret: &SecretArgs) -> Result<MasterKey> {
         ),
         _ => e,
     })?;
-    remember(&Place::of(dir)?, &master)?;
+    recall(dir, &master, true, true)?;
     print_line(format_args!("{} is a library now.", dir.display()))?;
     Ok(master)
 }

@@ -12,7 +12,7 @@ use clap::Args;
 use super::foreign::ForeignArgs;
 use super::info;
 use super::init;
-use super::library::{Library, recall, recall_to_read};
+use super::library::{Library, Recalled, recall, recall_to_read};
 use super::output::print_line;
 use super::passwd::check_writable;
 use super::secret::OpenArgs;
@@ -20,7 +20,7 @@ use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
 use crate::foreign::{FormatKind, Mirror};
 use crate::mount::Plan;
-use crate::state::{Place, canonical};
+use crate::state::{self, canonical};
 
 /// Bytes of decrypted blocks to keep, where nothing else is said.
 const CACHE_BYTES: usize = 32 << 20;
@@ -87,8 +87,15 @@ pub struct MountArgs {
     /// Accept an index that is older than this machine has seen, as after restoring a backup
     #[arg(long)]
     accept_rollback: bool,
+    /// Write to a copy of a library that this machine uses at another place, as a device of its own
+    #[arg(long)]
+    new_device: bool,
+    /// Mount it also where another device, as another user's, has it mounted on this machine
+    #[arg(long)]
+    force: bool,
     /// Options as mount(8) gives them: ro, allow_other, suid, dev, noexec, cache-size=SIZE, password-file=FILE,
-    /// password-command=CMD, key-file=FILE, foreground, accept-rollback, and those that change nothing here
+    /// password-command=CMD, key-file=FILE, foreground, accept-rollback, new-device, force, and those that change nothing
+    /// here
     #[arg(short = 'o', value_name = "OPTION,...")]
     options: Vec<OsString>,
     /// Accepted from mount(8), and without meaning.
@@ -120,6 +127,8 @@ struct Wish {
     allow_other: bool,
     cache_bytes: usize,
     accept_rollback: bool,
+    new_device: bool,
+    force: bool,
     nosuid: bool,
     nodev: bool,
     noexec: bool,
@@ -135,6 +144,8 @@ impl MountArgs {
             allow_other: self.allow_other,
             cache_bytes: self.cache_size.unwrap_or(CACHE_BYTES),
             accept_rollback: self.accept_rollback,
+            new_device: self.new_device,
+            force: self.force,
             // As with other FUSE filesystems: who wants these of a library says so.
             nosuid: true,
             nodev: true,
@@ -175,6 +186,8 @@ impl Wish {
             ("allow_other", None) => self.allow_other = true,
             ("foreground", None) => self.foreground = true,
             ("accept_rollback", None) => self.accept_rollback = true,
+            ("new_device", None) => self.new_device = true,
+            ("force", None) => self.force = true,
             ("suid", None) => self.nosuid = false,
             ("nosuid", None) => self.nosuid = true,
             ("dev", None) => self.nodev = false,
@@ -254,22 +267,20 @@ pub fn run(args: &MountArgs) -> Result<()> {
         check_writable(&library, unlocked.writable || wish.read_only)?;
         unlocked.master
     };
-    let (place, device) = match wish.read_only {
-        true => recall_to_read(&library, &master)?,
-        false => recall(&library, &master).map(|(place, device)| (Some(place), device))?,
-    };
-    info::warn_of_leftovers(&library, device, wish.read_only);
+    let (recalled, read_only) = recall_as(&wish, &library, &master)?;
+    info::warn_of_leftovers(&library, &recalled, read_only);
     if args.create {
         fs::create_dir_all(&mountpoint).map_err(|e| Error::io(e, &mountpoint))?;
     }
     crate::mount::run(Plan {
         library,
         mountpoint,
-        master,
-        device,
-        place,
+        master: Arc::new(master),
+        device: recalled.device,
+        place: recalled.place,
         foreground: wish.foreground,
-        read_only: wish.read_only,
+        read_only,
+        force: wish.force,
         allow_other: wish.allow_other,
         cache_bytes: wish.cache_bytes,
         accept_rollback: wish.accept_rollback,
@@ -277,6 +288,25 @@ pub fn run(args: &MountArgs) -> Result<()> {
         nodev: wish.nodev,
         noexec: wish.noexec,
     })
+}
+
+/// What is remembered of the library, and whether nothing is written to it.
+fn recall_as(wish: &Wish, library: &Path, master: &MasterKey) -> Result<(Recalled, bool)> {
+    if wish.read_only {
+        return Ok((recall_to_read(library, master, wish.accept_rollback)?, true));
+    }
+    let recalled = recall(library, master, wish.accept_rollback, wish.new_device)?;
+    let Some(original) = &recalled.copy_of else {
+        return Ok((recalled, false));
+    };
+    log::warn!(
+        "{}: this machine uses the library at {}, which is still there, so this is a copy, perhaps an older one, and is \
+         mounted read-only. --new-device writes to it, as a device of its own. Where it took the other's place, move that \
+         away",
+        library.display(),
+        original.display()
+    );
+    Ok((recalled, true))
 }
 
 /// Mounts what another program encrypted.
@@ -337,11 +367,10 @@ fn make(library: &Path, wish: &Wish) -> Result<MasterKey> {
         return Err(Error::new(Kind::NotLibrary, library.display())
             .hint("a new library is not made with --recovery or --read-only"));
     }
-    let place = Place::of(library)?;
-    if place.load()?.is_some() {
+    if let Some((state, _)) = state::is_taken(library)? {
         return Err(Error::new(Kind::NotLibrary, library.display()).hint(format_args!(
             "one was here: is its disk mounted, its folder synced? To make a new one all the same, remove {}",
-            place.path().display()
+            state.display()
         )));
     }
     init::make(library, &wish.open.secret)

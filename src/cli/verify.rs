@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::foreign::ForeignArgs;
 use super::info::warn_of_leftovers;
-use super::library::{Library, recall_to_read};
+use super::library::{Library, Recalled, recall_to_read};
 use super::output::{print_line, report};
 use super::printable;
 use super::secret::OpenArgs;
@@ -127,8 +127,9 @@ fn open_vault(dir: &Path, args: &VerifyArgs, report: &mut Report<'_>) -> Result<
     for e in good.filter_map(Result::err).chain(bad) {
         report.problem(dir.display(), e);
     }
-    let (place, device) = recall_to_read(dir, &master)?;
-    warn_of_leftovers(dir, device, true);
+    let recalled = recall_to_read(dir, &master, args.accept_rollback)?;
+    warn_of_leftovers(dir, &recalled, true);
+    let Recalled { place, device, .. } = recalled;
     let store = DirStore::open(dir, Access::ReadOnly)?;
     let options = vault::Options {
         read_only: true,

@@ -307,6 +307,11 @@ impl Survey {
         self.ignored.push(Ignored { id, what });
     }
 
+    /// What opens.
+    pub fn found(&self) -> Vec<Published> {
+        self.opened.iter().map(|o| o.published).collect()
+    }
+
     /// What does not count.
     pub fn into_ignored(self) -> Vec<Ignored> {
         self.ignored

@@ -36,6 +36,8 @@ pub struct Replayed {
     pub slots: Vec<ObjectId>,
     /// Slots that were removed.
     pub removed_slots: Vec<ObjectId>,
+    /// Every segment and base that opens, as its writer numbered it.
+    pub found: Vec<Published>,
     /// What should be there and is not, in words.
     pub gaps: Vec<String>,
     /// How many segments are there and not in the tree, for what was missing when they were made.
@@ -66,6 +68,7 @@ pub fn replay(
         match apply(store, master, empty(), history) {
             Ok(replayed) => {
                 return Ok(Replayed {
+                    found: survey.found(),
                     ignored: survey.into_ignored(),
                     ..replayed
                 });
@@ -99,6 +102,7 @@ fn apply(
         covered: history.covered,
         slots: Vec::new(),
         removed_slots: Vec::new(),
+        found: Vec::new(),
         gaps: history.gaps,
         waiting: history.waiting.len(),
         ignored: Vec::new(),

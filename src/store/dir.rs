@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! key/ index/ data/     objects, each a file of 32 hex digits
-//! new/<device>/         this device's growing files, `lock` and `reserve`
+//! new/<device>/         this device's growing files, `lock`, `reserve` and perhaps `owner`
 //! ```
 //!
 //! Everything is reached from directories that were opened once, so that nothing is written elsewhere when a
@@ -36,7 +36,7 @@ pub enum Access {
 
 /// A library in a directory.
 pub struct DirStore {
-    root: Arc<Root>,
+    pub(super) root: Arc<Root>,
     /// Opened when first asked for: a folder that is not there (yet) is empty to a reader.
     areas: [RwLock<Option<Arc<Folder>>>; 3],
     own: Option<Own>,
@@ -108,7 +108,7 @@ impl DirStore {
     }
 
     /// This device's folder.
-    fn own(&self) -> Result<&Own> {
+    pub(super) fn own(&self) -> Result<&Own> {
         self.own
             .as_ref()
             .ok_or_else(|| Error::new(Kind::ReadOnly, self.root.path.display()))
@@ -150,14 +150,18 @@ impl DirStore {
     }
 
     /// Regular files with an object's name in a folder, and their lengths.
-    fn objects(&self, folder: BorrowedFd<'_>, name: &str) -> Result<Vec<(ObjectId, u64)>> {
+    pub(super) fn objects(
+        &self,
+        folder: BorrowedFd<'_>,
+        name: &str,
+    ) -> Result<Vec<(ObjectId, u64)>> {
         let mut found = Vec::new();
         for entry in Dir::read_from(folder).map_err(|e| self.root.error(e, name))? {
             let entry = entry.map_err(|e| self.root.error(e, name))?;
             let Some(id) = entry.file_name().to_str().ok().and_then(ObjectId::parse) else {
                 if !matches!(
                     entry.file_name().to_bytes(),
-                    b"." | b".." | b"lock" | b"reserve"
+                    b"." | b".." | b"lock" | b"reserve" | b"owner"
                 ) {
                     log::debug!(
                         "{name}/{}: not an object, passed over",
@@ -184,6 +188,18 @@ impl DirStore {
             found.push((id, u64::try_from(stat.st_size).unwrap_or(0)));
         }
         Ok(found)
+    }
+
+    /// As which device it is written to.
+    pub(super) fn device(&self) -> Option<DeviceId> {
+        self.own.as_ref().map(Own::device)
+    }
+
+    /// Moves a file from another device's folder into this one's.
+    pub(super) fn move_leftover(&self, from: &OwnedFd, own: &Own, id: ObjectId) -> Result<()> {
+        let file = id.to_string();
+        rename_new(from.as_fd(), own.folder().as_fd(), &file, &file)
+            .map_err(|e| io_error(e, &format!("{}/{id}", own.name)))
     }
 }
 
@@ -346,6 +362,15 @@ impl Store for DirStore {
             }
         }
         Ok(replaced)
+    }
+
+    fn take_over(&self, device: DeviceId) -> Result<bool> {
+        self.take_over_folder(device)
+    }
+
+    fn has_neighbours(&self) -> Result<bool> {
+        let neighbours = self.neighbours()?;
+        Ok(neighbours.iter().any(|n| n.is_mounted || n.has_files))
     }
 
     fn space(&self) -> Result<Space> {

@@ -13,14 +13,16 @@ mod dir;
 mod file;
 mod folder;
 mod memory;
+mod neighbours;
 mod own;
+mod owner;
 mod probe;
 #[cfg(test)]
 mod tests;
 
 pub use dir::{Access, DirStore};
 pub use memory::{Faults, MemoryStore};
-pub(crate) use own::is_held;
+pub use neighbours::{Neighbour, is_locked};
 
 /// The random 128-bit name of an object, in lower-case hex where it is a file name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -175,6 +177,12 @@ pub trait Store: Send + Sync {
     fn leftovers(&self) -> Result<Vec<ObjectId>>;
     /// Opens one of those.
     fn open_leftover(&self, id: ObjectId) -> Result<Arc<dyn Growing>>;
+    /// Makes leftovers of this device of what lies in another device's `new/` folder; false, and nothing is touched,
+    /// where that device may be at work there. May be repeated after an error.
+    fn take_over(&self, device: DeviceId) -> Result<bool>;
+    /// Whether another device is at work in the library, or has left something in its `new/` folder: it may use what
+    /// nothing published uses. A device whose lock is not seen from here is not noticed.
+    fn has_neighbours(&self) -> Result<bool>;
 
     /// Makes sure that what grows, and the areas, lie where the next mount will look for them: without it, a sync says
     /// that something is durable which nobody finds again. What somebody removed or replaced is written again from what

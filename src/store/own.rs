@@ -17,6 +17,7 @@ use rustix::io::{Errno, retry_on_intr};
 
 use super::file::{BEGUN, GrowingFile, Identity, StoredFile, io_error, sync_folder};
 use super::folder::{FILE_FLAGS, FILE_MODE, Root, make_folder, rename_new, unlink};
+use super::owner::Owner;
 use super::{Area, DeviceId, Growing, ObjectId};
 use crate::error::{Error, Kind, Result};
 
@@ -54,22 +55,32 @@ struct Held {
     folder: Arc<OwnedFd>,
     /// The system lets go of it with the process.
     lock: OwnedFd,
+    /// Says who writes here where the lock is not enough.
+    owner: Option<Owner>,
 }
 
 impl Own {
+    /// Whose folder it is.
+    pub fn device(&self) -> DeviceId {
+        self.device
+    }
+
     /// Makes the folder where it is missing, and locks it: a second writer of the same device is [`Kind::InUse`].
     pub fn open(root: Arc<Root>, device: DeviceId) -> Result<Self> {
         let name = format!("new/{device}");
         let folder = open_own(&root, device, &name)?;
         let lock = lock(&root, &folder, &name)?;
+        let folder = Arc::new(folder);
+        let owner = Owner::claim(&folder, &name)?;
         end_begun(&folder, &name)?;
         Ok(Self {
             root,
             device,
             name,
             held: Mutex::new(Held {
-                folder: Arc::new(folder),
+                folder,
                 lock,
+                owner,
             }),
             growing: Mutex::default(),
             is_move_said: AtomicBool::new(false),
@@ -260,6 +271,8 @@ impl Own {
         let ours = Identity::of(&held.lock, &self.name)?;
         if !there.is_ok_and(|stat| Identity::from(&stat) == ours) {
             held.lock = lock(&self.root, &held.folder, &self.name)?;
+            held.owner = None;
+            held.owner = Owner::claim(&held.folder, &self.name)?;
         }
         Ok(Arc::clone(&held.folder))
     }
@@ -301,7 +314,7 @@ fn end_begun(folder: &OwnedFd, name: &str) -> Result<()> {
     Ok(())
 }
 
-fn lock(root: &Root, folder: &OwnedFd, name: &str) -> Result<OwnedFd> {
+pub(super) fn lock(root: &Root, folder: &OwnedFd, name: &str) -> Result<OwnedFd> {
     let name = format!("{name}/lock");
     let flags = OFlags::RDWR | OFlags::CREATE | FILE_FLAGS;
     let fd = retry_on_intr(|| rustix::fs::openat(folder, "lock", flags, FILE_MODE))
@@ -329,6 +342,6 @@ fn lock(root: &Root, folder: &OwnedFd, name: &str) -> Result<OwnedFd> {
 
 /// Whether flock(2) says that somebody else holds the lock. Kernel cifs, which turns it into a lock of the server's,
 /// says EACCES.
-pub(crate) fn is_held(errno: Errno) -> bool {
+pub(super) fn is_held(errno: Errno) -> bool {
     errno == Errno::WOULDBLOCK || errno == Errno::ACCESS
 }

@@ -18,22 +18,24 @@ use crate::index::record::{Frame, PackLen, Record, Splice, Splices, StampSegment
 use crate::index::{Published, SegmentWriter};
 use crate::pack::{PackId, PackReader};
 use crate::state::Head;
-use crate::store::{Area, ObjectId};
+use crate::store::{Area, DeviceId, ObjectId};
 
 impl Core {
     /// Adopts what there is; afterwards the folder is empty. With `accept`, what something damaged is given up.
     ///
-    /// `renamed` is what was adopted before, when this was cut short: the leftovers that follow name the old ones.
+    /// `renamed` is what was adopted before, when this was cut short: the leftovers that follow name the old ones. What
+    /// was written under the id `former` is adopted as if it were written under this device's.
     pub(super) fn adopt_leftovers(
         &self,
         accept: bool,
         mut renamed: Vec<(ObjectId, ObjectId)>,
+        former: Option<DeviceId>,
     ) -> Result<()> {
         let found = self.store.leftovers()?;
         if found.is_empty() {
             return Ok(());
         }
-        let mut left = self.sort_leftovers(&found)?;
+        let mut left = self.sort_leftovers(&found, former, &renamed)?;
         for (id, file) in left.packs.iter().chain(&left.finished) {
             self.packs.pin(*id, file.clone())?;
         }
@@ -226,7 +228,7 @@ impl Core {
         }
         closed.file.sync()?;
         self.contents.publish(&finished)?;
-        self.store.publish(closed.id, Area::Index)?;
+        self.publish_segment(closed.id, false)?;
         let mut journal = self.journal.lock();
         journal.heads.insert(
             self.device,

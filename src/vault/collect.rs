@@ -15,6 +15,15 @@ fn is_dead(pack: &PackInfo) -> bool {
 }
 
 impl Core {
+    /// Whether what was condemned may be removed: others are looked for again. After the condemnation is published, so
+    /// that who comes later knows of it.
+    fn may_remove(&self) -> Result<bool> {
+        if self.may_collect() {
+            self.look_for_others()?;
+        }
+        Ok(self.may_collect())
+    }
+
     /// Only in a library that one device alone writes to: the others' view is not known.
     fn may_collect(&self) -> bool {
         !self.shared.load(Ordering::Relaxed) && !self.has_gaps && self.writable().is_ok()
@@ -81,6 +90,11 @@ impl Core {
 
     /// Removes packs whose condemnation is published, and what earlier mounts left of such.
     pub(super) fn remove_condemned(&self) -> Result<()> {
+        if self.swept.load(Ordering::Relaxed) && self.condemned.lock().is_empty()
+            || !self.may_remove()?
+        {
+            return Ok(());
+        }
         let mut condemned = self.condemned.lock();
         let makes_room = !condemned.is_empty();
         while let Some(id) = condemned.last() {
@@ -100,7 +114,7 @@ impl Core {
 
     /// Removes segments that the base makes superfluous.
     pub(super) fn remove_covered(&self) -> Result<()> {
-        if !self.may_collect() {
+        if self.covered.lock().is_empty() || !self.may_remove()? {
             return Ok(());
         }
         let covered = std::mem::take(&mut *self.covered.lock());

@@ -16,7 +16,7 @@ use super::file::OpenFile;
 use crate::error::{Error, Kind, Result};
 use crate::index::PackInfo;
 use crate::index::record::Record;
-use crate::store::{Area, Growing};
+use crate::store::Growing;
 use crate::volume::{Done, Time};
 
 /// What is dirty or not durable for so long, is made durable, with all else.
@@ -409,7 +409,7 @@ impl Core {
             finished.retain(|p| tree.find_pack(p.pack).is_some_and(is_recorded));
         }
         self.contents.publish(&finished)?;
-        self.store.publish(closed, Area::Index)?;
+        self.publish_segment(closed, false)?;
         self.journal.lock().published();
         Ok(())
     }

@@ -9,11 +9,13 @@ use crate::error::{Error, Kind, Result};
 use crate::index::record::{Frame, Opening};
 use crate::index::{Behind, SegmentExtent, SegmentReader};
 use crate::pack::{PackId, PackReader};
-use crate::store::{Growing, ObjectId};
+use crate::store::{DeviceId, Growing, ObjectId};
 
 #[derive(Default)]
 pub(super) struct Leftovers {
     pub segments: Vec<LeftSegment>,
+    /// Those that were written under another id, and are not published.
+    former: Vec<LeftSegment>,
     /// Those that were made on top of something that is lost.
     pub unreached: Vec<LeftSegment>,
     /// Those that are published already.
@@ -56,7 +58,13 @@ impl LeftSegment {
 }
 
 impl Core {
-    pub(super) fn sort_leftovers(&self, found: &[ObjectId]) -> Result<Leftovers> {
+    /// `former` is another id that this device wrote under, and `adopted` what of that is published already.
+    pub(super) fn sort_leftovers(
+        &self,
+        found: &[ObjectId],
+        former: Option<DeviceId>,
+        adopted: &[(ObjectId, ObjectId)],
+    ) -> Result<Leftovers> {
         let mut left = Leftovers::default();
         let published = self
             .journal
@@ -76,6 +84,17 @@ impl Core {
             }
             match magic {
                 Some(Magic::Segment) => match self.read_segment(&file, *id) {
+                    Ok(segment)
+                        if segment.opening.adopts.is_none()
+                            && Some(segment.opening.device) == former =>
+                    {
+                        if adopted.iter().any(|(old, _)| *old == segment.id) {
+                            left.garbage.push(*id);
+                            left.published.push(segment);
+                        } else {
+                            left.former.push(segment);
+                        }
+                    }
                     Ok(segment)
                         if segment.opening.adopts.is_some()
                             || segment.opening.device != self.device =>
@@ -104,7 +123,19 @@ impl Core {
                 None => self.sort_headless(&*file, *id, &header, &mut left)?,
             }
         }
+        self.renumber(&mut left);
         Ok(left)
+    }
+
+    /// Lets what was written under another id follow on what this device has published. Gaps stay gaps.
+    fn renumber(&self, left: &mut Leftovers) {
+        let next = self.journal.lock().next_number();
+        let first = left.former.iter().map(|s| s.opening.number).min();
+        for mut segment in left.former.drain(..) {
+            segment.opening.number = next + (segment.opening.number - first.unwrap_or(0));
+            segment.opening.device = self.device;
+            left.segments.push(segment);
+        }
     }
 
     /// What cannot be opened by its first bytes: a segment that hides something, one that a crash left nothing in that

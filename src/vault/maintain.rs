@@ -9,7 +9,6 @@ use crate::error::{Kind, Result};
 use crate::index::record::{BaseRef, Frame, Opening, Record, Relocate, SegmentId, Splices};
 use crate::index::{BaseCursor, ClosedSegment, Published, SegmentWriter, StampTable};
 use crate::pack::{BLOCK_PLAIN_LEN, PackId};
-use crate::store::Area;
 use crate::volume::{Ino, Time};
 
 /// Fewer bytes of segments than this are not worth a base: they replay in milliseconds.
@@ -122,7 +121,7 @@ impl Core {
         };
         let base = writer.close(needs)?;
         base.file.sync()?;
-        self.store.publish(base.id, Area::Index)?;
+        self.publish_segment(base.id, true)?;
         Ok(Some(base))
     }
 

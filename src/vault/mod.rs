@@ -8,7 +8,7 @@
 //! files; a file's state; the tree. The tables of handles and of what waits for a thread come last, alone.
 //! A reader takes the last two only, and nothing holds those over I/O.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -21,7 +21,7 @@ use crate::error::{Error, Kind, Result};
 use crate::index::record::{Id, Record, SegmentId};
 use crate::index::{InodeIx, Published, Tree, check_rollback, replay};
 use crate::pack::{PackId, Packs};
-use crate::state::{Place, Remembered};
+use crate::state::Place;
 use crate::store::{DeviceId, Store};
 use crate::volume::{Handle, Ino, Time};
 
@@ -34,6 +34,7 @@ mod collect;
 mod commit;
 mod conflicts;
 mod contents;
+mod devices;
 pub(crate) mod file;
 mod flush;
 mod journal;
@@ -52,6 +53,7 @@ mod write;
 use ahead::Ahead;
 use commit::Committer;
 use contents::Contents;
+use devices::Memory;
 use file::OpenFile;
 use journal::{Journal, Start};
 use stream::{Streamer, Streams};
@@ -90,7 +92,9 @@ pub(crate) struct Core {
     store: Arc<dyn Store>,
     master: Arc<MasterKey>,
     device: DeviceId,
-    place: Option<Place>,
+    memory: Memory,
+    /// Segments that are known to be in the index, those that could not be read included.
+    index_seen: Mutex<HashSet<SegmentId>>,
     read_only: bool,
     /// Several devices write to this library, or once did.
     shared: AtomicBool,
@@ -145,7 +149,8 @@ impl Threads {
     ) -> Result<Self> {
         // What was kept back, a crash has left: adoption takes room.
         core.store.reserve(0)?;
-        core.adopt_leftovers(options.accept_rollback, adopted)
+        let former = core.take_over_former()?;
+        core.adopt_leftovers(options.accept_rollback, adopted, former)
             .map_err(|e| match e.is_no_space() {
                 true => e.hint(
                     "make room: up to 64 MiB are needed to take over what the last mount left. Nothing is lost, and \
@@ -153,6 +158,9 @@ impl Threads {
                 ),
                 false => e,
             })?;
+        if former.is_some() {
+            core.memory.forget_former();
+        }
         core.settle_conflicts()?;
         core.remember()?;
         core.restore_reserve();
@@ -174,19 +182,25 @@ impl Vault {
         options: &Options,
     ) -> Result<Arc<Self>> {
         let master = master.into();
+        let index_seen = devices::list_index(&*store)?;
         let replayed = replay(&*store, &master, options.accept_rollback, || {
             Tree::new(options.uid, options.gid, Time::now())
         })?;
         let remembered = place.as_ref().map(Place::load).transpose()?.flatten();
-        let checked = check_rollback(
-            remembered.as_ref().map_or(&[], |r| &r.heads),
-            &replayed.heads,
-        );
+        let seen = remembered
+            .as_ref()
+            .map_or_else(Vec::new, |known| devices::heads_to_find(known, &replayed));
+        let checked = check_rollback(&seen, &replayed.heads);
         accept(options.accept_rollback, checked)?;
         accept(options.accept_rollback, check_gaps(&replayed.gaps))?;
         if !options.read_only {
             check_writable(replayed.unwritable)?;
+            if let Some(known) = remembered.as_ref().filter(|known| known.device == device) {
+                devices::check_own(known, &replayed)?;
+                devices::announce(known, &replayed);
+            }
         }
+        let memory = Memory::new(place, remembered, device, master.fingerprint());
         let slots = list_slots(&*store, &replayed.slots, &replayed.removed_slots)?;
         let packs = Arc::new(Packs::new(store.clone(), master.clone(), OPEN_PACKS_MAX));
         let shared = replayed.heads.keys().any(|d| *d != device);
@@ -226,7 +240,8 @@ impl Vault {
             store,
             master,
             device,
-            place,
+            memory,
+            index_seen: Mutex::new(index_seen),
         });
         let threads = match options.read_only {
             true => {
@@ -430,15 +445,8 @@ impl Core {
 
     /// Remembers the heads outside of the library, so that an index that goes back is noticed.
     fn remember(&self) -> Result<()> {
-        let Some(place) = &self.place else {
-            return Ok(());
-        };
         let heads = self.journal.lock().heads.values().copied().collect();
-        place.save(&Remembered {
-            fingerprint: self.master.fingerprint(),
-            device: self.device,
-            heads,
-        })
+        self.memory.remember(heads)
     }
 
     /// The slot of an inode; ESTALE where it is gone.

@@ -1,0 +1,131 @@
+//! Other devices at work in the library's folder, as far as this machine can see them: their locks in `new/`.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Dir, FlockOperation, Mode, OFlags};
+use rustix::io::{Errno, retry_on_intr};
+
+use super::dir::DirStore;
+use super::folder::{FILE_FLAGS, Folder, unlink};
+use super::own::{is_held, lock};
+use super::owner::is_at_work;
+use super::{DeviceId, ObjectId};
+use crate::error::{Kind, Result};
+use crate::store::file::sync_folder;
+
+/// Another device's folder in `new/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Whose.
+    pub device: DeviceId,
+    /// It is mounted now, on this machine.
+    pub is_mounted: bool,
+    /// Something lies in it: a mount writes it, or a crash left it.
+    pub has_files: bool,
+}
+
+/// Whether a living process holds the lock of a device's folder.
+pub fn is_locked(lock: &Path) -> bool {
+    File::open(lock).is_ok_and(|file| somebody_holds(&file))
+}
+
+/// Asks for a shared lock, which is given back when the file is closed.
+fn somebody_holds(lock: impl AsFd) -> bool {
+    retry_on_intr(|| rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared))
+        .is_err_and(is_held)
+}
+
+impl DirStore {
+    /// The folders of other devices in `new/`.
+    pub fn neighbours(&self) -> Result<Vec<Neighbour>> {
+        let Some(new) = Folder::open(&self.root, &self.root.fd, "new", "new")? else {
+            return Ok(Vec::new());
+        };
+        let mut found = Vec::new();
+        for entry in Dir::read_from(&new.fd).map_err(|e| self.root.error(e, "new"))? {
+            let entry = entry.map_err(|e| self.root.error(e, "new"))?;
+            let device = entry.file_name().to_str().ok().and_then(ObjectId::parse);
+            let Some(device) = device.filter(|d| self.device() != Some(*d)) else {
+                continue;
+            };
+            // One that this user may not look into is somebody's: what is in it is not known.
+            let name = format!("new/{device}");
+            let (is_mounted, has_files) = match open_folder(&new.fd, &device.to_string()) {
+                Ok(folder) => (
+                    open_lock(&folder).is_some_and(somebody_holds),
+                    !self.objects(folder.as_fd(), &name)?.is_empty(),
+                ),
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
+                Err(_) => (false, true),
+            };
+            found.push(Neighbour {
+                device,
+                is_mounted,
+                has_files,
+            });
+        }
+        Ok(found)
+    }
+
+    /// See [`Store::take_over`](super::Store::take_over).
+    pub(super) fn take_over_folder(&self, device: DeviceId) -> Result<bool> {
+        let own = self.own()?;
+        let name = format!("new/{device}");
+        let Some(new) = Folder::open(&self.root, &self.root.fd, "new", "new")? else {
+            return Ok(true);
+        };
+        let Some(Folder { fd: folder, .. }) =
+            Folder::open(&self.root, &new.fd, &device.to_string(), &name)?
+        else {
+            return Ok(true);
+        };
+        // Held until all is moved: who writes as this device must not come in between.
+        let _lock = match lock(&self.root, &folder, &name) {
+            Ok(lock) => lock,
+            Err(e) if matches!(e.kind(), Kind::InUse) => return Ok(false),
+            Err(e) => return Err(e),
+        };
+        if is_at_work(&folder)? {
+            return Ok(false);
+        }
+        for (id, _) in self.objects(folder.as_fd(), &name)? {
+            self.move_leftover(&folder, own, id)?;
+        }
+        for file in ["reserve", "owner"] {
+            unlink(folder.as_fd(), file, &format!("{name}/{file}"))?;
+        }
+        sync_folder(&*own.folder(), &own.name)?;
+        sync_folder(&folder, &name)?;
+        Ok(true)
+    }
+}
+
+fn open_folder(parent: &OwnedFd, folder: &str) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    retry_on_intr(|| rustix::fs::openat(parent, folder, flags, Mode::empty()))
+}
+
+fn open_lock(folder: &OwnedFd) -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | FILE_FLAGS;
+    retry_on_intr(|| rustix::fs::openat(folder, "lock", flags, Mode::empty())).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_shows_while_it_is_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        assert!(!is_locked(&path));
+        let file = File::create(&path).unwrap();
+        assert!(!is_locked(&path));
+        rustix::fs::flock(&file, FlockOperation::LockExclusive).unwrap();
+        assert!(is_locked(&path));
+        drop(file);
+        assert!(!is_locked(&path));
+    }
+}

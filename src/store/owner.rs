@@ -1,0 +1,409 @@
+//! Who writes in a device's folder, where the lock does not tell: over a network, or through FUSE, each machine may have
+//! locks of its own.
+//!
+//! Who writes there leaves a file `owner` in the folder, and changes it every few seconds. Who finds one can tell
+//! whether its writer is gone: a process of this machine that runs no more, or, after a restart of this machine, one
+//! that does not change the file any more. Clocks are not compared. Another machine's writer may be asleep, or cut off
+//! for now, so that one is never taken for gone; nor is it noticed where a store shows other machines' changes later
+//! than the file was looked at, as those do that keep a copy of folders for minutes.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{Errno, retry_on_intr};
+use sha2::{Digest, Sha256};
+
+use super::ObjectId;
+use super::file::io_error;
+use super::folder::{FILE_FLAGS, FILE_MODE, unlink};
+use crate::crypto::random_id;
+use crate::error::{Error, Kind, Result};
+
+/// The file's name.
+const OWNER: &str = "owner";
+const FIRST_LINE: &str = "hushfs-owner 1\n";
+/// More than the file is long, in bytes.
+const READ_LEN_MAX: usize = 512;
+/// The file is changed so often.
+const BEAT: Duration = Duration::from_secs(5);
+/// A file that does not change for so long is a dead writer's; sshfs shows changes after up to 1 s, NFS at once.
+const WATCH: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Filesystems (statfs(2)) whose locks all see who can see the files: what one machine alone has mounted.
+const LOCAL: &[u32] = &[
+    0xef53,      // ext2, ext3, ext4
+    0x5846_5342, // xfs
+    0x9123_683e, // btrfs
+    0x0102_1994, // tmpfs
+    0x8584_58f6, // ramfs
+    0xf2f5_2010, // f2fs
+    0xca45_1a4e, // bcachefs
+    0x2fc1_2fc1, // zfs
+    0x794c_7630, // overlayfs
+    0x4d44,      // vfat
+    0x2011_bab0, // exfat
+    0x7366_746e, // ntfs3
+    0x482b,      // hfsplus
+    0x3153_464a, // jfs
+    0x3434,      // nilfs2
+    0x1501_3346, // udf
+    0xf15f,      // ecryptfs
+];
+
+/// What is written in the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Note {
+    /// Random, of one mount.
+    token: ObjectId,
+    /// A hash of the machine's id; of zeros where it has none.
+    machine: ObjectId,
+    /// A hash of what the machine made up when it was started, and of the numbering of processes there.
+    boot: ObjectId,
+    /// The writer's process, and when it was started: the system's numbers.
+    pid: u64,
+    started: u64,
+    /// Counts up.
+    beat: u64,
+}
+
+/// This process is the writer in a folder.
+pub(super) struct Owner {
+    folder: Arc<OwnedFd>,
+    token: ObjectId,
+    stop: Arc<Stop>,
+}
+
+#[derive(Default)]
+struct Stop {
+    is_set: Mutex<bool>,
+    wake: Condvar,
+}
+
+impl Owner {
+    /// Makes this process the writer in a folder whose lock it holds; `None` where the lock is enough.
+    ///
+    /// [`Kind::DeviceTaken`] where another process, of another machine perhaps, may be at work there.
+    pub fn claim(folder: &Arc<OwnedFd>, name: &str) -> Result<Option<Self>> {
+        if has_local_locks(folder) {
+            return Ok(None);
+        }
+        Self::claim_beside(folder, name).map(Some)
+    }
+
+    fn claim_beside(folder: &Arc<OwnedFd>, name: &str) -> Result<Self> {
+        if judge(folder, WATCH)? {
+            let text = "another mount, of another machine perhaps, writes as this device";
+            return Err(Error::new(Kind::DeviceTaken(text.into()), name));
+        }
+        let mut note = Note::own()?;
+        write(folder, &note).map_err(|e| io_error(e, &format!("{name}/{OWNER}")))?;
+        let (token, stop) = (note.token, Arc::new(Stop::default()));
+        let (of_thread, place) = (Arc::clone(&stop), Arc::clone(folder));
+        let name = name.to_owned();
+        let beat = move || {
+            while !of_thread.wait(BEAT) {
+                note.beat += 1;
+                if !beat(&place, &note, &name) {
+                    break;
+                }
+            }
+        };
+        // Not waited for at the end: on a store that hangs it may never end.
+        std::thread::Builder::new()
+            .name("owner".into())
+            .spawn(beat)
+            .map_err(|e| Error::new(Kind::Io(e), "the thread that says that a mount is alive"))?;
+        Ok(Self {
+            folder: Arc::clone(folder),
+            token,
+            stop,
+        })
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        *self.stop.is_set.lock() = true;
+        self.stop.wake.notify_one();
+        if read(&self.folder).is_some_and(|note| note.token == self.token) {
+            let _ = unlink(self.folder.as_fd(), OWNER, OWNER);
+        }
+    }
+}
+
+impl Stop {
+    /// Waits so long; true where it is time to end.
+    fn wait(&self, time: Duration) -> bool {
+        let mut is_set = self.is_set.lock();
+        if !*is_set {
+            self.wake.wait_for(&mut is_set, time);
+        }
+        *is_set
+    }
+}
+
+/// Changes the file; false where it is somebody else's, or gone with its folder.
+fn beat(folder: &OwnedFd, note: &Note, name: &str) -> bool {
+    match read(folder) {
+        Some(other) if other.token != note.token => {
+            log::error!(
+                "{name}: another mount took this folder over: unmount one of the two. What is not published yet may be lost"
+            );
+            false
+        }
+        _ => {
+            if let Err(e) = write(folder, note) {
+                log::debug!("{name}/{OWNER}: {e}");
+            }
+            true
+        }
+    }
+}
+
+/// Whether the folder has a writer beside this process that is not known to be gone. Takes [`WATCH`] where only time
+/// can tell.
+pub(super) fn is_at_work(folder: &OwnedFd) -> Result<bool> {
+    // Where the lock is enough, a note was left when the folder lay elsewhere.
+    Ok(!has_local_locks(folder) && judge(folder, WATCH)?)
+}
+
+fn judge(folder: &OwnedFd, watch: Duration) -> Result<bool> {
+    let Some(note) = read(folder) else {
+        return Ok(false);
+    };
+    let own = Note::own()?;
+    let no_machine = ObjectId::default();
+    if note.machine != own.machine && note.machine != no_machine && own.machine != no_machine {
+        return Ok(true);
+    }
+    if (note.machine, note.boot) == (own.machine, own.boot) {
+        return Ok(started(note.pid) == Some(note.started));
+    }
+    log::warn!(
+        "a mount did not end well; waiting {} s whether it is another machine's that goes on",
+        watch.as_secs()
+    );
+    let start = Instant::now();
+    while start.elapsed() < watch {
+        std::thread::sleep(LOOK);
+        match read(folder) {
+            None => return Ok(false),
+            Some(now) if now != note => return Ok(true),
+            Some(_) => {}
+        }
+    }
+    Ok(false)
+}
+
+fn has_local_locks(folder: &OwnedFd) -> bool {
+    // The kernel's numbers have 32 bits; the type here depends on the system.
+    let of = |s: rustix::fs::StatFs| LOCAL.contains(&(s.f_type as u32));
+    rustix::fs::fstatfs(folder).is_ok_and(of)
+}
+
+fn read(folder: &OwnedFd) -> Option<Note> {
+    let flags = OFlags::RDONLY | FILE_FLAGS;
+    let fd = retry_on_intr(|| rustix::fs::openat(folder, OWNER, flags, Mode::empty())).ok()?;
+    let mut bytes = [0; READ_LEN_MAX];
+    let len = retry_on_intr(|| rustix::io::read(&fd, &mut bytes)).ok()?;
+    Some(Note::parse(bytes.get(..len)?))
+}
+
+/// Writes over what is there: every note has one length.
+fn write(folder: &OwnedFd, note: &Note) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | FILE_FLAGS;
+    let fd = retry_on_intr(|| rustix::fs::openat(folder, OWNER, flags, FILE_MODE))?;
+    let text = note.text();
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        let written = retry_on_intr(|| rustix::io::write(&fd, rest))?;
+        rest = &rest[written..];
+    }
+    Ok(())
+}
+
+impl Note {
+    fn own() -> Result<Self> {
+        let machine = std::fs::read("/etc/machine-id").unwrap_or_default();
+        let mut boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let numbering = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        boot.extend_from_slice(numbering.as_os_str().as_encoded_bytes());
+        let pid = u64::from(std::process::id());
+        Ok(Self {
+            token: random_id()?,
+            machine: match machine.is_empty() {
+                true => ObjectId::default(),
+                false => hash("machine", &machine),
+            },
+            boot: hash("boot", &boot),
+            pid,
+            started: started(pid).unwrap_or(0),
+            beat: 0,
+        })
+    }
+
+    fn text(&self) -> String {
+        let Self {
+            token,
+            machine,
+            boot,
+            pid,
+            started,
+            beat,
+        } = self;
+        format!(
+            "{FIRST_LINE}token {token}\nmachine {machine}\nboot {boot}\nprocess {pid:016x} {started:016x}\nbeat {beat:016x}\n"
+        )
+    }
+
+    /// What does not parse, a note that is being written perhaps, is one of no machine, whose beat is a hash of it.
+    fn parse(bytes: &[u8]) -> Self {
+        Self::parse_text(bytes).unwrap_or_else(|| Self {
+            token: hash("note", bytes),
+            machine: ObjectId::default(),
+            boot: ObjectId::default(),
+            pid: 0,
+            started: 0,
+            beat: 0,
+        })
+    }
+
+    fn parse_text(bytes: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(bytes).ok()?.strip_prefix(FIRST_LINE)?;
+        let mut lines = text.lines();
+        let mut field = |name: &str| lines.next()?.strip_prefix(name)?.strip_prefix(' ');
+        let number = |digits: &str| u64::from_str_radix(digits, 16).ok();
+        let token = ObjectId::parse(field("token")?)?;
+        let machine = ObjectId::parse(field("machine")?)?;
+        let boot = ObjectId::parse(field("boot")?)?;
+        let (pid, started) = field("process")?.split_once(' ')?;
+        let (pid, started) = (number(pid)?, number(started)?);
+        let beat = number(field("beat")?)?;
+        Some(Self {
+            token,
+            machine,
+            boot,
+            pid,
+            started,
+            beat,
+        })
+    }
+}
+
+/// What the library is shown of the machine says nothing of it elsewhere.
+fn hash(what: &str, bytes: &[u8]) -> ObjectId {
+    let hash = Sha256::new()
+        .chain_update(b"hushfs owner ")
+        .chain_update(what)
+        .chain_update(bytes)
+        .finalize();
+    let mut id = ObjectId::default();
+    id.0.copy_from_slice(&hash[..16]);
+    id
+}
+
+/// When a process was started, in the system's ticks since its own start; `None` where it is not there, or is dead and
+/// not waited for (proc_pid_stat(5)).
+fn started(pid: u64) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Behind the name, which may hold anything.
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?;
+    (!matches!(state, "Z" | "X")).then(|| fields.nth(18)?.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, Arc<OwnedFd>) {
+        let dir = tempfile::tempdir().unwrap();
+        let fd = std::fs::File::open(dir.path()).unwrap();
+        (dir, Arc::new(fd.into()))
+    }
+
+    #[test]
+    fn notes_are_read_as_they_were_written() {
+        let (_dir, folder) = folder();
+        assert_eq!(read(&folder), None);
+        let mut note = Note::own().unwrap();
+        for beat in [0, 7, u64::MAX] {
+            note.beat = beat;
+            write(&folder, &note).unwrap();
+            assert_eq!(read(&folder), Some(note.clone()));
+        }
+        let text = note.text();
+        let cut = |len| Note::parse(&text.as_bytes()[..len]);
+        for len in 0..text.len() - 1 {
+            assert_eq!(cut(len), cut(len));
+            assert_ne!(cut(len).token, note.token);
+            assert_ne!(cut(len), cut(len + 1));
+        }
+        assert!(text.len() < READ_LEN_MAX);
+    }
+
+    #[test]
+    fn one_process_at_a_time_is_the_writer() {
+        let (dir, folder) = folder();
+        let owner = Owner::claim_beside(&folder, "new").unwrap();
+        let judge = || judge(&folder, Duration::ZERO).unwrap();
+        assert!(judge(), "it runs");
+        let e = Owner::claim_beside(&folder, "new").err().unwrap();
+        assert!(matches!(e.kind(), Kind::DeviceTaken(_)), "{e}");
+        drop(owner);
+        assert!(!dir.path().join(OWNER).exists());
+
+        let own = Note::own().unwrap();
+        let is_at_work = |change: &dyn Fn(&mut Note)| {
+            let mut note = own.clone();
+            change(&mut note);
+            write(&folder, &note).unwrap();
+            judge()
+        };
+        assert!(is_at_work(&|_| {}));
+        assert!(
+            !is_at_work(&|n| n.started += 1),
+            "the number is another process's"
+        );
+        assert!(!is_at_work(&|n| n.pid = u64::MAX));
+        assert!(
+            is_at_work(&|n| n.machine.0[0] ^= 1),
+            "another machine's may sleep"
+        );
+        assert!(!is_at_work(&|n| n.boot.0[0] ^= 1), "it does not move");
+        std::fs::write(dir.path().join(OWNER), "cut").unwrap();
+        assert!(!judge());
+    }
+
+    #[test]
+    fn what_moves_is_alive() {
+        let (_dir, folder) = folder();
+        let mut note = Note::own().unwrap();
+        note.boot.0[0] ^= 1;
+        write(&folder, &note).unwrap();
+        let is_done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let done = &is_done;
+            let place = &folder;
+            scope.spawn(move || {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    note.beat += 1;
+                    assert!(beat(place, &note, "new"));
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            });
+            let judged = judge(&folder, WATCH);
+            is_done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(judged.unwrap());
+        });
+        let other = Note::own().unwrap();
+        assert!(
+            !beat(&folder, &other, "new"),
+            "another's is not written over"
+        );
+    }
+}
