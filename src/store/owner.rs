@@ -29,7 +29,7 @@ const FIRST_LINE: &str = "hushfs-owner 1\n";
 const READ_LEN_MAX: usize = 512;
 /// The file is changed so often.
 const BEAT: Duration = Duration::from_secs(5);
-/// A file that does not change for so long is a dead writer's; sshfs shows changes after up to 1 s, NFS at once.
+/// A file that does not change for so long is a dead writer's.
 const WATCH: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -276,7 +276,10 @@ impl Note {
         let text = std::str::from_utf8(bytes).ok()?.strip_prefix(FIRST_LINE)?;
         let mut lines = text.lines();
         let mut field = |name: &str| lines.next()?.strip_prefix(name)?.strip_prefix(' ');
-        let number = |digits: &str| u64::from_str_radix(digits, 16).ok();
+        let number = |digits: &str| {
+            let is_whole = digits.len() == 16;
+            is_whole.then(|| u64::from_str_radix(digits, 16).ok())?
+        };
         let token = ObjectId::parse(field("token")?)?;
         let machine = ObjectId::parse(field("machine")?)?;
         let boot = ObjectId::parse(field("boot")?)?;
@@ -339,7 +342,6 @@ mod tests {
         let text = note.text();
         let cut = |len| Note::parse(&text.as_bytes()[..len]);
         for len in 0..text.len() - 1 {
-            assert_eq!(cut(len), cut(len));
             assert_ne!(cut(len).token, note.token);
             assert_ne!(cut(len), cut(len + 1));
         }
