@@ -32,8 +32,8 @@ pub struct Faults {
     pub reopens_after: Option<Duration>,
     /// A file that was removed cannot be read any more: ENOENT, as with `rclone mount`.
     pub forgets_removed: bool,
-    /// Nothing can be written: EROFS.
-    pub read_only: bool,
+    /// A file that was removed cannot be synced any more: ENOENT, as with gocryptfs.
+    pub syncs_by_name: bool,
 }
 
 struct Node {
@@ -70,15 +70,7 @@ impl Crooked {
         self.nodes.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    fn may_write(&self) -> Answer<()> {
-        match self.faults.read_only {
-            true => Err(Errno::EROFS),
-            false => Ok(()),
-        }
-    }
-
     fn make(&self, parent: INodeNo, name: &OsStr, kind: FileType) -> Answer<FileAttr> {
-        self.may_write()?;
         let mut nodes = self.nodes();
         if child(&nodes, parent, name).is_ok() {
             return Err(Errno::EEXIST);
@@ -90,7 +82,6 @@ impl Crooked {
     }
 
     fn remove(&self, parent: INodeNo, name: &OsStr) -> Answer<()> {
-        self.may_write()?;
         let mut nodes = self.nodes();
         let ino = child(&nodes, parent, name)?;
         if !nodes[ino as usize - 1].entries.is_empty() {
@@ -107,7 +98,6 @@ impl Crooked {
         to: (INodeNo, &OsStr),
         flags: RenameFlags,
     ) -> Answer<()> {
-        self.may_write()?;
         if self.faults.no_rename_flags && !flags.is_empty() {
             return Err(Errno::EINVAL);
         }
@@ -131,10 +121,6 @@ impl Crooked {
     }
 
     fn may_open(&self, ino: INodeNo, flags: OpenFlags) -> Answer<()> {
-        let writes = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        if writes {
-            self.may_write()?;
-        }
         let mut nodes = self.nodes();
         let node = node(&mut nodes, ino);
         let is_late = |after| node.renamed.is_some_and(|at| at.elapsed() < after);
@@ -335,8 +321,12 @@ impl Filesystem for Crooked {
         node.data[start..end].copy_from_slice(data);
         reply.written(data.len() as u32);
     }
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.ok();
+    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let is_gone = node(&mut self.nodes(), ino).links == 0;
+        match is_gone && self.faults.syncs_by_name {
+            true => reply.error(Errno::ENOENT),
+            false => reply.ok(),
+        }
     }
     fn readdir(
         &self,

@@ -266,3 +266,28 @@ fn a_library_that_is_moved_goes_on_and_one_that_is_replaced_does_not() {
         assert_eq!(bench.umount().code, 5);
     }
 }
+
+#[test]
+fn what_cannot_be_read_any_more_is_not_said_to_be_durable() {
+    if cannot_mount() {
+        return;
+    }
+    for can_read in [true, false] {
+        let mut bench = Bench::on(Faults {
+            forgets_removed: !can_read,
+            syncs_by_name: can_read,
+            ..Faults::default()
+        });
+        bench.succeeds("init --password-file pw store/lib");
+        bench.mount();
+        bench.write("first", "one").unwrap();
+        fs::remove_dir_all(bench.path("store/lib/new")).unwrap();
+        assert!(bench.write("second", "two").is_err());
+        let log = bench.log();
+        assert!(log.contains("was removed or replaced"), "{log}");
+        if can_read {
+            bench.write("second", "two").unwrap();
+            all_is_there(bench);
+        }
+    }
+}
