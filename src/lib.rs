@@ -56,6 +56,13 @@
 //! What a crash leaves in `new/` is taken up by `vault::adopt` at the next mount; `vault::maintain` writes bases, rewrites
 //! what lies in too many pieces, and collects what is dead.
 //!
+//! # Several devices
+//!
+//! Each device writes segments of its own, and what its writer had applied is in their heads. `index::history` says which
+//! segments count and in which order; `index::merge` applies those that were written beside each other, in an order that
+//! no arrival changes; `index::conflicts` settles by ordinary records what these leave: two links of one name, a folder
+//! below itself, versions of a file that lost. `vault::conflicts` frames them before anything else.
+//!
 //! # What is promised
 //!
 //! 1. After close(2), or the answer to any operation on names and attributes, killing the process loses nothing. After
