@@ -78,6 +78,8 @@ pub enum Kind {
     Displaced(Box<str>),
     /// The store did not answer in time.
     TimedOut,
+    /// Who is named here did not answer in time.
+    NoAnswer(Box<str>),
     /// A write failed earlier in a way after which nothing more may be written.
     Poisoned,
 
@@ -218,9 +220,10 @@ impl Error {
                 Some(code @ (libc::ENOSPC | libc::EDQUOT)) => code,
                 _ => libc::EIO,
             },
-            Kind::TimedOut => libc::ETIMEDOUT,
             Kind::InUse | Kind::DeviceTaken(_) => libc::EBUSY,
-            Kind::Damaged(_)
+            Kind::TimedOut
+            | Kind::NoAnswer(_)
+            | Kind::Damaged(_)
             | Kind::Missing
             | Kind::Displaced(_)
             | Kind::WrongKey
@@ -245,14 +248,16 @@ impl Error {
             Kind::Mount(_) => ExitStatus::Mount,
             Kind::Ended(status, _) => *status,
             Kind::Exists | Kind::NotEmpty => ExitStatus::Exists,
-            Kind::Io(_) | Kind::NoSpace | Kind::TimedOut | Kind::Poisoned => ExitStatus::Io,
+            Kind::Io(_) | Kind::NoSpace | Kind::TimedOut | Kind::NoAnswer(_) | Kind::Poisoned => {
+                ExitStatus::Io
+            }
             _ => ExitStatus::Failure,
         }
     }
 
     /// True where a log should be told: something is wrong with the store, not merely with the question.
     pub fn is_fault(&self) -> bool {
-        matches!(self.errno(), libc::EIO | libc::ETIMEDOUT) || matches!(self.kind, Kind::Poisoned)
+        self.errno() == libc::EIO || matches!(self.kind, Kind::Poisoned)
     }
 
     /// True where the store is full.
@@ -298,6 +303,7 @@ impl fmt::Display for Kind {
             Kind::Io(e) => return e.fmt(f),
             Kind::Damaged(check) => return write!(f, "damaged: {check}"),
             Kind::Missing => "is missing from the library",
+            Kind::NoAnswer(who) => return write!(f, "{who} has not answered in time"),
             Kind::TimedOut => "the store did not answer in time",
             Kind::Poisoned => "an earlier write failed, so nothing more is written",
             Kind::WrongKey => "no slot of the library opens with this secret",

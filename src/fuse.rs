@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::io;
+use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,16 +18,20 @@ use fuser::{
 };
 
 use crate::error::{Error, Kind, Result};
+use crate::overdue;
 use crate::volume::{Attr, Handle, Ino, SetAttr, SetId, Volume};
 
+mod answers;
 mod mapped;
 mod ops;
 mod types;
 mod uncached;
+mod watch;
 
 use mapped::{Mapped, seems_empty};
 use types::{Shown, TTL, file_attr, is_ordinary, set_id_on_chown, set_id_on_write};
 use uncached::Uncached;
+use watch::{Running, Watch, Watcher};
 
 /// The largest write in one request, in bytes: what the kernel's 256 pages per request allow.
 pub const WRITE_LEN_MAX: u32 = 1 << 20;
@@ -65,9 +70,18 @@ const WANTED: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
     .union(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP)
     .union(InitFlags::FUSE_CACHE_SYMLINKS);
 
+/// What is done where the store does not answer.
+pub struct Patience {
+    /// So long a request waits for it; then it is answered with EIO.
+    pub timeout: Duration,
+    /// What the log calls the store.
+    pub store: String,
+}
+
 /// A volume that answers the kernel.
 pub struct Session {
     session: BackgroundSession,
+    watching: Running,
     /// Nothing is ever sent; hangs up when the last thread has let go of the volume.
     gone: mpsc::Receiver<()>,
 }
@@ -75,19 +89,29 @@ pub struct Session {
 impl Session {
     /// Answers the requests that come from `device`, an open `/dev/fuse` that is mounted already. `name` is the
     /// value of [`SESSION_ATTRIBUTE`].
-    pub fn start(volume: Arc<dyn Volume>, device: OwnedFd, name: Option<String>) -> Result<Self> {
+    pub fn start(
+        volume: Arc<dyn Volume>,
+        device: OwnedFd,
+        name: Option<String>,
+        patience: Patience,
+    ) -> Result<Self> {
+        let failed = |e| Error::new(Kind::Io(e), "/dev/fuse");
+        let watched_device = device.try_clone().map_err(failed)?;
+        let watched_volume = Arc::downgrade(&volume);
         let (alive, gone) = mpsc::channel();
-        let kernel = Arc::new(OnceLock::new());
-        let adapter = Adapter {
+        let shared = Arc::new(Shared {
             volume,
             name,
             read_only: AtomicBool::new(false),
-            no_opendir: false,
-            may_uncache: false,
+            offers: OnceLock::new(),
             uncached: Uncached::default(),
             mapped: Mapped::default(),
-            kernel: kernel.clone(),
-            _alive: alive,
+            watch: Arc::new(Watch::new()),
+            kernel: OnceLock::new(),
+        });
+        let adapter = Adapter {
+            shared: shared.clone(),
+            _alive: alive.clone(),
         };
         let mut config = Config::default();
         config.n_threads = Some(THREADS);
@@ -95,48 +119,97 @@ impl Session {
         // sends for a program that has changed its user id: the flush behind close(2), for one.
         let session = fuser::Session::from_fd(adapter, device, SessionACL::All, config)
             .and_then(|session| {
-                let _ = kernel.set(session.notifier());
+                let _ = shared.kernel.set(session.notifier());
                 session.spawn()
             })
-            .map_err(|e| Error::new(Kind::Io(e), "/dev/fuse"))?;
-        Ok(Self { session, gone })
+            .map_err(failed)?;
+        let watcher = Watcher {
+            watch: shared.watch.clone(),
+            device: watched_device,
+            timeout: patience.timeout,
+            store: patience.store,
+            threads: THREADS,
+            filesystem: move || Adapter {
+                shared: shared.clone(),
+                _alive: alive.clone(),
+            },
+        };
+        let silence = move || watched_volume.upgrade().and_then(|volume| volume.silence());
+        let watching = watcher.start(silence).map_err(failed)?;
+        Ok(Self {
+            session,
+            watching,
+            gone,
+        })
     }
 
     /// Waits for the end: until nothing is mounted and no thread can reach the volume. If a thread of fuser
     /// fails, the others would go on without it: `abort` then has to break the connection.
     pub fn join(self, abort: impl FnOnce()) -> Result<()> {
-        let result = self.session.join().or_else(|e| match e.raw_os_error() {
+        let join = |session: BackgroundSession| match session.join() {
             // How the end looks to a thread that was just taking a request: the kernel has cut the connection.
-            Some(libc::ECONNABORTED) => Ok(()),
-            _ => Err(e),
-        });
+            Err(e) if e.raw_os_error() != Some(libc::ECONNABORTED) => Err(e),
+            _ => Ok(()),
+        };
+        let mut result = join(self.session);
         if result.is_err() {
             abort();
+        }
+        for session in self.watching.stop() {
+            result = result.and(join(session));
         }
         let _ = self.gone.recv();
         result.map_err(|e| Error::new(Kind::Io(e), "the FUSE session"))
     }
 }
 
+/// What a session of fuser answers with: all of them with the same.
 struct Adapter {
+    shared: Arc<Shared>,
+    _alive: mpsc::Sender<()>,
+}
+
+impl Deref for Adapter {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+struct Shared {
     volume: Arc<dyn Volume>,
     name: Option<String>,
     /// Set by the first panic: whatever it left half done, nothing is written on top.
     read_only: AtomicBool,
+    /// Set by the first session.
+    offers: OnceLock<Offers>,
+    uncached: Uncached,
+    mapped: Mapped,
+    watch: Arc<Watch>,
+    /// For what the kernel has to be told; there before the first request is taken.
+    kernel: OnceLock<Notifier>,
+}
+
+/// What the kernel offers.
+#[derive(Default, Clone, Copy)]
+struct Offers {
     no_opendir: bool,
     /// The kernel drops cached pages before direct writes: Linux since 6.6, which is when it began to offer
     /// DIRECT_IO_ALLOW_MMAP.
     may_uncache: bool,
-    uncached: Uncached,
-    mapped: Mapped,
-    /// For what the kernel has to be told; there before the first request is taken.
-    kernel: Arc<OnceLock<Notifier>>,
-    _alive: mpsc::Sender<()>,
 }
 
-impl Adapter {
-    /// Tells the kernel what is wanted of it, and notes what it offers.
-    fn negotiate(&mut self, config: &mut KernelConfig) -> io::Result<()> {
+impl Shared {
+    fn offers(&self) -> Offers {
+        self.offers.get().copied().unwrap_or_default()
+    }
+
+    /// Tells the kernel what is wanted of it, and notes what it offers. Only the first session does.
+    fn negotiate(&self, config: &mut KernelConfig) -> io::Result<()> {
+        if self.offers.get().is_some() {
+            return Ok(());
+        }
         let offered = config.capabilities();
         // Nothing here is refused: flags are among those offered, numbers within fuser's bounds.
         let set = config.add_capabilities(WANTED & offered).is_ok()
@@ -146,8 +219,10 @@ impl Adapter {
         if !set {
             return Err(io::Error::from_raw_os_error(libc::EPROTO));
         }
-        self.may_uncache = offered.contains(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
-        self.no_opendir = offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        let _ = self.offers.set(Offers {
+            may_uncache: offered.contains(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP),
+            no_opendir: offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT),
+        });
         Ok(())
     }
 
@@ -273,13 +348,15 @@ impl Adapter {
             volume.fsync(node, Handle(fh.0), Box::new(told));
             Ok(())
         });
+        overdue::leave();
     }
 }
 
 /// What a program is told of an error. What is wrong with the store, rather than with the question, is logged,
 /// here and nowhere else.
 fn errno(op: &str, ino: INodeNo, error: &Error) -> Errno {
-    if error.is_fault() {
+    // That the store does not answer is said once for all that need it.
+    if error.is_fault() && !matches!(error.kind(), Kind::TimedOut) {
         log::warn!("{op} of inode {ino}: {error}");
     }
     Errno::from_i32(error.errno())

@@ -21,6 +21,7 @@
 //! state    what this machine remembers of a library, outside of it
 //! store    where ciphertext lies: a directory; for tests memory, and one that crashes
 //! crypto   keys, slots, derivation, sealing; no I/O
+//! overdue  requests that are answered although the store is not done
 //! error    one error type, one errno table, one table of exit codes
 //! ```
 //!
@@ -77,6 +78,9 @@
 //! 6. Memory is bounded: the cache, 96 MiB, 300 bytes a file, 32 an extent, and the bytes of extended attributes, link
 //!    targets and long names.
 //!
+//! 7. Every request is answered in bounded time, whether or not the store answers; what was answered with EIO for that is
+//!    not done: `overdue`.
+//!
 //! # Where a change belongs
 //!
 //! A request of the kernel that is not answered: `fuse`, then [`volume`]. Another store: a second [`Store`](store::Store).
@@ -94,6 +98,7 @@ pub mod foreign;
 pub mod fuse;
 pub mod index;
 pub mod mount;
+pub mod overdue;
 pub mod pack;
 pub mod state;
 pub mod store;

@@ -3,14 +3,16 @@
 //! We mount ourselves and hand fuser the open device: fuser 0.18, left to unmount, takes away whatever is at the
 //! mount point once our own mount is gone, a stranger's included.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::crypto::{MasterKey, random_id};
 use crate::error::{Error, Kind, Result};
 use crate::index::{Tree, check_rollback, replay};
 use crate::state::Place;
-use crate::store::{Access, DeviceId, DirStore};
+use crate::store::{Access, DeviceId, DirStore, Watched};
 use crate::vault::{self, Vault};
 use crate::volume::{Time, Volume};
 
@@ -19,10 +21,12 @@ mod background;
 mod farewell;
 mod point;
 mod session;
+mod unmount;
 
 pub use attach::Options;
 pub use point::{check, clear_dead};
 pub use session::serve;
+pub use unmount::{unmount, unmount_by_force};
 
 /// How many files may be open at once, where the system lets us: each open pack is one.
 const OPEN_FILES: u64 = 65_536;
@@ -57,6 +61,12 @@ pub struct Plan {
     pub nodev: bool,
     /// Nothing can be executed below the mount point.
     pub noexec: bool,
+    /// See [`Options::source`].
+    pub source: Option<OsString>,
+    /// See [`Options::subtype`].
+    pub subtype: Option<OsString>,
+    /// See [`Options::timeout`].
+    pub timeout: Option<Duration>,
 }
 
 /// Mounts a library. In the foreground it returns when the mount has ended; else as soon as the mount answers.
@@ -72,6 +82,10 @@ pub fn run(plan: Plan) -> Result<()> {
         nosuid: plan.nosuid,
         nodev: plan.nodev,
         noexec: plan.noexec,
+        source: plan.source.clone(),
+        subtype: plan.subtype.clone(),
+        store: None,
+        timeout: plan.timeout,
     };
     let foreground = plan.foreground;
     run_volume(&library, &mountpoint, &options, foreground, |library| {
@@ -109,7 +123,10 @@ pub fn run_volume(
         }
     };
     let volume = open(&library)?;
-    serve(volume, &mountpoint, options, || {
+    let mut options = options.clone();
+    options.store = Some(library.display().to_string());
+    options.source.get_or_insert(library.into_os_string());
+    serve(volume, &mountpoint, &options, || {
         if let Some(ready) = ready {
             ready.tell();
         }
@@ -173,7 +190,7 @@ fn open_as(
     };
     let place = plan.place.clone();
     Vault::open(
-        Arc::new(store),
+        Arc::new(Watched::new(Arc::new(store))),
         master.clone(),
         plan.device,
         place,
@@ -241,17 +258,6 @@ fn lacks_own(
     let store = DirStore::open(library, Access::ReadOnly)?;
     let there = replay(&store, master, true, || Tree::new(0, 0, Time::now()))?;
     Ok(check_rollback(&[*own], &there.heads).is_err())
-}
-
-/// Ends the mount at `mountpoint`, and waits until all is written and the process behind it has let the library
-/// go. A mount that is in use is [`InUse`](crate::Kind::InUse); what the mount could not write is this
-/// function's error, too.
-pub fn unmount(mountpoint: &Path) -> Result<()> {
-    let entry = point::mounted(mountpoint)?;
-    // Connect first: afterwards nothing answers any more. Nobody there is no reason not to unmount.
-    let farewell = farewell::connect(&entry.point);
-    attach::detach(&entry.point, attach::Detach::Now)?;
-    farewell.map_or(Ok(()), |f| f.wait(&entry.point))
 }
 
 /// Failure is no harm: packs are then opened and closed more often.

@@ -4,6 +4,7 @@
 //! checks against mode bits and ACLs are the kernel's (`default_permissions`); a volume stores and inherits them.
 
 use std::ffi::OsStr;
+use std::time::Duration;
 
 use crate::error::{Kind, Result};
 
@@ -229,6 +230,15 @@ pub enum SetId {
     DropUnlessOf(u32),
 }
 
+/// How long a store has owed an answer, in its oldest call. Zero where it owes none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Silence {
+    /// To any call.
+    pub any: Duration,
+    /// To one that writes.
+    pub writes: Duration,
+}
+
 /// Told, once, how an operation that had to wait ended.
 pub type Done = Box<dyn FnOnce(Result<()>) + Send>;
 
@@ -422,6 +432,23 @@ pub trait Volume: Send + Sync {
     /// Removes an extended attribute.
     fn removexattr(&self, _ino: Ino, _name: &OsStr) -> Result<()> {
         Err(Kind::NotSupported.into())
+    }
+
+    /// Writes out all that there is now, and makes it durable.
+    fn write_all(&self) -> Result<()> {
+        Ok(())
+    }
+    /// Paths of files with what is not written out of each, in bytes. Does not wait for the store.
+    fn unwritten(&self) -> Vec<(Vec<u8>, u64)> {
+        Vec::new()
+    }
+    /// How long the store has been waited for; `None` where that is not known.
+    fn silence(&self) -> Option<Silence> {
+        None
+    }
+    /// How often the store has answered up to now, where that is counted: while it grows, there is hope.
+    fn answers(&self) -> u64 {
+        0
     }
 
     /// Ends the volume: everything is written, made durable and published. Called once, when no more requests come.

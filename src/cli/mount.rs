@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -24,6 +25,9 @@ use crate::state::{self, canonical};
 
 /// Bytes of decrypted blocks to keep, where nothing else is said.
 const CACHE_BYTES: usize = 32 << 20;
+
+/// The longest time that a store may be waited for, in seconds: a day.
+const TIMEOUT_MAX: u64 = 24 * 60 * 60;
 
 /// What mount(8) and fstab(5) have that changes nothing here: who may mount and when is theirs, and access times are
 /// never written by reading.
@@ -93,9 +97,9 @@ pub struct MountArgs {
     /// Mount it also where another device, as another user's, has it mounted on this machine
     #[arg(long)]
     force: bool,
-    /// Options as mount(8) gives them: ro, allow_other, suid, dev, noexec, cache-size=SIZE, password-file=FILE,
-    /// password-command=CMD, key-file=FILE, foreground, accept-rollback, new-device, force, and those that change nothing
-    /// here
+    /// Options as mount(8) gives them: ro, allow_other, suid, dev, noexec, fsname=NAME, subtype=TYPE, timeout=SECONDS (how
+    /// long a store that does not answer is waited for; 30), cache-size=SIZE, password-file=FILE, password-command=CMD,
+    /// key-file=FILE, foreground, accept-rollback, new-device, force, and those that change nothing here
     #[arg(short = 'o', value_name = "OPTION,...")]
     options: Vec<OsString>,
     /// Accepted from mount(8), and without meaning.
@@ -132,6 +136,9 @@ struct Wish {
     nosuid: bool,
     nodev: bool,
     noexec: bool,
+    source: Option<OsString>,
+    subtype: Option<OsString>,
+    timeout: Option<Duration>,
     open: OpenArgs,
     foreign: ForeignArgs,
 }
@@ -150,6 +157,9 @@ impl MountArgs {
             nosuid: true,
             nodev: true,
             noexec: false,
+            source: None,
+            subtype: None,
+            timeout: None,
             open: self.open.clone(),
             foreign: self.foreign.clone(),
         };
@@ -205,8 +215,20 @@ impl Wish {
             }
             ("key_file", Some(file)) => self.open.secret.key_file = Some(file.into()),
             (name, value) if self.foreign.option(name, value.as_deref())? => {}
-            // Of mount(8) and libfuse; the kernel's table always says `hushfs`.
-            ("comment" | "fsname" | "subtype" | "user" | "helper" | "uhelper", Some(_)) => {}
+            ("fsname", Some(source)) if !source.is_empty() => self.source = Some(source),
+            ("subtype", Some(subtype)) if !subtype.is_empty() => self.subtype = Some(subtype),
+            ("timeout", Some(seconds)) => {
+                let number = seconds.to_str().and_then(|s| s.parse().ok());
+                let number = number.filter(|s| (1..=TIMEOUT_MAX).contains(s));
+                let wrong = || {
+                    let given = seconds.display();
+                    Error::usage(format_args!(
+                        "-o timeout={given}: a number of seconds, 1 to {TIMEOUT_MAX}"
+                    ))
+                };
+                self.timeout = Some(Duration::from_secs(number.ok_or_else(wrong)?));
+            }
+            ("comment" | "user" | "helper" | "uhelper", Some(_)) => {}
             ("comment", None) => {}
             (name, _) if name.starts_with("x_") || name.starts_with("X_") => {}
             (name, None) if WITHOUT_MEANING.contains(&name) => {}
@@ -287,6 +309,9 @@ pub fn run(args: &MountArgs) -> Result<()> {
         nosuid: wish.nosuid,
         nodev: wish.nodev,
         noexec: wish.noexec,
+        source: wish.source,
+        subtype: wish.subtype,
+        timeout: wish.timeout,
     })
 }
 
@@ -319,6 +344,10 @@ fn run_foreign(wish: &Wish, kind: FormatKind, library: &Path, mountpoint: &Path)
         nosuid: wish.nosuid,
         nodev: wish.nodev,
         noexec: wish.noexec,
+        source: wish.source.clone(),
+        subtype: wish.subtype.clone(),
+        store: None,
+        timeout: wish.timeout,
     };
     let foreground = wish.foreground;
     crate::mount::run_volume(library, mountpoint, &options, foreground, |library| {

@@ -9,12 +9,18 @@ use crate::error::Result;
 /// What was typed.
 #[derive(Args, Debug)]
 pub struct UmountArgs {
-    /// Where the library is mounted
+    /// Where the library is mounted, or the library
     #[arg(value_name = "MOUNTPOINT")]
     mountpoint: PathBuf,
+    /// Detach it at once, also where the store does not answer or programs use it, and say what is lost
+    #[arg(long)]
+    force: bool,
 }
 
 /// Unmounts, and returns when the library is closed.
 pub fn run(args: &UmountArgs) -> Result<()> {
-    crate::mount::unmount(&args.mountpoint)
+    match args.force {
+        true => crate::mount::unmount_by_force(&args.mountpoint),
+        false => crate::mount::unmount(&args.mountpoint),
+    }
 }

@@ -19,6 +19,8 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::{Entry, Format};
 use crate::error::{Error, Kind, Result};
+use crate::overdue;
+use crate::store::LastKnown;
 use crate::volume::*;
 
 mod attrs;
@@ -44,6 +46,7 @@ pub struct Mirror {
     handles: Mutex<HashMap<u64, (Ino, bool)>>,
     next_handle: AtomicU64,
     dirty: AtomicUsize,
+    space: LastKnown<Statfs>,
 }
 
 impl Mirror {
@@ -60,6 +63,7 @@ impl Mirror {
             handles: Mutex::default(),
             next_handle: AtomicU64::new(1),
             dirty: AtomicUsize::new(0),
+            space: LastKnown::new(),
         }))
     }
 
@@ -146,7 +150,7 @@ impl Mirror {
             return Ok(());
         }
         self.account(content, |content| content.complete(&*self.format, &shown))?;
-        let _changes = self.changes.lock();
+        let _changes = overdue::lock(&self.changes)?;
         // The name may have changed meanwhile.
         let node_is_linked = self.tree.read().node(ino)?.linked;
         if !node_is_linked {

@@ -30,20 +30,18 @@ impl Filesystem for Adapter {
         self.negotiate(config)
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let reply = self.watch.hold(req, reply);
         let found = self.call("lookup", parent, |v, parent| match v.lookup(parent, name) {
             Ok(attr) => Ok(Some(attr)),
             Err(e) if matches!(e.kind(), Kind::NotFound) => Ok(None),
             Err(e) => Err(e),
         });
-        match found {
-            Ok(Some(attr)) => reply.give(self.shown(attr)),
-            Ok(None) => reply.entry(&TTL, &NEGATIVE, GENERATION),
-            Err(e) => reply.error(e),
-        }
+        self.looked_up(reply, (parent, name), found);
     }
 
-    fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
+    fn forget(&self, req: &Request, ino: INodeNo, count: u64) {
+        let _held = self.watch.hold_unanswered(req);
         self.uncached.forgotten(ino);
         let _ = self.call("forget", ino, |v, ino| {
             v.forget(ino, count);
@@ -51,7 +49,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let reply = self.watch.hold(req, reply);
         reply.answer(self.call("getattr", ino, |v, ino| Ok(self.shown(v.getattr(ino)?))));
     }
 
@@ -73,6 +72,7 @@ impl Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let reply = self.watch.hold(req, reply);
         let change = SetAttr {
             perm: mode.map(perm),
             uid,
@@ -85,7 +85,8 @@ impl Filesystem for Adapter {
         reply.answer(attr.map(|attr| self.shown(attr)));
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        let reply = self.watch.hold(req, reply);
         reply.answer(self.call("readlink", ino, |v, ino| v.readlink(ino)));
     }
 
@@ -99,11 +100,12 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let reply = self.watch.hold(req, reply);
         let made = self.change("mknod", parent, |v, parent| {
             let kind = file_kind(mode)?;
             v.mknod(parent, name, kind, perm(mode), rdev, caller(req, umask))
         });
-        reply.answer(made.map(|attr| self.shown(attr)));
+        self.entry(reply, (parent, name), made);
     }
 
     fn mkdir(
@@ -115,18 +117,23 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
+        let reply = self.watch.hold(req, reply);
         let made = self.change("mkdir", parent, |v, parent| {
             v.mkdir(parent, name, perm(mode), caller(req, umask))
         });
-        reply.answer(made.map(|attr| self.shown(attr)));
+        self.entry(reply, (parent, name), made);
     }
 
-    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply.answer(self.change("unlink", parent, |v, parent| v.unlink(parent, name)));
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let reply = self.watch.hold(req, reply);
+        let removed = self.change("unlink", parent, |v, parent| v.unlink(parent, name));
+        self.changed(reply, &[(parent, name)], removed);
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply.answer(self.change("rmdir", parent, |v, parent| v.rmdir(parent, name)));
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let reply = self.watch.hold(req, reply);
+        let removed = self.change("rmdir", parent, |v, parent| v.rmdir(parent, name));
+        self.changed(reply, &[(parent, name)], removed);
     }
 
     fn symlink(
@@ -137,15 +144,16 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
+        let reply = self.watch.hold(req, reply);
         let made = self.change("symlink", parent, |v, parent| {
             v.symlink(parent, name, target.as_os_str().as_bytes(), caller(req, 0))
         });
-        reply.answer(made.map(|attr| self.shown(attr)));
+        self.entry(reply, (parent, name), made);
     }
 
     fn rename(
         &self,
-        _: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -153,6 +161,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let reply = self.watch.hold(req, reply);
         let moved = self.change("rename", parent, |v, parent| {
             v.rename(
                 parent,
@@ -162,15 +171,17 @@ impl Filesystem for Adapter {
                 rename_mode(flags)?,
             )
         });
-        reply.answer(moved);
+        self.changed(reply, &[(parent, name), (new_parent, new_name)], moved);
     }
 
-    fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn link(&self, req: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let reply = self.watch.hold(req, reply);
         let linked = self.change("link", ino, |v, ino| v.link(ino, Ino(parent.0), name));
-        reply.answer(linked.map(|attr| self.shown(attr)));
+        self.entry(reply, (parent, name), linked);
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let reply = self.watch.hold(req, reply);
         let open = |v: &dyn Volume, ino| v.open(ino, flags.0);
         let changes = flags.0 & (libc::O_ACCMODE | libc::O_TRUNC) != libc::O_RDONLY;
         let opened = if changes {
@@ -178,11 +189,7 @@ impl Filesystem for Adapter {
         } else {
             self.call("open", ino, open)
         };
-        reply.answer(opened.map(|handle| {
-            self.note_opened(ino, FileHandle(handle.0), flags.0);
-            let flags = self.uncached.opened(ino, fopen_flags(flags.0));
-            (handle, flags)
-        }));
+        self.opened(reply, ino, flags.0, opened);
     }
 
     fn create(
@@ -195,27 +202,16 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let reply = self.watch.hold(req, reply);
         let made = self.change("create", parent, |v, parent| {
             v.create(parent, name, perm(mode), flags, caller(req, umask))
         });
-        match made {
-            Ok((attr, handle)) => {
-                let (ino, handle) = (INodeNo(attr.ino.0), FileHandle(handle.0));
-                self.mapped.opened(ino, handle, flags);
-                let mut opened = fopen_flags(flags);
-                if self.may_uncache {
-                    opened |= self.uncached.created(ino, flags);
-                }
-                let shown = self.shown(attr);
-                reply.created(&shown.ttl, &shown.attr, GENERATION, handle, opened);
-            }
-            Err(e) => reply.error(e),
-        }
+        self.created(reply, (parent, name), flags, made);
     }
 
     fn read(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         plain_offset: u64,
@@ -224,6 +220,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let reply = self.watch.hold(req, reply);
         READ_BUFFER.with_borrow_mut(|buffer| {
             // The mount option max_read bounds this. Answering less would read as zeros before the end of a file.
             let size = size as usize;
@@ -231,11 +228,13 @@ impl Filesystem for Adapter {
                 buffer.resize(size, 0);
             }
             let out = &mut buffer[..size];
-            match self.call("read", ino, |v, ino| {
+            let read = self.call("read", ino, |v, ino| {
                 v.read(ino, Handle(fh.0), plain_offset, out)
-            }) {
-                Ok(count) => reply.data(&buffer[..count.min(size)]),
-                Err(e) => reply.error(e),
+            });
+            match (read, reply.claim()) {
+                (_, None) => {}
+                (Ok(count), Some(reply)) => reply.data(&buffer[..count.min(size)]),
+                (Err(e), Some(reply)) => reply.error(e),
             }
         });
     }
@@ -252,6 +251,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let reply = self.watch.hold(req, reply);
         let data_len = data.len() as u32;
         let set_id = match flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
             true => SetId::DropUnlessOf(req.gid()),
@@ -263,7 +263,9 @@ impl Filesystem for Adapter {
                 false => v.write(ino, Handle(fh.0), plain_offset, data),
             }
         });
-        let answer = move |result: Result<(), Errno>| reply.answer(result.map(|()| data_len));
+        let answer = move |result: Result<(), Errno>| {
+            reply.answer(result.map(|()| data_len));
+        };
         // Past the page cache the kernel leaves it to us what O_DSYNC promises.
         match written.is_ok() && open_flags.0 & libc::O_DSYNC != 0 && self.uncached.is_open(ino) {
             true => self.sync("write", ino, fh, answer),
@@ -271,13 +273,14 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn flush(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, req: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        let reply = self.watch.hold(req, reply);
         reply.answer(self.call("flush", ino, |v, ino| v.flush(ino, Handle(fh.0))));
     }
 
     fn release(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         flags: OpenFlags,
@@ -285,6 +288,7 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
+        let reply = self.watch.hold(req, reply);
         let released = self.call("release", ino, |v, ino| {
             v.release(ino, Handle(fh.0));
             Ok(())
@@ -294,14 +298,19 @@ impl Filesystem for Adapter {
         reply.answer(released);
     }
 
-    fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.sync("fsync", ino, fh, |result| reply.answer(result));
+    fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+        let reply = self.watch.hold(req, reply);
+        self.sync("fsync", ino, fh, |result| {
+            reply.answer(result);
+        });
     }
 
-    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        if self.no_opendir {
+    fn opendir(&self, req: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let reply = self.watch.hold(req, reply);
+        if self.offers().no_opendir {
             // The kernel then caches directories, and never again asks to open or close one.
-            return reply.error(Errno::ENOSYS);
+            reply.answer(Err(Errno::ENOSYS));
+            return;
         }
         let opened = self.call("opendir", ino, |v, ino| v.opendir(ino));
         let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
@@ -310,61 +319,35 @@ impl Filesystem for Adapter {
 
     fn readdir(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         _: FileHandle,
         cookie: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
-        let mut some = false;
-        let listed = self.call("readdir", ino, |v, ino| {
-            v.readdir(ino, cookie, false, &mut |entry| {
-                let (ino, kind) = (INodeNo(entry.ino.0), file_type(entry.kind));
-                let full = reply.add(ino, entry.cookie, kind, entry.name);
-                some |= !full;
-                !full
-            })
-        });
-        match listed {
-            Err(e) if !some => reply.error(e),
-            // An error further on is met again there: the entries so far are the kernel's to know, and to forget.
-            _ => reply.ok(),
-        }
+        self.list(req, ino, cookie, reply);
     }
 
     fn readdirplus(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         _: FileHandle,
         cookie: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        let mut some = false;
-        let listed = self.call("readdirplus", ino, |v, ino| {
-            v.readdir(ino, cookie, true, &mut |entry| {
-                let attr = entry.attr.expect("readdir with plus fills in attributes");
-                let (ino, shown) = (INodeNo(entry.ino.0), self.shown(attr));
-                let Shown { attr, ttl } = &shown;
-                let full = reply.add(ino, entry.cookie, entry.name, ttl, attr, GENERATION);
-                some |= !full;
-                !full
-            })
-        });
-        match listed {
-            Err(e) if !some => reply.error(e),
-            _ => reply.ok(),
-        }
+        self.list_plus(req, ino, cookie, reply);
     }
 
     fn releasedir(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         _: OpenFlags,
         reply: ReplyEmpty,
     ) {
+        let reply = self.watch.hold(req, reply);
         let released = self.call("releasedir", ino, |v, ino| {
             v.releasedir(ino, Handle(fh.0));
             Ok(())
@@ -372,17 +355,21 @@ impl Filesystem for Adapter {
         reply.answer(released);
     }
 
-    fn fsyncdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.sync("fsyncdir", ino, fh, |result| reply.answer(result));
+    fn fsyncdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+        let reply = self.watch.hold(req, reply);
+        self.sync("fsyncdir", ino, fh, |result| {
+            reply.answer(result);
+        });
     }
 
-    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let reply = self.watch.hold(req, reply);
         reply.answer(self.call("statfs", ino, |v, _| v.statfs()));
     }
 
     fn setxattr(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -390,28 +377,36 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
+        let reply = self.watch.hold(req, reply);
         let set = self.change("setxattr", ino, |v, ino| {
             v.setxattr(ino, name, value, xattr_mode(flags)?)
         });
         reply.answer(set);
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let reply = self.watch.hold(req, reply);
         let value = match &self.name {
             Some(session) if ino.0 == ROOT.0 && name == SESSION_ATTRIBUTE => {
                 Ok(session.clone().into_bytes())
             }
             _ => self.call("getxattr", ino, |v, ino| v.getxattr(ino, name)),
         };
-        answer_xattr(reply, size, value);
+        if let Some(reply) = reply.claim() {
+            answer_xattr(reply, size, value);
+        }
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let reply = self.watch.hold(req, reply);
         let names = self.call("listxattr", ino, |v, ino| v.listxattr(ino));
-        answer_xattr(reply, size, names.map(|names| shown_names(req, names)));
+        if let Some(reply) = reply.claim() {
+            answer_xattr(reply, size, names.map(|names| shown_names(req, names)));
+        }
     }
 
-    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let reply = self.watch.hold(req, reply);
         reply.answer(self.change("removexattr", ino, |v, ino| v.removexattr(ino, name)));
     }
 
@@ -453,6 +448,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let reply = self.watch.hold(req, reply);
         let done = self.change_contents("fallocate", ino, set_id_on_write(req), |v, ino| {
             v.fallocate(ino, plain_offset, plain_len, fallocate_mode(mode)?)
         });
@@ -461,13 +457,14 @@ impl Filesystem for Adapter {
 
     fn lseek(
         &self,
-        _: &Request,
+        req: &Request,
         node: INodeNo,
         fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let reply = self.watch.hold(req, reply);
         let found = self.call("lseek", node, |v, ino| {
             let plain_offset = u64::try_from(offset).map_err(|_| Kind::NoSuchOffset)?;
             let whence = seek_whence(whence)?;
@@ -492,6 +489,7 @@ impl Filesystem for Adapter {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let reply = self.watch.hold(req, reply);
         // The reply has 32 bits. Whole pages, so that a copy in several pieces stays aligned.
         let len = len.min(u64::from(!4095u32));
         let copied = self.change_contents("copy_file_range", to, set_id_on_write(req), |v, to| {

@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, RenameFlags, ReplyAttr,
-    ReplyData, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, TimeOrNow,
+    ReplyCreate, ReplyData, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow,
 };
 
 use crate::error::{Kind, Result};
@@ -216,6 +216,13 @@ pub(super) trait Answer<T>: Sized {
     }
 }
 
+/// Gives an error, where the kernel has not had one.
+pub(super) fn refuse<T>(reply: Option<impl Answer<T>>, errno: Errno) {
+    if let Some(reply) = reply {
+        reply.fail(errno);
+    }
+}
+
 macro_rules! answer {
     ($reply:ty, $value:ty, |$this:ident, $given:pat_param| $give:expr) => {
         impl Answer<$value> for $reply {
@@ -239,6 +246,15 @@ answer!(ReplyEntry, Shown, |reply, shown| reply.entry_with_ttls(
 ));
 answer!(ReplyAttr, Shown, |reply, shown| reply
     .attr(&shown.ttl, &shown.attr));
+answer!(ReplyCreate, (Shown, Handle, FopenFlags), |reply,
+                                                   (
+    shown,
+    handle,
+    flags,
+)| {
+    let handle = FileHandle(handle.0);
+    reply.created(&shown.ttl, &shown.attr, GENERATION, handle, flags)
+});
 answer!(ReplyData, Vec<u8>, |reply, data| reply.data(&data));
 answer!(ReplyWrite, u32, |reply, count| reply.written(count));
 answer!(ReplyLseek, u64, |reply, offset| reply.offset(offset as i64));

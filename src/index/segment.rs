@@ -121,6 +121,12 @@ impl SegmentWriter {
         self.spoiled = true;
     }
 
+    /// Takes the last frame back, as if its write had failed: nothing may be added any more.
+    pub fn take_back(&mut self) {
+        self.frames -= 1;
+        self.spoiled = true;
+    }
+
     /// Adds a frame. It is with the system on return, not on the disk.
     pub fn append(&mut self, frame: &Frame) -> Result<()> {
         self.write_message(Part::Frame, &to_cbor(frame))

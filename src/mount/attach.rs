@@ -1,11 +1,13 @@
 //! The system calls that mount and unmount: mount(2) as root, else through fusermount3.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -14,16 +16,16 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use crate::error::{Error, Kind, Result};
 use crate::fuse::READ_LEN_MAX;
 
-/// What the kernel's table calls a mount of ours.
+/// What the kernel's table calls a mount of ours, unless another subtype was asked for.
 pub(super) const FS_TYPE: &str = "fuse.hushfs";
 
-/// What stands as its source. Never a path that a person chose: a comma in it would be read as further options.
-const SOURCE: &str = "hushfs";
+/// So long a request waits for a store that does not answer.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 
 const HELPER: &str = "fusermount3";
 
-/// How the kernel treats the mount.
-#[derive(Debug, Clone, Copy, Default)]
+/// How the kernel treats the mount, and what its table says of it.
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// The kernel refuses to write.
     pub read_only: bool,
@@ -35,6 +37,15 @@ pub struct Options {
     pub nodev: bool,
     /// Nothing can be executed.
     pub noexec: bool,
+    /// What the table names as the source; else it is the library's folder, by which mount(8), umount(8), findmnt(8) and
+    /// df(1) know the mount.
+    pub source: Option<OsString>,
+    /// What the table calls the type, behind `fuse.`; else `hushfs`.
+    pub subtype: Option<OsString>,
+    /// What the log calls the store.
+    pub store: Option<String>,
+    /// So long a request waits for the store before it is answered with EIO; else [`TIMEOUT`].
+    pub timeout: Option<Duration>,
 }
 
 impl Options {
@@ -47,6 +58,21 @@ impl Options {
         flags
     }
 
+    /// What the table calls the type.
+    pub(super) fn fs_type(&self) -> OsString {
+        let Some(subtype) = &self.subtype else {
+            return FS_TYPE.into();
+        };
+        let mut fs_type = OsString::from("fuse.");
+        fs_type.push(subtype);
+        fs_type
+    }
+
+    /// What the table names as the source.
+    fn source(&self) -> &OsStr {
+        self.source.as_deref().unwrap_or(OsStr::new("hushfs"))
+    }
+
     /// Options of the filesystem type. Modes and ACLs are always checked by the kernel.
     fn kernel(&self) -> String {
         let other = if self.allow_other { ",allow_other" } else { "" };
@@ -54,18 +80,36 @@ impl Options {
     }
 
     /// All options, as fusermount3 takes them. For ordinary users it adds nosuid and nodev in any case.
-    fn helper(&self) -> String {
-        let mut text = format!("fsname={SOURCE},subtype=hushfs,{}", self.kernel());
+    fn helper(&self) -> OsString {
+        let subtype = self.subtype.as_deref().unwrap_or(OsStr::new("hushfs"));
+        let mut text = OsString::from("fsname=");
+        text.push(escaped(self.source()));
+        text.push(",subtype=");
+        text.push(escaped(subtype));
+        text.push(",");
+        text.push(self.kernel());
         for (set, on, off) in [
             (self.read_only, ",ro", ",rw"),
             (self.nosuid, ",nosuid", ",suid"),
             (self.nodev, ",nodev", ",dev"),
             (self.noexec, ",noexec", ",exec"),
         ] {
-            text.push_str(if set { on } else { off });
+            text.push(if set { on } else { off });
         }
         text
     }
+}
+
+/// The value of an option for fusermount3, which reads a comma as the end of it.
+fn escaped(value: &OsStr) -> OsString {
+    let mut out = Vec::with_capacity(value.len());
+    for byte in value.as_bytes() {
+        if matches!(byte, b',' | b'\\') {
+            out.push(b'\\');
+        }
+        out.push(*byte);
+    }
+    OsString::from_vec(out)
 }
 
 /// Mounts at `point`, and answers the device at which the kernel's requests arrive.
@@ -100,7 +144,8 @@ fn direct(point: &Path, options: &Options) -> Result<Option<OwnedFd>> {
         options.kernel()
     );
     let data = CString::new(data).expect("numbers and fixed words hold no zero byte");
-    match rustix::mount::mount(SOURCE, point, FS_TYPE, options.flags(), data.as_c_str()) {
+    let (source, fs_type) = (options.source(), options.fs_type());
+    match rustix::mount::mount(source, point, fs_type, options.flags(), data.as_c_str()) {
         Ok(()) => Ok(Some(device)),
         Err(rustix::io::Errno::PERM) => Ok(None),
         Err(e) => Err(refused(point, io::Error::from(e))),
@@ -205,6 +250,19 @@ pub(super) enum Detach {
     Now,
     /// From sight at once; it ends when nothing uses it any more.
     Lazily,
+}
+
+/// Takes the mount from sight whose root directory `root` is, wherever that is mounted now; `point` is where it was seen.
+/// What takes its place meanwhile is left alone, but where the set-user-id program has to do it.
+pub(super) fn detach_held(root: impl AsFd, point: &Path) -> Result<()> {
+    // This link leads to the directory itself; no name is looked up anew.
+    let root = format!("/proc/self/fd/{}", root.as_fd().as_raw_fd());
+    match rustix::mount::unmount(root, UnmountFlags::DETACH) {
+        Ok(()) => Ok(()),
+        // By somebody else, just now.
+        Err(rustix::io::Errno::INVAL) => Ok(()),
+        Err(_) => detach(point, Detach::Lazily),
+    }
 }
 
 /// Unmounts what is at `point`.

@@ -1,23 +1,35 @@
-//! How `hushfs umount` hears that a mount has ended, and how: umount(2) returns before everything is written.
+//! How `hushfs umount` speaks with the process of a mount: umount(2) returns before everything is written, and cannot be
+//! taken back where the store does not answer.
 //!
-//! The serving process listens on an abstract socket, whose name is an attribute of the mounted root directory.
-//! Who wants to know connects before unmounting, and is told when the volume is closed: one byte, 0 or the exit
-//! code, and the message. A process that dies tells nothing, and the connection ends.
+//! The serving process listens on an abstract socket, whose name is an attribute of the mounted root directory. Who
+//! unmounts connects before, and asks for all to be written out, while it is still mounted. A byte comes now and then as
+//! long as the store answers, and one when it is done. When the volume is closed, the end is told: 0 or the exit code, and
+//! the message. A process that dies tells nothing, and the connection ends.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::Duration;
 
-use rustix::process::PidfdFlags;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{PidfdFlags, Signal};
 
 use crate::error::{Error, ExitStatus, Kind, Result};
 use crate::fuse::SESSION_ATTRIBUTE;
 
-/// How long the end may take: a full buffer, and the last pack and segment, on a slow disk.
-const PATIENCE: Duration = Duration::from_secs(60);
+mod serving;
+
+pub(super) use serving::Farewell;
+
+/// How long a store may be silent while something is written out, and the process of a mount before it answers at all.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long who takes a mount away by force waits for what it can do without.
+pub(super) const SHORT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long a process may take to exit when all is written.
 const LAST_STEPS: Duration = Duration::from_secs(5);
@@ -25,40 +37,22 @@ const LAST_STEPS: Duration = Duration::from_secs(5);
 /// The longest message told, in bytes, and the longest believed.
 const MESSAGE_LEN_MAX: usize = 4096;
 
-/// The serving side.
-pub(super) struct Farewell {
-    pub name: String,
-    listener: UnixListener,
-}
+/// Asks for all to be written out; answered with the same when that has ended, well or not.
+const WRITE_OUT: u8 = b'w';
+/// Asks what is not written out; answered with the same, the length in two bytes, and the text.
+const LIST: u8 = b'l';
+/// The store has answered since the last one.
+const ALIVE: u8 = b'.';
+/// The end: the exit code, and the message up to the end of the stream.
+const END: u8 = b'!';
 
-impl Farewell {
-    /// Listens; `None` if that cannot be: unmounting then does not wait.
-    pub(super) fn listen() -> Option<Self> {
-        let pid = std::process::id();
-        // Names are free for all to take, so another one is tried.
-        (0..16).find_map(|attempt| {
-            let name = format!("hushfs-{pid}-{attempt}");
-            let listener =
-                UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).ok()?).ok()?;
-            listener.set_nonblocking(true).ok()?;
-            Some(Self { name, listener })
-        })
-    }
-
-    /// Tells those who wait. The library must be let go by now.
-    pub(super) fn tell(self, result: &Result<()>) {
-        let (code, text) = match result {
-            Ok(()) => (0, String::new()),
-            Err(e) => (e.exit_status() as u8, e.to_string()),
-        };
-        while let Ok((mut stream, _)) = self.listener.accept() {
-            // So little always fits in the socket's buffer; who has gone away is not waited for.
-            let mut message = vec![code];
-            message.extend_from_slice(&text.as_bytes()[..text.len().min(MESSAGE_LEN_MAX)]);
-            let _ = stream.set_nonblocking(true);
-            let _ = stream.write_all(&message);
-        }
-    }
+/// What the process of a mount says to who connects.
+pub(super) enum Asked {
+    Connected(Connection),
+    /// There is none, it does not say, or may not be asked by this user.
+    Nobody,
+    /// It is there, and does not answer.
+    Silent,
 }
 
 /// The waiting side.
@@ -68,38 +62,134 @@ pub(super) struct Connection {
     process: Option<OwnedFd>,
 }
 
-/// Connects to the process behind a mount; `None` where it does not say, or may not be asked by this user.
-pub(super) fn connect(point: &Path) -> Option<Connection> {
-    let mut value = [0; 64];
-    let len = rustix::fs::getxattr(point, SESSION_ATTRIBUTE, &mut value).ok()?;
-    let name = SocketAddr::from_abstract_name(&value[..len]).ok()?;
-    let stream = UnixStream::connect_addr(&name).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+enum Message {
+    Alive,
+    Written,
+    List(String),
+    End(u8, Vec<u8>),
+}
+
+/// Whether the process of the mount at `point` is one of this program, as far as it says.
+pub(super) fn is_ours(point: &Path) -> bool {
+    !matches!(session_name(point, SHORT_PATIENCE), Ok(None))
+}
+
+/// The name of the socket; an error where the process does not answer. It is asked in a thread of its own: who waits for a
+/// process that is stopped can only be killed.
+fn session_name(point: &Path, patience: Duration) -> Result<Option<Vec<u8>>, RecvTimeoutError> {
+    let (tell, told) = mpsc::channel();
+    let point = point.to_owned();
+    thread::spawn(move || {
+        let mut value = [0; 64];
+        let len = rustix::fs::getxattr(&point, SESSION_ATTRIBUTE, &mut value);
+        let _ = tell.send(len.ok().map(|len| value[..len].to_vec()));
+    });
+    told.recv_timeout(patience)
+}
+
+/// Connects to the process behind a mount.
+pub(super) fn connect(point: &Path, patience: Duration) -> Asked {
+    let name = match session_name(point, patience) {
+        Ok(Some(name)) => name,
+        Ok(None) => return Asked::Nobody,
+        Err(_) => return Asked::Silent,
+    };
+    let stream = SocketAddr::from_abstract_name(&name).and_then(|a| UnixStream::connect_addr(&a));
+    let Ok(stream) = stream else {
+        return Asked::Nobody;
+    };
     let peer = rustix::net::sockopt::socket_peercred(&stream).ok();
     let process = peer.and_then(|p| rustix::process::pidfd_open(p.pid, PidfdFlags::empty()).ok());
-    Some(Connection { stream, process })
+    Asked::Connected(Connection { stream, process })
 }
 
 impl Connection {
-    /// Waits for the end, at most [`PATIENCE`].
+    /// Waits, at most `patience` from one sign of life to the next.
+    fn next(&self, patience: Duration) -> io::Result<Message> {
+        self.stream.set_read_timeout(Some(patience))?;
+        let mut stream = &self.stream;
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        match byte[0] {
+            WRITE_OUT => Ok(Message::Written),
+            LIST => {
+                let mut len = [0; 2];
+                stream.read_exact(&mut len)?;
+                let mut text = vec![0; usize::from(u16::from_le_bytes(len))];
+                stream.read_exact(&mut text)?;
+                Ok(Message::List(printable(&text)))
+            }
+            END => {
+                stream.read_exact(&mut byte)?;
+                let mut text = Vec::new();
+                stream.take(MESSAGE_LEN_MAX as u64).read_to_end(&mut text)?;
+                Ok(Message::End(byte[0], text))
+            }
+            _ => Ok(Message::Alive),
+        }
+    }
+
+    /// Has all written out. False where the store has been silent for `patience`; with `in_all`, where it has taken
+    /// so long. A failure is no matter of this: it is met again when the volume is closed.
+    pub(super) fn write_out(&self, patience: Duration, in_all: bool) -> bool {
+        let started = std::time::Instant::now();
+        if (&self.stream).write_all(&[WRITE_OUT]).is_err() {
+            return true;
+        }
+        loop {
+            match self.next(patience) {
+                Ok(Message::Written | Message::End(..)) => return true,
+                Ok(_) if in_all && started.elapsed() >= patience => return false,
+                Ok(_) => {}
+                Err(e) => return e.kind() != io::ErrorKind::WouldBlock,
+            }
+        }
+    }
+
+    /// What is not written out yet, in words; nothing where it does not say.
+    pub(super) fn unwritten(&self) -> Option<String> {
+        (&self.stream).write_all(&[LIST]).ok()?;
+        loop {
+            match self.next(SHORT_PATIENCE).ok()? {
+                Message::List(text) => return Some(text),
+                Message::End(..) => return None,
+                _ => {}
+            }
+        }
+    }
+
+    /// Sends the process a signal; that it is not allowed, or gone, is no matter.
+    pub(super) fn signal(&self, signal: Signal) {
+        if let Some(process) = &self.process {
+            let _ = rustix::process::pidfd_send_signal(process, signal);
+        }
+    }
+
+    /// Waits for the end, at most [`PATIENCE`] from one answer of the store to the next.
     pub(super) fn wait(self, point: &Path) -> Result<()> {
-        let mut message = Vec::new();
-        let limit = MESSAGE_LEN_MAX as u64 + 1;
-        let read = self.stream.take(limit).read_to_end(&mut message);
-        // Anything else is how it looks when the process dies before it has taken the connection.
-        let is_late = |e: io::Error| e.kind() == io::ErrorKind::WouldBlock;
-        if read.is_err_and(is_late) && message.is_empty() {
-            return Err(Error::new(Kind::TimedOut, point.display())
-                .hint("it is unmounted, but its process is still writing: wait for the process hushfs to end"));
+        let end = loop {
+            match self.next(PATIENCE) {
+                Ok(Message::End(code, text)) => break Some((code, text)),
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(Error::new(Kind::TimedOut, point.display())
+                        .hint(
+                            "it is unmounted here, but its process goes on: it still writes, or a container or service, \
+                             which has mounts of its own, still has this one",
+                        ));
+                }
+                // It dies, maybe before it has taken the connection.
+                Err(_) => break None,
+            }
+        };
+        if let Some(process) = &self.process {
+            exited(process);
         }
-        if let Some(process) = self.process {
-            exited(&process);
-        }
-        match message.split_first() {
+        match end {
             Some((0, _)) => Ok(()),
             Some((code, text)) => {
-                let status = ExitStatus::from_code(*code).unwrap_or(ExitStatus::Failure);
-                Err(Error::from(Kind::Ended(status, printable(text).into())))
+                let status = ExitStatus::from_code(code).unwrap_or(ExitStatus::Failure);
+                Err(Error::from(Kind::Ended(status, printable(&text).into())))
             }
             None => Err(Error::new(
                 Kind::Mount("its process died before all was written".into()),
@@ -108,17 +198,23 @@ impl Connection {
             .hint("nothing is lost that was closed: the next mount takes it over")),
         }
     }
+
+    /// Waits for a process that was killed.
+    pub(super) fn wait_for_exit(&self) {
+        if let Some(process) = &self.process {
+            exited(process);
+        }
+    }
 }
 
 /// Waits for a process that has nothing left to do but to exit.
 fn exited(process: &OwnedFd) {
-    let mut poll = libc::pollfd {
-        fd: process.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
+    let limit = Timespec {
+        tv_sec: LAST_STEPS.as_secs() as i64,
+        tv_nsec: 0,
     };
-    // SAFETY: one valid entry is handed over, and its descriptor is open.
-    unsafe { libc::poll(&mut poll, 1, LAST_STEPS.as_millis() as i32) };
+    let mut poll = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
+    let _ = rustix::event::poll(&mut poll, Some(&limit));
 }
 
 /// Anybody can mount something that calls itself hushfs: nothing of its message may steer a terminal.

@@ -5,10 +5,11 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 
 use crate::error::{Error, Kind, Result};
 
@@ -22,7 +23,9 @@ pub(super) struct Entry {
     /// Where it is.
     pub point: PathBuf,
     /// Its type, with the subtype: `fuse.hushfs`.
-    pub fs_type: String,
+    pub fs_type: OsString,
+    /// What it was mounted from: the library's folder, or what `-o fsname` says.
+    pub source: PathBuf,
 }
 
 impl Entry {
@@ -34,12 +37,14 @@ impl Entry {
         let device = text().and_then(|_parent| text())?.to_owned();
         let point = words.nth(1).map(unescape)?;
         words.find(|w| *w == b"-")?;
-        let fs_type = String::from_utf8(words.next()?.to_vec()).ok()?;
+        let fs_type = unescape(words.next()?).into_os_string();
+        let source = words.next().map(unescape)?;
         Some(Self {
             id,
             device,
             point,
             fs_type,
+            source,
         })
     }
 
@@ -50,7 +55,13 @@ impl Entry {
 
     /// True for any mount that a process serves.
     fn is_fuse(&self) -> bool {
-        self.fs_type == "fuse" || self.fs_type == "fuseblk" || self.fs_type.starts_with("fuse.")
+        let fs_type = self.fs_type.as_bytes();
+        matches!(fs_type, b"fuse" | b"fuseblk") || fs_type.starts_with(b"fuse.")
+    }
+
+    /// True for mounts of this program, but those that were given another subtype.
+    fn is_hushfs(&self) -> bool {
+        self.fs_type == super::attach::FS_TYPE
     }
 }
 
@@ -94,39 +105,60 @@ pub(super) fn top(point: &Path) -> Result<Option<Entry>> {
     Ok(table()?.into_iter().rfind(|e| e.point == point))
 }
 
-/// The id of the mount that a path meets. The kernel's word on the path itself, for the moment before it is
-/// unmounted; a dead mount answers, too. Before Linux 5.8, the table's.
-pub(super) fn id_at(point: &Path) -> Option<u64> {
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
-    match rustix::fs::statx(CWD, point, flags, StatxFlags::MNT_ID) {
-        Ok(stat) if stat.stx_mask & StatxFlags::MNT_ID.bits() != 0 => Some(stat.stx_mnt_id),
-        _ => top(point).ok()?.map(|e| e.id),
-    }
+/// The root directory of the mount that a path meets, and what tells that mount from all others.
+pub(super) struct Held {
+    pub root: OwnedFd,
+    /// The id in the table, which the kernel hands out again. `None` before Linux 5.8.
+    pub id: Option<u64>,
+    /// The id that is never handed out again. `None` before Linux 6.8.
+    pub unique_id: Option<u64>,
+}
+
+/// Holds what a path meets. The kernel's word on the path itself; the process behind the mount is not asked, so one
+/// that is dead or stopped is no obstacle.
+pub(super) fn hold(point: &Path) -> io::Result<Held> {
+    /// STATX_MNT_ID_UNIQUE of linux/stat.h.
+    const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(point, flags, Mode::empty())?;
+    let id = |wanted: StatxFlags| {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = rustix::fs::statx(&root, "", flags, wanted).ok()?;
+        (stat.stx_mask & wanted.bits() != 0).then_some(stat.stx_mnt_id)
+    };
+    let (id, unique_id) = (id(StatxFlags::MNT_ID), id(MNT_ID_UNIQUE));
+    Ok(Held {
+        root,
+        id,
+        unique_id,
+    })
 }
 
 /// The absolute path without links. A dead mount at its end, which answers nothing, is no obstacle.
 pub(super) fn resolve(path: &Path) -> Result<PathBuf> {
-    let parent_and_name = || {
-        let parent = match path.parent()? {
-            p if p.as_os_str().is_empty() => Path::new("."),
-            p => p,
-        };
-        Some(parent.canonicalize().ok()?.join(path.file_name()?))
-    };
     match path.canonicalize() {
         Ok(found) => Ok(found),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             Err(Error::new(Kind::NotFound, path.display()))
         }
-        Err(e) => parent_and_name().ok_or_else(|| Error::io(e, path)),
+        Err(e) => beside_parent(path).ok_or_else(|| Error::io(e, path)),
     }
+}
+
+/// The absolute path, with links followed in all but the last name.
+fn beside_parent(path: &Path) -> Option<PathBuf> {
+    let parent = match path.parent()? {
+        p if p.as_os_str().is_empty() => Path::new("."),
+        p => p,
+    };
+    Some(parent.canonicalize().ok()?.join(path.file_name()?))
 }
 
 /// Takes away a mount of ours whose process has died, which would only be in the way: nothing can be lost with it.
 /// A dead mount of another kind is left to its owner.
 pub fn clear_dead(mountpoint: &Path) -> Result<()> {
     let point = resolve(mountpoint)?;
-    let ours = top(&point)?.is_some_and(|e| e.fs_type == super::attach::FS_TYPE);
+    let ours = top(&point)?.is_some_and(|e| e.is_hushfs());
     // Attributes may still be cached; what statfs(2) says never is.
     if ours && rustix::fs::statfs(&point).err() == Some(rustix::io::Errno::NOTCONN) {
         log::info!(
@@ -149,8 +181,12 @@ pub fn check(mountpoint: &Path, library: &Path) -> Result<PathBuf> {
             return refuse("a mount is here whose process has died")
                 .map_err(|e| e.hint(format_args!("umount {}", mountpoint.display())));
         }
-        return Err(Error::new(Kind::InUse, mountpoint.display())
-            .hint(format_args!("{} is mounted there already", entry.fs_type)));
+        return Err(
+            Error::new(Kind::InUse, mountpoint.display()).hint(format_args!(
+                "{} is mounted there already",
+                entry.fs_type.display()
+            )),
+        );
     }
     let meta = std::fs::metadata(&point).map_err(|e| Error::io(e, mountpoint))?;
     if !meta.is_dir() {
@@ -169,15 +205,28 @@ pub fn check(mountpoint: &Path, library: &Path) -> Result<PathBuf> {
     Ok(point)
 }
 
-/// The mount of ours at `mountpoint`.
-pub(super) fn mounted(mountpoint: &Path) -> Result<Entry> {
+/// The mount of ours at `path`, or else the newest one of the library there: as umount(8) finds what is mounted.
+pub(super) fn mounted(path: &Path) -> Result<Entry> {
     const HINT: &str = "`findmnt -t fuse.hushfs` lists what is mounted";
-    let point = resolve(mountpoint).map_err(|e| e.hint(HINT))?;
-    match top(&point)? {
-        Some(entry) if entry.fs_type == super::attach::FS_TYPE => Ok(entry),
-        _ => Err(Error::new(
+    let mut table = table()?;
+    // What is mounted at the path itself is not asked: its process may be stopped.
+    let point = match beside_parent(path).filter(|point| table.iter().any(|e| e.point == *point)) {
+        Some(point) => point,
+        None => resolve(path).map_err(|e| e.hint(HINT))?,
+    };
+    let at = |e: &Entry| e.point == point;
+    // Whatever its subtype: it was asked for by where it is.
+    let found = match table.iter().rposition(at) {
+        Some(top) if table[top].is_fuse() => Some(top),
+        _ => table.iter().rposition(|e| e.is_fuse() && e.source == point),
+    };
+    let found =
+        found.filter(|i| table[*i].is_hushfs() || super::farewell::is_ours(&table[*i].point));
+    match found {
+        Some(found) => Ok(table.swap_remove(found)),
+        None => Err(Error::new(
             Kind::Mount("no library is mounted here".into()),
-            mountpoint.display(),
+            path.display(),
         )
         .hint(HINT)),
     }
@@ -189,12 +238,13 @@ mod tests {
 
     #[test]
     fn a_line_of_the_table_is_read() {
-        let line = b"36 35 0:52 / /mnt/my\\040music\\134x rw,nosuid shared:1 master:2 - fuse.hushfs hushfs rw,user_id=0";
+        let line = b"36 35 0:52 / /mnt/my\\040music\\134x rw,nosuid shared:1 master:2 - fuse.hushfs /my\\040library rw,user_id=0";
         let entry = Entry::parse(line).unwrap();
         assert_eq!(entry.id, 36);
         assert_eq!(entry.device, "0:52");
         assert_eq!(entry.point, Path::new("/mnt/my music\\x"));
         assert_eq!(entry.fs_type, "fuse.hushfs");
+        assert_eq!(entry.source, Path::new("/my library"));
         assert!(entry.is_fuse());
         assert_eq!(Entry::parse(b"36 35 0:52 / /mnt"), None);
         assert_eq!(Entry::parse(b""), None);

@@ -7,8 +7,8 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use rustix::mount::{self, FsMountFlags, FsOpenFlags, MountAttrFlags};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::attach::{self, Detach, Options};
+use super::attach::{self, Options};
 use super::farewell::Farewell;
 use super::point;
 use crate::error::{Error, Kind, Result};
@@ -43,7 +43,7 @@ pub fn serve(
     options: &Options,
     ready: impl FnOnce(),
 ) -> Result<()> {
-    let farewell = Farewell::listen();
+    let farewell = Farewell::listen(&volume);
     let name = farewell.as_ref().map(|f| f.name.clone());
     let served = mount_and_wait(Arc::clone(&volume), mountpoint, options, name, ready);
     let closed = volume.close();
@@ -69,7 +69,11 @@ fn mount_and_wait(
     let mut signals = Signals::new(signals()).map_err(|e| Error::new(Kind::Io(e), "signals"))?;
     let handle = signals.handle();
     let device = attach::attach(mountpoint, options)?;
-    let mount = Mounted::find(mountpoint)?;
+    let mount = Mounted::find(mountpoint, options)?;
+    let patience = fuse::Patience {
+        timeout: options.timeout.unwrap_or(attach::TIMEOUT),
+        store: options.store.clone().unwrap_or_else(|| "the store".into()),
+    };
     // Hangs up when the session has ended.
     let (running, ended) = mpsc::channel::<()>();
     thread::scope(|scope| {
@@ -79,7 +83,7 @@ fn mount_and_wait(
                 mount.end(&ended);
             }
         });
-        let result = fuse::Session::start(volume, device, name).and_then(|session| {
+        let result = fuse::Session::start(volume, device, name, patience).and_then(|session| {
             let answered = mount.answers();
             match &answered {
                 Ok(()) => {
@@ -89,7 +93,10 @@ fn mount_and_wait(
                 }
                 Err(_) => mount.detach(),
             }
-            session.join(|| mount.cut()).and(answered)
+            let joined = session.join(|| mount.cut());
+            // Else it was cut by us, and the mount is still there.
+            mount.is_over.store(joined.is_ok(), Ordering::Relaxed);
+            joined.and(answered)
         });
         drop(running);
         handle.close();
@@ -113,29 +120,46 @@ fn signals() -> Vec<i32> {
 }
 
 /// The mount, as the kernel's table knows it. Taken away when dropped, if it is still there.
-struct Mounted(point::Entry);
+struct Mounted {
+    entry: point::Entry,
+    /// See [`point::Held::unique_id`].
+    unique_id: Option<u64>,
+    /// The kernel has ended the session: what bears the mount's numbers now may be another's.
+    is_over: AtomicBool,
+}
 
 impl Mounted {
-    fn find(mountpoint: &Path) -> Result<Self> {
-        let entry = point::top(mountpoint)?.filter(|e| e.fs_type == attach::FS_TYPE);
+    /// Finds what was just mounted.
+    fn find(mountpoint: &Path, options: &Options) -> Result<Self> {
+        let fs_type = options.fs_type();
         let lost = || {
             Error::new(
                 Kind::Mount("was unmounted at once".into()),
                 mountpoint.display(),
             )
         };
-        entry.map(Self).ok_or_else(lost)
+        let entry = point::top(mountpoint)?.filter(|e| e.fs_type == fs_type);
+        let entry = entry.ok_or_else(lost)?;
+        let held = point::hold(&entry.point).ok();
+        let unique_id = held
+            .filter(|h| h.id == Some(entry.id))
+            .and_then(|h| h.unique_id);
+        Ok(Self {
+            entry,
+            unique_id,
+            is_over: AtomicBool::new(false),
+        })
     }
 
     /// Makes sure that a program would be answered.
     fn answers(&self) -> Result<()> {
-        match rustix::fs::statfs(&self.0.point) {
+        match rustix::fs::statfs(&self.entry.point) {
             Ok(_) => Ok(()),
             // Refused by the root directory's mode, or gone again already: that is an answer, too.
             Err(rustix::io::Errno::ACCESS | rustix::io::Errno::NOTCONN) => Ok(()),
             Err(e) => Err(Error::new(
                 Kind::Mount(format!("does not answer: {e}").into()),
-                self.0.point.display(),
+                self.entry.point.display(),
             )),
         }
     }
@@ -143,24 +167,43 @@ impl Mounted {
     /// Only root may; streams are slower without.
     fn read_ahead(&self) {
         let _ = fs::write(
-            format!("/sys/class/bdi/{}/read_ahead_kb", self.0.device),
+            format!("/sys/class/bdi/{}/read_ahead_kb", self.entry.device),
             READ_AHEAD_KIB.to_string(),
         );
     }
 
     /// Takes the mount from sight, lazily, and only while it is what is seen at its place: a stranger's mount on
-    /// top, or there instead, is left alone.
+    /// top, or there instead, is left alone. The kernel hands ids and device numbers out again at once, so where it has
+    /// no unique ones, everything has to be the same, and nothing is done after the session has ended by itself.
     fn detach(&self) {
-        let ours = |e: &point::Entry| e.id == self.0.id && e.device == self.0.device;
+        let is_over = self.is_over.load(Ordering::Relaxed);
+        if is_over && self.unique_id.is_none() {
+            return;
+        }
+        let ours = |e: &point::Entry| match self.unique_id {
+            // It may have been moved.
+            Some(_) => e.id == self.entry.id && e.device == self.entry.device,
+            None => *e == self.entry,
+        };
         let Some(now) = point::table().ok().and_then(|t| t.into_iter().find(ours)) else {
             return;
         };
-        if point::id_at(&now.point) != Some(now.id) {
-            let path = now.point.display();
-            log::warn!("{path}: something else is mounted on top, so it stays mounted");
-            return;
-        }
-        if let Err(e) = attach::detach(&now.point, Detach::Lazily) {
+        let held = point::hold(&now.point).ok();
+        let seen = held.filter(|held| match self.unique_id {
+            Some(_) => held.unique_id == self.unique_id,
+            None => held.id == Some(now.id) || held.id.is_none(),
+        });
+        let detached = match seen {
+            Some(held) => attach::detach_held(held.root, &now.point),
+            // Numbers that another mount has now say nothing of a mount on top.
+            None if is_over => return,
+            None => {
+                let path = now.point.display();
+                log::warn!("{path}: something else is mounted on top, so it stays mounted");
+                return;
+            }
+        };
+        if let Err(e) = detached {
             log::warn!("{e}");
         }
     }
@@ -169,14 +212,14 @@ impl Mounted {
     fn end(&self, ended: &mpsc::Receiver<()>) {
         notify("STOPPING=1");
         // What programs wrote through memory maps is still the kernel's.
-        if let Ok(root) = fs::File::open(&self.0.point) {
+        if let Ok(root) = fs::File::open(&self.entry.point) {
             let _ = rustix::fs::syncfs(root);
         }
         self.detach();
         if ended.recv_timeout(GRACE) == Err(mpsc::RecvTimeoutError::Timeout) {
             log::warn!(
                 "{}: still in use; what uses it is cut off",
-                self.0.point.display()
+                self.entry.point.display()
             );
             self.cut();
         }
@@ -184,7 +227,7 @@ impl Mounted {
 
     /// Breaks the connection to the kernel: every program that still uses the mount is told ENOTCONN.
     fn cut(&self) {
-        let abort = format!("{}/abort", self.0.minor());
+        let abort = format!("{}/abort", self.entry.minor());
         let cut = fs::write(format!("/sys/fs/fuse/connections/{abort}"), "1");
         if let Err(e) = cut.or_else(|_| write_fusectl(&abort)) {
             log::warn!(

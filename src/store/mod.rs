@@ -19,10 +19,13 @@ mod owner;
 mod probe;
 #[cfg(test)]
 mod tests;
+mod watched;
 
 pub use dir::{Access, DirStore};
 pub use memory::{Faults, MemoryStore};
 pub use neighbours::{Neighbour, is_locked};
+pub(crate) use watched::LastKnown;
+pub use watched::{Calls, Watched};
 
 /// The random 128-bit name of an object, in lower-case hex where it is a file name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -197,4 +200,9 @@ pub trait Store: Send + Sync {
     /// Keeps `bytes` of room back from everybody, or lets them go with 0: the reserve that lets a deletion be
     /// recorded on a full disk.
     fn reserve(&self, bytes: u64) -> Result<()>;
+
+    /// Its calls, where they are watched.
+    fn calls(&self) -> Option<&Calls> {
+        None
+    }
 }

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use rustix::mm::Advice;
 
 use crate::error::{Error, Kind, Result};
+use crate::overdue;
 use crate::pack::{PackId, Packs};
 use crate::store::STREAM_ALIGNMENT;
 
@@ -158,7 +159,14 @@ impl Piece {
     /// The bytes of a range that it covers; waits for them. `None` where they could not be fetched: who reads them in
     /// another way learns why.
     pub fn take(&self, cipher: &Range<u32>) -> Option<&[u8]> {
-        let (buffer, len) = self.fetched.wait().as_ref()?;
+        let fetched = match self.fetched.get() {
+            Some(fetched) => fetched,
+            None => {
+                let _waiting = overdue::wait().ok()?;
+                self.fetched.wait()
+            }
+        };
+        let (buffer, len) = fetched.as_ref()?;
         let taken = i64::from(cipher.end - cipher.start);
         self.left.fetch_sub(taken, Ordering::Relaxed);
         let (from, to) = (

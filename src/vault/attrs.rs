@@ -10,6 +10,7 @@ use super::{Core, Draft, file};
 use crate::error::{Kind, Result};
 use crate::index::record::{AttrChange, Content, Owner, Record, XattrChange};
 use crate::index::{Inode, Tree};
+use crate::overdue;
 use crate::volume::{
     Attr, FILE_LEN_MAX, FileKind, Ino, NAME_LEN_MAX, SetAttr, SetId, SetTime, Time, XATTR_LEN_MAX,
     XattrMode,
@@ -140,7 +141,7 @@ impl Core {
             return Err(Kind::FileTooLarge.into());
         }
         let file = self.file(ino);
-        let flushing = file.flushing.lock();
+        let flushing = overdue::lock(&file.flushing)?;
         // What is dirty and stays is older than the new length: a crash must not find this without that. What goes is
         // written out with it, or else a part of a write would be found.
         let stays = file

@@ -47,7 +47,7 @@ struct State {
     /// Since when something may be dirty, or framed and not durable.
     undurable_since: Option<Instant>,
     stop: bool,
-    /// The thread has panicked: whoever waits for it is told so.
+    /// The thread has ended: whoever waits for it is told so.
     is_gone: bool,
 }
 
@@ -83,6 +83,18 @@ impl Shared {
             .and_then(|since| since.checked_sub(by));
     }
 
+    /// What was asked for and is not done, or is asked for from now on, nobody does.
+    fn is_gone(&self) {
+        let waiting = {
+            let mut state = self.state.lock();
+            state.is_gone = true;
+            std::mem::take(&mut state.waiting)
+        };
+        if !waiting.is_empty() {
+            answer(waiting, Err(Error::new(Kind::Poisoned, "the committer")));
+        }
+    }
+
     /// Has `done` called when all that is framed now is durable.
     pub fn request(&self, done: Done) {
         let mut state = self.state.lock();
@@ -101,12 +113,7 @@ struct Alive<'a>(&'a Shared);
 impl Drop for Alive<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let waiting = {
-                let mut state = self.0.state.lock();
-                state.is_gone = true;
-                std::mem::take(&mut state.waiting)
-            };
-            answer(waiting, Err(Error::new(Kind::Poisoned, "the committer")));
+            self.0.is_gone();
         }
     }
 }
@@ -202,6 +209,7 @@ impl Committer {
         self.core.commit.state.lock().stop = true;
         self.core.commit.wake.notify_one();
         let ended = thread.join();
+        self.core.commit.is_gone();
         ended.map_err(|_| Error::new(Kind::Poisoned, "the committer"))
     }
 }
@@ -250,6 +258,7 @@ impl Core {
     /// due until something changes.
     pub(super) fn do_what_is_due(&self, duties: &mut Duties) -> bool {
         duties.empty.note(self.empty_spoiled());
+        self.drop_all_unused();
         // Who closed a file while somebody looked at it has left it here.
         self.files.lock().retain(|_, file| self.is_needed(file));
         let is_old = self.commit.take_due();

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
 use crate::index::record::{Id, PackLen, Splices};
+use crate::overdue;
 use crate::pack::{FinishedPack, Note, PackId, PackWriter, Packs};
 use crate::store::{Area, DeviceId, Growing, Store};
 
@@ -97,7 +98,7 @@ impl Contents {
         parts: &[&[u8]],
         out: &mut Splices,
     ) -> Result<()> {
-        let mut inner = self.inner.lock();
+        let mut inner = overdue::lock(&self.inner)?;
         let mut parts: Vec<&[u8]> = parts.iter().copied().filter(|p| !p.is_empty()).collect();
         let mut at = plain_offset;
         while !parts.is_empty() {

@@ -139,6 +139,11 @@ impl Dirty {
         }
     }
 
+    /// How many bytes were written.
+    pub fn plain_bytes(&self) -> u64 {
+        self.chunks.values().map(|chunk| chunk.len() as u64).sum()
+    }
+
     /// Bytes that are in none of `extents`, which are those of the file.
     pub fn bytes_outside(&self, extents: impl Fn(u64, u64) -> u64) -> u64 {
         self.chunks

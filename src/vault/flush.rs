@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 use super::Core;
 use super::contents::{Subject, split};
 use super::file::{Dirty, FileState, OpenFile};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::index::record::{Content, Record, Splices};
+use crate::overdue;
 use crate::pack::BLOCK_PLAIN_LEN;
 use crate::volume::{Ino, Time};
 
@@ -44,14 +45,14 @@ impl Core {
 
     /// Seals what is dirty into packs, and frames it. What could not be written stays dirty.
     pub(super) fn flush_file(&self, file: &OpenFile) -> Result<()> {
-        let _flushing = file.flushing.lock();
+        let _flushing = overdue::lock(&file.flushing)?;
         self.flush_locked(file, true)
     }
 
     /// The same for a file to which more is coming: the block that it ends in stays until it is whole. So runs
     /// begin and end where blocks do, whatever the lengths of the writes.
     pub(super) fn flush_stream(&self, file: &OpenFile) -> Result<()> {
-        let _flushing = file.flushing.lock();
+        let _flushing = overdue::lock(&file.flushing)?;
         self.flush_locked(file, false)
     }
 
@@ -78,6 +79,7 @@ impl Core {
             (dirty, state.mtime)
         };
         let flushed = self.write_out(file.ino, &dirty, mtime);
+        overdue::go_on();
         let mut state = file.state.lock();
         state.leaving = None;
         match flushed {
@@ -91,8 +93,11 @@ impl Core {
             }
             Err(e) => {
                 self.put_back(&mut state, &dirty);
-                state.failures += 1;
-                state.failed_for_space = e.is_no_space();
+                // Who only waited too long has written nothing that could have failed.
+                if !matches!(e.kind(), Kind::TimedOut) {
+                    state.failures += 1;
+                    state.failed_for_space = e.is_no_space();
+                }
                 Err(e)
             }
         }
@@ -130,7 +135,7 @@ impl Core {
                 inode.plain_size().max(dirty.end()),
             )
         };
-        let _sealing = self.sealing.read();
+        let _sealing = overdue::read(&self.sealing)?;
         let mut splices = Splices::default();
         // Up to here everything dirty is sealed: a range may begin in a block that was taken whole before it.
         let mut done = 0;

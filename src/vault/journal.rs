@@ -15,6 +15,7 @@ use crate::index::record::{BaseRef, Frame, Opening, Record, StampSegment};
 use crate::index::{
     ClosedSegment, Published, SEGMENT_CIPHER_LEN, SegmentExtent, SegmentReader, SegmentWriter, Tree,
 };
+use crate::overdue;
 use crate::state::Head;
 use crate::store::{DeviceId, Growing, ObjectId, Store};
 use crate::volume::Time;
@@ -159,17 +160,29 @@ impl Journal {
                 written => written,
             }
         })?;
-        self.appended += 1;
         let open = self.open.as_mut().ok_or(Kind::Poisoned)?;
-        open.last_change = Instant::now();
-        let mut tree = tree.write();
-        let applied = tree.apply_frame(open.number_in_tree, &frame);
-        tree.drop_removed(&frame.records);
-        applied.map_err(|why| {
-            self.poisoned = true;
-            log::error!("a record that was written cannot be applied ({why}): the mount is read-only from now on");
-            Error::from(Kind::Poisoned)
-        })
+        let applied = overdue::unless_answered(|| {
+            self.appended += 1;
+            open.last_change = Instant::now();
+            let mut tree = tree.write();
+            let applied = tree.apply_frame(open.number_in_tree, &frame);
+            tree.drop_removed(&frame.records);
+            applied
+        });
+        match applied {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(why)) => {
+                self.poisoned = true;
+                log::error!(
+                    "a record that was written cannot be applied ({why}): the mount is read-only from now on"
+                );
+                Err(Kind::Poisoned.into())
+            }
+            Err(answered) => {
+                open.writer.take_back();
+                Err(answered)
+            }
+        }
     }
 
     /// Takes a step towards a frame. Where the disk is full and the frame makes room, the reserve is for it.

@@ -11,7 +11,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -20,6 +20,7 @@ use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
 use crate::index::record::{Id, Record, SegmentId};
 use crate::index::{InodeIx, Published, Tree, check_rollback, replay};
+use crate::overdue;
 use crate::pack::{PackId, Packs};
 use crate::state::Place;
 use crate::store::{DeviceId, Store};
@@ -58,6 +59,8 @@ use file::OpenFile;
 use journal::{Journal, Start};
 use stream::{Streamer, Streams};
 
+/// So long something is waited for that may be done later, too.
+const MOMENT: Duration = Duration::from_millis(100);
 /// Published packs that are kept open for reading.
 const OPEN_PACKS_MAX: usize = 512;
 
@@ -127,6 +130,8 @@ pub(crate) struct Core {
     sealing: RwLock<()>,
     /// Files that were closed in many pieces, and when.
     fragmented: Mutex<Vec<(Ino, Instant)>>,
+    /// Inodes to be dropped for which the journal was waited for too long.
+    unused: Mutex<Vec<Ino>>,
     /// What earlier mounts left to be removed, is.
     swept: AtomicBool,
     /// Segments were removed under the mount: a base has to say anew what they said.
@@ -235,6 +240,7 @@ impl Vault {
             bases: Mutex::new(replayed.bases),
             sealing: RwLock::default(),
             fragmented: Mutex::default(),
+            unused: Mutex::default(),
             swept: AtomicBool::new(false),
             is_index_lost: AtomicBool::new(false),
             store,
@@ -323,6 +329,7 @@ impl Core {
     /// Runs `build` against the tree as it is, and makes what it drafts take effect: all of it, or nothing.
     fn transact<R>(&self, build: impl FnOnce(&Tree, &mut Draft) -> Result<R>) -> Result<R> {
         self.writable()?;
+        overdue::go_on();
         self.transact_promised(build)
     }
 
@@ -331,7 +338,7 @@ impl Core {
         &self,
         build: impl FnOnce(&Tree, &mut Draft) -> Result<R>,
     ) -> Result<R> {
-        let mut journal = self.journal.lock();
+        let mut journal = overdue::lock(&self.journal)?;
         let mut draft = Draft {
             wall: Time::now(),
             records: Vec::new(),
@@ -352,7 +359,7 @@ impl Core {
                 durable_before: false,
                 records,
             };
-            tree.apply_frame(0, &frame)
+            overdue::unless_answered(|| tree.apply_frame(0, &frame))?
                 .map_err(|why| Error::damaged("an open file", why))?;
             return Ok(answer);
         }
@@ -413,13 +420,32 @@ impl Core {
         let unused = references > 0 && inode.let_go(references) && !inode.is_linked();
         drop(tree);
         if unused {
-            let _journal = self.journal.lock();
-            let mut tree = self.tree.write();
-            if let Some(ix) = tree.find(ino) {
-                tree.drop_if_unused(ix);
+            // The kernel does not wait for this, so it must not wait for the store.
+            match self.journal.try_lock_for(MOMENT) {
+                Some(journal) => self.drop_unused(&journal, ino),
+                None => self.unused.lock().push(ino),
             }
         }
         self.close_file(ino);
+    }
+
+    /// Drops what could not be dropped at once.
+    fn drop_all_unused(&self) {
+        let unused = std::mem::take(&mut *self.unused.lock());
+        if !unused.is_empty() {
+            let journal = self.journal.lock();
+            for ino in unused {
+                self.drop_unused(&journal, ino);
+            }
+        }
+    }
+
+    /// Drops an inode without a name and references.
+    fn drop_unused(&self, _journal: &Journal, ino: Ino) {
+        let mut tree = self.tree.write();
+        if let Some(ix) = tree.find(ino) {
+            tree.drop_if_unused(ix);
+        }
     }
 
     fn close_file(&self, ino: Ino) {

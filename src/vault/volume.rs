@@ -316,6 +316,42 @@ impl Volume for Vault {
             .change_xattr(ino, name, None, XattrMode::Replace)
     }
 
+    fn write_all(&self) -> Result<()> {
+        let core = self.core();
+        if core.read_only {
+            return Ok(());
+        }
+        core.flush_all()?;
+        let (tell, told) = std::sync::mpsc::channel();
+        core.commit.request(Box::new(move |synced| {
+            let _ = tell.send(synced);
+        }));
+        told.recv().unwrap_or_else(|_| Err(Kind::Poisoned.into()))
+    }
+
+    fn unwritten(&self) -> Vec<(Vec<u8>, u64)> {
+        let core = self.core();
+        let files: Vec<_> = core.files.lock().values().cloned().collect();
+        let unwritten = files.iter().filter_map(|file| {
+            let bytes = {
+                let state = file.state.lock();
+                state.dirty.plain_bytes() + state.leaving.as_ref().map_or(0, |l| l.plain_bytes())
+            };
+            let tree = core.tree.read();
+            let ix = tree.find(file.ino).filter(|_| bytes > 0)?;
+            tree.inode(ix).is_linked().then(|| (tree.path(ix), bytes))
+        });
+        unwritten.collect()
+    }
+
+    fn silence(&self) -> Option<Silence> {
+        self.core().store.calls().map(|calls| calls.silence())
+    }
+
+    fn answers(&self) -> u64 {
+        self.core().store.calls().map_or(0, |calls| calls.answers())
+    }
+
     fn close(&self) -> Result<()> {
         let cache = self.cache_stats();
         log::info!(

@@ -2,12 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
-use super::file::{self, OpenFile};
+use super::file::{self, Dirty, OpenFile};
 use super::journal::RESERVE_BYTES;
 use super::{Core, Draft};
 use crate::error::{Error, Kind, Result};
 use crate::index::Tree;
 use crate::index::record::{Content, Record, Splices};
+use crate::overdue;
 use crate::volume::{FILE_LEN_MAX, Fallocate, FileKind, Handle, Ino};
 
 /// Dirty memory of all files together, in bytes; who writes more, writes it out first.
@@ -43,26 +44,33 @@ impl Core {
                 return Err(Kind::InvalidArgument.into());
             }
         }
-        let (before, cost, is_stream) = {
+        let is_stream = |dirty: &Dirty| dirty.cost() / dirty.chunk_count().max(1) >= 64 * 1024;
+        let must_wait = {
+            let state = file.state.lock();
+            state.dirty.cost() >= STREAM_LEN_MAX && is_stream(&state.dirty)
+        };
+        if must_wait {
+            // Before anything of this is taken in: then it is so only if the answer says so.
+            self.flush_stream(&file).inspect_err(|_| {
+                // This caller hears of it now; the other handles, when they close.
+                self.note_told(handle, &file);
+            })?;
+        }
+        let is_due = overdue::unless_answered(|| {
             let mut state = file.state.lock();
             let before = state.dirty.cost();
             state.dirty.write(plain_offset, data);
             let cost = state.dirty.cost();
             state.touch(is_write_back);
             self.recount(before, cost);
-            let is_stream = cost / state.dirty.chunk_count().max(1) >= 64 * 1024;
-            (before, cost, is_stream)
-        };
+            before < STREAM_LEN && cost >= STREAM_LEN && is_stream(&state.dirty)
+        })?;
         self.commit.changed();
-        let is_due = before < STREAM_LEN && cost >= STREAM_LEN;
-        if is_stream && (cost >= STREAM_LEN_MAX || is_due && !self.streams.offer(&file)) {
-            self.flush_stream(&file).inspect_err(|_| {
-                // This caller hears of it now; the other handles, when they close.
-                self.note_told(handle, &file);
-            })
-        } else {
-            Ok(())
+        if is_due {
+            // Where nobody takes it, the writer does when it has to wait.
+            self.streams.offer(&file);
         }
+        Ok(())
     }
 
     /// Writes out what is dirty where it is too much. What cannot be written out lets nothing more in.
@@ -199,7 +207,7 @@ impl Core {
     /// bring back what it read before.
     fn while_flushed<R>(&self, ino: Ino, change: impl FnOnce() -> Result<R>) -> Result<R> {
         let file = self.file(ino);
-        let flushing = file.flushing.lock();
+        let flushing = overdue::lock(&file.flushing)?;
         let done = self.flush_locked(&file, true).and_then(|()| change());
         drop(flushing);
         drop(file);

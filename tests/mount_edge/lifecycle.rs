@@ -179,3 +179,89 @@ fn ordinary_users_mount_through_fusermount3() {
         assert_eq!(m.closed(), "1");
     }
 }
+
+/// The kernel's line of what is mounted there: id, device, type and source.
+fn line_of(point: &std::path::Path) -> Option<[String; 4]> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let mut lines = table.lines().map(words);
+    let line = lines.rfind(|line| Some(line[4].as_str()) == point.to_str())?;
+    let behind = line.iter().position(|word| word == "-")?;
+    Some([&line[0], &line[2], &line[behind + 1], &line[behind + 2]].map(Clone::clone))
+}
+
+#[test]
+fn an_ending_mount_leaves_alone_what_has_its_numbers() {
+    if cannot_mount() {
+        return;
+    }
+    // Others mount, too: so it may take several tries until a mount gets the numbers that were just free.
+    for _ in 0..30 {
+        let mut m = Mount::new();
+        let stranger = tempfile::tempdir().unwrap();
+        let ours = line_of(&m.point).unwrap();
+        m.signal(Signal::STOP);
+        rustix::mount::unmount(&m.point, UnmountFlags::empty()).unwrap();
+        rustix::mount::mount("none", stranger.path(), "tmpfs", MountFlags::empty(), None).unwrap();
+        let theirs = line_of(stranger.path()).unwrap();
+        m.signal(Signal::CONT);
+        m.ended_cleanly();
+        let is_there = is_mounted(stranger.path());
+        let _ = rustix::mount::unmount(stranger.path(), UnmountFlags::DETACH);
+        assert!(is_there, "{theirs:?} was taken away by {ours:?}");
+        if ours[..2] == theirs[..2] {
+            return;
+        }
+    }
+    eprintln!("no mount got the numbers of the one before");
+}
+
+#[test]
+fn a_stopped_process_does_not_keep_its_mount() {
+    if cannot_mount() {
+        return;
+    }
+    let mut m = Mount::new();
+    m.signal(Signal::STOP);
+    let started = Instant::now();
+    let error = mount::unmount_by_force(&m.point).unwrap_err();
+    assert_eq!(error.exit_status() as i32, 9, "{error}");
+    assert!(started.elapsed() < Duration::from_secs(20));
+    assert!(!is_mounted(&m.point));
+    m.signal(Signal::CONT);
+    m.ended_cleanly();
+}
+
+#[test]
+fn the_table_says_what_was_asked_for() {
+    if cannot_mount() {
+        return;
+    }
+    let setpriv = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+    ];
+    let may = fs::metadata("/dev/fuse").unwrap().mode() & 0o006 == 0o006;
+    let there = |name: &str| Command::new(name).arg("--version").output().is_ok();
+    let helped = may && there("fusermount3") && there("setpriv");
+    for prefix in [&[][..], &setpriv]
+        .into_iter()
+        .take(1 + usize::from(helped))
+    {
+        let mut m = Mount::with("named", prefix);
+        let [_, _, fs_type, source] = line_of(&m.point).unwrap_or_else(|| panic!("{}", m.error()));
+        assert_eq!(fs_type, "fuse.other");
+        let source = source
+            .replace("\\040", " ")
+            .replace("\\134", "\\")
+            .replace("\\043", "#");
+        assert_eq!(source, super::NAME);
+        m.signal(Signal::TERM);
+        m.ended_cleanly();
+    }
+    let mut m = Mount::with("named", &[]);
+    mount::unmount(&m.point).unwrap();
+    m.ended_cleanly();
+}

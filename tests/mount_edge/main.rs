@@ -22,6 +22,9 @@ use tempfile::TempDir;
 
 use memfs::MemFs;
 
+/// A source with all that could be read as something else.
+const NAME: &str = "/a b,ro\\c#";
+
 /// No test may take longer; then its mount is torn down, and what waits for it fails.
 const WATCHDOG: Duration = Duration::from_secs(60);
 
@@ -46,7 +49,9 @@ fn serve_in_child() {
         nosuid: true,
         nodev: true,
         read_only: has("ro"),
-        noexec: false,
+        source: has("named").then(|| NAME.into()),
+        subtype: has("named").then(|| "other".into()),
+        ..Options::default()
     };
     let ready = || fs::write(control.join("ready"), "").unwrap();
     let ended = mount::serve(std::sync::Arc::new(fs), &point, &options, ready);

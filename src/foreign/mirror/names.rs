@@ -43,7 +43,7 @@ impl Mirror {
             ..Overrides::default()
         };
         let content = Arc::new(Mutex::new(content));
-        let _changes = self.changes.lock();
+        let _changes = overdue::lock(&self.changes)?;
         let mut tree = self.tree.write();
         let ino = tree.add(parent, name, Body::File(None))?;
         self.files.lock().insert(ino.0, Arc::clone(&content));
@@ -69,7 +69,7 @@ impl Mirror {
     ) -> Result<Ino> {
         self.writable()?;
         check_name(name)?;
-        let _changes = self.changes.lock();
+        let _changes = overdue::lock(&self.changes)?;
         if self.tree.read().child(parent, name).is_some() {
             return Err(Kind::Exists.into());
         }
@@ -99,7 +99,7 @@ impl Mirror {
 
     pub(super) fn remove_file(&self, parent: Ino, name: &OsStr) -> Result<()> {
         self.writable()?;
-        let _changes = self.changes.lock();
+        let _changes = overdue::lock(&self.changes)?;
         let (ino, shown) = {
             let tree = self.tree.read();
             let ino = tree.child(parent, name).ok_or(Kind::NotFound)?;
@@ -113,7 +113,7 @@ impl Mirror {
 
     pub(super) fn remove_dir(&self, parent: Ino, name: &OsStr) -> Result<()> {
         self.writable()?;
-        let _changes = self.changes.lock();
+        let _changes = overdue::lock(&self.changes)?;
         let (ino, shown) = {
             let tree = self.tree.read();
             let ino = tree.child(parent, name).ok_or(Kind::NotFound)?;
@@ -142,7 +142,7 @@ impl Mirror {
         let ino = self.tree.read().child(parent, name).ok_or(Kind::NotFound)?;
         let file = self.opened(ino);
         let mut content = file.as_ref().map(|file| file.lock());
-        let _changes = self.changes.lock();
+        let _changes = overdue::lock(&self.changes)?;
         let Some(plan) = self.plan_move(ino, (parent, name), (new_parent, new_name), mode)? else {
             return Ok(());
         };

@@ -170,17 +170,21 @@ impl Volume for Mirror {
     }
 
     fn statfs(&self) -> Result<Statfs> {
-        let root = self.format.root();
-        let s = rustix::fs::statvfs(root).map_err(|e| Error::io(e.into(), root))?;
-        let files = self.tree.read().len();
-        Ok(Statfs {
-            block_bytes: u32::try_from(s.f_frsize).unwrap_or(4096),
-            blocks: s.f_blocks,
-            blocks_free: s.f_bfree,
-            blocks_available: s.f_bavail,
-            files: files + s.f_ffree,
-            files_free: s.f_ffree,
-        })
+        let root = self.format.root().to_owned();
+        let subject = root.display().to_string();
+        let mut known = self.space.get(&subject, move || {
+            let s = rustix::fs::statvfs(&root).map_err(|e| Error::io(e.into(), &root))?;
+            Ok(Statfs {
+                block_bytes: u32::try_from(s.f_frsize).unwrap_or(4096),
+                blocks: s.f_blocks,
+                blocks_free: s.f_bfree,
+                blocks_available: s.f_bavail,
+                files: s.f_ffree,
+                files_free: s.f_ffree,
+            })
+        })?;
+        known.files += self.tree.read().len();
+        Ok(known)
     }
 
     fn getxattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
