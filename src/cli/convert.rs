@@ -127,7 +127,7 @@ fn open_target(args: &ConvertArgs, to: &Path) -> Result<Arc<Vault>> {
         check_writable(to, unlocked.writable)?;
         unlocked.master
     };
-    let (place, device) = recall(to, &master, false, false)?.to_write(to)?;
+    let (place, device) = recall(to, &master, false, false)?.into_writer(to)?;
     let store = DirStore::open(to, Access::Write(device))?;
     let options = vault::Options {
         read_only: false,

@@ -404,7 +404,7 @@ pub struct Recalled {
 
 impl Recalled {
     /// The state file and the device's id, for who writes to the library at `dir`: [`Kind::InUse`] where it is a copy.
-    pub fn to_write(self, dir: &Path) -> Result<(Place, DeviceId)> {
+    pub fn into_writer(self, dir: &Path) -> Result<(Place, DeviceId)> {
         match (self.place, self.copy_of) {
             (Some(place), None) => Ok((place, self.device)),
             (_, original) => Err(Error::new(Kind::InUse, dir.display()).hint(format_args!(

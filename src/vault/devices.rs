@@ -124,13 +124,12 @@ pub(super) fn check_own(known: &Remembered, replayed: &Replayed) -> Result<()> {
         written = written.max(segment.number);
     }
     // Where a base covers the other's segments, they may be gone.
-    match replayed.heads.get(&known.device) {
-        Some(head) if head.number > written && !is_old => Err(Error::new(
-            Kind::DeviceTaken(TAKEN.into()),
-            format_args!("device {}", known.device),
-        )),
-        _ => Ok(()),
+    let mut heads = replayed.heads.values();
+    if !is_old && heads.any(|head| head.device == known.device && head.number > written) {
+        let subject = format_args!("device {}", known.device);
+        return Err(Error::new(Kind::DeviceTaken(TAKEN.into()), subject));
     }
+    Ok(())
 }
 
 const TAKEN: &str = "this machine did not write it, though it bears this machine's device id: was this user's home \

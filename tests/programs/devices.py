@@ -289,6 +289,38 @@ def test_copied_home(library):
         other.close()
 
 
+def test_both_published(library):
+    """The same where both have published: whoever sees the other's segment takes another id, and all is there."""
+    (library.mnt / "common").write_bytes(DATA)
+    other, ignore = copied_home(library)
+    names = []
+    try:
+        for number, one in enumerate((library, other, other)):
+            one.mount()
+            names.append(f"of {number}")
+            (one.mnt / names[-1]).write_bytes(content(names[-1], 300_000))
+            one.umount()
+        old = info(library)["device"]
+        for one, two in ((library, other), (other, library)):
+            shutil.copytree(one.dir, two.dir, dirs_exist_ok=True, ignore=ignore)
+        for _ in range(2):
+            for one in (library, other):
+                one.mount()
+                for name in names:
+                    same((one.mnt / name).read_bytes(), content(name, 300_000), f"content of {name}")
+                names.append(f"of {len(names)}")
+                (one.mnt / names[-1]).write_bytes(content(names[-1], 300_000))
+                one.umount()
+                to = other if one is library else library
+                shutil.copytree(one.dir, to.dir, dirs_exist_ok=True, ignore=ignore)
+        devices = {info(one)["device"] for one in (library, other)}
+        check(len(devices) == 2 and old not in devices, f"devices are {devices}, {old} was taken")
+        same([said(one).count("writes as device") for one in (library, other)], [1, 1], "how often a new device is announced")
+        library.hushfs("verify", "--password-file", library.password_file, library.dir)
+    finally:
+        other.close()
+
+
 def test_killed_is_no_copy(library):
     """However a mount ends, its own segments are not taken for another machine's."""
     device = None
