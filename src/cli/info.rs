@@ -16,7 +16,7 @@ use crate::crypto::FORMAT_VERSION;
 use crate::error::{Error, Kind, Result};
 use crate::index::{Replayed, Tree, replay};
 use crate::state::Head;
-use crate::store::{Access, Area, DeviceId, DirStore, ObjectId, is_locked};
+use crate::store::{Access, Area, DeviceId, DirStore, ObjectId, is_in_use};
 use crate::volume::Time;
 
 /// More files than these are not counted: of 64 MiB packs they are 64 TiB.
@@ -146,7 +146,7 @@ fn growing(dir: &Path) -> Result<Vec<Growing>> {
             device,
             files: lens.len() as u64,
             bytes: lens.iter().sum(),
-            is_mounted: is_locked(&entry.path().join("lock")),
+            is_mounted: is_in_use(&entry.path()),
         });
     }
     Ok(devices)

@@ -23,7 +23,7 @@ mod watched;
 
 pub use dir::{Access, DirStore};
 pub use memory::{Faults, MemoryStore};
-pub use neighbours::{Neighbour, is_locked};
+pub use neighbours::{Neighbour, is_in_use};
 pub(crate) use watched::LastKnown;
 pub use watched::{Calls, Watched};
 

@@ -10,7 +10,7 @@ use rustix::io::{Errno, retry_on_intr};
 use super::dir::DirStore;
 use super::folder::{FILE_FLAGS, Folder, unlink};
 use super::own::{is_held, lock};
-use super::owner::is_at_work;
+use super::owner::{is_at_work, may_be_at_work};
 use super::{DeviceId, ObjectId};
 use crate::error::{Kind, Result};
 use crate::store::file::sync_folder;
@@ -26,9 +26,10 @@ pub struct Neighbour {
     pub has_files: bool,
 }
 
-/// Whether a living process holds the lock of a device's folder.
-pub fn is_locked(lock: &Path) -> bool {
-    File::open(lock).is_ok_and(|file| somebody_holds(&file))
+/// Whether a device's folder is being written to: its lock is held, or, over a network, its writer may be alive.
+pub fn is_in_use(folder: &Path) -> bool {
+    File::open(folder.join("lock")).is_ok_and(|file| somebody_holds(&file))
+        || File::open(folder).is_ok_and(|folder| may_be_at_work(&folder.into()))
 }
 
 /// Asks for a shared lock, which is given back when the file is closed.
@@ -120,12 +121,13 @@ mod tests {
     fn a_lock_shows_while_it_is_held() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
-        assert!(!is_locked(&path));
+        let is_in_use = || super::is_in_use(dir.path());
+        assert!(!is_in_use());
         let file = File::create(&path).unwrap();
-        assert!(!is_locked(&path));
+        assert!(!is_in_use());
         rustix::fs::flock(&file, FlockOperation::LockExclusive).unwrap();
-        assert!(is_locked(&path));
+        assert!(is_in_use());
         drop(file);
-        assert!(!is_locked(&path));
+        assert!(!is_in_use());
     }
 }

@@ -171,6 +171,11 @@ pub(super) fn is_at_work(folder: &OwnedFd) -> Result<bool> {
     Ok(!has_local_locks(folder) && judge(folder, WATCH)?)
 }
 
+/// The same without a wait: false where only time can tell.
+pub(super) fn may_be_at_work(folder: &OwnedFd) -> bool {
+    !has_local_locks(folder) && judge(folder, Duration::ZERO).is_ok_and(|is_at_work| is_at_work)
+}
+
 fn judge(folder: &OwnedFd, watch: Duration) -> Result<bool> {
     let Some(note) = read(folder) else {
         return Ok(false);
@@ -183,10 +188,12 @@ fn judge(folder: &OwnedFd, watch: Duration) -> Result<bool> {
     if (note.machine, note.boot) == (own.machine, own.boot) {
         return Ok(started(note.pid) == Some(note.started));
     }
-    log::warn!(
-        "a mount did not end well; waiting {} s whether it is another machine's that goes on",
-        watch.as_secs()
-    );
+    if !watch.is_zero() {
+        log::warn!(
+            "a mount did not end well; waiting {} s whether it is another machine's that goes on",
+            watch.as_secs()
+        );
+    }
     let start = Instant::now();
     while start.elapsed() < watch {
         std::thread::sleep(LOOK);
