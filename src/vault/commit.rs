@@ -85,11 +85,8 @@ impl Shared {
 
     /// What was asked for and is not done, or is asked for from now on, nobody does.
     fn is_gone(&self) {
-        let waiting = {
-            let mut state = self.state.lock();
-            state.is_gone = true;
-            std::mem::take(&mut state.waiting)
-        };
+        self.state.lock().is_gone = true;
+        let waiting = std::mem::take(&mut self.state.lock().waiting);
         if !waiting.is_empty() {
             answer(waiting, Err(Error::new(Kind::Poisoned, "the committer")));
         }
@@ -184,6 +181,7 @@ impl Committer {
     /// Ends it, with everything flushed, durable and published. After an error it may be called again.
     pub fn stop(&self) -> Result<()> {
         self.halt()?;
+        self.core.commit.is_gone();
         let core = &self.core;
         // The end takes room, too.
         core.store.reserve(0)?;
@@ -208,9 +206,9 @@ impl Committer {
         };
         self.core.commit.state.lock().stop = true;
         self.core.commit.wake.notify_one();
-        let ended = thread.join();
-        self.core.commit.is_gone();
-        ended.map_err(|_| Error::new(Kind::Poisoned, "the committer"))
+        thread
+            .join()
+            .map_err(|_| Error::new(Kind::Poisoned, "the committer"))
     }
 }
 
