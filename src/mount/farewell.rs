@@ -6,13 +6,13 @@
 //! long as the store answers, and one when it is done. When the volume is closed, the end is told: 0 or the exit code, and
 //! the message. A process that dies tells nothing, and the connection ends.
 
+use std::ffi::CString;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::Path;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -74,17 +74,40 @@ pub(super) fn is_ours(point: &Path) -> bool {
     !matches!(session_name(point, SHORT_PATIENCE), Ok(None))
 }
 
-/// The name of the socket; an error where the process does not answer. It is asked in a thread of its own: who waits for a
-/// process that is stopped can only be killed.
-fn session_name(point: &Path, patience: Duration) -> Result<Option<Vec<u8>>, RecvTimeoutError> {
-    let (tell, told) = mpsc::channel();
-    let point = point.to_owned();
-    thread::spawn(move || {
-        let mut value = [0; 64];
-        let len = rustix::fs::getxattr(&point, SESSION_ATTRIBUTE, &mut value);
-        let _ = tell.send(len.ok().map(|len| value[..len].to_vec()));
-    });
-    told.recv_timeout(patience)
+/// The name of the socket; an error where the process does not answer. It is asked by a process of its own: who waits
+/// for one that was stopped with the request in its hands cannot even be killed.
+fn session_name(point: &Path, patience: Duration) -> io::Result<Option<Vec<u8>>> {
+    let path = CString::new(point.as_os_str().as_bytes())?;
+    let attribute = CString::new(SESSION_ATTRIBUTE)?;
+    let mut value = [0u8; 64];
+    let (reader, writer) = io::pipe()?;
+    // SAFETY: the child calls only what may be called where other threads were, with memory that was made before, and
+    // ends without a return.
+    let child = match unsafe { libc::fork() } {
+        -1 => return Err(io::Error::last_os_error()),
+        0 => unsafe {
+            // Who reads what this program prints must not wait for the child.
+            for fd in 0..3 {
+                libc::close(fd);
+            }
+            let (to, len) = (value.as_mut_ptr().cast(), value.len());
+            let len = libc::getxattr(path.as_ptr(), attribute.as_ptr(), to, len);
+            libc::write(writer.as_raw_fd(), to, usize::try_from(len).unwrap_or(0));
+            libc::_exit(0)
+        },
+        child => child,
+    };
+    drop(writer);
+    if !wait_for(&reader, patience) {
+        // SAFETY: a child of ours that nobody has waited for.
+        unsafe { libc::kill(child, libc::SIGKILL) };
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    let mut name = Vec::new();
+    reader.take(value.len() as u64).read_to_end(&mut name)?;
+    // SAFETY: as above; it has closed the pipe as the last thing that it did.
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    Ok(Some(name).filter(|name| !name.is_empty()))
 }
 
 /// Connects to the process behind a mount.
@@ -209,12 +232,17 @@ impl Connection {
 
 /// Waits for a process that has nothing left to do but to exit.
 fn exited(process: &OwnedFd) {
+    wait_for(process, LAST_STEPS);
+}
+
+/// Waits until a descriptor is readable; false where it is not in time.
+fn wait_for(fd: impl AsFd, limit: Duration) -> bool {
     let limit = Timespec {
-        tv_sec: LAST_STEPS.as_secs() as i64,
+        tv_sec: limit.as_secs() as i64,
         tv_nsec: 0,
     };
-    let mut poll = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
-    let _ = rustix::event::poll(&mut poll, Some(&limit));
+    let mut poll = [PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)];
+    rustix::io::retry_on_intr(|| rustix::event::poll(&mut poll, Some(&limit))) == Ok(1)
 }
 
 /// Anybody can mount something that calls itself hushfs: nothing of its message may steer a terminal.
