@@ -85,6 +85,7 @@ fn session_name(point: &Path, patience: Duration) -> io::Result<Option<Vec<u8>>>
     // ends without a return.
     let child = match unsafe { libc::fork() } {
         -1 => return Err(io::Error::last_os_error()),
+        // SAFETY: as above; the pointers are to buffers of the lengths given, and to strings that end with a zero byte.
         0 => unsafe {
             // Who reads what this program prints must not wait for the child.
             for fd in 0..3 {
