@@ -190,6 +190,11 @@ impl Error {
         &self.kind
     }
 
+    /// With which file or object, where that is said.
+    pub fn subject(&self) -> Option<&str> {
+        self.subject.as_deref()
+    }
+
     /// The errno(3) that a program below the mount is told.
     pub fn errno(&self) -> i32 {
         match &self.kind {

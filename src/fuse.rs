@@ -22,12 +22,14 @@ use crate::overdue;
 use crate::volume::{Attr, Handle, Ino, SetAttr, SetId, Volume};
 
 mod answers;
+mod faults;
 mod mapped;
 mod ops;
 mod types;
 mod uncached;
 mod watch;
 
+use faults::Faults;
 use mapped::{Mapped, seems_empty};
 use types::{Shown, TTL, file_attr, is_ordinary, set_id_on_chown, set_id_on_write};
 use uncached::Uncached;
@@ -100,6 +102,7 @@ impl Session {
         let watched_volume = Arc::downgrade(&volume);
         let (alive, gone) = mpsc::channel();
         let shared = Arc::new(Shared {
+            faults: Arc::new(Faults::new(Arc::downgrade(&volume))),
             volume,
             name,
             read_only: AtomicBool::new(false),
@@ -178,6 +181,7 @@ impl Deref for Adapter {
 }
 
 struct Shared {
+    faults: Arc<Faults>,
     volume: Arc<dyn Volume>,
     name: Option<String>,
     /// Set by the first panic: whatever it left half done, nothing is written on top.
@@ -234,7 +238,7 @@ impl Shared {
         run: impl FnOnce(&dyn Volume, Ino) -> Result<T>,
     ) -> Result<T, Errno> {
         match catch_unwind(AssertUnwindSafe(|| run(&*self.volume, Ino(ino.0)))) {
-            Ok(result) => result.map_err(|e| errno(op, ino, &e)),
+            Ok(result) => result.map_err(|e| self.faults.errno(op, ino, &e)),
             Err(panic) => {
                 self.read_only.store(true, Ordering::Relaxed);
                 let what = panic_text(&*panic);
@@ -343,23 +347,15 @@ impl Shared {
         fh: FileHandle,
         answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
+        let faults = self.faults.clone();
         let _ = self.call(op, ino, |volume, node| {
-            let told = move |result: Result<()>| answer(result.map_err(|e| errno(op, ino, &e)));
+            let told =
+                move |result: Result<()>| answer(result.map_err(|e| faults.errno(op, ino, &e)));
             volume.fsync(node, Handle(fh.0), Box::new(told));
             Ok(())
         });
         overdue::leave();
     }
-}
-
-/// What a program is told of an error. What is wrong with the store, rather than with the question, is logged,
-/// here and nowhere else.
-fn errno(op: &str, ino: INodeNo, error: &Error) -> Errno {
-    // That the store does not answer is said once for all that need it.
-    if error.is_fault() && !matches!(error.kind(), Kind::TimedOut) {
-        log::warn!("{op} of inode {ino}: {error}");
-    }
-    Errno::from_i32(error.errno())
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {

@@ -22,6 +22,7 @@
 //! store    where ciphertext lies: a directory; for tests memory, and one that crashes
 //! crypto   keys, slots, derivation, sealing; no I/O
 //! overdue  requests that are answered although the store is not done
+//! logged   names of files in messages
 //! error    one error type, one errno table, one table of exit codes
 //! ```
 //!
@@ -70,7 +71,8 @@
 //!    fsync(2), cutting the power loses nothing. The state after a crash is that of one moment after the last fsync.
 //!    Where somebody removes or replaces files of the library meanwhile, fsync(2) writes again what it can, or fails.
 //! 2. Every byte that comes from the store is authenticated before it is used.
-//! 3. Plaintext, of names or contents, is never written to a disk, and names are logged at the level debug only.
+//! 3. Plaintext, of names or contents, is never written to a disk. Names of files are logged where the log is a terminal
+//!    or a file of the user's; in the system's log, at the level debug only.
 //! 4. A pack is removed only after the record that condemned it is published, so that what is published is whole at any
 //!    moment; on a disk that is too full for that, after it is durable.
 //! 5. Bad input (a slot, an index, a pack) is an error that names the file and what to do. It never panics, loops, or
@@ -97,6 +99,7 @@ pub mod error;
 pub mod foreign;
 pub mod fuse;
 pub mod index;
+mod logged;
 pub mod mount;
 pub mod overdue;
 pub mod pack;

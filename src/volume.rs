@@ -258,6 +258,10 @@ pub trait Volume: Send + Sync {
     fn forget(&self, ino: Ino, count: u64);
     /// What stat(2) says.
     fn getattr(&self, ino: Ino) -> Result<Attr>;
+    /// A path of an inode from the root, without a leading slash, for the log; `None` where it has no name.
+    fn path_of(&self, _ino: Ino) -> Option<Vec<u8>> {
+        None
+    }
     /// The target of a symbolic link.
     fn readlink(&self, ino: Ino) -> Result<Vec<u8>>;
 

@@ -153,8 +153,8 @@ fn growing(dir: &Path) -> Result<Vec<Growing>> {
 }
 
 /// Says what a crash left in `new/` that who uses the library at `dir` now will not see: what other devices left, and
-/// with `read_only` what this one left.
-pub fn warn_of_leftovers(dir: &Path, own: &Recalled, read_only: bool) {
+/// unless `shows_own`, what this one left.
+pub fn warn_of_leftovers(dir: &Path, own: &Recalled, shows_own: bool) {
     let left = growing(dir).unwrap_or_default();
     let state = own.place.as_ref().map_or_else(
         || "the state file".into(),
@@ -162,9 +162,9 @@ pub fn warn_of_leftovers(dir: &Path, own: &Recalled, read_only: bool) {
     );
     let own = own.device;
     for g in left.iter().filter(|g| g.files > 0 && !g.is_mounted) {
-        let adopter = match (g.device == own, read_only) {
-            (true, false) => continue,
-            (true, true) => "the next mount for writing takes them over".into(),
+        let adopter = match (g.device == own, shows_own) {
+            (true, true) => continue,
+            (true, false) => "the next mount for writing takes them over".into(),
             (false, _) => format!(
                 "they show when who wrote them mounts the library for writing; where that was this user, and {state} \
                  was lost, put `device {}` into it",

@@ -14,6 +14,7 @@ use log::Level;
 
 use crate::crypto::harden_process;
 use crate::error::{ExitStatus, Result};
+use crate::logged::printable;
 
 mod convert;
 mod docs;
@@ -182,18 +183,6 @@ fn start_log() {
             ),
         })
         .init();
-}
-
-/// For a terminal: what somebody else named must not move the cursor.
-fn printable(text: &str) -> String {
-    let shown = |c: char| {
-        if c.is_control() {
-            char::REPLACEMENT_CHARACTER
-        } else {
-            c
-        }
-    };
-    text.chars().map(shown).collect()
 }
 
 #[cfg(test)]

@@ -290,7 +290,7 @@ pub fn run(args: &MountArgs) -> Result<()> {
         unlocked.master
     };
     let (recalled, read_only) = recall_as(&wish, &library, &master)?;
-    info::warn_of_leftovers(&library, &recalled, read_only);
+    info::warn_of_leftovers(&library, &recalled, true);
     if args.create {
         fs::create_dir_all(&mountpoint).map_err(|e| Error::io(e, &mountpoint))?;
     }

@@ -128,7 +128,7 @@ fn open_vault(dir: &Path, args: &VerifyArgs, report: &mut Report<'_>) -> Result<
         report.problem(dir.display(), e);
     }
     let recalled = recall_to_read(dir, &master, args.accept_rollback)?;
-    warn_of_leftovers(dir, &recalled, true);
+    warn_of_leftovers(dir, &recalled, false);
     let Recalled { place, device, .. } = recalled;
     let store = DirStore::open(dir, Access::ReadOnly)?;
     let options = vault::Options {

@@ -137,7 +137,7 @@ impl Block<'_> {
 
 impl Tree {
     /// What follows may leave conflicts: they are noted.
-    pub(super) fn expect_conflicts(&mut self) {
+    pub fn expect_conflicts(&mut self) {
         self.unsettled.get_or_insert_default();
     }
 

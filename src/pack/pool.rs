@@ -107,6 +107,22 @@ impl Packs {
         drop(readers);
     }
 
+    /// How many published packs may be open.
+    pub fn open_max(&self) -> usize {
+        self.open.lock().published.cap().get()
+    }
+
+    /// Closes the half of the published packs that was not used for the longest time; false where none is open.
+    pub fn close_some(&self) -> bool {
+        let mut open = self.open.lock();
+        let count = open.published.len().div_ceil(2);
+        let closed: Vec<_> = (0..count)
+            .filter_map(|_| open.published.pop_lru())
+            .collect();
+        drop(open);
+        !closed.is_empty()
+    }
+
     /// Whether a pack was opened that has a feature without which nobody may write to the library. A writer puts such
     /// a feature into the segments that name the pack, too, which are all read before anything is written: this is for
     /// one that did not.

@@ -17,6 +17,7 @@ use parking_lot::RwLock;
 use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
+use super::descriptors::{Closer, Descriptors};
 use super::file::{Identity, StoredFile, io_error, sync_folder};
 use super::folder::{FILE_FLAGS, FILE_MODE, Folder, Root, make_folder, rename_new, unlink};
 use super::own::Own;
@@ -30,6 +31,8 @@ const OBJECTS_MAX: usize = 4 << 20;
 pub enum Access {
     /// Nothing is written, and no permission to is needed.
     ReadOnly,
+    /// The same, and what this device left in its folder can be read, if no mount is at work there.
+    ReadOwn(DeviceId),
     /// Everything, as this device.
     Write(DeviceId),
 }
@@ -56,7 +59,10 @@ impl DirStore {
         };
         match access {
             Access::Write(device) => store.own = Some(store.prepare(device)?),
-            Access::ReadOnly => {
+            Access::ReadOnly | Access::ReadOwn(_) => {
+                if let Access::ReadOwn(device) = access {
+                    store.own = Own::find(Arc::clone(&store.root), device)?;
+                }
                 for area in Area::ALL {
                     store.area(area)?;
                 }
@@ -107,11 +113,10 @@ impl DirStore {
         Ok(opened)
     }
 
-    /// This device's folder.
+    /// This device's folder, where it may be written to.
     pub(super) fn own(&self) -> Result<&Own> {
-        self.own
-            .as_ref()
-            .ok_or_else(|| Error::new(Kind::ReadOnly, self.root.path.display()))
+        let own = self.own.as_ref().filter(|own| own.is_locked());
+        own.ok_or_else(|| Error::new(Kind::ReadOnly, self.root.path.display()))
     }
 
     fn area_to_write(&self, area: Area) -> Result<Arc<Folder>> {
@@ -156,7 +161,8 @@ impl DirStore {
         name: &str,
     ) -> Result<Vec<(ObjectId, u64)>> {
         let mut found = Vec::new();
-        for entry in Dir::read_from(folder).map_err(|e| self.root.error(e, name))? {
+        let entries = self.root.descriptors.open(|| Dir::read_from(folder));
+        for entry in entries.map_err(|e| self.root.error(e, name))? {
             let entry = entry.map_err(|e| self.root.error(e, name))?;
             let Some(id) = entry.file_name().to_str().ok().and_then(ObjectId::parse) else {
                 if !matches!(
@@ -205,15 +211,16 @@ impl DirStore {
 
 /// Opens a regular file; [`Kind::Missing`] where there is none.
 fn open_file(
+    descriptors: &Descriptors,
     folder: BorrowedFd<'_>,
     id: ObjectId,
     flags: OFlags,
     name: String,
 ) -> Result<StoredFile> {
     let not_regular = || Error::damaged(&name, "is not a regular file");
-    let fd = match retry_on_intr(|| {
-        rustix::fs::openat(folder, id.to_string(), flags | FILE_FLAGS, Mode::empty())
-    }) {
+    let fd = match descriptors
+        .open(|| rustix::fs::openat(folder, id.to_string(), flags | FILE_FLAGS, Mode::empty()))
+    {
         Ok(fd) => fd,
         Err(Errno::NOENT) => return Err(Error::new(Kind::Missing, name)),
         Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Err(not_regular()),
@@ -237,8 +244,8 @@ fn hint_if_late(e: Error) -> Error {
 }
 
 /// Gives back the room that was allocated ahead of appends.
-fn trim(folder: BorrowedFd<'_>, id: ObjectId, name: &str) -> Result<()> {
-    let file = open_file(folder, id, OFlags::WRONLY, name.to_owned())?;
+fn trim(descriptors: &Descriptors, folder: BorrowedFd<'_>, id: ObjectId, name: &str) -> Result<()> {
+    let file = open_file(descriptors, folder, id, OFlags::WRONLY, name.to_owned())?;
     let stat = rustix::fs::fstat(&file.fd).map_err(|e| io_error(e, name))?;
     let len = u64::try_from(stat.st_size).unwrap_or(0);
     if u64::try_from(stat.st_blocks).unwrap_or(0) * 512 > len {
@@ -252,8 +259,15 @@ impl Drop for DirStore {
         if let Some(own) = &self.own {
             own.wait_for_published(|area, id| {
                 let folder = self.area(area).ok().flatten();
-                let opened = folder
-                    .map(|folder| open_file(folder.fd.as_fd(), id, OFlags::RDONLY, String::new()));
+                let opened = folder.map(|folder| {
+                    open_file(
+                        &self.root.descriptors,
+                        folder.fd.as_fd(),
+                        id,
+                        OFlags::RDONLY,
+                        String::new(),
+                    )
+                });
                 // One that is not there has been removed since.
                 opened.is_none_or(|opened| match opened {
                     Ok(file) => file.read_at(&mut [0], 0).is_ok(),
@@ -277,7 +291,13 @@ impl Store for DirStore {
         let Some(folder) = self.area(area)? else {
             return Err(Error::new(Kind::Missing, name));
         };
-        match open_file(folder.fd.as_fd(), id, OFlags::RDONLY, name) {
+        match open_file(
+            &self.root.descriptors,
+            folder.fd.as_fd(),
+            id,
+            OFlags::RDONLY,
+            name,
+        ) {
             Ok(file) => Ok(Arc::new(file)),
             Err(e) => match self.own.as_ref().and_then(|own| own.published(area, id)) {
                 Some(file) => Ok(file),
@@ -318,7 +338,7 @@ impl Store for DirStore {
         own.check()?;
         let target = self.area_to_write(area)?;
         let (file, name) = (id.to_string(), format!("{}/{id}", own.name));
-        match trim(own.folder().as_fd(), id, &name) {
+        match trim(&self.root.descriptors, own.folder().as_fd(), id, &name) {
             Ok(()) => own.release(id, area, |folder| {
                 rename_new(folder.as_fd(), target.fd.as_fd(), &file, &file)
             })?,
@@ -335,7 +355,9 @@ impl Store for DirStore {
     }
 
     fn leftovers(&self) -> Result<Vec<ObjectId>> {
-        let own = self.own()?;
+        let Some(own) = &self.own else {
+            return Ok(Vec::new());
+        };
         Ok(self
             .objects(own.folder().as_fd(), &own.name)?
             .into_iter()
@@ -344,12 +366,19 @@ impl Store for DirStore {
     }
 
     fn open_leftover(&self, id: ObjectId) -> Result<Arc<dyn Growing>> {
-        let own = self.own()?;
+        let Some(own) = &self.own else {
+            return Err(Error::new(Kind::Missing, id));
+        };
         if let Some(file) = own.get(id) {
             return Ok(file);
         }
         let name = format!("{}/{id}", own.name);
-        let file = open_file(own.folder().as_fd(), id, OFlags::RDWR, name)?;
+        let flags = match own.is_locked() {
+            true => OFlags::RDWR,
+            false => OFlags::RDONLY,
+        };
+        let folder = own.folder();
+        let file = open_file(&self.root.descriptors, folder.as_fd(), id, flags, name)?;
         Ok(own.adopt(id, file)?)
     }
 
@@ -373,6 +402,10 @@ impl Store for DirStore {
         Ok(neighbours.iter().any(|n| n.is_mounted || n.has_files))
     }
 
+    fn on_too_few_files(&self, closer: Closer) {
+        self.root.descriptors.set(closer);
+    }
+
     fn space(&self) -> Result<Space> {
         let s = rustix::fs::fstatvfs(&self.root.fd)
             .map_err(|e| Error::io(e.into(), &self.root.path))?;
@@ -393,7 +426,10 @@ impl Store for DirStore {
             return unlink(folder.as_fd(), "reserve", &name);
         }
         let flags = OFlags::RDWR | OFlags::CREATE | FILE_FLAGS;
-        let fd = retry_on_intr(|| rustix::fs::openat(&*folder, "reserve", flags, FILE_MODE))
+        let fd = self
+            .root
+            .descriptors
+            .open(|| rustix::fs::openat(&*folder, "reserve", flags, FILE_MODE))
             .map_err(|e| io_error(e, &name))?;
         match retry_on_intr(|| rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, bytes)) {
             Ok(()) => {

@@ -30,7 +30,11 @@ const COPY_LEN: usize = 1 << 20;
 
 /// An error of the system about the object `name`.
 pub(super) fn io_error(errno: Errno, name: &str) -> Error {
-    Error::new(Kind::Io(errno.into()), name)
+    let error = Error::new(Kind::Io(errno.into()), name);
+    match errno {
+        Errno::MFILE => error.hint("raise the limit of open files: ulimit -n"),
+        _ => error,
+    }
 }
 
 /// Makes a folder's names durable. Filesystems that do not know how (some network ones) say EINVAL: there is no more to be had.

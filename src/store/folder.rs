@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::{Errno, retry_on_intr};
 
+use super::descriptors::Descriptors;
 use super::file::{Identity, io_error};
 use crate::error::{Error, Kind, Result};
 
@@ -29,6 +30,8 @@ pub(super) struct Root {
     identity: Identity,
     /// Inode numbers say whether two files are one: not where a store makes up new ones.
     pub trusts_identity: AtomicBool,
+    /// Who closes files where too many are open.
+    pub descriptors: Descriptors,
 }
 
 impl Root {
@@ -43,6 +46,7 @@ impl Root {
             fd,
             identity,
             trusts_identity: AtomicBool::new(true),
+            descriptors: Descriptors::default(),
         })
     }
 
@@ -109,7 +113,8 @@ pub(super) struct Folder {
 impl Folder {
     /// Opens a folder in `parent`; `None` where there is none. A link is not followed.
     pub fn open(root: &Root, parent: &OwnedFd, folder: &str, name: &str) -> Result<Option<Self>> {
-        match retry_on_intr(|| rustix::fs::openat(parent, folder, FOLDER_FLAGS, Mode::empty())) {
+        let open = || rustix::fs::openat(parent, folder, FOLDER_FLAGS, Mode::empty());
+        match root.descriptors.open(open) {
             Ok(fd) => {
                 let identity = Identity::of(&fd, name)?;
                 Ok(Some(Self { fd, identity }))

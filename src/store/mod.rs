@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 
+mod descriptors;
 mod dir;
 mod file;
 mod folder;
@@ -21,6 +22,7 @@ mod probe;
 mod tests;
 mod watched;
 
+pub use descriptors::Closer;
 pub use dir::{Access, DirStore};
 pub use memory::{Faults, MemoryStore};
 pub use neighbours::{Neighbour, is_in_use};
@@ -176,7 +178,8 @@ pub trait Store: Send + Sync {
     fn publish(&self, id: ObjectId, area: Area) -> Result<()>;
     /// Removes a growing file or a leftover; one that is not there is no error.
     fn discard(&self, id: ObjectId) -> Result<()>;
-    /// What lies in this device's `new/` folder: at first, what a crash left.
+    /// What lies in this device's `new/` folder: at first, what a crash left. Nothing, where the store is not opened to
+    /// see that folder.
     fn leftovers(&self) -> Result<Vec<ObjectId>>;
     /// Opens one of those.
     fn open_leftover(&self, id: ObjectId) -> Result<Arc<dyn Growing>>;
@@ -194,6 +197,9 @@ pub trait Store: Send + Sync {
     ///
     /// Answers the areas in whose place another folder was found: what lay in them has to be looked for.
     fn check_place(&self) -> Result<Vec<Area>>;
+
+    /// Says who can close files where there are too few file descriptors to open another.
+    fn on_too_few_files(&self, _closer: Closer) {}
 
     /// Room left.
     fn space(&self) -> Result<Space>;

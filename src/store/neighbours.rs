@@ -33,7 +33,7 @@ pub fn is_in_use(folder: &Path) -> bool {
 }
 
 /// Asks for a shared lock, which is given back when the file is closed.
-fn somebody_holds(lock: impl AsFd) -> bool {
+pub(super) fn somebody_holds(lock: impl AsFd) -> bool {
     retry_on_intr(|| rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared))
         .is_err_and(is_held)
 }
@@ -108,7 +108,8 @@ fn open_folder(parent: &OwnedFd, folder: &str) -> Result<OwnedFd, Errno> {
     retry_on_intr(|| rustix::fs::openat(parent, folder, flags, Mode::empty()))
 }
 
-fn open_lock(folder: &OwnedFd) -> Option<OwnedFd> {
+/// The lock of a device's folder, to be asked for; none where there is none.
+pub(super) fn open_lock(folder: &OwnedFd) -> Option<OwnedFd> {
     let flags = OFlags::RDONLY | FILE_FLAGS;
     retry_on_intr(|| rustix::fs::openat(folder, "lock", flags, Mode::empty())).ok()
 }

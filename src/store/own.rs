@@ -16,7 +16,8 @@ use rustix::fs::{AtFlags, Dir, FlockOperation, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::file::{BEGUN, GrowingFile, Identity, StoredFile, io_error, sync_folder};
-use super::folder::{FILE_FLAGS, FILE_MODE, Root, make_folder, rename_new, unlink};
+use super::folder::{FILE_FLAGS, FILE_MODE, Folder, Root, make_folder, rename_new, unlink};
+use super::neighbours::{open_lock, somebody_holds};
 use super::owner::Owner;
 use super::{Area, DeviceId, Growing, ObjectId};
 use crate::error::{Error, Kind, Result};
@@ -53,8 +54,8 @@ struct Recent {
 /// The folder as it was opened last, and its lock.
 struct Held {
     folder: Arc<OwnedFd>,
-    /// The system lets go of it with the process.
-    lock: OwnedFd,
+    /// Where it may be written to. The system lets go of it with the process.
+    lock: Option<OwnedFd>,
     /// Says who writes here where the lock is not enough.
     owner: Option<Owner>,
 }
@@ -65,6 +66,28 @@ impl Own {
         self.device
     }
 
+    /// The folder, for reading; none where it is not there, or a mount is at work in it.
+    pub fn find(root: Arc<Root>, device: DeviceId) -> Result<Option<Self>> {
+        let name = format!("new/{device}");
+        let Some(new) = Folder::open(&root, &root.fd, "new", "new")? else {
+            return Ok(None);
+        };
+        let Some(folder) = Folder::open(&root, &new.fd, &device.to_string(), &name)? else {
+            return Ok(None);
+        };
+        let folder = Arc::new(folder.fd);
+        // Held for a moment: who mounts for writing meanwhile tries more than once.
+        if open_lock(&folder).is_some_and(somebody_holds) {
+            return Ok(None);
+        }
+        let held = Held {
+            folder,
+            lock: None,
+            owner: None,
+        };
+        Ok(Some(Self::new(root, device, name, held)))
+    }
+
     /// Makes the folder where it is missing, and locks it: a second writer of the same device is [`Kind::InUse`].
     pub fn open(root: Arc<Root>, device: DeviceId) -> Result<Self> {
         let name = format!("new/{device}");
@@ -73,19 +96,29 @@ impl Own {
         let folder = Arc::new(folder);
         let owner = Owner::claim(&folder, &name)?;
         end_begun(&folder, &name)?;
-        Ok(Self {
+        let held = Held {
+            folder,
+            lock: Some(lock),
+            owner,
+        };
+        Ok(Self::new(root, device, name, held))
+    }
+
+    fn new(root: Arc<Root>, device: DeviceId, name: String, held: Held) -> Self {
+        Self {
             root,
             device,
             name,
-            held: Mutex::new(Held {
-                folder,
-                lock,
-                owner,
-            }),
+            held: Mutex::new(held),
             growing: Mutex::default(),
             is_move_said: AtomicBool::new(false),
             published: OnceLock::new(),
-        })
+        }
+    }
+
+    /// Whether it may be written to.
+    pub fn is_locked(&self) -> bool {
+        self.held.lock().lock.is_some()
     }
 
     /// The folder, for reading and for names that are not objects'.
@@ -98,7 +131,8 @@ impl Own {
         let mut growing = self.growing.lock();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | FILE_FLAGS;
         let open = |folder: &OwnedFd| {
-            retry_on_intr(|| rustix::fs::openat(folder, id.to_string(), flags, FILE_MODE))
+            let open = || rustix::fs::openat(folder, id.to_string(), flags, FILE_MODE);
+            self.root.descriptors.open(open)
         };
         let name = format!("{}/{id}", self.name);
         let fd = match open(&self.folder()) {
@@ -268,9 +302,12 @@ impl Own {
             held.folder = Arc::new(now);
         }
         let there = rustix::fs::statat(&held.folder, "lock", AtFlags::SYMLINK_NOFOLLOW);
-        let ours = Identity::of(&held.lock, &self.name)?;
-        if !there.is_ok_and(|stat| Identity::from(&stat) == ours) {
-            held.lock = lock(&self.root, &held.folder, &self.name)?;
+        let ours = held.lock.as_ref();
+        let ours = ours
+            .map(|lock| Identity::of(lock, &self.name))
+            .transpose()?;
+        if !there.is_ok_and(|stat| Some(Identity::from(&stat)) == ours) {
+            held.lock = Some(lock(&self.root, &held.folder, &self.name)?);
             held.owner = None;
             held.owner = Owner::claim(&held.folder, &self.name)?;
         }

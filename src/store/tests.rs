@@ -203,7 +203,6 @@ fn reading_only_leaves_no_trace() {
         store.create(id(1)).map(drop),
         store.publish(id(1), Area::Data),
         store.discard(id(1)),
-        store.leftovers().map(drop),
         store.reserve(1),
     ];
     assert!(
@@ -211,10 +210,39 @@ fn reading_only_leaves_no_trace() {
             .iter()
             .all(|done| matches!(done.as_ref().unwrap_err().kind(), Kind::ReadOnly))
     );
+    assert!(store.leftovers().unwrap().is_empty());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     // Folders that a copier makes later are found.
     open(dir.path()).put(Area::Index, id(1), b"x").unwrap();
     assert_eq!(store.list(Area::Index).unwrap(), [(id(1), 1)]);
+}
+
+#[test]
+fn who_only_reads_may_see_what_a_crash_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let see = || DirStore::open(dir.path(), Access::ReadOwn(DEVICE)).unwrap();
+    assert!(see().leftovers().unwrap().is_empty());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    let writer = open(dir.path());
+    let file = writer.create(id(1)).unwrap();
+    file.write_at(b"left", 0).unwrap();
+    // A mount is at work there.
+    assert!(see().leftovers().unwrap().is_empty());
+    drop((file, writer));
+    let store = see();
+    assert_eq!(store.leftovers().unwrap(), [id(1)]);
+    let left = store.open_leftover(id(1)).unwrap();
+    let mut bytes = [0; 4];
+    left.read_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"left");
+    assert!(left.write_at(b"x", 4).is_err());
+    assert!(store.discard(id(1)).is_err() && store.publish(id(1), Area::Data).is_err());
+    // Nor does it keep anybody from writing.
+    let writer = open(dir.path());
+    assert_eq!(writer.leftovers().unwrap(), [id(1)]);
+    assert!(see().leftovers().unwrap().is_empty());
+    let other = DirStore::open(dir.path(), Access::ReadOwn(id(9))).unwrap();
+    assert!(other.leftovers().unwrap().is_empty());
 }
 
 #[test]

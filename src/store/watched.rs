@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Area, DeviceId, Growing, Object, ObjectId, Space, Store};
+use super::{Area, Closer, DeviceId, Growing, Object, ObjectId, Space, Store};
 use crate::error::{Error, Kind, Result};
 use crate::overdue;
 use crate::volume::Silence;
@@ -222,6 +222,9 @@ impl Store for Watched {
     fn has_neighbours(&self) -> Result<bool> {
         let _call = self.calls.begin();
         self.store.has_neighbours()
+    }
+    fn on_too_few_files(&self, closer: Closer) {
+        self.store.on_too_few_files(closer);
     }
     fn space(&self) -> Result<Space> {
         let (store, calls) = (self.store.clone(), self.calls.clone());

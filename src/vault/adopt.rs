@@ -1,16 +1,16 @@
 //! Adoption: what a crash left in this device's `new/` folder.
 //!
 //! Leftover segments are copied, in their order, into new ones that are published at once; contents that lie in
-//! packs which were never finished are copied with them. Nothing is ever added to a leftover. First it is judged which
-//! frames count: those after the last one that says "durable before here" only while everything that they name
-//! opens, for after a power cut their contents may be missing. The first that does not open ends the journal; where
-//! one that says "durable before here" lies behind it, no crash explains that, and nothing is given up unasked.
+//! packs which were never finished are copied with them, as far as it counts (`judge`). Nothing is ever added to a
+//! leftover. On a full disk what is of no use goes first, and a copy that could not be finished goes again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 
 use super::Core;
 use super::contents::Subject;
 use super::journal::rename_segment;
+use super::judge::Judged;
 use super::leftovers::{LeftSegment, Leftovers, is_torn};
 use crate::error::{Error, Kind, Result};
 use crate::index::extents::Extent;
@@ -18,183 +18,228 @@ use crate::index::record::{Frame, PackLen, Record, Splice, Splices, StampSegment
 use crate::index::{Published, SegmentWriter};
 use crate::pack::{PackId, PackReader};
 use crate::state::Head;
-use crate::store::{Area, DeviceId, ObjectId};
+use crate::store::{Area, ObjectId};
 
 impl Core {
     /// Adopts what there is; afterwards the folder is empty. With `accept`, what something damaged is given up.
     ///
-    /// `renamed` is what was adopted before, when this was cut short: the leftovers that follow name the old ones. What
-    /// was written under the id `former` is adopted as if it were written under this device's.
+    /// `renamed` is what was adopted before, when this was cut short: the leftovers that follow name the old ones.
+    /// After an error nothing lies there that was not there before, and less where something was of no use.
     pub(super) fn adopt_leftovers(
         &self,
         accept: bool,
-        mut renamed: Vec<(ObjectId, ObjectId)>,
-        former: Option<DeviceId>,
+        renamed: &[(ObjectId, ObjectId)],
     ) -> Result<()> {
-        let found = self.store.leftovers()?;
-        if found.is_empty() {
+        let Some(mut judged) = self.judge_leftovers(accept, renamed)? else {
             return Ok(());
+        };
+        let kept = self.discard_useless(&judged)?;
+        for (id, file) in &judged.left.finished {
+            if kept.contains(id) {
+                file.sync()?;
+                self.store.publish(*id, Area::Data)?;
+            }
         }
-        let mut left = self.sort_leftovers(&found, former, &renamed)?;
-        for (id, file) in left.packs.iter().chain(&left.finished) {
-            self.packs.pin(*id, file.clone())?;
-        }
-        let mut segments;
-        (segments, left.unreached) = self.put_in_order(std::mem::take(&mut left.segments));
-        super::accept(accept, self.check_reach(&left, &segments))?;
-        let count = segments.len();
-        let mut frames_left;
-        (frames_left, left.condemned) = self.judge(&segments, accept)?;
-        // Nothing is refused any more. First the copies that were torn: later it cannot be told that they are copies.
-        for headless in &left.headless {
-            self.store.discard(headless.id)?;
-        }
-        for (id, file) in &left.finished {
-            file.sync()?;
-            self.store.publish(*id, Area::Data)?;
-        }
-        for segment in &mut segments {
-            let is_whole = segment.is_closed && segment.frames.len() <= frames_left;
-            segment.frames.truncate(frames_left);
-            frames_left -= segment.frames.len();
+        let mut renamed: Vec<(ObjectId, ObjectId)> = Vec::new();
+        let mut segments = std::mem::take(&mut judged.segments);
+        for at in 0..segments.len() {
+            let (segment, later) = segments[at..].split_first_mut().ok_or(Kind::Poisoned)?;
             for (old, new) in &renamed {
-                segment
-                    .frames
+                let frames = &mut segment.frames;
+                frames
                     .iter_mut()
                     .for_each(|f| rename_segment(&mut f.records, *old, *new));
             }
-            self.adopt_segment(segment, &left, &mut renamed)?;
-            if !is_whole {
-                break; // what comes after a torn frame was made on top of it
+            renamed.push((segment.id, self.adopt_segment(segment, &judged.left)?));
+            // It is published, so what it was copied from makes room for the next one.
+            self.discard_leftover(segment.id)?;
+            let named = judged.named(&*later);
+            for id in judged.left.packs.keys().filter(|id| !named.contains(id)) {
+                self.discard_leftover(*id)?;
             }
         }
         self.tree.write().drop_unlinked();
-        self.merge_adopted(count, accept)?;
-        for id in found {
-            self.packs.forget(id);
-            if !left.strange.contains(&id) {
-                self.store.discard(id)?;
+        self.merge_adopted(segments.len(), accept)?;
+        for id in &judged.found {
+            if !judged.left.strange.contains(id) {
+                self.discard_leftover(*id)?;
             }
         }
         log::info!(
             "{} files that were left over are adopted",
-            count + left.packs.len() + left.finished.len() + left.garbage.len()
+            judged.found.len() - judged.left.strange.len()
         );
         Ok(())
     }
 
-    /// How many frames count, of all segments together, and which packs they condemn.
-    ///
-    /// A pack that a write or a sync failed in need not open: what was live in it was copied before a frame condemned
-    /// it. That frame must count itself, though; where it does not, the copies may be missing, too.
-    fn judge(&self, segments: &[LeftSegment], accept: bool) -> Result<(usize, HashSet<PackId>)> {
-        let frames: Vec<&Frame> = segments.iter().flat_map(|s| &s.frames).collect();
-        let mut condemned_at = HashMap::new();
-        for (i, frame) in frames.iter().enumerate() {
-            for record in &frame.records {
-                let Record::Condemn(packs) = record else {
-                    continue;
-                };
-                condemned_at.extend(packs.iter().map(|p| (*p, i)));
-            }
-        }
-        let mut end = frames.len();
-        // Frames that count only if another one does.
-        let mut depends: Vec<(usize, usize)> = Vec::new();
-        'frames: for (i, frame) in frames.iter().enumerate() {
-            for (pack, _) in self.unopened(frame)? {
-                let Some(at) = condemned_at.get(&pack) else {
-                    end = i;
-                    break 'frames;
-                };
-                depends.push((i, *at));
-            }
-        }
-        while let Some(first) = depends.iter().position(|(_, at)| *at >= end) {
-            end = depends[first].0;
-            depends.truncate(first);
-        }
-        let durable = frames.iter().rposition(|f| f.durable_before).unwrap_or(0);
-        if end < durable {
-            let what = format_args!("frame {end} does not open, and {durable} were durable");
-            let e = Error::damaged(format_args!("new/{}", self.device), what)
-                .hint("the library was not closed cleanly, and what was durable is damaged; --accept-rollback gives it up");
-            super::accept(accept, Err(e))?;
-        }
-        if end < frames.len() {
-            let lost = frames.len() - end;
-            log::warn!(
-                "the crash took the contents of the last {lost} changes or of some: these do not count"
-            );
-        }
-        condemned_at.retain(|_, at| *at < end);
-        Ok((end, condemned_at.into_keys().collect()))
-    }
-
-    /// The packs in which something that a frame names is missing or does not open. A store that cannot be read is
-    /// an error: what it holds must not be given up.
-    fn unopened(&self, frame: &Frame) -> Result<Vec<(PackId, Error)>> {
-        let mut unopened: Vec<(PackId, Error)> = Vec::new();
-        for record in &frame.records {
-            let (packs, splices) = match record {
-                Record::Content(c) => (&c.packs, &c.splices),
-                Record::Relocate(r) => (&r.packs, &r.splices),
-                Record::Pack(pack) => {
-                    if let Err(e) = self.check_pack_len(pack) {
-                        unopened.push((pack.pack, e));
-                    }
-                    continue;
-                }
-                _ => continue,
-            };
-            for splice in splices {
-                let Some(source) = splice.source else {
-                    continue;
-                };
-                let id = pack_of(packs, source.pack)?;
-                if unopened.iter().all(|(other, _)| *other != id)
-                    && let Err(e) = self.read_splice(id, splice, |_, _| Ok(()))
-                {
-                    unopened.push((id, e));
-                }
-            }
-        }
-        match unopened.iter().position(|(_, e)| !is_torn(e)) {
-            Some(i) => Err(unopened.swap_remove(i).1),
-            None => Ok(unopened),
-        }
-    }
-
-    /// Copies one segment and publishes the copy.
-    fn adopt_segment(
+    /// Lets the tree show what a crash left, for who writes nothing.
+    pub(super) fn show_leftovers(
         &self,
-        left: &mut LeftSegment,
-        others: &Leftovers,
-        renamed: &mut Vec<(ObjectId, ObjectId)>,
+        accept: bool,
+        renamed: &[(ObjectId, ObjectId)],
     ) -> Result<()> {
+        if let Some(judged) = self.judge_leftovers(accept, renamed)? {
+            self.show(&judged)?;
+        }
+        Ok(())
+    }
+
+    fn show(&self, judged: &Judged) -> Result<()> {
+        let mut tree = self.tree.write();
+        if self.shared.load(Ordering::Relaxed) {
+            tree.expect_conflicts();
+        }
+        for segment in &judged.segments {
+            let number_in_tree = tree.intern_segment(StampSegment {
+                segment: segment.id,
+                device: self.device,
+                number: segment.opening.number,
+            });
+            for frame in &segment.frames {
+                let applied = tree.apply_frame(number_in_tree, frame);
+                applied.map_err(|why| self.refused(segment, why))?;
+            }
+        }
+        tree.drop_unlinked();
+        Ok(())
+    }
+
+    fn refused(&self, segment: &LeftSegment, why: &str) -> Error {
+        Error::damaged(format_args!("new/{}/{}", self.device, segment.id), why)
+    }
+
+    /// Where there is no room to adopt what a crash left: removes published packs that nothing needs once what is left
+    /// counts, what an adoption that was cut short published, and segments that a base covers. Whether that was
+    /// anything. Nothing is adopted with this tree.
+    pub(super) fn free_for_adoption(
+        &self,
+        accept: bool,
+        renamed: &[(ObjectId, ObjectId)],
+    ) -> Result<bool> {
+        if !self.may_collect() {
+            return Ok(false);
+        }
+        let Some(judged) = self.judge_leftovers(accept, renamed)? else {
+            return Ok(false);
+        };
+        self.show(&judged)?;
+        let named = judged.named(&judged.segments);
+        let mut garbage = Vec::new();
+        for (id, _) in self.store.list(Area::Data)? {
+            let info = self.tree.read().find_pack(id).copied();
+            let is_garbage = match info {
+                Some(info) => info.live_plain_bytes == 0,
+                None => self.is_own_pack(id),
+            };
+            // What a frame names has to open for the frame to count, whatever became of it later.
+            if is_garbage && !named.contains(&id) {
+                garbage.push(id);
+            }
+        }
+        let covers = !self.covered.lock().is_empty();
+        if garbage.is_empty() && !covers {
+            return Ok(false);
+        }
+        // Durable before: else a crash would bring back a name without contents.
+        for id in self.needed(&judged) {
+            self.store.open_leftover(id)?.sync()?;
+        }
+        for id in &garbage {
+            log::info!("data/{id}: nothing refers to it, removed");
+            self.packs.forget(*id);
+            self.store.remove(Area::Data, *id)?;
+        }
+        self.remove_covered()?;
+        Ok(true)
+    }
+
+    /// What of the folder is needed: segments, and the packs that frames name.
+    fn needed(&self, judged: &Judged) -> HashSet<ObjectId> {
+        let mut needed = judged.named(&judged.segments);
+        needed.extend(judged.segments.iter().map(|s| s.id));
+        needed.retain(|id| judged.found.contains(id));
+        needed
+    }
+
+    /// Removes all that is of no use, before anything is copied: that makes room. Among it is what an adoption that was
+    /// cut short has copied, as no frame names it. Answers what is left, and needed.
+    fn discard_useless(&self, judged: &Judged) -> Result<HashSet<ObjectId>> {
+        // First the copies that were torn: later it cannot be told that they are copies.
+        for headless in &judged.left.headless {
+            self.discard_leftover(headless.id)?;
+        }
+        let needed = self.needed(judged);
+        // What lies behind a torn segment goes last: it tells that something is torn.
+        let behind: HashSet<ObjectId> = judged.left.behind.iter().copied().collect();
+        for id in &judged.found {
+            let is_kept = needed.contains(id) || behind.contains(id);
+            if !is_kept && !judged.left.strange.contains(id) {
+                self.discard_leftover(*id)?;
+            }
+        }
+        Ok(needed)
+    }
+
+    fn discard_leftover(&self, id: ObjectId) -> Result<()> {
+        self.packs.forget(id);
+        self.store.discard(id)
+    }
+
+    /// Copies one segment and publishes the copy, whose id it answers. After an error the copy is gone.
+    fn adopt_segment(&self, left: &mut LeftSegment, others: &Leftovers) -> Result<ObjectId> {
         // Its writer knew what it knew then, whatever has come since: of what was written beside it, nothing.
         let heads = std::mem::take(&mut left.opening.heads);
         let mut opening = self.journal.lock().opening(left.opening.number, None);
         opening.heads = self.heads_for_copy(heads);
         opening.adopts = Some(left.id);
-        let mut writer = SegmentWriter::create(&*self.store, &self.master, &opening)?;
-        renamed.push((left.id, writer.id()));
+        let writer = SegmentWriter::create(&*self.store, &self.master, &opening)?;
+        let id = writer.id();
+        let mut packs = Vec::new();
+        let copied = self.copy_segment(writer, left, others, &mut packs);
+        match copied {
+            Ok(()) => Ok(id),
+            Err(e) => {
+                self.discard_copies(id, &packs);
+                Err(e)
+            }
+        }
+    }
+
+    /// Takes away what an adoption that failed has copied; `packs` are its finished ones.
+    fn discard_copies(&self, segment: ObjectId, packs: &[PackLen]) {
+        // What cannot be removed now, the next mount takes for what it is.
+        let _ = self.store.discard(segment);
+        // Where it is published, and only telling so failed, it counts, and so do the packs.
+        let published = self.store.open(Area::Index, segment);
+        if published.is_err_and(|e| matches!(e.kind(), Kind::Missing)) {
+            self.contents.discard_all(packs);
+        }
+    }
+
+    fn copy_segment(
+        &self,
+        mut writer: SegmentWriter,
+        left: &mut LeftSegment,
+        others: &Leftovers,
+        packs: &mut Vec<PackLen>,
+    ) -> Result<()> {
         let stamp = StampSegment {
             segment: writer.id(),
             device: self.device,
-            number: opening.number,
+            number: writer.number(),
         };
         let number_in_tree = self.tree.write().intern_segment(stamp);
-        for frame in &mut left.frames {
+        let mut frames = std::mem::take(&mut left.frames);
+        for frame in &mut frames {
             rename_segment(&mut frame.records, left.id, writer.id());
             self.adopt_contents(frame, others)?;
             writer.append(frame)?;
             let applied = self.tree.write().apply_frame(number_in_tree, frame);
-            applied.map_err(|why| {
-                Error::damaged(format_args!("new/{}/{}", self.device, left.id), why)
-            })?;
+            applied.map_err(|why| self.refused(left, why))?;
         }
-        self.finish_adopted(writer)
+        self.contents.finish_open()?;
+        *packs = self.contents.finished();
+        self.finish_adopted(writer, packs)
     }
 
     /// The heads of a leftover, with this device's own as it is published: the segment before may be a copy, too.
@@ -204,11 +249,10 @@ impl Core {
         heads
     }
 
-    fn finish_adopted(&self, mut writer: SegmentWriter) -> Result<()> {
-        self.contents.finish_open()?;
-        let finished = self.contents.finished();
-        let packs = finished.iter().copied().chain(self.unrecorded_packs()?);
-        let records: Vec<Record> = packs.map(Record::Pack).collect();
+    /// Ends a copy and publishes it, and first the `packs` of which it says where contents lie.
+    fn finish_adopted(&self, mut writer: SegmentWriter, packs: &[PackLen]) -> Result<()> {
+        let recorded = packs.iter().copied().chain(self.unrecorded_packs()?);
+        let records: Vec<Record> = recorded.map(Record::Pack).collect();
         if !records.is_empty() {
             let counter = self.tree.read().next_counter();
             let frame = Frame {
@@ -227,7 +271,7 @@ impl Core {
             file.sync()?;
         }
         closed.file.sync()?;
-        self.contents.publish(&finished)?;
+        self.contents.publish(packs)?;
         self.publish_segment(closed.id, false)?;
         let mut journal = self.journal.lock();
         journal.heads.insert(
@@ -331,7 +375,7 @@ impl Core {
     }
 
     /// Calls `each` with the offset in the file and the bytes of all that a splice names in pack `id`, in pieces.
-    fn read_splice(
+    pub(super) fn read_splice(
         &self,
         id: PackId,
         splice: &Splice,
@@ -361,25 +405,9 @@ impl Core {
         }
         Ok(())
     }
-
-    /// A pack that a frame calls finished must be there at that length; or it is collected since.
-    fn check_pack_len(&self, finished: &PackLen) -> Result<()> {
-        let len = match self.store.open(Area::Data, finished.pack) {
-            Ok(object) => object.cipher_len()?,
-            Err(e) if matches!(e.kind(), Kind::Missing) => return Ok(()),
-            Err(e) => return Err(e),
-        };
-        if len != u64::from(finished.cipher_len) {
-            return Err(Error::damaged(
-                format_args!("data/{}", finished.pack),
-                "it is not as long as its writer said",
-            ));
-        }
-        Ok(())
-    }
 }
 
-fn pack_of(packs: &[PackId], number: u32) -> Result<PackId> {
+pub(super) fn pack_of(packs: &[PackId], number: u32) -> Result<PackId> {
     let id = packs.get(number as usize).copied();
     id.ok_or_else(|| Error::damaged("a leftover frame", "unknown pack"))
 }

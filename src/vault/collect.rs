@@ -25,19 +25,20 @@ impl Core {
     }
 
     /// Only in a library that one device alone writes to: the others' view is not known.
-    fn may_collect(&self) -> bool {
+    pub(super) fn may_collect(&self) -> bool {
         !self.shared.load(Ordering::Relaxed) && !self.has_gaps && self.writable().is_ok()
     }
 
     /// Publishes all that there is, and removes packs without a live byte. In this order: a pack that the published
     /// index names is there, for who copies the library, verifies it, or mounts it read-only after a crash.
     pub(super) fn collect(&self) -> Result<()> {
+        self.give_up_dead();
         if !self.may_collect() {
             return self.publish();
         }
         let condemns = self.condemn()?;
         match self.publish() {
-            Err(e) if e.is_no_space() && condemns && self.is_room_low()? => {
+            Err(e) if e.is_no_space() && condemns => {
                 log::warn!(
                     "there is no room to publish the index, so what was removed makes room before: {e}"
                 );
@@ -49,23 +50,49 @@ impl Core {
         self.remove_condemned()
     }
 
+    /// Has the packs of this mount without a live byte that are not published treated like those that failed: they are
+    /// discarded, and never published.
+    fn give_up_dead(&self) {
+        // No flush is between sealing into a pack and framing what it sealed.
+        let _sealing = self.sealing.write();
+        self.contents.give_up(|id| self.is_dead_unpublished(id));
+    }
+
+    /// Whether nothing is live in a pack that is not published, and no record says how long it is: what a closed segment
+    /// records is published with that.
+    fn is_dead_unpublished(&self, id: PackId) -> bool {
+        let tree = self.tree.read();
+        tree.find_pack(id)
+            .is_some_and(|p| p.live_plain_bytes == 0 && p.cipher_len.is_none())
+    }
+
     /// Whether so much is dead, or so little room is left, that it cannot wait for the next publication.
     pub(super) fn is_room_wanted(&self) -> Result<bool> {
         const DEAD_BYTES_MAX: u64 = 256 << 20;
-        let dead_bytes: u64 = {
-            let tree = self.tree.read();
-            let dead = tree.packs().iter().filter(|p| is_dead(p));
-            dead.filter_map(|p| p.cipher_len).map(u64::from).sum()
-        };
-        if dead_bytes == 0 || !self.may_collect() {
+        const ROOM_BYTES_MIN: u64 = 1 << 30;
+        if !self.is_any_dead() {
             return Ok(false);
         }
-        Ok(dead_bytes >= DEAD_BYTES_MAX || self.is_room_low()?)
+        Ok(self.dead_bytes() >= DEAD_BYTES_MAX
+            || self.store.space()?.available_bytes < ROOM_BYTES_MIN)
     }
 
-    fn is_room_low(&self) -> Result<bool> {
-        const ROOM_BYTES_MIN: u64 = 1 << 30;
-        Ok(self.store.space()?.available_bytes < ROOM_BYTES_MIN)
+    /// Whether collection would remove a pack.
+    pub(super) fn is_any_dead(&self) -> bool {
+        self.dead_bytes() > 0
+            || self
+                .contents
+                .unpublished_any(|id| self.is_dead_unpublished(id))
+    }
+
+    /// Bytes of published packs that may be collected.
+    fn dead_bytes(&self) -> u64 {
+        if !self.may_collect() {
+            return 0;
+        }
+        let tree = self.tree.read();
+        let dead = tree.packs().iter().filter(|p| is_dead(p));
+        dead.filter_map(|p| p.cipher_len).map(u64::from).sum()
     }
 
     /// Frames the condemnation of every published pack without a live byte; whether packs wait to be removed.
@@ -96,16 +123,12 @@ impl Core {
             return Ok(());
         }
         let mut condemned = self.condemned.lock();
-        let makes_room = !condemned.is_empty();
         while let Some(id) = condemned.last() {
             self.packs.forget(*id);
             self.store.remove(Area::Data, *id)?;
             condemned.pop();
         }
         drop(condemned);
-        if makes_room {
-            self.restore_reserve();
-        }
         match self.swept.swap(true, Ordering::Relaxed) {
             true => Ok(()),
             false => self.sweep(),
@@ -142,7 +165,7 @@ impl Core {
         Ok(())
     }
 
-    fn is_own_pack(&self, id: PackId) -> bool {
+    pub(super) fn is_own_pack(&self, id: PackId) -> bool {
         let trailer = self
             .store
             .open(Area::Data, id)

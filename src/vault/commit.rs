@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::Core;
+use super::duty::Duties;
 use super::file::OpenFile;
 use crate::error::{Error, Kind, Result};
 use crate::index::PackInfo;
@@ -28,9 +29,7 @@ const IDLE_PUBLISH: Duration = Duration::from_secs(30);
 /// A segment is published so long after its first change.
 const LATEST_PUBLISH: Duration = Duration::from_secs(300);
 /// So often it is looked at what is due.
-const LOOK: Duration = Duration::from_millis(500);
-/// What keeps failing is tried again after a wait that doubles up to this.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
+pub(super) const LOOK: Duration = Duration::from_millis(500);
 
 /// What requests say to the committer.
 #[derive(Default)]
@@ -39,11 +38,15 @@ pub struct Shared {
     wake: Condvar,
     /// [`State::undurable_since`] is set, or about to be: most changes look at no more than this.
     has_changes: AtomicBool,
+    /// Something could not be written for want of room, so what is dead has to go.
+    room_wanted: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
     waiting: Vec<Done>,
+    /// They wait until what is dead is removed.
+    waiting_for_room: Vec<Done>,
     /// Since when something may be dirty, or framed and not durable.
     undurable_since: Option<Instant>,
     stop: bool,
@@ -60,6 +63,11 @@ impl Shared {
             state.undurable_since.get_or_insert_with(Instant::now);
             self.wake.notify_one();
         }
+    }
+
+    /// Whether [`Shared::want_room`] was called since it was asked.
+    fn is_room_wanted(&self) -> bool {
+        self.room_wanted.swap(false, Ordering::AcqRel)
     }
 
     /// Whether all that was changed up to now has to be made durable; who is told so does it. What changes from now on
@@ -85,8 +93,13 @@ impl Shared {
 
     /// What was asked for and is not done, or is asked for from now on, nobody does.
     fn is_gone(&self) {
-        self.state.lock().is_gone = true;
-        let waiting = std::mem::take(&mut self.state.lock().waiting);
+        let waiting = {
+            let mut state = self.state.lock();
+            state.is_gone = true;
+            let mut waiting = std::mem::take(&mut state.waiting);
+            waiting.append(&mut state.waiting_for_room);
+            waiting
+        };
         if !waiting.is_empty() {
             answer(waiting, Err(Error::new(Kind::Poisoned, "the committer")));
         }
@@ -102,6 +115,24 @@ impl Shared {
         state.waiting.push(done);
         self.wake.notify_one();
     }
+
+    /// Has `done` called when what is dead was removed, as far as that could be done.
+    pub fn request_room(&self, done: Done) {
+        let mut state = self.state.lock();
+        if state.is_gone || state.stop {
+            drop(state);
+            return done(Ok(()));
+        }
+        state.waiting_for_room.push(done);
+        self.wake.notify_one();
+    }
+
+    /// There was no room to write something. Unlike [`Shared::request_room`] for who cannot wait.
+    pub fn want_room(&self) {
+        if !self.room_wanted.swap(true, Ordering::AcqRel) {
+            self.changed();
+        }
+    }
 }
 
 /// Where the thread ends by a panic, nobody must wait for it for ever.
@@ -113,49 +144,6 @@ impl Drop for Alive<'_> {
             self.0.is_gone();
         }
     }
-}
-
-/// Work that is tried again where it failed.
-#[derive(Default)]
-struct Duty {
-    failed: Option<String>,
-    wait: Duration,
-    not_before: Option<Instant>,
-}
-
-impl Duty {
-    /// It was tried; answers what the log shall say. A failure that repeats is said once, and when it is over.
-    fn tried(&mut self, result: Result<()>) -> Option<String> {
-        let Err(e) = result else {
-            (self.wait, self.not_before) = (Duration::ZERO, None);
-            return Some(format!("{}: it works again", self.failed.take()?));
-        };
-        self.wait = (self.wait * 2).clamp(LOOK, LONGEST_WAIT);
-        self.not_before = Instant::now().checked_add(self.wait);
-        let failed = Some(e.to_string());
-        let is_new = self.failed != failed;
-        self.failed = failed;
-        self.failed.clone().filter(|_| is_new)
-    }
-
-    fn note(&mut self, result: Result<()>) {
-        if let Some(text) = self.tried(result) {
-            log::warn!("{text}");
-        }
-    }
-
-    fn may_be_tried(&self) -> bool {
-        self.not_before.is_none_or(|at| Instant::now() >= at)
-    }
-}
-
-/// What the committer does unasked. One that fails does not hold up the others, and what makes room least of all.
-#[derive(Default)]
-pub(super) struct Duties {
-    empty: Duty,
-    write: Duty,
-    publish: Duty,
-    rewrite: Duty,
 }
 
 /// The running thread.
@@ -230,7 +218,7 @@ impl Core {
                 if state.stop {
                     break;
                 }
-                if state.waiting.is_empty() {
+                if state.waiting.is_empty() && state.waiting_for_room.is_empty() {
                     if quiet && state.undurable_since.is_none() {
                         self.commit.wake.wait(&mut state);
                     } else {
@@ -239,9 +227,11 @@ impl Core {
                 }
             }
             self.serve();
+            self.make_room(&mut duties);
             quiet = self.do_what_is_due(&mut duties);
         }
         self.serve();
+        self.make_room(&mut duties);
     }
 
     /// Answers the fsyncs that wait. Work that takes long does this in between.
@@ -250,6 +240,17 @@ impl Core {
         if !waiting.is_empty() {
             answer(waiting, self.sync());
         }
+    }
+
+    /// Removes what is dead, where somebody waits for room.
+    fn make_room(&self, duties: &mut Duties) {
+        let waiting = std::mem::take(&mut self.commit.state.lock().waiting_for_room);
+        if waiting.is_empty() {
+            return;
+        }
+        duties.publish.note(self.collect());
+        // Whether that made enough, those see who waited.
+        waiting.into_iter().for_each(|done| done(Ok(())));
     }
 
     /// What is due without anybody asking. Failures are logged: what failed is tried again. True where nothing will be
@@ -276,9 +277,12 @@ impl Core {
             || changes.is_some_and(|(first, last)| {
                 last.elapsed() >= IDLE_PUBLISH || first.elapsed() >= LATEST_PUBLISH
             });
-        let publishes = is_full || is_late;
+        let room_wanted = self.commit.is_room_wanted() && self.is_any_dead();
+        let publishes = is_full || is_late || room_wanted;
         if (is_due || publishes) && is_synced && duties.publish.may_be_tried() {
             duties.publish.note(self.publish_what_is_due(publishes));
+        } else if room_wanted {
+            self.commit.want_room();
         }
         let mut waits = true;
         if duties.rewrite.may_be_tried() {
@@ -294,7 +298,7 @@ impl Core {
             self.commit.changed();
             return false;
         }
-        changes.is_none() && self.contents.is_idle() && !waits
+        changes.is_none() && self.contents.is_idle() && !waits && !room_wanted
     }
 
     /// Writes out every file in which something is dirty, and waits for what is being written out.
@@ -482,29 +486,4 @@ fn sync_all(segment: Option<&dyn Growing>, packs: &[Arc<dyn Growing>]) -> Result
             Err(_) => segment.sync(),
         })
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_failure_that_repeats_is_said_once_and_tried_ever_more_seldom() {
-        let mut duty = Duty::default();
-        let fails = |why: &str| Err(Error::damaged("x", why));
-        assert_eq!(duty.tried(Ok(())), None);
-        assert!(duty.may_be_tried());
-        assert_eq!(duty.tried(fails("a")).unwrap(), "x: damaged: a");
-        assert!(!duty.may_be_tried());
-        for _ in 0..10 {
-            assert_eq!(duty.tried(fails("a")), None);
-        }
-        assert_eq!(duty.wait, LONGEST_WAIT);
-        assert_eq!(duty.tried(fails("b")).unwrap(), "x: damaged: b");
-        let over = duty.tried(Ok(())).unwrap();
-        assert_eq!(over, "x: damaged: b: it works again");
-        assert!(duty.may_be_tried());
-        assert_eq!(duty.tried(Ok(())), None);
-        assert!(duty.tried(fails("b")).is_some() && duty.wait == LOOK);
-    }
 }

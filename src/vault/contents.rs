@@ -193,6 +193,43 @@ impl Contents {
         self.inner.lock().spoiled.keys().copied().collect()
     }
 
+    /// Lets the open and the finished packs of which `is_dead` says so go the way of those that failed.
+    pub fn give_up(&self, is_dead: impl Fn(PackId) -> bool) {
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        if let Some(open) = inner.open.take_if(|open| is_dead(open.id())) {
+            inner.spoiled.insert(open.id(), open.file());
+        }
+        for dead in inner.finished.extract_if(.., |pack| is_dead(pack.id)) {
+            inner.spoiled.insert(dead.id, dead.file);
+        }
+    }
+
+    /// Whether `is_dead` says so of the open or a finished pack.
+    pub fn unpublished_any(&self, is_dead: impl Fn(PackId) -> bool) -> bool {
+        let inner = self.inner.lock();
+        let open = inner.open.as_ref().map(PackWriter::id);
+        let finished = inner.finished.iter().map(|pack| pack.id);
+        open.into_iter().chain(finished).any(is_dead)
+    }
+
+    /// After an error in adoption: takes away what was sealed, also of packs that are published (`published`).
+    /// What cannot be removed now, the next mount takes for what it is: nothing names it.
+    pub fn discard_all(&self, published: &[PackLen]) {
+        let inner = std::mem::take(&mut *self.inner.lock());
+        let open = inner.open.iter().map(PackWriter::id);
+        let finished = inner.finished.iter().map(|pack| pack.id);
+        let spoiled = inner.spoiled.keys().copied();
+        for id in open.chain(finished).chain(spoiled) {
+            self.packs.forget(id);
+            let _ = self.store.discard(id);
+        }
+        for pack in published {
+            self.packs.forget(pack.pack);
+            let _ = self.store.remove(Area::Data, pack.pack);
+        }
+    }
+
     /// A sync can do without this pack: nothing in it counts any more.
     pub fn forget_unsynced(&self, id: PackId) {
         self.inner.lock().unsynced.remove(&id);

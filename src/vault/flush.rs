@@ -97,6 +97,9 @@ impl Core {
                 if !matches!(e.kind(), Kind::TimedOut) {
                     state.failures += 1;
                     state.failed_for_space = e.is_no_space();
+                    if state.failed_for_space {
+                        self.commit.want_room();
+                    }
                 }
                 Err(e)
             }

@@ -18,6 +18,8 @@ pub(super) struct Leftovers {
     former: Vec<LeftSegment>,
     /// Those that were made on top of something that is lost.
     pub unreached: Vec<LeftSegment>,
+    /// Those that were made on top of a frame that is torn.
+    pub behind: Vec<ObjectId>,
     /// Those that are published already.
     pub published: Vec<LeftSegment>,
     /// Those whose header or first frame is damaged, so that no frame can be reached.

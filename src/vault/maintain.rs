@@ -7,7 +7,8 @@ use super::Core;
 use super::contents::Subject;
 use crate::error::{Kind, Result};
 use crate::index::record::{BaseRef, Frame, Opening, Record, Relocate, SegmentId, Splices};
-use crate::index::{BaseCursor, ClosedSegment, Published, SegmentWriter, StampTable};
+use crate::index::{BaseCursor, ClosedSegment, Published, SegmentWriter, Stamp, StampTable};
+use crate::logged;
 use crate::pack::{BLOCK_PLAIN_LEN, PackId};
 use crate::volume::{Ino, Time};
 
@@ -210,12 +211,8 @@ impl Core {
                 (Ok(_), _) => {}
                 (Err(e), _) if !matches!(e.kind(), Kind::Damaged(_)) => return Err(e),
                 (Err(e), &[(from, to)]) if to - from <= BLOCK => {
-                    let path = {
-                        let tree = self.tree.read();
-                        tree.find(ino).map(|ix| tree.path(ix)).unwrap_or_default()
-                    };
-                    let path = path.escape_ascii();
-                    log::error!("{path}: bytes {from} to {to} are lost: {e}");
+                    let name = logged::file_name(ino, self.path_of(ino));
+                    log::error!("{name}: bytes {from} to {to} are lost: {e}");
                     lost.push((ino, from, to));
                     if let Some(file) = self.opened(ino) {
                         // Who closes it is told.
@@ -282,7 +279,9 @@ impl Core {
         while at < plain_size {
             self.serve();
             let end = (at + REWRITE_LEN).min(plain_size);
-            let located = self.locate(ino, at, end)?;
+            let Ok(located) = self.locate(ino, at, end) else {
+                return Ok(()); // removed meanwhile
+            };
             let bytes: u64 = located
                 .extents
                 .iter()
@@ -323,9 +322,22 @@ impl Core {
             let mut at = *from;
             while at < *to {
                 let end = (at + REWRITE_LEN).min(*to);
-                let located = self.locate(ino, at, end)?;
                 let mut plain = vec![0; (end - at) as usize];
-                self.fill(&located.extents, at, &mut plain, true)?;
+                let filled = self
+                    .locate(ino, at, end)
+                    .and_then(|located| self.fill(&located.extents, at, &mut plain, true));
+                match filled {
+                    Ok(()) => {}
+                    // Removed, or written to: then its packs may be gone, too.
+                    Err(e) if matches!(e.kind(), Kind::Stale | Kind::Missing) => {
+                        return match self.has_version(ino, version) {
+                            None => Ok(true),
+                            Some(false) => Ok(false),
+                            Some(true) => Err(e),
+                        };
+                    }
+                    Err(e) => return Err(e),
+                }
                 self.contents.seal(&subject, at, &[&plain], &mut splices)?;
                 at = end;
             }
@@ -352,13 +364,12 @@ impl Core {
             }));
             Ok(true)
         })
-        .or_else(|e| {
-            if matches!(e.kind(), Kind::Stale) {
-                Ok(true)
-            } else {
-                Err(e)
-            }
-        })
+    }
+
+    /// Whether a file is still as it was; `None` where it is gone.
+    fn has_version(&self, ino: Ino, version: Stamp) -> Option<bool> {
+        let tree = self.tree.read();
+        Some(tree.inode(tree.find(ino)?).version() == version)
     }
 }
 

@@ -36,9 +36,11 @@ mod commit;
 mod conflicts;
 mod contents;
 mod devices;
+mod duty;
 pub(crate) mod file;
 mod flush;
 mod journal;
+mod judge;
 mod leftovers;
 mod maintain;
 mod names;
@@ -47,22 +49,28 @@ mod read;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod verify;
 mod volume;
 mod write;
 
 use ahead::Ahead;
-use commit::Committer;
 use contents::Contents;
 use devices::Memory;
 use file::OpenFile;
 use journal::{Journal, Start};
-use stream::{Streamer, Streams};
+use stream::Streams;
+use threads::Threads;
 
 /// So long something is waited for that may be done later, too.
 const MOMENT: Duration = Duration::from_millis(100);
-/// Published packs that are kept open for reading.
+/// Published packs that are kept open for reading, at most.
 const OPEN_PACKS_MAX: usize = 512;
+/// File descriptors that a mount needs for all else.
+const OTHER_FILES: usize = 40;
+
+/// Leftovers that were adopted, each with the segment that is there in its stead.
+type Adopted = Vec<(SegmentId, SegmentId)>;
 
 /// How a library is opened.
 pub struct Options {
@@ -82,12 +90,6 @@ pub struct Options {
 pub struct Vault {
     core: Arc<Core>,
     threads: Option<Threads>,
-}
-
-/// What works beside the requests in a mount that writes.
-struct Threads {
-    streamer: Streamer,
-    committer: Committer,
 }
 
 /// What the requests, the committer and the maintenance share.
@@ -145,40 +147,9 @@ struct OpenHandle {
     writes: bool,
 }
 
-impl Threads {
-    /// Adopts what a crash left, and goes to work.
-    fn start(
-        core: &Arc<Core>,
-        options: &Options,
-        adopted: Vec<(SegmentId, SegmentId)>,
-    ) -> Result<Self> {
-        // What was kept back, a crash has left: adoption takes room.
-        core.store.reserve(0)?;
-        let former = core.take_over_former()?;
-        core.adopt_leftovers(options.accept_rollback, adopted, former)
-            .map_err(|e| match e.is_no_space() {
-                true => e.hint(
-                    "make room: up to 64 MiB are needed to take over what the last mount left. Nothing is lost, and \
-                     --read-only shows what was published before",
-                ),
-                false => e,
-            })?;
-        if former.is_some() {
-            core.memory.forget_former();
-        }
-        core.settle_conflicts()?;
-        core.remember()?;
-        core.restore_reserve();
-        Ok(Self {
-            streamer: Streamer::start(core.clone())?,
-            committer: Committer::start(core.clone())?,
-        })
-    }
-}
-
 impl Vault {
     /// Opens a library: replays the index, adopts what a crash left, starts the committer. A library without an
-    /// index is an empty one.
+    /// index is an empty one. Read-only, it shows what a crash left where it lies.
     pub fn open(
         store: Arc<dyn Store>,
         master: impl Into<Arc<MasterKey>>,
@@ -187,82 +158,52 @@ impl Vault {
         options: &Options,
     ) -> Result<Arc<Self>> {
         let master = master.into();
-        let index_seen = devices::list_index(&*store)?;
-        let replayed = replay(&*store, &master, options.accept_rollback, || {
-            Tree::new(options.uid, options.gid, Time::now())
-        })?;
-        let remembered = place.as_ref().map(Place::load).transpose()?.flatten();
-        let seen = remembered
-            .as_ref()
-            .map_or_else(Vec::new, |known| devices::heads_to_find(known, &replayed));
-        let checked = check_rollback(&seen, &replayed.heads);
-        accept(options.accept_rollback, checked)?;
-        accept(options.accept_rollback, check_gaps(&replayed.gaps))?;
-        if !options.read_only {
-            check_writable(replayed.unwritable)?;
-            if let Some(known) = remembered.as_ref().filter(|known| known.device == device) {
-                devices::check_own(known, &replayed)?;
-                devices::announce(known, &replayed);
+        let load = || Core::load(&store, &master, device, place.as_ref(), options);
+        let (core, adopted) = load()?;
+        if options.read_only {
+            if let Err(e) = core.show_leftovers(options.accept_rollback, &adopted) {
+                log::warn!("what the last mount left does not show: {e}");
             }
+            core.settle_conflicts()?;
+            return Ok(Arc::new(Self {
+                core,
+                threads: None,
+            }));
         }
-        let memory = Memory::new(place, remembered, device, master.fingerprint());
-        let slots = list_slots(&*store, &replayed.slots, &replayed.removed_slots)?;
-        let packs = Arc::new(Packs::new(store.clone(), master.clone(), OPEN_PACKS_MAX));
-        let shared = replayed.heads.keys().any(|d| *d != device);
-        let has_gaps = !replayed.gaps.is_empty();
-        let start = Start {
-            heads: replayed.heads,
-            base: replayed.base,
-            slots,
-            uncovered: replayed.uncovered,
-        };
-        let core = Arc::new(Core {
-            journal: Mutex::new(Journal::new(store.clone(), master.clone(), device, start)),
-            contents: Contents::new(store.clone(), master.clone(), device, packs.clone()),
-            tree: RwLock::new(replayed.tree),
-            cache: BlockCache::new(options.cache_bytes),
-            ahead: Ahead::start(&packs)?,
-            packs,
-            read_only: options.read_only,
-            shared: AtomicBool::new(shared),
-            files: Mutex::default(),
-            handles: Mutex::default(),
-            next_handle: AtomicU64::new(1),
-            last_id: Mutex::default(),
-            dirty_cost: AtomicUsize::new(0),
-            room_bytes: AtomicI64::new(0),
-            commit: commit::Shared::default(),
-            streams: Streams::default(),
-            condemned: Mutex::default(),
-            covered: Mutex::new(replayed.covered),
-            base_bytes: AtomicU64::new(replayed.base_bytes),
-            has_gaps,
-            bases: Mutex::new(replayed.bases),
-            sealing: RwLock::default(),
-            fragmented: Mutex::default(),
-            unused: Mutex::default(),
-            swept: AtomicBool::new(false),
-            is_index_lost: AtomicBool::new(false),
-            store,
-            master,
-            device,
-            memory,
-            index_seen: Mutex::new(index_seen),
-        });
-        let threads = match options.read_only {
-            true => {
-                core.settle_conflicts()?;
-                None
+        let (core, threads) = match Threads::start(&core, options, &adopted) {
+            Ok(threads) => (core, threads),
+            Err(e) if e.is_no_space() => {
+                // The tree has a part of what could not be adopted.
+                drop(core);
+                let (core, adopted) = load()?;
+                if !core.free_for_adoption(options.accept_rollback, &adopted)? {
+                    return Err(e);
+                }
+                let (core, adopted) = load()?;
+                let threads = Threads::start(&core, options, &adopted)?;
+                (core, threads)
             }
-            false => Some(Threads::start(&core, options, replayed.adopted)?),
+            Err(e) => return Err(e),
         };
-        Ok(Arc::new(Self { core, threads }))
+        Ok(Arc::new(Self {
+            core,
+            threads: Some(threads),
+        }))
     }
 
     /// How the cache of decrypted blocks does.
     pub fn cache_stats(&self) -> CacheStats {
         self.core.cache.stats()
     }
+}
+
+/// A part of what the system allows this process to have open, if that is little.
+fn open_packs_max() -> usize {
+    use rustix::process::{Resource, getrlimit};
+    let limit = getrlimit(Resource::Nofile).current;
+    let limit = limit.and_then(|limit| usize::try_from(limit).ok());
+    let spare = limit.unwrap_or(usize::MAX).saturating_sub(OTHER_FILES) / 2;
+    spare.clamp(1, OPEN_PACKS_MAX)
 }
 
 fn accept(accept: bool, checked: Result<()>) -> Result<()> {
@@ -326,6 +267,83 @@ fn list_slots(
 }
 
 impl Core {
+    /// Replays the index; answers what of the leftovers was adopted before, too, and as which segments.
+    fn load(
+        store: &Arc<dyn Store>,
+        master: &Arc<MasterKey>,
+        device: DeviceId,
+        place: Option<&Place>,
+        options: &Options,
+    ) -> Result<(Arc<Self>, Adopted)> {
+        let index_seen = devices::list_index(&**store)?;
+        let replayed = replay(&**store, master, options.accept_rollback, || {
+            Tree::new(options.uid, options.gid, Time::now())
+        })?;
+        let remembered = place.map(Place::load).transpose()?.flatten();
+        let seen = remembered
+            .as_ref()
+            .map_or_else(Vec::new, |known| devices::heads_to_find(known, &replayed));
+        let checked = check_rollback(&seen, &replayed.heads);
+        accept(options.accept_rollback, checked)?;
+        accept(options.accept_rollback, check_gaps(&replayed.gaps))?;
+        if !options.read_only {
+            check_writable(replayed.unwritable)?;
+            if let Some(known) = remembered.as_ref().filter(|known| known.device == device) {
+                devices::check_own(known, &replayed)?;
+                devices::announce(known, &replayed);
+            }
+        }
+        let memory = Memory::new(place.cloned(), remembered, device, master.fingerprint());
+        let slots = list_slots(&**store, &replayed.slots, &replayed.removed_slots)?;
+        let packs = Arc::new(Packs::new(store.clone(), master.clone(), open_packs_max()));
+        let closer = Arc::downgrade(&packs);
+        store.on_too_few_files(Box::new(move || {
+            closer.upgrade().is_some_and(|packs| packs.close_some())
+        }));
+        let shared = replayed.heads.keys().any(|d| *d != device);
+        let has_gaps = !replayed.gaps.is_empty();
+        let start = Start {
+            heads: replayed.heads,
+            base: replayed.base,
+            slots,
+            uncovered: replayed.uncovered,
+        };
+        let core = Arc::new(Self {
+            journal: Mutex::new(Journal::new(store.clone(), master.clone(), device, start)),
+            contents: Contents::new(store.clone(), master.clone(), device, packs.clone()),
+            tree: RwLock::new(replayed.tree),
+            cache: BlockCache::new(options.cache_bytes),
+            ahead: Ahead::start(&packs)?,
+            packs,
+            read_only: options.read_only,
+            shared: AtomicBool::new(shared),
+            files: Mutex::default(),
+            handles: Mutex::default(),
+            next_handle: AtomicU64::new(1),
+            last_id: Mutex::default(),
+            dirty_cost: AtomicUsize::new(0),
+            room_bytes: AtomicI64::new(0),
+            commit: commit::Shared::default(),
+            streams: Streams::default(),
+            condemned: Mutex::default(),
+            covered: Mutex::new(replayed.covered),
+            base_bytes: AtomicU64::new(replayed.base_bytes),
+            has_gaps,
+            bases: Mutex::new(replayed.bases),
+            sealing: RwLock::default(),
+            fragmented: Mutex::default(),
+            unused: Mutex::default(),
+            swept: AtomicBool::new(false),
+            is_index_lost: AtomicBool::new(false),
+            store: store.clone(),
+            master: master.clone(),
+            device,
+            memory,
+            index_seen: Mutex::new(index_seen),
+        });
+        Ok((core, replayed.adopted))
+    }
+
     /// Runs `build` against the tree as it is, and makes what it drafts take effect: all of it, or nothing.
     fn transact<R>(&self, build: impl FnOnce(&Tree, &mut Draft) -> Result<R>) -> Result<R> {
         self.writable()?;
@@ -363,7 +381,13 @@ impl Core {
                 .map_err(|why| Error::damaged("an open file", why))?;
             return Ok(answer);
         }
-        journal.append(&self.tree, draft.wall, draft.records)?;
+        journal
+            .append(&self.tree, draft.wall, draft.records)
+            .inspect_err(|e| {
+                if e.is_no_space() {
+                    self.commit.want_room();
+                }
+            })?;
         drop(journal);
         self.commit.changed();
         Ok(answer)
@@ -473,6 +497,13 @@ impl Core {
     fn remember(&self) -> Result<()> {
         let heads = self.journal.lock().heads.values().copied().collect();
         self.memory.remember(heads)
+    }
+
+    /// Its path, for the log; `None` where it has no name.
+    fn path_of(&self, ino: Ino) -> Option<Vec<u8>> {
+        let tree = self.tree.read();
+        let path = tree.path(tree.find(ino)?);
+        Some(path).filter(|path| !path.is_empty())
     }
 
     /// The slot of an inode; ESTALE where it is gone.

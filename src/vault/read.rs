@@ -97,7 +97,7 @@ impl Core {
         if let Err(e) = self.fill(&located.extents, plain_offset, out, sequential) {
             // The pack may have been collected since the extents were looked up: then they are elsewhere now.
             if !matches!(e.kind(), Kind::Missing) {
-                return Err(e.about(format_args!("inode {}", ino.0)));
+                return Err(e);
             }
             let again = self.locate(ino, plain_offset, wanted_end)?;
             self.fill(&again.extents, plain_offset, out, sequential)?;

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use super::names::Wanted;
 use super::{Core, Vault};
 use crate::error::{Error, Kind, Result};
+use crate::logged;
 use crate::volume::*;
 
 impl Vault {
@@ -27,6 +28,10 @@ impl Volume for Vault {
 
     fn getattr(&self, ino: Ino) -> Result<Attr> {
         self.core().attr(ino)
+    }
+
+    fn path_of(&self, ino: Ino) -> Option<Vec<u8>> {
+        self.core().path_of(ino)
     }
 
     fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
@@ -77,10 +82,8 @@ impl Volume for Vault {
         if open.writes {
             // What mmap left after the last close. Nobody is there to be told; it stays dirty and is tried again.
             if let Err(e) = core.flush_ino(open.ino) {
-                log::warn!(
-                    "inode {}: not written out when it was closed: {e}",
-                    open.ino.0
-                );
+                let name = logged::file_name(open.ino, core.path_of(open.ino));
+                log::warn!("{name}: not written out when it was closed: {e}");
             }
         }
         if let Some(file) = core.opened(open.ino) {

@@ -1,6 +1,8 @@
 //! Writing: into the dirty buffer (`flush` has the way out of it); and the other ways to change contents.
 
 use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use super::file::{self, Dirty, OpenFile};
 use super::journal::RESERVE_BYTES;
@@ -90,11 +92,36 @@ impl Core {
         if self.room_bytes.fetch_sub(len as i64, Ordering::Relaxed) >= len as i64 {
             return Ok(());
         }
-        if self.look_for_room()? < len as i64 {
+        // Each of these is an open file, until it is published.
+        if self.contents.finished().len() > self.packs.open_max() {
+            self.wait_for_collection()?;
+        }
+        let has_room = self.look_for_room()? >= len as i64
+            || self.wait_for_room()? && self.look_for_room()? >= len as i64;
+        if !has_room {
             return Err(Kind::NoSpace.into());
         }
         self.room_bytes.fetch_sub(len as i64, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Has what is dead removed; false where nothing is.
+    fn wait_for_room(&self) -> Result<bool> {
+        let is_any_dead = self.is_any_dead();
+        if is_any_dead {
+            self.wait_for_collection()?;
+        }
+        Ok(is_any_dead)
+    }
+
+    /// Has all published that there is, and what is dead removed. The caller holds no lock: the committer does it.
+    fn wait_for_collection(&self) -> Result<()> {
+        /// Who writes to a store so slow goes on without.
+        const ROOM_WAIT: Duration = Duration::from_secs(20);
+        let (send, receive) = mpsc::channel();
+        self.commit
+            .request_room(Box::new(move |done| drop(send.send(done))));
+        receive.recv_timeout(ROOM_WAIT).unwrap_or(Ok(()))
     }
 
     /// Asks the store how much room there is; answers what is left when all that is dirty is written.

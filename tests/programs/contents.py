@@ -8,6 +8,7 @@ import ctypes
 import errno
 import mmap
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -430,6 +431,42 @@ def test_readers_and_a_writer(library):
         t.join()
     same(wrong[:5], [], "sizes at which a reader saw something else")
     thrice(library, lambda: check(path.read_bytes() == whole, "content"))
+
+
+def test_few_file_descriptors(library):
+    """Packs are closed where there are too few to open another; nothing is refused for that."""
+    for i in range(30):
+        (library.mnt / f"{i:02}").write_bytes(content(f"few {i}", 50_000))
+        library.remount()
+    # Less than the packs are: what is set later is not known when the mount begins.
+    resource.prlimit(library.process.pid, resource.RLIMIT_NOFILE, (28, 28))
+    for _ in range(2):
+        for i in range(30):
+            check((library.mnt / f"{i:02}").read_bytes() == content(f"few {i}", 50_000), f"content of {i}")
+    same(len(os.listdir(library.mnt)), 30, "names")
+    for i in range(30):
+        with open(library.mnt / f"new {i:02}", "wb") as f:
+            f.write(content(f"new {i}", 100_000))
+            os.fsync(f.fileno())
+    library.remount()
+    for i in range(30):
+        check((library.mnt / f"new {i:02}").read_bytes() == content(f"new {i}", 100_000), f"content of new {i}")
+    same(library.log.read_text(), "", "what the mounts said")
+
+
+def test_failed_reads_are_logged_once(library):
+    """By the file's path, however often it is read."""
+    (library.mnt / "dir").mkdir()
+    (library.mnt / "dir" / "lost é").write_bytes(content("lost", 300_000))
+    library.umount()
+    for pack in (library.dir / "data").iterdir():
+        pack.unlink()
+    library.mount()
+    for _ in range(5):
+        fails(errno.EIO, (library.mnt / "dir" / "lost é").read_bytes, "reading what is lost")
+    lines = library.log.read_text().splitlines()
+    same(len(lines), 1, f"lines in {lines}")
+    check("read of dir/lost é: data/" in lines[0] and "inode" not in lines[0], lines[0])
 
 
 if __name__ == "__main__":

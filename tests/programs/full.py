@@ -6,8 +6,9 @@ Deleting works when nothing else does, and makes room.
 """
 import errno
 import os
+import subprocess
 import time
-from common import Failed, check, content, main, root_only, run, same
+from common import PROGRAM, Failed, check, content, main, root_only, run, same, until
 
 IMAGE_MIB = 160
 MIB = 1 << 20
@@ -164,6 +165,133 @@ def test_full_from_outside(library):
     (library.mnt / "new").write_bytes(content("new", MIB))
     library.remount()
     same((library.mnt / "new").read_bytes(), content("new", MIB), "what was written when there was room again")
+
+
+def fill_from_outside(library, left=0):
+    """Fills the disk but for `left` bytes."""
+    stranger = library.dir / "stranger"
+    with open(stranger, "wb", buffering=0) as f:
+        for step in (MIB, 4096):
+            try:
+                while f.write(bytes(step)) == step:
+                    pass
+            except OSError as e:
+                same(e.errno, errno.ENOSPC, "the error of filling the disk")
+    os.truncate(stranger, stranger.stat().st_size - left)
+    return stranger
+
+
+def growing_bytes(library):
+    return sum(p.stat().st_size for p in (library.dir / "new").rglob("*") if p.is_file() and p.name != "reserve")
+
+
+def refused(library):
+    """Tries to mount, which has to fail for want of room."""
+    done = subprocess.run([PROGRAM, "mount", "--foreground", "--password-file", library.password_file, library.dir, library.mnt],
+                          env=library.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+    same(done.returncode, 9, "exit code of a mount that has no room")
+    check(b"make room" in done.stdout, f"it says {done.stdout}")
+
+
+@on_small_disk
+def test_taking_over_without_room(library):
+    """After a kill on a full disk: a mount that fails leaves nothing behind, and one for reading shows all that was synced."""
+    for i in range(48):
+        (library.mnt / f"{i:05}").write_bytes(content(f"mnt {i}", MIB))
+    fd = os.open(library.mnt / "00047", os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+    paths = [library.mnt / f"{i:05}" for i in range(48)]
+    library.kill()
+    library.clear()
+    for reserve in (library.dir / "new").rglob("reserve"):
+        reserve.unlink()
+    stranger = fill_from_outside(library)
+    before = growing_bytes(library)
+    check(before > 40 * MIB, f"only {before} bytes lie in new/")
+    for _ in range(3):
+        refused(library)
+        same(growing_bytes(library), before, "bytes in new/ after a mount that failed")
+        os.truncate(stranger, stranger.stat().st_size - 12 * MIB)
+    library.mount("--read-only")
+    intact(library, paths, MIB)
+    library.umount()
+    same(growing_bytes(library), before, "bytes in new/ after a mount for reading")
+    # Killed in the midst of it, twice, where there is room for one copy only.
+    os.truncate(stranger, stranger.stat().st_size - 24 * MIB)
+    for _ in range(2):
+        mount = subprocess.Popen([PROGRAM, "mount", "--foreground", "--password-file", library.password_file, library.dir, library.mnt],
+                                 env=library.env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 30
+        while growing_bytes(library) <= before and mount.poll() is None and time.monotonic() < end:
+            time.sleep(0.002)
+        mount.kill()
+        mount.wait(30)
+        library.clear()
+    library.mount()
+    intact(library, paths, MIB)
+    library.umount()
+    same(growing_bytes(library), 0, "bytes in new/ at last")
+    library.mount()
+    intact(library, paths, MIB)
+
+
+@on_small_disk
+def test_deleting_before_a_kill_makes_room(library):
+    """What was deleted before the kill makes room for taking over the rest."""
+    for folder in ("old", "kept"):
+        (library.mnt / folder).mkdir()
+        for i in range(30 if folder == "old" else 20):
+            (library.mnt / folder / f"{i:05}").write_bytes(content(f"{folder} {i}", MIB))
+        if folder == "old":
+            library.remount()
+    fill_from_outside(library)
+    for path in (library.mnt / "old").iterdir():
+        path.unlink()
+    library.kill()
+    library.clear()
+    fill_again = library.dir / "stranger 2"
+    for reserve in (library.dir / "new").rglob("reserve"):
+        reserve.unlink()
+    try:
+        with open(fill_again, "wb", buffering=0) as f:
+            while f.write(bytes(4096)):
+                pass
+    except OSError as e:
+        same(e.errno, errno.ENOSPC, "the error of filling the disk")
+    library.mount()
+    same(os.listdir(library.mnt / "old"), [], "what was deleted")
+    intact(library, sorted((library.mnt / "kept").iterdir()), MIB)
+
+
+@on_small_disk
+def test_deleting_frees_in_the_same_mount(library):
+    """Packs in which nothing is left go at once, also such that were never published; unmounting leaves no reserve."""
+    for folder in ("a", "b"):
+        (library.mnt / folder).mkdir()
+        for i in range(30):
+            (library.mnt / folder / f"{i:05}").write_bytes(content(f"{folder} {i}", MIB))
+        if folder == "a":
+            library.remount()
+    for folder in ("a", "b"):
+        fill_from_outside(library)
+        for path in (library.mnt / folder).iterdir():
+            path.unlink()
+        (library.mnt / "tiny").write_bytes(b"tiny")
+        until(lambda: (s := os.statvfs(library.dir)).f_bavail * s.f_frsize > 20 * MIB, "what was deleted makes room", 30)
+        (library.mnt / f"after {folder}").write_bytes(content("after", 8 * MIB))
+    library.umount()
+    same(list((library.dir / "new").rglob("reserve")), [], "reserves after an unmount")
+    # The same when there is only the unmount to do it.
+    library.mount()
+    fill_from_outside(library)
+    for name in ("after a", "after b", "tiny"):
+        (library.mnt / name).unlink()
+    library.umount()
+    same(list((library.dir / "data").iterdir()), [], "packs after all was deleted")
+    same(list((library.dir / "new").rglob("reserve")), [], "reserves after an unmount")
+    library.mount()
+    same(sorted(os.listdir(library.mnt)), ["a", "b"], "what is left")
 
 
 @on_small_disk

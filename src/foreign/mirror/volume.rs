@@ -1,5 +1,7 @@
 //! The mirror as a volume: each request in a few lines.
 
+use std::os::unix::ffi::OsStringExt;
+
 use super::*;
 
 impl Volume for Mirror {
@@ -24,6 +26,11 @@ impl Volume for Mirror {
 
     fn getattr(&self, ino: Ino) -> Result<Attr> {
         self.attr(ino)
+    }
+
+    fn path_of(&self, ino: Ino) -> Option<Vec<u8>> {
+        let path = self.path(ino).ok()?;
+        Some(path.into_os_string().into_vec())
     }
 
     fn readlink(&self, _ino: Ino) -> Result<Vec<u8>> {

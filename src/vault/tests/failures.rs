@@ -342,6 +342,62 @@ fn what_is_dead_makes_room_where_there_is_none_to_publish() {
 }
 
 #[test]
+fn what_is_dead_and_never_was_published_makes_room() {
+    let bench = Bench::new();
+    bench.halt_committer();
+    bench.put("old", &vec![1; 3 << 20]);
+    bench.core().sync().unwrap();
+    bench.unlink("old");
+    bench.store.reserve(0).unwrap();
+    leave_room(&bench, 5_000);
+    assert!(bench.core().is_room_wanted().unwrap());
+    bench.core().collect().unwrap();
+    let left = bench.store.leftovers().unwrap();
+    assert!(left.len() <= 1, "{left:?}");
+    bench.put("new", &vec![2; 1 << 20]);
+    let after = bench.after_power_cut(3).unwrap();
+    assert!(after.stat("old").is_none());
+    bench.vault.close().unwrap();
+    assert!(bench.store.leftovers().unwrap().is_empty());
+}
+
+#[test]
+fn who_writes_waits_until_what_was_deleted_has_made_room() {
+    let mut bench = Bench::new();
+    for i in 0..3 {
+        bench.put(&format!("old{i}"), &vec![1; 3 << 20]);
+        bench.remount().unwrap();
+    }
+    leave_room(&bench, 100_000);
+    let ino = bench.make("f");
+    assert!(
+        bench
+            .try_write(ino, 0, &vec![2; 1 << 20])
+            .unwrap_err()
+            .is_no_space()
+    );
+    bench.unlink("old0");
+    bench.unlink("old1");
+    bench.write(ino, 0, &vec![2; 1 << 20]);
+    bench.remount().unwrap();
+    assert!(bench.read("f").unwrap() == vec![2; 1 << 20]);
+    assert!(bench.read("old2").unwrap() == vec![1; 3 << 20]);
+}
+
+#[test]
+fn an_unmount_gives_the_reserve_back() {
+    let bench = Bench::new();
+    let free = bench.store.space().unwrap().available_bytes;
+    bench.put("f", &vec![1; 1 << 20]);
+    bench.core().publish().unwrap();
+    bench.unlink("f");
+    bench.vault.close().unwrap();
+    assert!(bench.store.objects(crate::store::Area::Data).is_empty());
+    // Only segments are there now.
+    assert!(bench.store.space().unwrap().available_bytes > free);
+}
+
+#[test]
 fn the_reserve_is_also_for_the_segment_that_a_deletion_needs() {
     let mut bench = Bench::new();
     bench.put("f", &[1; 3000]);

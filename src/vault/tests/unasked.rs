@@ -119,3 +119,24 @@ fn a_publication_that_keeps_failing_is_not_tried_all_the_time() {
     bench.vault.close().unwrap();
     assert_eq!(bench.store.objects(Area::Index).len(), 2);
 }
+
+#[test]
+fn a_file_that_is_removed_while_it_is_rewritten_is_no_error() {
+    let bench = Bench::new();
+    bench.halt_committer();
+    let ino = bench.make("f");
+    // Blocks one after the other, each in a run of its own that the next one does not prolong.
+    for i in (0..200u64).rev() {
+        bench.write(ino, i * 16_384, &[i as u8; 16_384]);
+    }
+    assert!(bench.extents(ino) > 100);
+    let core = bench.core();
+    let long_ago = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
+    core.fragmented.lock().push((ino, long_ago));
+    // Who waits for a sync is answered in the midst of it.
+    let vault = bench.vault.clone();
+    let remove = move |_| vault.unlink(ROOT, OsStr::new("f")).unwrap();
+    core.commit.request(Box::new(remove));
+    core.rewrite_fragmented().unwrap();
+    assert!(bench.stat("f").is_none());
+}
