@@ -60,7 +60,7 @@ use devices::Memory;
 use file::OpenFile;
 use journal::{Journal, Start};
 use stream::Streams;
-use threads::Threads;
+use threads::{Adopted, Threads};
 
 /// So long something is waited for that may be done later, too.
 const MOMENT: Duration = Duration::from_millis(100);
@@ -68,9 +68,6 @@ const MOMENT: Duration = Duration::from_millis(100);
 const OPEN_PACKS_MAX: usize = 512;
 /// File descriptors that a mount needs for all else.
 const OTHER_FILES: usize = 40;
-
-/// Leftovers that were adopted, each with the segment that is there in its stead.
-type Adopted = Vec<(SegmentId, SegmentId)>;
 
 /// How a library is opened.
 pub struct Options {

@@ -8,6 +8,9 @@ use super::{Core, Options};
 use crate::error::Result;
 use crate::index::record::SegmentId;
 
+/// Leftovers that were adopted, each with the segment that is there in its stead.
+pub(super) type Adopted = Vec<(SegmentId, SegmentId)>;
+
 /// What works beside the requests in a mount that writes.
 pub(super) struct Threads {
     pub streamer: Streamer,
