@@ -2,7 +2,8 @@
 //!
 //! Each file is written under a name of its own, made durable, read back and compared; only then does it get its
 //! name and times. So what has its name is whole, and a conversion that was cut short goes on where it stopped: a
-//! file that is there with the same length and time is not copied again. The source is only read. Of a plain folder
+//! file that is there with the same length and time is not copied again. The source is only read. What of it cannot be
+//! shown, and so is left out, is named, and the conversion then ends with an error. Of a plain folder
 //! all is copied that a library can hold: links of either kind, special files, owners, permissions, times, extended
 //! attributes.
 
@@ -16,6 +17,7 @@ use super::init;
 use super::library::{Library, recall};
 use super::output::print_line;
 use super::passwd::check_writable;
+use super::printable;
 use super::secret::{NewPasswordArgs, OpenArgs, SecretArgs};
 use super::verify::byte_bar;
 use crate::error::{Error, Result};
@@ -61,7 +63,7 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
             to.display()
         )));
     }
-    let source = open_source(args, &from)?;
+    let (source, left_out) = open_source(args, &from)?;
     let target = open_target(args, &to)?;
     let bar = byte_bar();
     let copied = Copy::new(&*source, &*target, &bar).all();
@@ -70,17 +72,29 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     let closed = target.close();
     let (files, failed) = copied?;
     closed?;
-    print_line(format_args!("{files} files are in {}", to.display()))?;
-    if failed == 0 {
-        return Ok(());
+    for (name, why) in &left_out {
+        print_line(format_args!(
+            "left out: {}: {}",
+            printable(name),
+            printable(why)
+        ))?;
     }
-    Err(Error::damaged(
-        from.display(),
-        format_args!("{failed} files could not be copied, as listed"),
-    ))
+    print_line(format_args!("{files} files are in {}", to.display()))?;
+    let check = match (failed, left_out.len()) {
+        (0, 0) => return Ok(()),
+        (failed, 0) => format!("{failed} files could not be copied, as listed"),
+        (0, left) => format!("{left} files were left out, as listed"),
+        (failed, left) => {
+            format!("{failed} files could not be copied, and {left} were left out, as listed")
+        }
+    };
+    Err(Error::damaged(from.display(), check))
 }
 
-fn open_source(args: &ConvertArgs, from: &Path) -> Result<Arc<dyn Volume>> {
+/// What of a source is not shown: names, and why not.
+type LeftOut = Vec<(String, String)>;
+
+fn open_source(args: &ConvertArgs, from: &Path) -> Result<(Arc<dyn Volume>, LeftOut)> {
     let kind = if args.plain {
         None
     } else {
@@ -96,17 +110,14 @@ fn open_source(args: &ConvertArgs, from: &Path) -> Result<Arc<dyn Volume>> {
             .hint("mount it, and copy what is in it"));
         }
         print_line(format_args!("{}: this is a plain folder", from.display()))?;
-        return Ok(Arc::new(PlainFolder::new(from)));
+        return Ok((Arc::new(PlainFolder::new(from)), LeftOut::new()));
     };
     print_line(format_args!("{}: this is {kind}", from.display()))?;
     let secret = args.foreign.secret(kind, &args.open)?;
-    Ok(Mirror::new(args.foreign.open(
-        kind,
-        from,
-        &secret,
-        true,
-        32 << 20,
-    )?)?)
+    let format = args.foreign.open(kind, from, &secret, true, 32 << 20)?;
+    let mirror = Mirror::new(format)?;
+    let left_out = mirror.left_out().to_vec();
+    Ok((mirror, left_out))
 }
 
 fn open_target(args: &ConvertArgs, to: &Path) -> Result<Arc<Vault>> {

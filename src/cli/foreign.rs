@@ -44,8 +44,8 @@ pub struct ForeignArgs {
     /// mms: the name of the index, where it is not found by itself
     #[arg(long, value_name = "NAME")]
     mms_index: Option<String>,
-    /// mms: the folder of music, where it is not found by itself
-    #[arg(long, value_name = "FOLDER/")]
+    /// mms: what the names of objects begin with, as pathMusic in config.js, where no object tells [default: music/ for a new library]
+    #[arg(long, value_name = "PATH")]
     mms_path: Option<String>,
     /// medusa: `backups` shows each backup with its own files, to be read only
     #[arg(long, value_name = "VIEW", value_parser = ["bucket", "backups"])]
@@ -94,6 +94,10 @@ impl ForeignArgs {
                 }
             }
         };
+        if kind == FormatKind::Mms {
+            // Before anybody is asked for a password.
+            mms::check(dir, &self.mms())?;
+        }
         Ok(Some(kind).filter(|kind| *kind != FormatKind::Vault))
     }
 

@@ -14,6 +14,7 @@ use super::output::{print_line, report};
 use super::printable;
 use super::secret::OpenArgs;
 use crate::error::{Error, Kind, Result};
+use crate::foreign::Mirror;
 use crate::foreign::report::{Report, Watch};
 use crate::state::canonical;
 use crate::store::{Access, DirStore};
@@ -97,6 +98,9 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
             let secret = args.foreign.secret(kind, &args.open)?;
             let format = args.foreign.open(kind, &dir, &secret, true, CACHE_BYTES)?;
             format.verify(&mut report)?;
+            for (name, why) in Mirror::conflicts(&*format)? {
+                report.problem(name, why);
+            }
         }
         None => {
             let vault = open_vault(&dir, args, &mut report)?;

@@ -79,22 +79,12 @@ pub fn detect(root: &Path, is_vault: bool) -> Result<FormatKind> {
     }
 }
 
-/// A key file and an index at the top.
+/// A key file at the top. There should be an index, too; where there is none, that is said by who opens it.
 fn looks_like_mms(root: &Path) -> bool {
-    let (mut key, mut index) = (false, false);
-    for entry in fs::read_dir(root)
-        .into_iter()
-        .flatten()
-        .flatten()
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    entries
         .take(LOOKED_AT_MAX)
-    {
-        let path = entry.path();
-        if entry.file_type().is_ok_and(|kind| kind.is_file()) {
-            key |= super::mms::is_key_file(&path);
-            index |= super::mms::is_index(&path);
-        }
-    }
-    key && index
+        .any(|entry| super::mms::is_key_file(&entry.path()))
 }
 
 /// A file with its description beside it, somewhere below.

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
-use super::{Entry, Format};
+use super::{Entry, Format, Listed};
 use crate::error::{Error, Kind, Result};
 use crate::overdue;
 use crate::store::LastKnown;
@@ -37,10 +37,13 @@ const DIRTY_TOTAL_MAX: usize = 64 << 20;
 
 /// A foreign library that can be mounted.
 pub struct Mirror {
+    /// Before the format, so that what was written and never placed goes before the folder that it lies in.
+    files: Mutex<HashMap<u64, Arc<Mutex<Content>>>>,
     format: Box<dyn Format>,
     read_only: bool,
     tree: RwLock<Tree>,
-    files: Mutex<HashMap<u64, Arc<Mutex<Content>>>>,
+    /// What the format has, and cannot be shown: names, and why not.
+    left_out: Vec<(String, String)>,
     /// Held by whoever changes names or puts a file in its place.
     changes: Mutex<()>,
     handles: Mutex<HashMap<u64, (Ino, bool)>>,
@@ -53,8 +56,19 @@ impl Mirror {
     /// Reads all names. Without a [`Format::stage`] nothing can be changed.
     pub fn new(format: Box<dyn Format>) -> Result<Arc<Self>> {
         let mut tree = Tree::new();
-        format.list(&mut |listed| tree.take(listed))?;
+        let mut left_out = Vec::new();
+        format.list(&mut |listed| left_out.extend(tree.take(listed)))?;
+        for (name, why) in &left_out {
+            log::debug!("{name}: {why}");
+        }
+        if !left_out.is_empty() {
+            let (root, count) = (format.root().display(), left_out.len());
+            log::warn!(
+                "{root}: {count} of what is in it cannot be shown: `hushfs verify` names it"
+            );
+        }
         Ok(Arc::new(Self {
+            left_out,
             read_only: format.stage().is_none(),
             format,
             tree: RwLock::new(tree),
@@ -65,6 +79,22 @@ impl Mirror {
             dirty: AtomicUsize::new(0),
             space: LastKnown::new(),
         }))
+    }
+
+    /// What the library has and cannot be shown: names, and why not.
+    pub fn left_out(&self) -> &[(String, String)] {
+        &self.left_out
+    }
+
+    /// What of a library is shown nowhere, because something else has its name: names, and why not.
+    pub fn conflicts(format: &dyn Format) -> Result<Vec<(String, String)>> {
+        let (mut tree, mut found) = (Tree::new(), Vec::new());
+        format.list(&mut |listed| {
+            if !matches!(listed, Listed::NotShown(..)) {
+                found.extend(tree.take(listed));
+            }
+        })?;
+        Ok(found)
     }
 
     /// The format.
@@ -86,6 +116,11 @@ impl Mirror {
             Body::File(entry) => Ok(entry.clone()),
             Body::Folder(..) => Err(Kind::IsDirectory.into()),
         }
+    }
+
+    /// Whether a file has a name; one that has none may be forgotten already.
+    fn is_linked(&self, ino: Ino) -> bool {
+        self.tree.read().node(ino).is_ok_and(|node| node.linked)
     }
 
     fn path(&self, ino: Ino) -> Result<PathBuf> {
@@ -144,16 +179,18 @@ impl Mirror {
         if !content.changed() {
             return Ok(());
         }
+        if !self.is_linked(ino) {
+            return Ok(());
+        }
         let shown = self.path(ino)?;
-        if !self.tree.read().node(ino)?.linked || self.format.admit(&shown).is_err() {
+        if self.format.admit(&shown).is_err() {
             // Held for the name that it will get: see `create`.
             return Ok(());
         }
         self.account(content, |content| content.complete(&*self.format, &shown))?;
         let _changes = overdue::lock(&self.changes)?;
         // The name may have changed meanwhile.
-        let node_is_linked = self.tree.read().node(ino)?.linked;
-        if !node_is_linked {
+        if !self.is_linked(ino) {
             return Ok(());
         }
         let shown = self.path(ino)?;
@@ -211,7 +248,7 @@ impl Mirror {
         let Some(content) = file.try_lock() else {
             return;
         };
-        let linked = self.tree.read().node(ino).is_ok_and(|node| node.linked);
+        let linked = self.is_linked(ino);
         let needed = content.handles > 0 || content.changed() && linked;
         if !needed && Arc::strong_count(file) == 1 {
             self.dirty
@@ -237,8 +274,7 @@ impl Mirror {
                 log::error!("{}: {e}", self.path(ino).unwrap_or_default().display());
                 result = Err(e);
             }
-            let linked = self.tree.read().node(ino).is_ok_and(|node| node.linked);
-            if content.changed() && linked {
+            if content.changed() && self.is_linked(ino) {
                 let path = self.path(ino).unwrap_or_default();
                 log::warn!(
                     "{}: dropped: its name was never one that this library takes",

@@ -24,12 +24,15 @@ use crate::error::{Error, Kind, Result};
 mod doubled;
 pub mod index;
 mod layout;
+mod lines;
+mod prefix;
 mod segments;
 mod tags;
 mod verify;
 
 use index::{Edit, Index, Record};
-pub use layout::{Layout, Options, init, is_index, is_key_file, passwd};
+use layout::Candidates;
+pub use layout::{Layout, Options, check, init, is_key_file, passwd};
 pub use segments::{SegmentReader, SegmentSeal, cipher_len};
 
 /// The longest object name that S3 takes, in bytes.
@@ -60,28 +63,30 @@ impl Mms {
         } else {
             Some(Stage::open(root)?)
         };
-        let layout = Layout::find(root, options)?;
-        let internal = layout::read_key(&root.join(&layout.key), password)?;
-        let key = Key::short(&internal);
+        let (mut layout, key) = Candidates::find(root, options)?.open(root, password)?;
         let index = Index::read(&root.join(&layout.index), &key)?;
-        let layout = layout.with_prefix(root, options, &index)?;
-        Ok(Self {
+        layout.prefix = prefix::find(root, &index, options.path.as_deref(), read_only)?;
+        let whole = index.is_whole();
+        if stage.is_some() && !whole {
+            let root = root.display();
+            log::warn!("{root}: mounted read-only: its index is not whole");
+        }
+        let mms = Self {
             root: root.to_path_buf(),
-            stage: stage.filter(|_| {
-                let whole = index.is_whole();
-                if !whole {
-                    log::warn!(
-                        "{}: mounted read-only: its index is not whole",
-                        root.display()
-                    );
-                }
-                whole
-            }),
+            stage: stage.filter(|_| whole),
             key,
             layout,
             allow_plain: options.allow_plain,
             index: Mutex::new(index),
-        })
+        };
+        mms.keep_path()?;
+        Ok(mms)
+    }
+
+    /// What the names of objects begin with.
+    fn prefix(&self) -> &str {
+        // Where it is not known, nothing is written.
+        self.layout.prefix.as_deref().unwrap_or_default()
     }
 
     fn writer(&self) -> Result<&Stage> {
@@ -92,7 +97,7 @@ impl Mms {
     fn object_name(&self, path: &str) -> String {
         let digest: [u8; 16] = Md5::digest(path.as_bytes()).into();
         let hex: String = digest.iter().map(|b| format!("{b:02x}")).collect();
-        format!("{}{hex}.encrypt", self.layout.prefix)
+        format!("{}{hex}.encrypt", self.prefix())
     }
 
     /// Whether the server encrypts a file of this name.
@@ -100,18 +105,20 @@ impl Mms {
         let below = shown
             .as_os_str()
             .as_bytes()
-            .starts_with(self.layout.prefix.as_bytes());
+            .starts_with(self.prefix().as_bytes());
         let extension = extension(shown);
         below && (AUDIO.contains(&&*extension) || VIDEO.contains(&&*extension))
     }
 
-    /// The steps that go with a change of the index: the new index itself.
-    fn index_step(&self, index: &Index, edits: Vec<Edit>) -> Result<(Step, Index)> {
-        let stage = self.writer()?;
-        let path = self.root.join(&self.layout.index);
-        let (bytes, changed) = index.edited(&path, &self.key, edits)?;
-        let temp = stage.create_with(&bytes)?;
-        Ok((Step::Place(temp, self.layout.index.clone().into()), changed))
+    /// The steps of a change of the index, and what it then is.
+    fn index_steps(&self, index: &Index, edits: Vec<Edit>) -> Result<(Vec<Step>, Index)> {
+        let place = PathBuf::from(&self.layout.index);
+        let (bytes, changed) = index.edited(&self.root.join(&place), &self.key, edits)?;
+        let temp = self.writer()?.create_in_place_of(&place, &bytes)?;
+        // The path first: it must be there where no object tells it.
+        let mut steps: Vec<Step> = self.path_step(&changed)?.into_iter().collect();
+        steps.push(Step::Place(temp, place));
+        Ok((steps, changed))
     }
 
     /// The original in clear that may lie beside an encrypted file: it would come back when the index lets it go.
@@ -189,9 +196,10 @@ impl Format for Mms {
                 add(Listed::Folder(path.to_path_buf()));
                 return;
             }
-            let ours = path == Path::new(&self.layout.key) || path == Path::new(&self.layout.index);
-            let known = || path.to_str().is_some_and(|path| index.get(path).is_some());
-            if !ours && !self.layout.is_object(path) && !known() {
+            let text = path.to_str();
+            let ours = text.is_some_and(|path| self.layout.own.contains(path));
+            let known = || text.is_some_and(|path| index.get(path).is_some());
+            if !ours && !prefix::is_object(path) && !known() {
                 let stored = path.to_path_buf();
                 add(Listed::File(
                     path.to_path_buf(),
@@ -202,7 +210,12 @@ impl Format for Mms {
                     },
                 ));
             }
-        })
+        })?;
+        drop(index);
+        for (name, why) in self.not_shown()? {
+            add(Listed::NotShown(name, why));
+        }
+        Ok(())
     }
 
     fn plain_size(&self, entry: &Entry) -> Result<u64> {
@@ -232,8 +245,8 @@ impl Format for Mms {
         if path.len() > OBJECT_NAME_LEN_MAX {
             return Err(Kind::NameTooLong.into());
         }
-        if path == self.layout.key || path == self.layout.index {
-            return refuse("this is the name of the library's key file or index");
+        if self.layout.own.contains(path) {
+            return refuse("this is the name of a key file or index of the server");
         }
         if self.is_media(shown) {
             return Ok(());
@@ -290,11 +303,12 @@ impl Format for Mms {
         json.insert("iv".into(), BASE64.encode_to_string(iv).into());
         json.insert("nameEnc".into(), (*object).into());
         if AUDIO.contains(&&*extension) {
-            tags::add(&mut json, Arc::clone(&sealed.reader));
+            tags::add(&mut json, &extension, &sealed.reader);
         }
         let old = index.get(path).map(|_| path.into());
-        let (step, changed) = self.index_step(&index, vec![Edit::Put { old, json }])?;
-        let mut steps = vec![Step::Place(sealed.temp, object.clone().into()), step];
+        let (index_steps, changed) = self.index_steps(&index, vec![Edit::Put { old, json }])?;
+        let mut steps = vec![Step::Place(sealed.temp, object.clone().into())];
+        steps.extend(index_steps);
         steps.extend(self.original_step(shown));
         stage.commit(steps)?;
         *index = changed;
@@ -321,11 +335,9 @@ impl Format for Mms {
         if old.is_some_and(|old| old.sealed) {
             edits.insert(0, Edit::Remove(text(to)?.into()));
         }
-        let (step, changed) = self.index_step(&index, edits)?;
-        let mut steps = vec![
-            Step::Move(entry.stored.clone(), object.clone().into()),
-            step,
-        ];
+        let (index_steps, changed) = self.index_steps(&index, edits)?;
+        let mut steps = vec![Step::Move(entry.stored.clone(), object.clone().into())];
+        steps.extend(index_steps);
         steps.extend(
             [from, to]
                 .into_iter()
@@ -364,7 +376,7 @@ impl Format for Mms {
             entries.push(self.entry(object, entry.plain_size.unwrap_or(0)));
         }
         // The folder itself moves first: nothing encrypted lies in it but where it is the music folder itself.
-        if self.layout.prefix.starts_with(&format!("{}/", text(from)?)) {
+        if self.prefix().starts_with(&format!("{}/", text(from)?)) {
             return Err(Error::new(Kind::NotPermitted, from.display())
                 .hint("it is the folder of the library's objects"));
         }
@@ -375,8 +387,8 @@ impl Format for Mms {
             stage.commit(steps)?;
             return Ok(entries);
         }
-        let (step, changed) = self.index_step(&index, edits)?;
-        steps.push(step);
+        let (index_steps, changed) = self.index_steps(&index, edits)?;
+        steps.extend(index_steps);
         stage.commit(steps)?;
         *index = changed;
         Ok(entries)
@@ -388,8 +400,9 @@ impl Format for Mms {
             return stage.commit(vec![Step::Remove(shown.to_path_buf())]);
         }
         let mut index = self.index.lock();
-        let (step, changed) = self.index_step(&index, vec![Edit::Remove(text(shown)?.into())])?;
-        let mut steps = vec![step, Step::Remove(entry.stored.clone())];
+        let edit = Edit::Remove(text(shown)?.into());
+        let (mut steps, changed) = self.index_steps(&index, vec![edit])?;
+        steps.push(Step::Remove(entry.stored.clone()));
         steps.extend(self.original_step(shown));
         stage.commit(steps)?;
         *index = changed;

@@ -51,6 +51,8 @@ pub enum Listed {
     Folder(PathBuf),
     /// A file.
     File(PathBuf, Entry),
+    /// Something that cannot be shown: its name, and why not.
+    NotShown(String, String),
 }
 
 /// Reads a file.

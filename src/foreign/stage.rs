@@ -15,11 +15,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use base64_simd::STANDARD as BASE64;
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode};
 use serde::{Deserialize, Serialize};
 
 use crate::crypto::random;
 use crate::error::{Error, Kind, Result};
+
+mod temp;
+
+pub use temp::Temp;
 
 /// The folder of temporary files, at the top of a library.
 pub const STAGE_DIR: &str = ".hushfs-tmp";
@@ -38,14 +42,6 @@ pub struct Stage {
     _lock: File,
     /// A change was cut short by an error: only the next opening may finish it.
     poisoned: AtomicBool,
-}
-
-/// A file that is being made; removed when dropped, unless a commit placed it.
-pub struct Temp {
-    /// The file, open for reading and writing.
-    pub file: Arc<File>,
-    path: PathBuf,
-    placed: bool,
 }
 
 /// A part of a change. Paths are relative to the top of the library.
@@ -125,12 +121,22 @@ impl Stage {
         })
     }
 
+    /// A new file with this content, for the place of one that may be there: owner and permissions are then those of that.
+    pub fn create_in_place_of(&self, old: &Path, bytes: &[u8]) -> Result<Temp> {
+        let temp = self.create_with(bytes)?;
+        let Ok(old) = fs::symlink_metadata(self.root.join(old)) else {
+            return Ok(temp);
+        };
+        temp.take_owner(&old)?;
+        Ok(temp)
+    }
+
     /// A new file with this content, which others may read.
     pub fn create_with(&self, bytes: &[u8]) -> Result<Temp> {
         let temp = self.create()?;
         let at = |e| Error::io(e, &temp.path);
         (&*temp.file).write_all(bytes).map_err(at)?;
-        let mode = rustix::fs::Mode::from_raw_mode(0o644);
+        let mode = Mode::from_raw_mode(0o644);
         rustix::fs::fchmod(&temp.file, mode).map_err(|e| at(e.into()))?;
         Ok(temp)
     }
@@ -274,25 +280,6 @@ impl Drop for Stage {
         // Where something is left, it is for the next opening to see to, lock or no lock.
         let _ = fs::remove_file(dir.join(LOCK));
         let _ = fs::remove_dir(dir);
-    }
-}
-
-impl Temp {
-    /// Where it is now, for messages.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    fn sync(&self) -> Result<()> {
-        self.file.sync_all().map_err(|e| Error::io(e, &self.path))
-    }
-}
-
-impl Drop for Temp {
-    fn drop(&mut self) {
-        if !self.placed {
-            let _ = fs::remove_file(&self.path);
-        }
     }
 }
 

@@ -108,7 +108,9 @@ impl Mirror {
         if let Some(entry) = self.entry(ino)? {
             self.format.remove(&shown, &entry)?;
         }
-        self.tree.write().unlink(ino)
+        self.tree.write().unlink(ino)?;
+        self.close_content(ino);
+        Ok(())
     }
 
     pub(super) fn remove_dir(&self, parent: Ino, name: &OsStr) -> Result<()> {
@@ -155,7 +157,12 @@ impl Mirror {
         if let Some(target) = plan.target {
             tree.unlink(target)?;
         }
-        tree.relink(ino, plan.new_parent, new_name)
+        tree.relink(ino, plan.new_parent, new_name)?;
+        drop(tree);
+        plan.target
+            .into_iter()
+            .for_each(|target| self.close_content(target));
+        Ok(())
     }
 
     /// Checks what rename(2) promises. Nothing where the two are one.

@@ -201,16 +201,21 @@ impl Tree {
         Ok(at)
     }
 
-    /// Takes in what a format lists. What is there twice is shown once, and said.
-    pub fn take(&mut self, listed: Listed) {
-        let added = match &listed {
-            Listed::Folder(path) => self.folder_at(path).map(drop),
-            Listed::File(path, entry) => self.add_file(path, entry.clone()),
+    /// Takes in what a format lists. What cannot be shown is said: its name, and why not.
+    pub fn take(&mut self, listed: Listed) -> Option<(String, String)> {
+        let (path, added) = match listed {
+            Listed::Folder(path) => {
+                let added = self.folder_at(&path).map(drop);
+                (path, added)
+            }
+            Listed::File(path, entry) => {
+                let added = self.add_file(&path, entry);
+                (path, added)
+            }
+            Listed::NotShown(name, why) => return Some((name, why)),
         };
-        if let Err(e) = added {
-            let (Listed::Folder(path) | Listed::File(path, _)) = &listed;
-            log::warn!("{}: not shown: {e}", path.display());
-        }
+        let why = added.err()?.to_string();
+        Some((path.display().to_string(), format!("not shown: {why}")))
     }
 
     fn add_file(&mut self, path: &Path, entry: Entry) -> Result<()> {

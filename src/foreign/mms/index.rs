@@ -1,54 +1,29 @@
 //! The encrypted index: a line in clear, then an encrypted record a line (format page, 1.5).
 
-use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::path::Path;
 
-use base64_simd::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::super::cipher::{Iv, Key};
 use super::super::stage::is_confined;
-use super::{parse_iv, to_json};
+pub use super::lines::{empty, opens, seal_record};
+use super::lines::{open_line, parse_record};
 use crate::error::{Error, Kind, Result};
 
 /// The longest index that is read, in bytes: a million records of a kilobyte.
 const INDEX_LEN_MAX: u64 = 1 << 30;
-/// The largest number that a script of the server tells exactly; beyond, no length is believed.
-const FILE_SIZE_MAX: u64 = (1 << 53) - 1;
-
 /// The first line.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug)]
 pub struct Header {
-    version: u64,
+    /// 1 where nothing is encrypted, else 2.
+    pub version: u64,
     /// How many lines follow.
     pub registers: u64,
     /// The generation: who has read the index reads it again when this changes.
     pub id: u64,
-}
-
-/// A line.
-#[derive(Serialize, Deserialize)]
-struct Line<'a> {
-    #[serde(borrow)]
-    data: Cow<'a, str>,
-    #[serde(borrow)]
-    iv: Cow<'a, str>,
-}
-
-/// What is needed of a record.
-#[derive(Deserialize)]
-struct Wire<'a> {
-    id: Option<f64>,
-    #[serde(borrow)]
-    path: Cow<'a, str>,
-    filesize: u64,
-    #[serde(borrow)]
-    iv: Cow<'a, str>,
-    #[serde(borrow, rename = "nameEnc")]
-    name_enc: Cow<'a, str>,
 }
 
 /// A file that the index names.
@@ -65,8 +40,21 @@ pub struct Record {
     /// The name of its object.
     pub object: Box<str>,
     /// Where its line is in the index.
+    pub(super) at: usize,
+    pub(super) len: usize,
+}
+
+/// A line that shows no file.
+#[derive(Debug, Clone)]
+pub struct Odd {
+    /// The path, of a record that opens.
+    pub path: Option<Box<str>>,
+    /// The name of its object.
+    pub object: Option<Box<str>>,
+    /// Why not, with what it is about.
+    pub why: Box<str>,
+    /// Where it is in the index.
     at: usize,
-    len: usize,
 }
 
 /// The index in memory.
@@ -78,8 +66,8 @@ pub struct Index {
     by_path: HashMap<Box<str>, u32>,
     /// Made when it is first asked for: few libraries ever need it.
     by_object: OnceCell<HashMap<Box<str>, u32>>,
-    /// Lines that are kept, and mean nothing to us: what is wrong with each, and where it is.
-    pub odd: Vec<(String, usize, usize)>,
+    /// Lines that are kept, and show no file.
+    pub odd: Vec<Odd>,
     /// What is wrong as a whole.
     pub faults: Vec<String>,
 }
@@ -144,6 +132,7 @@ impl Index {
             index.take_line(&bytes[at..at + len], at, key, &mut plain);
             at += len + 1;
         }
+        index.set_aside_children_of_files();
         let lines = (index.records.len() + index.odd.len()) as u64;
         if lines != header.registers {
             index.faults.push(format!(
@@ -151,38 +140,97 @@ impl Index {
                 header.registers
             ));
         }
-        if index.records.is_empty() && !index.odd.is_empty() {
-            let check = format!(
-                "no record opens with the key of this library ({})",
-                index.odd[0].0
-            );
+        let opens = !index.records.is_empty() || index.odd.iter().any(|odd| odd.path.is_some());
+        if let Some(odd) = index.odd.first().filter(|_| !opens) {
+            let check = format!("no record opens with the key of this library ({})", odd.why);
             return Err(Kind::Damaged(check.into()).into());
         }
         for fault in &index.faults {
             log::warn!("the index: {fault}");
         }
-        for (odd, ..) in &index.odd {
-            log::warn!("the index: {odd}");
-        }
         Ok(index)
     }
 
     fn take_line(&mut self, line: &[u8], at: usize, key: &Key, plain: &mut Vec<u8>) {
-        match parse_record(line, key, plain) {
-            Ok(mut record) if !self.by_path.contains_key(&record.path) => {
-                (record.at, record.len) = (at, line.len());
+        let len = line.len();
+        let mut odd = |path: Option<Box<str>>, object, why: String| {
+            let why = why.into();
+            self.odd.push(Odd {
+                path,
+                object,
+                why,
+                at,
+            });
+        };
+        let record = match parse_record(line, key, plain) {
+            Ok(record) => record,
+            Err(why) => return odd(None, None, format!("the line at {at}: {why}")),
+        };
+        let why = if self.by_path.contains_key(&record.path) {
+            Some(format!(
+                "{}: named twice; the first record counts",
+                record.path
+            ))
+        } else if !is_confined(Path::new(&*record.path)) {
+            Some(format!(
+                "{}: a folder cannot show a file of this name",
+                record.path
+            ))
+        } else if !is_confined(Path::new(&*record.object)) {
+            let object = &record.object;
+            Some(format!(
+                "{}: its object cannot lie in a folder: {object:?}",
+                record.path
+            ))
+        } else {
+            None
+        };
+        if let Some(why) = why {
+            return odd(Some(record.path), Some(record.object), why);
+        }
+        let number = self.records.len() as u32;
+        self.by_path.insert(record.path.clone(), number);
+        self.records.push(Record { at, len, ..record });
+    }
+
+    /// In a bucket, a file may lie in another as if that were a folder.
+    fn set_aside_children_of_files(&mut self) {
+        let by_path = &self.by_path;
+        let file_above = |record: &Record| {
+            let above = record
+                .path
+                .match_indices('/')
+                .map(|(at, _)| &record.path[..at]);
+            above
+                .into_iter()
+                .find(|path| by_path.contains_key(*path))
+                .map(str::to_string)
+        };
+        let found: Vec<Option<String>> = self.records.iter().map(file_above).collect();
+        if found.iter().all(Option::is_none) {
+            return;
+        }
+        let records = std::mem::take(&mut self.records);
+        self.by_path.clear();
+        for (record, file) in records.into_iter().zip(found) {
+            let Some(file) = file else {
                 self.by_path
                     .insert(record.path.clone(), self.records.len() as u32);
                 self.records.push(record);
-            }
-            Ok(record) => {
-                let text = format!("{}: named twice; the first record counts", record.path);
-                self.odd.push((text, at, line.len()));
-            }
-            Err(why) => self
-                .odd
-                .push((format!("the line at {at}: {why}"), at, line.len())),
+                continue;
+            };
+            let why = format!(
+                "{}: a folder cannot show it, as {file} is a file",
+                record.path
+            );
+            self.odd.push(Odd {
+                path: Some(record.path),
+                object: Some(record.object),
+                why: why.into(),
+                at: record.at,
+            });
         }
+        self.odd.sort_by_key(|odd| odd.at);
     }
 
     /// Whether nothing would be lost by writing it anew.
@@ -193,6 +241,12 @@ impl Index {
     /// All records, in the order of their lines.
     pub fn records(&self) -> impl Iterator<Item = &Record> {
         self.records.iter()
+    }
+
+    /// The names of all objects, shown or not.
+    pub fn objects(&self) -> impl Iterator<Item = &str> {
+        let shown = self.records.iter().map(|record| &*record.object);
+        shown.chain(self.odd.iter().filter_map(|odd| odd.object.as_deref()))
     }
 
     /// The record of a path.
@@ -247,6 +301,10 @@ impl Index {
                 }
                 Edit::Put { old, json } => {
                     let line = seal_record(&json, key)?;
+                    // A record that could not be shown, of a file that now can be: it is this one.
+                    let path = json.get("path").and_then(Value::as_str);
+                    let hidden = self.odd.iter().filter(|odd| odd.path.as_deref() == path);
+                    puts.extend(hidden.map(|odd| (odd.at, None)));
                     match old.and_then(|path| self.get(&path)) {
                         Some(record) => {
                             puts.insert(record.at, Some(line));
@@ -312,7 +370,7 @@ impl Index {
         {
             let line = &old[at..at + len];
             let record = records.next_if(|record| record.at == at && record.len == len);
-            let other = odd.next_if(|(_, start, _)| *start == at);
+            let other = odd.next_if(|odd| odd.at == at);
             match (puts.remove(&at), record, other) {
                 (Some(None), ..) => {}
                 (Some(Some(line)), ..) => index.append(&line, bytes, key),
@@ -329,8 +387,17 @@ impl Index {
                     bytes.push(b'\n');
                 }
                 (None, None, other) => {
-                    let why = other.map_or_else(|| "unknown".to_string(), |(why, ..)| why.clone());
-                    index.odd.push((why, bytes.len(), len));
+                    let unknown = || Odd {
+                        path: None,
+                        object: None,
+                        why: "unknown".into(),
+                        at,
+                    };
+                    let other = other.cloned().unwrap_or_else(unknown);
+                    index.odd.push(Odd {
+                        at: bytes.len(),
+                        ..other
+                    });
                     bytes.extend_from_slice(line);
                     bytes.push(b'\n');
                 }
@@ -344,65 +411,4 @@ impl Index {
         bytes.extend_from_slice(line);
         bytes.push(b'\n');
     }
-}
-
-/// Decrypts a line to the JSON of its record.
-fn open_line(line: &[u8], key: &Key, plain: &mut Vec<u8>) -> Result<(), String> {
-    let line: Line<'_> = serde_json::from_slice(line).map_err(|e| e.to_string())?;
-    let iv = parse_iv(&line.iv).ok_or("its vector is none")?;
-    plain.clear();
-    plain.extend_from_slice(line.data.as_bytes());
-    let decoded = BASE64.decode_inplace(plain).map_err(|e| e.to_string())?;
-    let len = decoded.len();
-    plain.truncate(len);
-    let len = key
-        .decrypt_padded(&iv, plain)
-        .ok_or("it does not open with the library's key")?;
-    plain.truncate(len);
-    Ok(())
-}
-
-fn parse_record(line: &[u8], key: &Key, plain: &mut Vec<u8>) -> Result<Record, String> {
-    open_line(line, key, plain)?;
-    let wire: Wire<'_> = serde_json::from_slice(plain).map_err(|e| format!("its record: {e}"))?;
-    let iv = parse_iv(&wire.iv).ok_or_else(|| format!("{}: its vector is none", wire.path))?;
-    for name in [&wire.path, &wire.name_enc] {
-        if !is_confined(Path::new(&**name)) {
-            return Err(format!("{name:?}: no name that can be shown"));
-        }
-    }
-    if wire.filesize > FILE_SIZE_MAX {
-        return Err(format!(
-            "{}: no file has {} bytes",
-            wire.path, wire.filesize
-        ));
-    }
-    let id = wire.id.filter(|id| (0.0..9e15).contains(id)).unwrap_or(0.0) as u64;
-    Ok(Record {
-        id,
-        path: (&*wire.path).into(),
-        plain_size: wire.filesize,
-        iv,
-        object: (&*wire.name_enc).into(),
-        at: 0,
-        len: 0,
-    })
-}
-
-/// The line of a record, encrypted under the record's own vector.
-pub fn seal_record(json: &Map<String, Value>, key: &Key) -> Result<Vec<u8>> {
-    let text = json.get("iv").and_then(Value::as_str).unwrap_or_default();
-    let iv = parse_iv(text).ok_or(Kind::InvalidArgument)?;
-    let mut data = Vec::new();
-    key.encrypt_padded(&iv, &to_json(json), &mut data);
-    let line = Line {
-        data: BASE64.encode_to_string(data).into(),
-        iv: text.into(),
-    };
-    Ok(serde_json::to_vec(&line).expect("a line is JSON"))
-}
-
-/// The first line of an index without records.
-pub fn empty() -> Vec<u8> {
-    b"{\"version\":2,\"registers\":0,\"id\":1}\n".to_vec()
 }

@@ -1,15 +1,16 @@
 //! Where the parts of a library are, its key file, and making one (format page, 1.1 to 1.3).
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64_simd::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::super::cipher::random_iv;
-use super::super::stage::{Stage, Step};
-use super::{Index, index, parse_iv, password_key};
+use super::super::cipher::{Key, random_iv};
+use super::super::stage::{Stage, Step, is_confined};
+use super::{index, parse_iv, password_key, prefix};
 use crate::error::{Error, Kind, Result};
 
 /// The longest key file that is read, in bytes; one of the server's has 87.
@@ -24,7 +25,7 @@ pub struct Options {
     pub key: Option<String>,
     /// The name of the index.
     pub index: Option<String>,
-    /// The folder of music, ending in a slash.
+    /// What the names of objects begin with, as `pathMusic` in the server's config.js.
     pub path: Option<String>,
     /// Files that the server does not encrypt may be written, in clear.
     pub allow_plain: bool,
@@ -37,9 +38,24 @@ pub struct Layout {
     pub key: String,
     /// The index.
     pub index: String,
-    /// The folder of the objects, ending in a slash; empty where they lie at the top.
-    pub prefix: String,
+    /// What the names of objects begin with; none where nothing tells, in a library that is only read.
+    pub prefix: Option<String>,
+    /// These two and what else at the top is a key file or an index, of this library or another one; and what hushfs
+    /// keeps there. None of it is shown.
+    pub own: BTreeSet<String>,
+    /// Other encrypted indexes at the top.
+    pub others: Vec<String>,
 }
+
+/// The files that may be a library's key file and index.
+pub struct Candidates {
+    keys: Vec<String>,
+    indexes: Vec<String>,
+    own: BTreeSet<String>,
+}
+
+/// What is in a key file.
+type InternalKey = Zeroizing<[u8; 16]>;
 
 /// The key file.
 #[derive(Serialize, Deserialize)]
@@ -48,130 +64,125 @@ struct KeyFile {
     iv: String,
 }
 
-impl Layout {
-    /// Finds key file and index, where they were not named.
+impl Candidates {
+    /// Those at the top, or those that were named. [`Kind::NotLibrary`] where there is none of one of them.
     pub fn find(root: &Path, options: &Options) -> Result<Self> {
-        let key = match &options.key {
-            Some(key) => key.clone(),
-            None => one(root, "key file", "mms-key", is_key_file)?,
-        };
-        let index = match &options.index {
-            Some(index) => index.clone(),
-            None => one(root, "index", "mms-index", is_index)?,
-        };
-        for name in [&key, &index] {
-            if !super::super::stage::is_confined(Path::new(name)) {
-                return Err(Error::usage(format_args!(
-                    "{name}: no name of a file in the library"
-                )));
-            }
-        }
-        Ok(Self {
-            key,
-            index,
-            prefix: String::new(),
-        })
-    }
-
-    /// Finds the folder of music, where it was not named: that of the objects in the index, else the one in which
-    /// there are objects, else the only one, else the server's usual.
-    pub fn with_prefix(mut self, root: &Path, options: &Options, index: &Index) -> Result<Self> {
-        if let Some(path) = &options.path {
-            let path = path.trim_end_matches('/');
-            let valid = path.is_empty() || super::super::stage::is_confined(Path::new(path));
-            if !valid {
-                return Err(Error::usage(format_args!(
-                    "{path}: no folder in the library"
-                )));
-            }
-            self.prefix = if path.is_empty() {
-                String::new()
-            } else {
-                format!("{path}/")
-            };
-            return Ok(self);
-        }
-        if let Some(record) = index.records().next() {
-            let object = &*record.object;
-            self.prefix = object
-                .rfind('/')
-                .map_or("", |end| &object[..=end])
-                .to_string();
-            return Ok(self);
-        }
         let at = |e| Error::io(e, root);
-        let (mut folders, mut with_objects) = (Vec::new(), Vec::new());
+        let (mut keys, mut indexes, mut plain) = (Vec::new(), Vec::new(), Vec::new());
         for entry in fs::read_dir(root).map_err(at)? {
             let entry = entry.map_err(at)?;
             let Ok(name) = entry.file_name().into_string() else {
                 continue;
             };
-            if name == super::super::stage::STAGE_DIR || !entry.path().is_dir() {
-                continue;
+            if is_key_file(&entry.path()) {
+                keys.push(name);
+            } else {
+                match index_version(&entry.path()) {
+                    // From before the library was encrypted: nothing in it is.
+                    Some(1) => plain.push(name),
+                    Some(_) => indexes.push(name),
+                    None => {}
+                }
             }
-            let objects = fs::read_dir(entry.path()).into_iter().flatten().flatten();
-            if objects
-                .map(|o| o.file_name())
-                .any(|o| is_object_name(&o.to_string_lossy()))
-            {
-                with_objects.push(name.clone());
-            }
-            folders.push(name);
         }
-        self.prefix = match (with_objects.as_slice(), folders.as_slice()) {
-            ([one], _) | ([], [one]) => format!("{one}/"),
-            ([], []) => "music/".into(),
-            _ => {
-                let names = folders.join(", ");
-                return Err(
-                    Error::usage(format_args!("which folder holds the music: {names}?"))
-                        .hint("say it with -o mms-path=FOLDER/"),
-                );
+        keys.sort();
+        indexes.sort();
+        let names = keys.iter().chain(&indexes).chain(&plain);
+        let mut own: BTreeSet<String> = names.cloned().collect();
+        own.insert(prefix::KEPT.into());
+        let named = [(&options.key, &mut keys), (&options.index, &mut indexes)];
+        for (name, found) in named {
+            let Some(name) = name else { continue };
+            if !is_confined(Path::new(name)) {
+                return Err(Error::usage(format_args!(
+                    "{name}: no name of a file in the library"
+                )));
+            }
+            own.insert(name.clone());
+            *found = vec![name.clone()];
+        }
+        if indexes.is_empty() {
+            indexes = plain;
+        }
+        let none = |text| Err(Error::new(Kind::NotLibrary, root.display()).hint(text));
+        if keys.is_empty() {
+            return none(
+                "no file at its top is the key file of a Minio Music Server; --mms-key NAME names one elsewhere",
+            );
+        }
+        if indexes.is_empty() {
+            return none(
+                "it has the key file of a Minio Music Server, and no index: the server's first run was broken off, or the index is lost. \
+                 Without the index the songs cannot be read: bring it back from a copy before the server runs, as it would encrypt all of them once more. \
+                 --mms-index NAME names one elsewhere",
+            );
+        }
+        Ok(Self { keys, indexes, own })
+    }
+
+    /// The key files that a password opens, and what is in them.
+    fn opened(&self, root: &Path, password: &[u8]) -> Result<Vec<(&String, InternalKey)>> {
+        let (mut opened, mut wrong) = (Vec::new(), None);
+        for name in &self.keys {
+            match read_key(&root.join(name), password) {
+                Ok(internal) => opened.push((name, internal)),
+                Err(e) => wrong = Some(e),
+            }
+        }
+        match wrong {
+            Some(e) if opened.is_empty() => Err(e),
+            _ => Ok(opened),
+        }
+    }
+
+    /// The key file that the password opens, and the index that opens with what is in it. Of several, those that go
+    /// together; [`Kind::Usage`] where more than one index does.
+    pub fn open(self, root: &Path, password: &[u8]) -> Result<(Layout, Key)> {
+        let opened = self.opened(root, password)?;
+        let mut fitting: Vec<(&String, &String, Key)> = Vec::new();
+        for index in &self.indexes {
+            let keys = opened.iter().map(|(name, key)| (name, Key::short(key)));
+            let mut fits =
+                keys.map(|(name, key)| (index::opens(&root.join(index), &key), name, key));
+            if let Some((_, name, key)) = fits.find(|(fits, ..)| *fits != Some(false)) {
+                fitting.push((name, index, key));
+            }
+        }
+        if fitting.len() > 1 {
+            let names: Vec<&str> = fitting.iter().map(|(_, index, _)| index.as_str()).collect();
+            let text = format!(
+                "more than one file could be its index: {}",
+                names.join(", ")
+            );
+            return Err(Error::usage(text)
+                .about(root.display())
+                .hint("say it with --mms-index NAME"));
+        }
+        let (name, index, key) = match fitting.pop() {
+            Some(found) => found,
+            // What is wrong with it is told by who reads it.
+            None => {
+                let (name, key) = opened.first().ok_or(Kind::WrongKey)?;
+                (*name, &self.indexes[0], Key::short(key))
             }
         };
-        Ok(self)
-    }
-
-    /// Whether this is an encrypted object, which is shown under its original name or not at all.
-    pub fn is_object(&self, path: &Path) -> bool {
-        let name = path
-            .to_str()
-            .and_then(|path| path.strip_prefix(&*self.prefix));
-        name.is_some_and(is_object_name)
+        let is_other = |other: &&String| {
+            *other != index && index_version(&root.join(other)).is_some_and(|version| version > 1)
+        };
+        let layout = Layout {
+            key: name.clone(),
+            index: index.clone(),
+            prefix: None,
+            others: self.own.iter().filter(is_other).cloned().collect(),
+            own: self.own.clone(),
+        };
+        Ok((layout, key))
     }
 }
 
-fn is_object_name(name: &str) -> bool {
-    let digest = name.strip_suffix(".encrypt").unwrap_or("").as_bytes();
-    digest.len() == 32
-        && digest
-            .iter()
-            .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-}
-
-/// The one file at the top of the library that is such a one.
-fn one(root: &Path, what: &str, option: &str, is: fn(&Path) -> bool) -> Result<String> {
-    let at = |e| Error::io(e, root);
-    let mut found = Vec::new();
-    for entry in fs::read_dir(root).map_err(at)? {
-        let entry = entry.map_err(at)?;
-        if is(&entry.path())
-            && let Ok(name) = entry.file_name().into_string()
-        {
-            found.push(name);
-        }
-    }
-    found.sort();
-    match found.as_slice() {
-        [name] => Ok(name.clone()),
-        [] => Err(Error::new(Kind::NotLibrary, root.display()).hint(format_args!(
-            "no file at its top is the {what} of a Minio Music Server; -o {option}=NAME names one elsewhere"
-        ))),
-        names => Err(Error::usage(format_args!(
-            "{}: more than one file could be its {what}: {}", root.display(), names.join(", ")
-        ))
-        .hint(format_args!("say it with -o {option}=NAME"))),
-    }
+/// Whether there is a library: [`Kind::NotLibrary`], or what else is wrong with it, before a password is asked for.
+pub fn check(root: &Path, options: &Options) -> Result<()> {
+    Candidates::find(root, options).map(drop)
 }
 
 fn parse_key_file(path: &Path) -> Result<KeyFile> {
@@ -193,21 +204,18 @@ pub fn is_key_file(path: &Path) -> bool {
         && parse_key_file(path).is_ok()
 }
 
-/// Whether this is an index: its first line says so.
-pub fn is_index(path: &Path) -> bool {
-    let Ok((file, len)) = super::super::open_file(path) else {
-        return false;
-    };
+/// The version of an index, which its first line says; none of what is no index.
+fn index_version(path: &Path) -> Option<u64> {
+    let (file, len) = super::super::open_file(path).ok()?;
     let mut head = vec![0; HEAD_LEN.min(usize::try_from(len).unwrap_or(HEAD_LEN))];
-    if super::super::read_at(&file, 0, &mut head).is_err() {
-        return false;
-    }
+    super::super::read_at(&file, 0, &mut head).ok()?;
     let end = head.iter().position(|b| *b == b'\n').unwrap_or(head.len());
-    serde_json::from_slice::<index::Header>(&head[..end]).is_ok()
+    let header: index::Header = serde_json::from_slice(&head[..end]).ok()?;
+    Some(header.version)
 }
 
 /// The library's internal key, out of its key file (format page, 1.3).
-pub fn read_key(path: &Path, password: &[u8]) -> Result<Zeroizing<[u8; 16]>> {
+fn read_key(path: &Path, password: &[u8]) -> Result<InternalKey> {
     let file = parse_key_file(path)?;
     let wrong = || {
         Error::new(Kind::WrongKey, path.display())
@@ -237,7 +245,8 @@ fn wrap_key(internal: &[u8; 16], password: &[u8]) -> Result<Vec<u8>> {
     Ok(serde_json::to_vec(&file).expect("two strings are JSON"))
 }
 
-/// Changes the password: the same internal key in a new key file. Objects and index stay as they are.
+/// Changes the password: the same internal key in a new key file, in place of each that the old password opens. Objects
+/// and index stay as they are.
 pub fn passwd(
     root: &Path,
     options: &Options,
@@ -245,27 +254,32 @@ pub fn passwd(
     new: impl FnOnce() -> Result<Zeroizing<Vec<u8>>>,
 ) -> Result<()> {
     let stage = Stage::open(root)?;
-    let name = match &options.key {
-        Some(name) => name.clone(),
-        None => one(root, "key file", "mms-key", is_key_file)?,
+    let found = Candidates::find(root, options)?;
+    let opened = found.opened(root, old)?;
+    let new = new()?;
+    let place = |(name, internal): (&String, InternalKey)| {
+        let place = PathBuf::from(name);
+        let temp = stage.create_in_place_of(&place, &wrap_key(&internal, &new)?)?;
+        Ok(Step::Place(temp, place))
     };
-    let internal = read_key(&root.join(&name), old)?;
-    let temp = stage.create_with(&wrap_key(&internal, &new()?)?)?;
-    stage.commit(vec![Step::Place(temp, name.into())])
+    stage.commit(opened.into_iter().map(place).collect::<Result<_>>()?)
 }
 
-/// Makes an empty library: key file, index, and the folder of music.
+/// Makes an empty library: key file, index, the folder of music, and the path of that, which nothing else tells yet.
 pub fn init(root: &Path, options: &Options, password: &[u8]) -> Result<()> {
+    let path = prefix::check(options.path.as_deref().unwrap_or("music/"))?;
     fs::create_dir_all(root).map_err(|e| Error::io(e, root))?;
     let stage = Stage::open(root)?;
     let mut internal = Zeroizing::new([0; 16]);
     crate::crypto::random(&mut *internal)?;
     let key = stage.create_with(&wrap_key(&internal, password)?)?;
     let index = stage.create_with(&index::empty())?;
+    let kept = stage.create_with(format!("{path}\n").as_bytes())?;
     let name = |given: &Option<String>, usual: &str| given.clone().unwrap_or_else(|| usual.into());
-    let folder = root.join(name(&options.path, "music/"));
+    let folder = root.join(path.rsplit_once('/').map_or("", |(folder, _)| folder));
     fs::create_dir_all(&folder).map_err(|e| Error::io(e, &folder))?;
     stage.commit(vec![
+        Step::Place(kept, prefix::KEPT.into()),
         Step::Place(index, name(&options.index, "music.index").into()),
         Step::Place(key, name(&options.key, "key").into()),
     ])

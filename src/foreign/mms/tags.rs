@@ -3,79 +3,230 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use lofty::config::ParseOptions;
+use lofty::config::{ParseOptions, ParsingMode};
 use lofty::file::{AudioFile, FileType, TaggedFile, TaggedFileExt};
 use lofty::probe::Probe;
-use lofty::tag::Accessor;
+use lofty::tag::{Accessor, ItemKey, Tag, TagType};
 use serde_json::{Map, Number, Value};
 
 use super::super::{Cursor, Reader};
 
+mod id3;
+mod mpeg;
+
+use id3::Tags;
+
+/// How much of a file tells of what type it is, in bytes.
+const HEAD_LEN: u64 = 36;
+
+/// What is known of the sound itself.
+#[derive(Default)]
+struct Sound {
+    duration: Option<f64>,
+    lossless: bool,
+    bitrate: Option<f64>,
+    sample_rate: Option<u32>,
+    channels: Option<u8>,
+    name: Option<String>,
+}
+
 /// Adds what is known, members in the server's order: texts that are not known are left out, numbers of tracks and
 /// disks are null. A file that cannot be understood says nothing.
-pub fn add(json: &mut Map<String, Value>, reader: Arc<dyn Reader>) {
-    // The parser reads what anybody may have made.
-    let parsed = catch_unwind(AssertUnwindSafe(|| parse(reader)))
-        .ok()
-        .flatten();
-    let tag = parsed
-        .as_ref()
-        .and_then(|file| file.primary_tag().or_else(|| file.first_tag()));
-    let text = |json: &mut Map<String, Value>, name: &str, value: Option<String>| {
-        if let Some(value) = value.filter(|value| !value.is_empty()) {
-            json.insert(name.into(), value.into());
-        }
+///
+/// MPEG audio (`extension` mp3 or mp2) is read as the server reads it, whose songs are grouped by what it finds. Files
+/// of other types it takes for MPEG audio, too, and finds nothing, or nonsense: they are read for what they are.
+pub fn add(json: &mut Map<String, Value>, extension: &str, reader: &Arc<dyn Reader>) {
+    let (tags, start, has_v1) = Tags::read(&**reader);
+    let kind = file_type(&**reader, start);
+    let is_mpeg = match kind {
+        Some(FileType::Mpeg) => true,
+        Some(FileType::Aac) | None => matches!(extension, "mp3" | "mp2"),
+        Some(_) => false,
     };
-    text(json, "title", tag.and_then(|t| t.title().map(Into::into)));
-    text(json, "artist", tag.and_then(|t| t.artist().map(Into::into)));
-    text(json, "album", tag.and_then(|t| t.album().map(Into::into)));
-    if let Some(date) = tag.and_then(Accessor::date) {
-        json.insert("year".into(), date.year.into());
+    let (tags, sound) = if is_mpeg {
+        let sound = mpeg::read(&**reader, start, has_v1);
+        (
+            or_ape(tags, reader),
+            sound.map_or_else(Sound::default, Sound::of_mpeg),
+        )
+    } else {
+        by_type(tags, kind, reader)
+    };
+    tell(json, tags, sound);
+}
+
+fn tell(json: &mut Map<String, Value>, tags: Tags, sound: Sound) {
+    let texts = [
+        ("title", tags.title),
+        ("artist", tags.artist),
+        ("album", tags.album),
+    ];
+    for (name, text) in texts {
+        if let Some(text) = text.filter(|text| !text.is_empty()) {
+            json.insert(name.into(), text.into());
+        }
     }
-    let number = |n: Option<u32>| n.map_or(Value::Null, Value::from);
-    json.insert("track_no".into(), number(tag.and_then(Accessor::track)));
-    json.insert(
-        "track_of".into(),
-        number(tag.and_then(Accessor::track_total)),
-    );
-    json.insert("disk_no".into(), number(tag.and_then(Accessor::disk)));
-    json.insert("disk_of".into(), number(tag.and_then(Accessor::disk_total)));
-    let kind = parsed.as_ref().map(TaggedFile::file_type);
-    let properties = parsed.as_ref().map(AudioFile::properties);
-    if let Some(duration) = properties.map(|p| p.duration()).filter(|d| !d.is_zero()) {
-        json.insert("duration".into(), seconds(duration.as_secs_f64()));
+    if let Some(year) = tags.year {
+        json.insert("year".into(), year.into());
     }
-    json.insert("lossless".into(), kind.is_some_and(is_lossless).into());
-    let Some(properties) = properties else { return };
-    if let Some(kbit) = properties.audio_bitrate().filter(|n| *n > 0) {
-        json.insert("bitrate".into(), (u64::from(kbit) * 1000).into());
+    let (track, disk) = (tags.track, tags.disk);
+    let numbers = [
+        ("track_no", track.0),
+        ("track_of", track.1),
+        ("disk_no", disk.0),
+        ("disk_of", disk.1),
+    ];
+    for (name, number) in numbers {
+        json.insert(name.into(), number.map_or(Value::Null, Value::from));
     }
-    if let Some(rate) = properties.sample_rate() {
+    if let Some(duration) = sound.duration {
+        json.insert("duration".into(), as_script_writes(duration));
+    }
+    json.insert("lossless".into(), sound.lossless.into());
+    if let Some(bitrate) = sound.bitrate {
+        json.insert("bitrate".into(), as_script_writes(bitrate));
+    }
+    if let Some(rate) = sound.sample_rate {
         json.insert("sampleRate".into(), rate.into());
     }
-    if let Some(channels) = properties.channels() {
+    if let Some(channels) = sound.channels {
         json.insert("numberOfChannels".into(), channels.into());
     }
-    if let Some(name) = kind.and_then(name) {
+    if let Some(name) = sound.name {
         json.insert("dataformat".into(), name.into());
     }
 }
 
-fn parse(reader: Arc<dyn Reader>) -> Option<TaggedFile> {
-    let probe = Probe::new(std::io::BufReader::new(Cursor::new(reader)));
-    let probe = probe.guess_file_type().ok()?;
-    probe
-        .options(ParseOptions::new().read_cover_art(false))
-        .read()
-        .ok()
+/// Of what type a file is, by what stands behind its ID3 tags.
+fn file_type(reader: &dyn Reader, start: u64) -> Option<FileType> {
+    let len = reader.plain_size().saturating_sub(start).min(HEAD_LEN);
+    let mut head = vec![0; len as usize];
+    reader.read_exact_at(start, &mut head).ok()?;
+    FileType::from_buffer(&head)
+}
+
+/// The same tags, or an APEv2 tag where they say nothing: the server does not read that, and shows the song without.
+fn or_ape(tags: Tags, reader: &Arc<dyn Reader>) -> Tags {
+    if !tags.is_empty() {
+        return tags;
+    }
+    let options = options().read_properties(false);
+    let parsed = parse(reader, FileType::Mpeg, options);
+    match parsed.as_ref().and_then(|file| file.tag(TagType::Ape)) {
+        Some(ape) => tags.or(ape),
+        None => tags,
+    }
+}
+
+/// Of another type than MPEG audio. Where one odd tag costs all, the sound is looked at alone.
+fn by_type(tags: Tags, kind: Option<FileType>, reader: &Arc<dyn Reader>) -> (Tags, Sound) {
+    let Some(kind) = kind else {
+        return (tags, Sound::default());
+    };
+    let parsed = parse(reader, kind, options());
+    let parsed = parsed.or_else(|| parse(reader, kind, options().read_tags(false)));
+    let Some(file) = parsed else {
+        return (tags, Sound::default());
+    };
+    let tag = file.primary_tag().or_else(|| file.first_tag());
+    let found = tag.map(|tag| Tags::default().or(tag));
+    (
+        found.unwrap_or_default().or_tags(tags),
+        Sound::of_file(&file),
+    )
+}
+
+fn options() -> ParseOptions {
+    ParseOptions::new()
+        .read_cover_art(false)
+        .parsing_mode(ParsingMode::Relaxed)
+}
+
+/// The parser reads what anybody may have made.
+fn parse(reader: &Arc<dyn Reader>, kind: FileType, options: ParseOptions) -> Option<TaggedFile> {
+    let cursor = std::io::BufReader::new(Cursor::new(Arc::clone(reader)));
+    let read = || {
+        Probe::with_file_type(cursor, kind)
+            .options(options)
+            .read()
+            .ok()
+    };
+    catch_unwind(AssertUnwindSafe(read)).ok().flatten()
+}
+
+impl Tags {
+    /// What a tag of another kind says, where these say nothing.
+    fn or(mut self, tag: &Tag) -> Self {
+        let text = |text: std::borrow::Cow<'_, str>| Some(text.trim().to_string());
+        self.title = self.title.or_else(|| tag.title().and_then(text));
+        self.artist = self.artist.or_else(|| tag.artist().and_then(text));
+        self.album = self.album.or_else(|| tag.album().and_then(text));
+        let number = |number: Option<u32>| number.filter(|n| *n != 0).map(i64::from);
+        self.track.0 = self.track.0.or(number(tag.track()));
+        self.track.1 = self.track.1.or(number(tag.track_total()));
+        self.disk.0 = self.disk.0.or(number(tag.disk()));
+        self.disk.1 = self.disk.1.or(number(tag.disk_total()));
+        let date = || {
+            [ItemKey::RecordingDate, ItemKey::Year]
+                .into_iter()
+                .find_map(|key| tag.get_string(key))
+        };
+        let year = || tag.date().map(|date| i64::from(date.year));
+        let year = self
+            .year
+            .or_else(year)
+            .or_else(|| id3::leading_number(date()?));
+        self.year = year.filter(|year| *year != 0);
+        self
+    }
+
+    /// What other tags say, where these say nothing.
+    fn or_tags(mut self, other: Self) -> Self {
+        self.title = self.title.or(other.title);
+        self.artist = self.artist.or(other.artist);
+        self.album = self.album.or(other.album);
+        self.year = self.year.or(other.year);
+        let or = |ours: (Option<i64>, Option<i64>), other: (_, _)| {
+            (ours.0.or(other.0), ours.1.or(other.1))
+        };
+        self.track = or(self.track, other.track);
+        self.disk = or(self.disk, other.disk);
+        self
+    }
+}
+
+impl Sound {
+    fn of_mpeg(audio: mpeg::Audio) -> Self {
+        Self {
+            duration: audio.duration,
+            lossless: false,
+            bitrate: Some(audio.bitrate),
+            sample_rate: Some(audio.sample_rate),
+            channels: Some(audio.channels),
+            name: Some(format!("mp{}", audio.layer)),
+        }
+    }
+
+    fn of_file(file: &TaggedFile) -> Self {
+        let properties = file.properties();
+        let kbit = properties.audio_bitrate().filter(|kbit| *kbit > 0);
+        Self {
+            duration: Some(properties.duration().as_secs_f64()).filter(|seconds| *seconds > 0.0),
+            lossless: is_lossless(file.file_type()),
+            bitrate: kbit.map(|kbit| f64::from(kbit) * 1000.0),
+            sample_rate: properties.sample_rate(),
+            channels: properties.channels(),
+            name: name(file.file_type()).map(Into::into),
+        }
+    }
 }
 
 /// A script writes 2 where Rust writes 2.0.
-fn seconds(seconds: f64) -> Value {
-    if seconds.fract() == 0.0 {
-        return (seconds as u64).into();
+fn as_script_writes(number: f64) -> Value {
+    if number.fract() == 0.0 {
+        return (number as u64).into();
     }
-    Number::from_f64(seconds).map_or(Value::Null, Value::Number)
+    Number::from_f64(number).map_or(Value::Null, Value::Number)
 }
 
 fn is_lossless(kind: FileType) -> bool {
@@ -87,7 +238,6 @@ fn is_lossless(kind: FileType) -> bool {
 
 fn name(kind: FileType) -> Option<&'static str> {
     Some(match kind {
-        FileType::Mpeg => "mp3",
         FileType::Flac => "flac",
         FileType::Wav => "wav",
         FileType::Aiff => "aiff",

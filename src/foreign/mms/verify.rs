@@ -1,15 +1,13 @@
 //! Looks at every object and every segment.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
 use std::sync::Arc;
 
 use super::super::Reader;
 use super::super::report::Report;
-use super::super::stage::is_confined;
-use super::Mms;
 use super::doubled::{self, is_doubled};
 use super::index::Record;
+use super::{Mms, prefix};
 use crate::error::Result;
 
 /// Bytes of plaintext that are read at once.
@@ -20,14 +18,10 @@ const READ_LEN: u64 = 1 << 20;
 pub fn run(mms: &Mms, report: &mut Report<'_>) -> Result<()> {
     let index = mms.index.lock();
     let records: Vec<Record> = index.records().cloned().collect();
-    let index_name = mms.layout.index.clone();
-    for fault in &index.faults {
-        report.problem(&index_name, fault);
-    }
-    for (odd, ..) in &index.odd {
-        report.problem(&index_name, odd);
-    }
     drop(index);
+    for (name, why) in mms.not_shown()? {
+        report.problem(name, why);
+    }
     report.total(records.iter().map(|record| record.plain_size).sum());
     let mut ids: HashMap<u64, &str> = HashMap::new();
     for record in &records {
@@ -42,7 +36,7 @@ pub fn run(mms: &Mms, report: &mut Report<'_>) -> Result<()> {
     for record in &records {
         check(mms, record, report);
     }
-    orphans(mms, &records, report)
+    Ok(())
 }
 
 fn check(mms: &Mms, record: &Record, report: &mut Report<'_>) {
@@ -103,28 +97,36 @@ fn open(mms: &Mms, record: &Record, report: &mut Report<'_>) -> Result<Arc<dyn R
     opened.map(|(reader, _)| reader)
 }
 
-/// Objects that no record names: their vectors are lost, and with them the first 16 bytes of every 1008.
-fn orphans(mms: &Mms, records: &[Record], report: &mut Report<'_>) -> Result<()> {
-    let known: HashSet<&Path> = records
-        .iter()
-        .map(|record| Path::new(&*record.object))
-        .collect();
-    let doubled: HashSet<&Path> = records
-        .iter()
-        .map(|record| Path::new(&*record.path))
-        .collect();
-    let mut orphans = Vec::new();
-    super::super::walk(&mms.root, &mut |path, is_dir| {
-        let named = known.contains(path) || doubled.contains(path);
-        if !is_dir && is_confined(path) && mms.layout.is_object(path) && !named {
-            orphans.push(path.to_path_buf());
-        }
-    })?;
-    for path in orphans {
-        report.problem(
-            path.display(),
-            "an object that the index does not name: it cannot be read (of every 1008 bytes 16 are lost)",
-        );
+impl Mms {
+    /// What of the library is not shown: its name, and why not.
+    pub(super) fn not_shown(&self) -> Result<Vec<(String, String)>> {
+        let index = self.index.lock();
+        let named: HashSet<&str> = index.objects().collect();
+        let mut found = Vec::new();
+        let odd = index
+            .odd
+            .iter()
+            .map(|odd| (self.layout.index.clone(), odd.why.to_string()));
+        let faults = index
+            .faults
+            .iter()
+            .map(|fault| (self.layout.index.clone(), fault.clone()));
+        found.extend(faults.chain(odd));
+        let other = "the index of another library in this bucket: --mms-index shows that one";
+        let others = self.layout.others.iter();
+        found.extend(others.map(|name| (name.clone(), other.to_string())));
+        let orphan = if self.layout.others.is_empty() {
+            "an object that the index does not name: it cannot be read (of every 1008 bytes 16 are lost)"
+        } else {
+            "an object that this index does not name: it is of another library in this bucket, or cannot be read"
+        };
+        crate::foreign::walk(&self.root, &mut |path, is_dir| {
+            let text = path.to_str().unwrap_or_default();
+            let is_known = || named.contains(text) || index.get(text).is_some();
+            if !is_dir && prefix::is_object(path) && !is_known() {
+                found.push((text.into(), orphan.into()));
+            }
+        })?;
+        Ok(found)
     }
-    Ok(())
 }

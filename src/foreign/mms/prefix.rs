@@ -1,0 +1,178 @@
+//! What the names of a library's objects begin with: `pathMusic` of the server's config.js (format page, 1.1).
+//!
+//! The server drops from its index whatever does not lie under its path, and the vectors of those songs are gone with
+//! it. So the path is never guessed: the names of the objects tell it, or whoever mounts does. It is no folder: it may
+//! hold several, and need not end in a slash.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::super::stage::{Step, is_confined};
+use super::Mms;
+use super::index::Index;
+use crate::error::{Error, Kind, Result};
+
+/// The file at the top of a library that says the path where no object does: that of an index without records.
+pub const KEPT: &str = ".hushfs-mms-path";
+/// The longest path, in bytes, with the line feed behind it.
+const KEPT_LEN_MAX: u64 = 1025;
+/// Letters of an object's name behind the path: an MD5 in hexadecimal, and `.encrypt`.
+const OBJECT_LEN: usize = 32 + ".encrypt".len();
+
+/// What stands before `<32 hex>.encrypt` in the name of an object; none of a name that no object has.
+pub fn of_object(name: &str) -> Option<&str> {
+    let at = name.len().checked_sub(OBJECT_LEN)?;
+    let (prefix, object) = (name.get(..at)?, name.get(at..)?);
+    let digest = object.strip_suffix(".encrypt")?;
+    let is_digit = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+    digest.bytes().all(is_digit).then_some(prefix)
+}
+
+/// Whether this is the name of an encrypted object, of this library or of another one in the bucket.
+pub fn is_object(path: &Path) -> bool {
+    path.to_str().is_some_and(|path| of_object(path).is_some())
+}
+
+/// A path as it was given: `/` is the top. [`Kind::Usage`] where no object can be stored under it.
+pub fn check(given: &str) -> Result<&str> {
+    let path = if given == "/" { "" } else { given };
+    let bare = path.strip_suffix('/').unwrap_or(path);
+    if path.is_empty() || is_confined(Path::new(bare)) {
+        return Ok(path);
+    }
+    let text = format!("{given}: no object can be stored under this path");
+    Err(Error::usage(text).hint("give it as pathMusic is in the server's config.js"))
+}
+
+/// The path of a library: what the objects of its index tell; else what was `given`; else what the library keeps of
+/// it. None where it is only read, and nothing tells.
+///
+/// [`Kind::Usage`] where the library is to be written to, and the path is not known, or not that of all objects.
+pub fn find(
+    root: &Path,
+    index: &Index,
+    given: Option<&str>,
+    read_only: bool,
+) -> Result<Option<String>> {
+    let given = given.map(check).transpose()?;
+    let seen: BTreeSet<&str> = index.objects().filter_map(of_object).collect();
+    // All that begins with the server's path is kept by the server: the shortest is its path, if it is anybody's.
+    let shortest = seen.iter().copied().min_by_key(|path| path.len());
+    let told = shortest.filter(|path| seen.iter().all(|other| other.starts_with(path)));
+    let fault = match (told, given) {
+        (Some(told), None) => return Ok(Some(told.into())),
+        (Some(told), Some(given)) if told == given || told.strip_suffix('/') == Some(given) => {
+            return Ok(Some(told.into()));
+        }
+        (None, given) if seen.is_empty() => return without_objects(root, given, read_only),
+        (Some(told), Some(given)) => {
+            let text = format!("the objects of its index lie under {told:?}, not under {given:?}");
+            Error::usage(text).hint("leave --mms-path out, or mount it with --read-only")
+        }
+        (None, _) => {
+            let text = format!("the objects of its index do not lie under one path: {seen:?}");
+            Error::usage(text).hint(
+                "the server loses those that are not under its own at its next run: mount it with --read-only, and copy them",
+            )
+        }
+    };
+    let fault = fault.about(root.display());
+    if !read_only {
+        return Err(fault);
+    }
+    log::warn!("{fault}");
+    Ok(told.map(Into::into))
+}
+
+/// The same, where the index has no records.
+fn without_objects(root: &Path, given: Option<&str>, read_only: bool) -> Result<Option<String>> {
+    let known = match given {
+        Some(given) => Some(given.to_string()),
+        None => kept(root)?,
+    };
+    if known.is_none() && !read_only {
+        let text = "its index is empty, and nothing tells under which path its songs are stored";
+        return Err(Error::usage(text).about(root.display()).hint(
+            "say it with --mms-path (-o mms-path=PATH), as pathMusic is in the server's config.js: under another path the server loses what is written",
+        ));
+    }
+    if let Some(path) = known
+        .as_deref()
+        .filter(|path| !path.is_empty() && !path.ends_with('/'))
+    {
+        log::warn!(
+            "{}: the path {path:?} does not end in a slash: objects are named {path}<md5>.encrypt, beside a folder of that name and not in it",
+            root.display()
+        );
+    }
+    Ok(known)
+}
+
+/// The path that the library keeps.
+pub fn kept(root: &Path) -> Result<Option<String>> {
+    let file = root.join(KEPT);
+    let bytes = match super::super::read_file(&file, KEPT_LEN_MAX) {
+        Err(e) if matches!(e.kind(), Kind::Missing) => return Ok(None),
+        other => other?,
+    };
+    let text = String::from_utf8(bytes).ok();
+    let path = text.as_deref().map(|text| text.trim_end_matches('\n'));
+    match path.map(check) {
+        Some(Ok(path)) => Ok(Some(path.into())),
+        _ => Err(Error::damaged(file.display(), "it holds no path")
+            .hint("remove it, and say the path with --mms-path")),
+    }
+}
+
+impl Mms {
+    /// Sees to it that a later mount knows the path of a library whose index does not tell it.
+    pub(super) fn keep_path(&self) -> Result<()> {
+        let step = match &self.stage {
+            Some(_) => self.path_step(&self.index.lock())?,
+            None => None,
+        };
+        step.map_or(Ok(()), |step| self.writer()?.commit(vec![step]))
+    }
+
+    /// The step that keeps the path, where `index` will not tell it.
+    pub(super) fn path_step(&self, index: &Index) -> Result<Option<Step>> {
+        let path = self.prefix();
+        if index.objects().next().is_some() || kept(&self.root)?.as_deref() == Some(path) {
+            return Ok(None);
+        }
+        let temp = self.writer()?.create_with(format!("{path}\n").as_bytes())?;
+        Ok(Some(Step::Place(temp, KEPT.into())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_objects_name_tells_the_path() {
+        let digest = "0123456789abcdef0123456789abcdef";
+        for path in ["", "music/", "music", "media/music/", "é"] {
+            assert_eq!(of_object(&format!("{path}{digest}.encrypt")), Some(path));
+        }
+        for none in [
+            digest,
+            "music/0123.encrypt",
+            "music/0123456789ABCDEF0123456789ABCDEF.encrypt",
+            ".encrypt",
+        ] {
+            assert_eq!(of_object(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_one_under_which_objects_can_lie() {
+        assert_eq!(check("/").unwrap(), "");
+        for path in ["", "music", "music/", "a/b/", "a/b"] {
+            assert_eq!(check(path).unwrap(), path);
+        }
+        for path in ["/music/", "music//", "../", "a/../b/", "//"] {
+            assert!(check(path).is_err(), "{path}");
+        }
+    }
+}
