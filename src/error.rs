@@ -90,6 +90,8 @@ pub enum Kind {
     NotLibrary,
     /// Written by a later version, or with a feature that this one does not know.
     Unsupported(Box<str>),
+    /// In a form of another program that is not read here.
+    OtherForm(Box<str>),
     /// The library, or the mount point, is in use.
     InUse,
     /// Another machine, or another mount, writes under this device's id.
@@ -234,6 +236,7 @@ impl Error {
             | Kind::WrongKey
             | Kind::NotLibrary
             | Kind::Unsupported(_)
+            | Kind::OtherForm(_)
             | Kind::Mount(_)
             | Kind::Ended(..)
             | Kind::RolledBack(_) => libc::EIO,
@@ -245,7 +248,7 @@ impl Error {
         match &self.kind {
             Kind::Usage(_) => ExitStatus::Usage,
             Kind::WrongKey => ExitStatus::WrongKey,
-            Kind::NotLibrary | Kind::Unsupported(_) => ExitStatus::NotLibrary,
+            Kind::NotLibrary | Kind::Unsupported(_) | Kind::OtherForm(_) => ExitStatus::NotLibrary,
             Kind::Damaged(_) | Kind::Missing | Kind::Displaced(_) | Kind::RolledBack(_) => {
                 ExitStatus::Damaged
             }
@@ -314,6 +317,7 @@ impl fmt::Display for Kind {
             Kind::WrongKey => "no slot of the library opens with this secret",
             Kind::NotLibrary => "is not a hushfs library",
             Kind::Unsupported(what) => return write!(f, "needs a later version of hushfs: {what}"),
+            Kind::OtherForm(what) => return write!(f, "not read by hushfs: {what}"),
             Kind::InUse => "is in use",
             Kind::Usage(text)
             | Kind::Mount(text)

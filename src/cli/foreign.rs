@@ -20,6 +20,10 @@ use crate::store::Area;
 /// The longest settings file of another program that is read, in bytes.
 const SETTINGS_LEN_MAX: u64 = 1 << 20;
 
+/// What the app does where its settings name no key.
+const NO_KEY: &str = "where its surroundings set none either, the app uses its built-in key, \
+    your-32-character-secret-key-here!, which everybody knows: an empty --password-file opens the store with that";
+
 /// Slots are counted up to here, to tell one of our libraries.
 const SLOTS_LISTED_MAX: usize = 1_000_000;
 
@@ -35,6 +39,9 @@ pub struct ForeignArgs {
     /// images: read the key from IMAGE_ENCRYPTION_KEY in FILE
     #[arg(long, value_name = "FILE")]
     env_file: Option<PathBuf>,
+    /// images: encrypt also what takes the place of a file in clear, and prompt styles, which the app then does not find
+    #[arg(long)]
+    encrypt_all: bool,
     /// mms: let through files that the server does not encrypt; they lie in clear
     #[arg(long)]
     allow_plain: bool,
@@ -69,6 +76,7 @@ impl ForeignArgs {
             ("medusa_ini", Some(_)) => self.medusa_ini = value.map(Into::into),
             ("env_file", Some(_)) => self.env_file = value.map(Into::into),
             ("allow_plain", None) => self.allow_plain = true,
+            ("encrypt_all", None) => self.encrypt_all = true,
             ("mms_key", name @ Some(_)) => self.mms_key = name,
             ("mms_index", name @ Some(_)) => self.mms_index = name,
             ("mms_path", name @ Some(_)) => self.mms_path = name,
@@ -118,12 +126,14 @@ impl ForeignArgs {
             FormatKind::Medusa if self.medusa_ini.is_some() => from_settings(
                 self.medusa_ini.as_deref(),
                 "key_secret_base64",
+                "",
                 medusa::key_in_ini,
             ),
             FormatKind::Images if self.env_file.is_some() => from_settings(
                 self.env_file.as_deref(),
                 "IMAGE_ENCRYPTION_KEY",
-                images::key_in_env,
+                NO_KEY,
+                |text| Ok(images::key_in_env(text)),
             ),
             FormatKind::Medusa => open.ask_text("Key (key_secret_base64): "),
             FormatKind::Images => {
@@ -146,8 +156,30 @@ impl ForeignArgs {
         }
     }
 
-    /// Opens it.
+    /// Opens it. A secret out of a file that Windows wrote has a mark before it and a carriage return behind it: it is
+    /// tried as it is, and without them.
     pub fn open(
+        &self,
+        kind: FormatKind,
+        dir: &Path,
+        secret: &[u8],
+        read_only: bool,
+        cache_bytes: usize,
+    ) -> Result<Box<dyn Format>> {
+        let bare = without_marks(secret);
+        // Of a store without pictures every key is taken: there, only the likely one may be.
+        let (first, second) = match kind {
+            FormatKind::Images => (bare, secret),
+            _ => (secret, bare),
+        };
+        let open = |secret| self.open_with(kind, dir, secret, read_only, cache_bytes);
+        match open(first) {
+            Err(e) if matches!(e.kind(), Kind::WrongKey) && bare != secret => open(second),
+            other => other,
+        }
+    }
+
+    fn open_with(
         &self,
         kind: FormatKind,
         dir: &Path,
@@ -157,7 +189,10 @@ impl ForeignArgs {
     ) -> Result<Box<dyn Format>> {
         Ok(match kind {
             FormatKind::Mms => Box::new(Mms::open(dir, secret, &self.mms(), read_only)?),
-            FormatKind::Images => Box::new(Images::open(dir, secret, read_only)?),
+            FormatKind::Images => {
+                let images = Images::open(dir, secret, read_only)?;
+                Box::new(images.encrypting_all(self.encrypt_all))
+            }
             FormatKind::Medusa => {
                 let medusa = Medusa::open(dir, secret, cache_bytes, read_only)?;
                 match self.only_reads(kind)? {
@@ -186,7 +221,13 @@ impl ForeignArgs {
             )));
         }
         let old = old.ask_text("Password: ")?;
-        mms::passwd(dir, &self.mms(), &old, || new.choose_text())?;
+        let new = || new.choose_text().map(bare_line);
+        match mms::passwd(dir, &self.mms(), &old, new) {
+            Err(e) if matches!(e.kind(), Kind::WrongKey) && without_marks(&old) != &**old => {
+                mms::passwd(dir, &self.mms(), without_marks(&old), new)?;
+            }
+            other => other?,
+        }
         print_line("The password is changed. The server is told the new one in its config.js.")
     }
 
@@ -199,7 +240,7 @@ impl ForeignArgs {
                 dir.display()
             )));
         }
-        mms::init(dir, &self.mms(), &secret.choose_text()?)?;
+        mms::init(dir, &self.mms(), &bare_line(secret.choose_text()?))?;
         print_line(format_args!(
             "{} is an empty library of Minio Music Server now.",
             dir.display()
@@ -207,11 +248,23 @@ impl ForeignArgs {
     }
 }
 
-/// A secret out of another program's settings; warns where others can read it.
+/// A secret without a byte order mark before it and a carriage return behind it.
+fn without_marks(secret: &[u8]) -> &[u8] {
+    let secret = secret.strip_prefix("\u{feff}".as_bytes()).unwrap_or(secret);
+    secret.strip_suffix(b"\r").unwrap_or(secret)
+}
+
+/// The same, of a new one.
+fn bare_line(line: Line) -> Line {
+    Line::new(without_marks(&line).to_vec())
+}
+
+/// A secret out of another program's settings, or what to do where it is not there; warns where others can read it.
 fn from_settings(
     path: Option<&Path>,
     name: &str,
-    find: impl Fn(&str) -> Option<Line>,
+    hint: &str,
+    find: impl Fn(&[u8]) -> Result<Option<Line>>,
 ) -> Result<Line> {
     let path = path.unwrap_or(Path::new(""));
     let meta = fs::metadata(path).map_err(|e| Error::io(e, path))?;
@@ -222,7 +275,9 @@ fn from_settings(
         );
     }
     let text = zeroize::Zeroizing::new(crate::foreign::read_file(path, SETTINGS_LEN_MAX)?);
-    let text = std::str::from_utf8(&text).map_err(|e| Error::damaged(path.display(), e))?;
-    find(text)
-        .ok_or_else(|| Error::usage(format_args!("{}: {name} is not set in it", path.display())))
+    let found = find(&text).map_err(|e| e.about(path.display()))?;
+    found.ok_or_else(|| {
+        let e = Error::usage(format_args!("{}: {name} is not set in it", path.display()));
+        if hint.is_empty() { e } else { e.hint(hint) }
+    })
 }

@@ -2,6 +2,9 @@
 //! page, section 3).
 //!
 //! Nothing is authenticated: changed bytes give changed pictures, in silence. The key is one SHA-256 of a text.
+//!
+//! What lies in clear (pictures from before encryption, styles) stays so when it is changed: the app finds it by its
+//! whole name, and with `.enc` behind that no more.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -9,21 +12,28 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use super::cipher::{BLOCK_LEN, Key, random_iv};
 use super::report::Report;
-use super::sealer::{Seal, Sealed};
+use super::sealer::{InClear, Seal, Sealed};
 use super::stage::{Stage, Step};
 use super::{Entry, Format, Listed, PlainReader, Reader};
 use crate::error::{Error, Kind, Result};
 
+mod change;
+mod env;
 mod names;
 mod run;
+mod types;
+mod verify;
 
-use names::{ends_in, extname, free_name, mime_by_name, with_suffix};
+use change::describe;
+pub use env::key_in_env;
+use names::{ends_in, free_name, mime_by_name, with_suffix};
 use run::CIPHER_LEN_MIN;
 pub use run::{ImageReader, ImageSeal};
 
@@ -39,11 +49,13 @@ pub const DEFAULT_KEY: &str = "your-32-character-secret-key-here!";
 const MIME_ATTRIBUTE: &str = "user.mime_type";
 /// Files that are tried to tell a wrong key.
 const SAMPLE_MAX: usize = 64;
+/// The folder of prompt styles.
+const STYLES: &str = "prompt-styles";
 
 /// The description of an encrypted file (format page, 3.4).
 #[derive(Serialize, Deserialize)]
 struct Meta {
-    #[serde(rename = "originalExtension")]
+    #[serde(rename = "originalExtension", default)]
     original_extension: String,
     #[serde(rename = "mimeType")]
     mime_type: String,
@@ -56,6 +68,10 @@ pub struct Images {
     key: Key,
     /// The key is known to be right: a picture was found with it.
     trusted: bool,
+    /// Everything that is written is encrypted, also where it takes the place of something in clear.
+    encrypts_all: bool,
+    /// Names of files in clear that were renamed or removed: editors do so before they write the file anew.
+    were_clear: Mutex<HashSet<PathBuf>>,
 }
 
 /// The AES key that a text makes (format page, 3.1).
@@ -67,30 +83,6 @@ pub fn key_of(text: &[u8]) -> Key {
     };
     let hash: Zeroizing<[u8; 32]> = Zeroizing::new(Sha256::digest(text).into());
     Key::long(&hash)
-}
-
-/// The value of `IMAGE_ENCRYPTION_KEY` in a `.env` file; nothing where it is not set there.
-pub fn key_in_env(text: &str) -> Option<Zeroizing<Vec<u8>>> {
-    let value = text.lines().rev().find_map(|line| {
-        let line = line.trim_start();
-        let line = line.strip_prefix("export ").unwrap_or(line).trim_start();
-        let value = line.strip_prefix("IMAGE_ENCRYPTION_KEY")?.trim_start();
-        value.strip_prefix('=').map(str::trim)
-    })?;
-    let quote = value
-        .chars()
-        .next()
-        .filter(|c| matches!(c, '"' | '\'' | '`'));
-    let value = match quote {
-        Some(quote) => {
-            let inside = &value[1..];
-            inside
-                .split_once(quote)
-                .map_or(inside, |(inside, _)| inside)
-        }
-        None => value.split('#').next().unwrap_or("").trim_end(),
-    };
-    Some(Zeroizing::new(value.as_bytes().to_vec()))
 }
 
 impl Images {
@@ -106,9 +98,29 @@ impl Images {
             stage,
             key: key_of(key),
             trusted: false,
+            encrypts_all: false,
+            were_clear: Mutex::default(),
         };
         images.trusted = images.check_key()?;
         Ok(images)
+    }
+
+    /// Encrypts whatever is written: what was in clear is then found under another URL, and styles not at all.
+    #[must_use]
+    pub fn encrypting_all(self, encrypts_all: bool) -> Self {
+        Self {
+            encrypts_all,
+            ..self
+        }
+    }
+
+    /// Whether a file is one of the texts of prompt styles, which the server reads in clear only.
+    fn is_style(&self, shown: &Path) -> bool {
+        let folder = shown
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(&self.root).file_name();
+        folder == Some(OsStr::new(STYLES)) && shown.extension() == Some(OsStr::new("json"))
     }
 
     /// Tries the key on some files. A wrong one gets past the padding of one file in 256.
@@ -165,31 +177,6 @@ impl Images {
         let path = self.root.join(stored);
         let (file, len) = super::open_file(&path)?;
         ImageReader::new(Arc::new(file), self.key.clone(), len).map_err(|e| e.about(path.display()))
-    }
-
-    /// The description of a new file: its type by its content, else by its name.
-    fn describe(shown: &Path, head: &[u8]) -> Vec<u8> {
-        let original_extension = extname(shown.file_name().unwrap_or_default());
-        let found = infer::get(head).map(|kind| kind.mime_type());
-        let mime_type = found.unwrap_or_else(|| mime_by_name(shown)).to_string();
-        let meta = Meta {
-            original_extension,
-            mime_type,
-        };
-        serde_json::to_vec(&meta).expect("two strings are JSON")
-    }
-
-    /// Where a file of this name is to be stored; what is there already must be the one that it replaces.
-    fn place(&self, shown: &Path, old: Option<&Entry>) -> Result<PathBuf> {
-        if let Some(old) = old.filter(|old| old.sealed) {
-            return Ok(old.stored.clone());
-        }
-        let stored = with_suffix(shown, ENC);
-        if self.root.join(&stored).symlink_metadata().is_ok() {
-            return Err(Error::new(Kind::Exists, stored.display())
-                .hint("it is shown under another name, as the name is also that of a file in clear; rename one"));
-        }
-        Ok(stored)
     }
 }
 
@@ -302,67 +289,64 @@ impl Format for Images {
         Ok(())
     }
 
-    fn seal(&self, _shown: &Path) -> Result<Box<dyn Seal>> {
+    fn in_clear(&self, shown: &Path) -> bool {
+        let is_there = || {
+            let meta = self.root.join(shown).symlink_metadata();
+            meta.is_ok_and(|meta| meta.is_file()) || self.were_clear.lock().contains(shown)
+        };
+        !self.encrypts_all && (self.is_style(shown) || is_there())
+    }
+
+    fn seal(&self, shown: &Path) -> Result<Box<dyn Seal>> {
+        if self.in_clear(shown) {
+            return Ok(Box::new(InClear));
+        }
         let iv = random_iv()?;
         Ok(Box::new(ImageSeal::new(self.key.clone(), iv)))
     }
 
     fn publish(&self, sealed: Sealed, shown: &Path, old: Option<&Entry>) -> Result<Entry> {
-        let stage = self.writer()?;
-        let stored = self.place(shown, old)?;
-        let meta = stage.create_with(&Self::describe(shown, &sealed.head))?;
-        let mut steps = vec![
-            Step::Place(sealed.temp, stored.clone()),
-            Step::Place(meta, with_suffix(&stored, ".meta")),
-        ];
-        steps.extend(
-            old.filter(|old| !old.sealed)
-                .map(|old| Step::Remove(old.stored.clone())),
-        );
-        stage.commit(steps)?;
+        let (plain_size, is_sealed) = (Some(sealed.plain_size), !sealed.in_clear);
+        let (stored, mut steps) = if sealed.in_clear {
+            let stored = shown.to_path_buf();
+            (stored.clone(), vec![Step::Place(sealed.temp, stored)])
+        } else {
+            let stored = self.place(shown, old)?;
+            let steps = self.encrypted_steps(sealed, shown, &stored)?;
+            (stored, steps.into())
+        };
+        let replaced = old.filter(|old| old.stored != stored);
+        steps.extend(replaced.into_iter().flat_map(Self::removal));
+        self.writer()?.commit(steps)?;
         Ok(Entry {
             stored,
-            sealed: true,
-            plain_size: Some(sealed.plain_size),
+            sealed: is_sealed,
+            plain_size,
         })
     }
 
-    fn rename(&self, entry: &Entry, _from: &Path, to: &Path, old: Option<&Entry>) -> Result<Entry> {
-        let stage = self.writer()?;
+    fn rename(&self, entry: &Entry, from: &Path, to: &Path, old: Option<&Entry>) -> Result<Entry> {
         self.admit(to)?;
-        let gone = |kept: &Path| {
-            let old = old.filter(|old| old.stored != kept);
-            old.map(|old| Step::Remove(old.stored.clone())).into_iter()
-        };
-        if !entry.sealed {
-            let mut steps = vec![Step::Move(entry.stored.clone(), to.to_path_buf())];
-            steps.extend(gone(to));
-            if let Some(old) = old.filter(|old| old.sealed) {
-                steps.push(Step::Remove(with_suffix(&old.stored, ".meta")));
-            }
-            stage.commit(steps)?;
-            return Ok(Entry {
-                stored: to.to_path_buf(),
-                ..entry.clone()
-            });
+        let in_clear = self.becomes_clear(entry, to, old);
+        self.note_clear(from, entry);
+        if in_clear == entry.sealed {
+            return self.rename_recoded(entry, (from, to), old, in_clear);
         }
-        let stored = self.place(to, old)?;
-        let mime_type = match self.meta(&entry.stored) {
-            Ok(Some(meta)) => meta.mime_type,
-            _ => mime_by_name(to).to_string(),
+        let stage = self.writer()?;
+        let stored = match in_clear {
+            true => to.to_path_buf(),
+            false => self.place(to, old)?,
         };
-        let original_extension = extname(to.file_name().unwrap_or_default());
-        let meta = Meta {
-            original_extension,
-            mime_type,
-        };
-        let meta = serde_json::to_vec(&meta).expect("two strings are JSON");
-        let mut steps = vec![
-            Step::Move(entry.stored.clone(), stored.clone()),
-            Step::Place(stage.create_with(&meta)?, with_suffix(&stored, ".meta")),
-            Step::Remove(with_suffix(&entry.stored, ".meta")),
-        ];
-        steps.extend(gone(&stored));
+        let mut steps = vec![Step::Move(entry.stored.clone(), stored.clone())];
+        if entry.sealed {
+            let meta = with_suffix(&entry.stored, ".meta");
+            let bytes = describe(to, &self.type_after(entry, from, to)?);
+            let temp = stage.create_in_place_of(&meta, &bytes)?;
+            steps.push(Step::Place(temp, with_suffix(&stored, ".meta")));
+            steps.push(Step::Remove(meta));
+        }
+        let replaced = old.filter(|old| old.stored != stored);
+        steps.extend(replaced.into_iter().flat_map(Self::removal));
         stage.commit(steps)?;
         Ok(Entry {
             stored,
@@ -387,97 +371,14 @@ impl Format for Images {
         Ok(entries)
     }
 
-    fn remove(&self, _shown: &Path, entry: &Entry) -> Result<()> {
-        let mut steps = vec![Step::Remove(entry.stored.clone())];
-        if entry.sealed {
-            steps.push(Step::Remove(with_suffix(&entry.stored, ".meta")));
-        }
-        self.writer()?.commit(steps)
+    fn remove(&self, shown: &Path, entry: &Entry) -> Result<()> {
+        self.writer()?.commit(Self::removal(entry).collect())?;
+        self.note_clear(shown, entry);
+        Ok(())
     }
 
     fn verify(&self, report: &mut Report<'_>) -> Result<()> {
-        let (mut sealed, mut metas) = (Vec::new(), Vec::new());
-        super::walk(&self.root, &mut |path, is_dir| {
-            if !is_dir && ends_in(path, ENC) {
-                sealed.push(path.to_path_buf());
-            } else if !is_dir && ends_in(path, META) {
-                metas.push(path.to_path_buf());
-            } else if !is_dir
-                && !infer::get_from_path(self.root.join(path)).is_ok_and(|kind| kind.is_none())
-            {
-                report.note(path.display(), "lies in clear");
-            }
-        })?;
-        sealed.sort_unstable();
-        let lens = sealed
-            .iter()
-            .map(|path| self.root.join(path).metadata().map_or(0, |m| m.len()));
-        report.total(lens.sum());
-        for stored in &sealed {
-            self.verify_file(stored, report);
-        }
-        let sealed: HashSet<PathBuf> = sealed
-            .iter()
-            .map(|path| with_suffix(path, ".meta"))
-            .collect();
-        for meta in metas.iter().filter(|meta| !sealed.contains(*meta)) {
-            report.problem(meta.display(), "describes a file that is not there");
-        }
-        Ok(())
-    }
-}
-
-impl Images {
-    fn verify_file(&self, stored: &Path, report: &mut Report<'_>) {
-        report.count_file();
-        let mime = match self.meta(stored) {
-            Ok(Some(meta)) => meta.mime_type,
-            Ok(None) => {
-                report.problem(
-                    stored.display(),
-                    "its .meta is missing: its type is guessed by its name",
-                );
-                String::new()
-            }
-            Err(e) => {
-                report.problem(stored.display(), e);
-                String::new()
-            }
-        };
-        let reader = match self.open_sealed(stored) {
-            Ok(reader) => reader,
-            Err(e) => {
-                report.advance(
-                    self.root
-                        .join(stored)
-                        .metadata()
-                        .map_or(0, |meta| meta.len()),
-                );
-                return report.problem(stored.display(), e);
-            }
-        };
-        if mime.starts_with("image/") && !is_image(&reader) {
-            match self.trusted {
-                true => report.note(
-                    stored.display(),
-                    "is no picture that is known, though its .meta says so",
-                ),
-                false => report.problem(
-                    stored.display(),
-                    "there is no picture behind it: another key?",
-                ),
-            }
-        }
-        let mut buffer = vec![0; 1 << 20];
-        let mut at = 0;
-        while at < reader.plain_size() {
-            let len = (reader.plain_size() - at).min(buffer.len() as u64);
-            if let Err(e) = reader.read_exact_at(at, &mut buffer[..len as usize]) {
-                return report.problem(stored.display(), e);
-            }
-            at += len;
-            report.advance(len);
-        }
+        verify::run(self, report)
     }
 }
 

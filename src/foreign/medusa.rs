@@ -20,6 +20,7 @@ use crate::error::{Error, Kind, Result};
 mod backups;
 mod catalog;
 pub mod frames;
+mod ini;
 pub mod manifest;
 mod names;
 mod reader;
@@ -29,6 +30,7 @@ pub use backups::BackupsView;
 pub use catalog::looks_like;
 use catalog::{Catalog, Known};
 use frames::{FernetKey, FrameSeal, Frames};
+pub use ini::key_in_ini;
 use manifest::{DigestForm, Draft, NewObject, Object};
 use names::{DataName, in_metadata, is_manifest, restores_undecrypted};
 pub use reader::FrameReader;
@@ -46,7 +48,7 @@ pub struct Medusa {
 }
 
 impl Medusa {
-    /// Opens a bucket. [`Kind::WrongKey`] where its objects do not open, [`Kind::Unsupported`] where they are of the
+    /// Opens a bucket. [`Kind::WrongKey`] where its objects do not open, [`Kind::OtherForm`] where they are of the
     /// later format.
     pub fn open(root: &Path, key: &[u8], cache_bytes: usize, read_only: bool) -> Result<Self> {
         let key = FernetKey::parse(key).ok_or_else(|| {
@@ -96,7 +98,7 @@ impl Medusa {
         }
         match wrong {
             None => Ok(()),
-            Some(e) if matches!(e.kind(), Kind::Unsupported(_)) => Err(e),
+            Some(e) if matches!(e.kind(), Kind::OtherForm(_)) => Err(e),
             Some(e) => Err(Error::new(Kind::WrongKey, self.root.display())
                 .hint(format_args!("none of the files tried opens; the last: {e}"))),
         }
@@ -172,7 +174,7 @@ impl Medusa {
     }
 
     /// The manifests that say of an object what is so now: they change with it. For a new one, the backup's, or the
-    /// newest of a pool.
+    /// newest of a pool. [`Kind::NotPermitted`] where one of them is of a backup that nothing may be added to.
     fn keepers(&self, catalog: &Catalog, name: &DataName<'_>, path: &str) -> Result<Vec<usize>> {
         let len = std::fs::metadata(self.root.join(path)).map(|meta| meta.len());
         let current = |known: &&Known| len.as_ref().is_ok_and(|len| *len == known.object.size);
@@ -183,14 +185,22 @@ impl Medusa {
             .map(|k| k.manifest)
             .collect();
         if keepers.is_empty() {
-            keepers.extend(catalog.manifest_for(name));
+            keepers.push(catalog.manifest_for(name)?);
         }
-        let plain = keepers.iter().find(|at| catalog.manifests[**at].has_plain);
-        if let Some(at) = plain {
-            return Err(Error::new(Kind::NotPermitted, path).hint(format_args!(
-                "the backup {} is not encrypted, and the two kinds do not mix",
-                catalog.manifests[*at].backup
-            )));
+        for at in &keepers {
+            let manifest = &catalog.manifests[*at];
+            let refuse = |why: &str| {
+                let hint = format!("the backup {} {why}", manifest.backup);
+                Err(Error::new(Kind::NotPermitted, path).hint(hint))
+            };
+            if manifest.has_plain {
+                return refuse("is not encrypted, and the two kinds do not mix");
+            }
+            if manifest.is_aws(&self.root) {
+                return refuse(
+                    "is encrypted with the AWS Encryption SDK: with a file in another form, Medusa's download of all of it would fail",
+                );
+            }
         }
         Ok(keepers)
     }
@@ -210,7 +220,8 @@ impl Medusa {
             edit(&mut draft);
             let bytes = draft.to_bytes();
             for place in [&manifest.path, &manifest.copy] {
-                steps.push(Step::Place(stage.create_with(&bytes)?, place.clone()));
+                let temp = stage.create_in_place_of(place, &bytes)?;
+                steps.push(Step::Place(temp, place.clone()));
             }
             drafts.push((*at, draft));
         }
@@ -316,6 +327,12 @@ impl Format for Medusa {
                 "Medusa takes files of this name for its own, and would restore it without decrypting",
             );
         }
+        if let Some(other) = catalog.restored_to_the_same_place(&name, text) {
+            let hint = format!(
+                "a restore would put it in the place of {other}: it knows no such folders in that of a table"
+            );
+            return Err(Error::new(Kind::NotPermitted, shown.display()).hint(hint));
+        }
         self.keepers(&catalog, &name, text).map(drop)
     }
 
@@ -354,11 +371,11 @@ impl Format for Medusa {
         };
         let name = name.borrow();
         let keepers = self.keepers(&catalog, &name, path)?;
-        let keepers = catalog.ensure(keepers, &name)?;
         let digests = sealed.digests.ok_or(Kind::InvalidArgument)?;
+        let named = catalog.named(path);
         let new = NewObject {
             table: (name.keyspace, name.table),
-            path,
+            path: &named,
             stored: (digests.cipher, sealed.cipher_len),
             source: (digests.plain, sealed.plain_size),
         };
@@ -403,9 +420,10 @@ impl Format for Medusa {
         );
         let keepers = self.keepers(&catalog, &old, from)?;
         let table = (new.keyspace, new.table);
+        let (old_name, new_name) = (catalog.named(from), catalog.named(to));
         let (mut steps, drafts) = self.manifest_steps(&mut catalog, &keepers, |draft| {
-            if let Some(object) = draft.take(from) {
-                draft.put_value(table, to, object);
+            if let Some(object) = draft.take(&old_name) {
+                draft.put_value(table, &new_name, object);
             }
         })?;
         steps.insert(0, step);
@@ -423,8 +441,9 @@ impl Format for Medusa {
             .collect();
         let still = |at: &usize| self.root.join(&catalog.manifests[*at].path).exists();
         let named: Vec<usize> = named.into_iter().filter(still).collect();
+        let name = catalog.named(path);
         let (mut steps, drafts) =
-            self.manifest_steps(&mut catalog, &named, |draft| drop(draft.take(path)))?;
+            self.manifest_steps(&mut catalog, &named, |draft| drop(draft.take(&name)))?;
         steps.push(Step::Remove(entry.stored.clone()));
         self.commit(&mut catalog, steps, drafts)?;
         if is_manifest(catalog.below_base(shown)) {
@@ -443,25 +462,3 @@ type Drafts = Vec<(usize, Draft)>;
 
 /// The index from the name of an object to what manifests say of it.
 type ByPath = HashMap<String, Vec<Known>>;
-
-/// `key_secret_base64` of the section `[storage]` of a `medusa.ini`.
-pub fn key_in_ini(text: &str) -> Option<zeroize::Zeroizing<Vec<u8>>> {
-    let mut section = "";
-    let mut found = None;
-    for line in text.lines().map(str::trim) {
-        if let Some(name) = line
-            .strip_prefix('[')
-            .and_then(|line| line.split(']').next())
-        {
-            section = name.trim();
-        }
-        let is_comment = line.starts_with(['#', ';']);
-        let Some((name, value)) = line.split_once(['=', ':']).filter(|_| !is_comment) else {
-            continue;
-        };
-        if section == "storage" && name.trim().eq_ignore_ascii_case("key_secret_base64") {
-            found = Some(zeroize::Zeroizing::new(value.trim().as_bytes().to_vec()));
-        }
-    }
-    found.filter(|key| !key.is_empty())
-}

@@ -27,6 +27,10 @@ pub trait Seal: Send {
     fn iv(&self) -> Option<Iv> {
         None
     }
+    /// Whether nothing is encrypted.
+    fn in_clear(&self) -> bool {
+        false
+    }
 }
 
 /// A file in clear.
@@ -45,6 +49,10 @@ impl Seal for InClear {
     fn reader(&self, file: Arc<File>, plain_size: u64) -> Arc<dyn Reader> {
         Arc::new(PlainReader { file, plain_size })
     }
+
+    fn in_clear(&self) -> bool {
+        true
+    }
 }
 
 /// A file on its way into the library.
@@ -60,7 +68,7 @@ pub struct Sealer {
     head: Vec<u8>,
 }
 
-/// A whole file, encrypted, that is not in its place yet.
+/// A whole file, as it will be stored, that is not in its place yet.
 pub struct Sealed {
     /// The file.
     pub temp: Temp,
@@ -76,6 +84,8 @@ pub struct Sealed {
     pub iv: Option<Iv>,
     /// The first bytes of plaintext.
     pub head: Vec<u8>,
+    /// It is not encrypted.
+    pub in_clear: bool,
 }
 
 /// The two MD5 sums of a sealed file.
@@ -154,6 +164,7 @@ impl Sealer {
                 cipher: cipher.finalize().into(),
             }),
             iv: self.seal.iv(),
+            in_clear: self.seal.in_clear(),
             head: self.head,
         })
     }

@@ -1,5 +1,6 @@
 //! All manifests of a bucket, in memory.
 
+use std::cell::OnceCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -27,6 +28,41 @@ pub struct Manifest {
     pub began: u64,
     /// Its tables.
     pub sections: Vec<Section>,
+    /// It has files of the AWS Encryption SDK; found out when it is first asked for.
+    is_aws: OnceCell<bool>,
+}
+
+impl Manifest {
+    /// All that it names.
+    fn objects(&self) -> impl Iterator<Item = &Object> {
+        self.sections.iter().flat_map(|section| &section.objects)
+    }
+
+    /// Whether it has files of the AWS Encryption SDK. Those that have the length of frames of their contents are
+    /// not looked at, but for the first few.
+    pub fn is_aws(&self, root: &Path) -> bool {
+        /// Files that are looked at whatever their length, and in all.
+        const LOOKED_AT: (usize, usize) = (8, 64);
+        let like_frames = |object: &Object| {
+            let expected = object.source_size.map(super::frames::cipher_len);
+            expected == Some(object.size)
+        };
+        let begins_so = |object: &Object| {
+            let mut head = [0; 4];
+            super::super::open_file(&root.join(&object.path))
+                .and_then(|(file, _)| super::super::read_at(&file, 0, &mut head))
+                .is_ok_and(|()| super::frames::looks_like_aws(&head))
+        };
+        *self.is_aws.get_or_init(|| {
+            let mut kept = LOOKED_AT.0;
+            let looked_at = self.objects().filter(|object| {
+                let keep = object.size > 0 && (!like_frames(object) || kept > 0);
+                kept = kept.saturating_sub(usize::from(keep));
+                keep
+            });
+            looked_at.take(LOOKED_AT.1).any(begins_so)
+        })
+    }
 }
 
 /// What a manifest says of an object.
@@ -40,8 +76,10 @@ pub struct Known {
 
 /// All manifests.
 pub struct Catalog {
-    /// The prefix of a shared bucket; usually none.
+    /// The prefix of a shared bucket, below the folder that is mounted; usually none.
     base: PathBuf,
+    /// The prefix, or its beginning, where what is mounted is the folder of it: names in manifests begin with that.
+    outer: String,
     /// Backups, the earliest first.
     pub manifests: Vec<Manifest>,
     by_path: ByPath,
@@ -96,12 +134,13 @@ impl Catalog {
         drop(bases);
         let mut catalog = Self {
             base,
+            outer: String::new(),
             manifests: Vec::new(),
             by_path: ByPath::new(),
             unfinished: Vec::new(),
         };
         let top = root.join(&catalog.base);
-        for node in folders(&top)? {
+        for node in folders(&top)?.into_iter().filter(|node| node != "index") {
             for backup in folders(&top.join(&node))? {
                 let meta = catalog.base.join(&node).join(&backup).join("meta");
                 let path = meta.join("manifest.json");
@@ -116,6 +155,7 @@ impl Catalog {
                 catalog.manifests.push(manifest);
             }
         }
+        catalog.find_outer(root)?;
         catalog
             .manifests
             .sort_by(|a, b| (a.began, &a.backup).cmp(&(b.began, &b.backup)));
@@ -136,17 +176,63 @@ impl Catalog {
             copy: index.join(format!("manifest_{node}.json")),
             began: began(&root.join(index), node),
             sections,
+            is_aws: OnceCell::new(),
         }
+    }
+
+    /// Finds what names in manifests begin with, and takes that away.
+    fn find_outer(&mut self, root: &Path) -> Result<()> {
+        let mut found: Option<String> = None;
+        for manifest in &self.manifests {
+            let node = self.base.join(&manifest.node);
+            let node = node.to_string_lossy();
+            let starts = [
+                format!("{node}/{}/data/", manifest.backup),
+                format!("{node}/data/"),
+            ];
+            for object in manifest.objects() {
+                let outer = outer(&object.path, &starts);
+                match &found {
+                    Some(other) if *other != outer => {
+                        let text = format!(
+                            "names in its manifests begin with {other:?} and with {outer:?}"
+                        );
+                        return Err(Error::usage(text).about(root.display()));
+                    }
+                    Some(_) => {}
+                    None => found = Some(outer.into()),
+                }
+            }
+        }
+        self.outer = found.unwrap_or_default();
+        let mut manifests = std::mem::take(&mut self.manifests);
+        for manifest in &mut manifests {
+            self.take_outer(&mut manifest.sections);
+        }
+        self.manifests = manifests;
+        Ok(())
+    }
+
+    fn take_outer(&self, sections: &mut [Section]) {
+        if self.outer.is_empty() {
+            return;
+        }
+        for object in sections.iter_mut().flat_map(|section| &mut section.objects) {
+            if let Some(path) = object.path.strip_prefix(&self.outer) {
+                object.path = path.into();
+            }
+        }
+    }
+
+    /// The name of a stored file as manifests have it.
+    pub fn named(&self, path: &str) -> String {
+        format!("{}{path}", self.outer)
     }
 
     fn index(&mut self) {
         self.by_path.clear();
         for (at, manifest) in self.manifests.iter().enumerate() {
-            for object in manifest
-                .sections
-                .iter()
-                .flat_map(|section| &section.objects)
-            {
+            for object in manifest.objects() {
                 let known = Known {
                     manifest: at,
                     object: object.clone(),
@@ -161,10 +247,7 @@ impl Catalog {
 
     /// All objects that a manifest names, each as often as one does.
     pub fn objects(&self) -> impl Iterator<Item = &Object> {
-        self.manifests
-            .iter()
-            .flat_map(|m| &m.sections)
-            .flat_map(|section| &section.objects)
+        self.manifests.iter().flat_map(Manifest::objects)
     }
 
     /// What the manifests say of an object, the earliest first.
@@ -187,7 +270,39 @@ impl Catalog {
 
     /// What a data file's name says; nothing of what is none.
     pub fn data_name<'a>(&self, path: &'a Path) -> Option<DataName<'a>> {
-        DataName::parse(path.strip_prefix(&self.base).ok()?)
+        DataName::parse(path.strip_prefix(&self.base).ok()?, |node, backup| {
+            let unfinished = || {
+                self.unfinished
+                    .iter()
+                    .any(|name| *name == format!("{node}/{backup}"))
+            };
+            self.manifests
+                .iter()
+                .any(|m| m.node == node && m.backup == backup)
+                || unfinished()
+        })
+    }
+
+    /// Another file of the table that a restore puts where it puts this one: in the folder of the table, whatever folders
+    /// they are in there, but for those of secondary indexes and of nodes (format page, 2.3).
+    pub fn restored_to_the_same_place(&self, name: &DataName<'_>, path: &str) -> Option<&str> {
+        let place = name.restored_to();
+        let manifests = self.manifests.iter().filter(|m| match name.backup {
+            Some(backup) => m.node == name.node && m.backup == backup,
+            None => m.node == name.node && m.differential,
+        });
+        let mut others = manifests
+            .flat_map(Manifest::objects)
+            .map(|object| object.path.as_str());
+        others.find(|other| {
+            let same = |other: DataName<'_>| {
+                (other.keyspace, other.table, other.restored_to())
+                    == (name.keyspace, name.table, place)
+            };
+            *other != path
+                && other.ends_with(name.file)
+                && self.data_name(Path::new(other)).is_some_and(same)
+        })
     }
 
     /// Backups with files that are not encrypted.
@@ -199,7 +314,10 @@ impl Catalog {
     }
 
     /// The manifest that a new file belongs to: its backup's, or that of the node's newest differential backup.
-    pub fn manifest_for(&self, name: &DataName<'_>) -> Option<usize> {
+    ///
+    /// [`Kind::NotPermitted`] where there is none. None is made: Medusa takes a backup that has one for complete, and
+    /// restores what it names, and no more.
+    pub fn manifest_for(&self, name: &DataName<'_>) -> Result<usize> {
         let belongs = |m: &Manifest| {
             m.node == name.node
                 && match name.backup {
@@ -207,37 +325,20 @@ impl Catalog {
                     None => m.differential,
                 }
         };
-        self.manifests.iter().rposition(belongs)
-    }
-
-    /// Makes the manifest of a backup that has none yet, where there is nothing to keep a new file in. A pool without
-    /// a differential backup has none.
-    pub fn ensure(&mut self, keepers: Vec<usize>, name: &DataName<'_>) -> Result<Vec<usize>> {
-        if !keepers.is_empty() {
-            return Ok(keepers);
-        }
-        let Some(backup) = name.backup else {
-            return Err(Error::new(Kind::NotPermitted, name.file)
-                .hint("the node has no differential backup whose manifest could name it"));
-        };
-        // Its files are not in the pool, so it is a full backup; and newer than all others.
-        let meta = self.base.join(name.node).join(backup).join("meta");
-        let index = self.base.join("index/backup_index").join(backup);
-        self.manifests.push(Manifest {
-            node: name.node.into(),
-            backup: backup.into(),
-            differential: false,
-            has_plain: false,
-            path: meta.join("manifest.json"),
-            copy: index.join(format!("manifest_{}.json", name.node)),
-            began: u64::MAX,
-            sections: Vec::new(),
-        });
-        Ok(vec![self.manifests.len() - 1])
+        self.manifests.iter().rposition(belongs).ok_or_else(|| {
+            let hint = match name.backup {
+                Some(backup) => format!(
+                    "the backup {backup} has no manifest: it is under way, or was broken off, and only Medusa completes it"
+                ),
+                None => "the node has no differential backup whose manifest could name it".into(),
+            };
+            Error::new(Kind::NotPermitted, name.file).hint(hint)
+        })
     }
 
     /// A manifest was changed.
-    pub fn replace(&mut self, at: usize, sections: Vec<Section>) {
+    pub fn replace(&mut self, at: usize, mut sections: Vec<Section>) {
+        self.take_outer(&mut sections);
         self.manifests[at].sections = sections;
         self.index();
     }
@@ -249,6 +350,17 @@ impl Catalog {
     }
 }
 
+/// What stands before the part of a name that begins with one of `starts`.
+fn outer<'a>(path: &'a str, starts: &[String]) -> &'a str {
+    if starts.iter().any(|start| path.starts_with(start)) {
+        return "";
+    }
+    let found = starts
+        .iter()
+        .find_map(|start| path.find(&format!("/{start}")));
+    found.map_or("", |at| &path[..=at])
+}
+
 fn folders(path: &Path) -> Result<Vec<String>> {
     let at = |e| Error::io(e, path);
     let mut names = Vec::new();
@@ -257,7 +369,6 @@ fn folders(path: &Path) -> Result<Vec<String>> {
         if entry.file_type().map_err(at)?.is_dir()
             && let Ok(name) = entry.file_name().into_string()
             && name != super::super::stage::STAGE_DIR
-            && name != "index"
         {
             names.push(name);
         }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use base64_simd::{Out, STANDARD, URL_SAFE};
+use base64_simd::{Out, URL_SAFE};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::Zeroizing;
@@ -42,17 +42,9 @@ pub struct FernetKey {
 }
 
 impl FernetKey {
-    /// From the text of `key_secret_base64`: both alphabets, other letters passed over, padding required, 32 bytes.
+    /// From the text of `key_secret_base64`, as Python's `urlsafe_b64decode` reads it; 32 bytes.
     pub fn parse(text: &[u8]) -> Option<Self> {
-        let letter = |b: &u8| match b {
-            b'-' => Some(b'+'),
-            b'_' => Some(b'/'),
-            b'+' | b'/' | b'=' => Some(*b),
-            b if b.is_ascii_alphanumeric() => Some(*b),
-            _ => None,
-        };
-        let text: Zeroizing<Vec<u8>> = Zeroizing::new(text.iter().filter_map(letter).collect());
-        let bytes = Zeroizing::new(STANDARD.decode_to_vec(&*text).ok()?);
+        let bytes = decode_as_python(text)?;
         let (signing, encryption) = bytes.split_at_checked(16)?;
         let encryption: &[u8; 16] = encryption.try_into().ok()?;
         let mac = Hmac::new_from_slice(signing).ok()?;
@@ -148,6 +140,44 @@ pub fn cipher_len(plain_len: u64) -> u64 {
         0 => full,
         rest => full + token(rest),
     }
+}
+
+/// Base64 as Python's `binascii` reads it that is not told to be strict: both alphabets, other letters passed over, up
+/// to the padding, which has to be there. What stands behind that (a comment, say) is not looked at.
+fn decode_as_python(text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    if !text.is_ascii() {
+        return None;
+    }
+    let mut bytes = Zeroizing::new(Vec::with_capacity(text.len()));
+    // How many letters of the present four there were, what the last left over, and how much padding.
+    let (mut place, mut left, mut padding) = (0, 0, 0);
+    for letter in text {
+        let value = match letter {
+            b'A'..=b'Z' => letter - b'A',
+            b'a'..=b'z' => letter - b'a' + 26,
+            b'0'..=b'9' => letter - b'0' + 52,
+            b'+' | b'-' => 62,
+            b'/' | b'_' => 63,
+            b'=' if place >= 2 => {
+                padding += 1;
+                if place + padding >= 4 {
+                    return Some(bytes);
+                }
+                continue;
+            }
+            _ => continue,
+        };
+        padding = 0;
+        match place {
+            0 => {}
+            1 => bytes.push(left << 2 | value >> 4),
+            2 => bytes.push(left << 4 | value >> 2),
+            _ => bytes.push(left << 6 | value),
+        }
+        left = value;
+        place = (place + 1) % 4;
+    }
+    (place == 0).then_some(bytes)
 }
 
 /// Whether a file that starts so is one of frames.
@@ -264,6 +294,6 @@ pub fn scan(file: &File, key: &FernetKey, len: u64) -> Result<(Frames, u64)> {
 
 /// The refusal of a file of the later format, by name.
 pub fn aws_sdk() -> Error {
-    let what = "this is the AWS Encryption SDK format of Medusa's later pull requests, which is not read here";
-    Error::from(Kind::Unsupported(what.into()))
+    let what = "the AWS Encryption SDK's format, which later commits of Medusa's client-side encryption write";
+    Error::from(Kind::OtherForm(what.into())).hint("Medusa itself decrypts it: `medusa download`")
 }

@@ -15,6 +15,8 @@ pub struct DataName<'a> {
     pub table: &'a str,
     /// The file's own name.
     pub file: &'a str,
+    /// The last folder between that of the table and the file, where there is one.
+    pub folder: Option<&'a str>,
 }
 
 /// A data file's name that borrows nothing.
@@ -24,18 +26,23 @@ pub struct OwnedName {
     keyspace: String,
     table: String,
     file: String,
+    folder: Option<String>,
 }
 
 impl<'a> DataName<'a> {
-    /// Of a path below the bucket's prefix; nothing of what is no data file.
-    pub fn parse(path: &'a Path) -> Option<Self> {
+    /// Of a path below the bucket's prefix; nothing of what is no data file. `is_backup` tells whether a node has a
+    /// backup of a name: one may be called `data`, as the pool of differential backups is.
+    pub fn parse(path: &'a Path, is_backup: impl Fn(&str, &str) -> bool) -> Option<Self> {
         let parts: Vec<&str> = path.to_str()?.split('/').collect();
         let (node, backup, below) = match parts.as_slice() {
+            [node, "data", "data", below @ ..] if below.len() > 2 && is_backup(node, "data") => {
+                (*node, Some("data"), below)
+            }
             [node, "data", below @ ..] => (*node, None, below),
             [node, backup, "data", below @ ..] => (*node, Some(*backup), below),
             _ => return None,
         };
-        let [keyspace, table, .., file] = below else {
+        let [keyspace, table, folders @ .., file] = below else {
             return None;
         };
         if node == "index" {
@@ -47,7 +54,15 @@ impl<'a> DataName<'a> {
             keyspace,
             table,
             file,
+            folder: folders.last().copied(),
         })
+    }
+
+    /// Where a restore puts it, below the folder of its table: the folder of a secondary index or of nodes is kept, any
+    /// other is not (format page, 2.3).
+    pub fn restored_to(&self) -> (Option<&'a str>, &'a str) {
+        let is_kept = |folder: &&str| folder.starts_with('.') || folder.ends_with("nodes");
+        (self.folder.filter(is_kept), self.file)
     }
 
     /// The same, on its own.
@@ -58,6 +73,7 @@ impl<'a> DataName<'a> {
             keyspace: self.keyspace.into(),
             table: self.table.into(),
             file: self.file.into(),
+            folder: self.folder.map(Into::into),
         }
     }
 }
@@ -71,6 +87,7 @@ impl OwnedName {
             keyspace: &self.keyspace,
             table: &self.table,
             file: &self.file,
+            folder: self.folder.as_deref(),
         }
     }
 }
@@ -113,13 +130,17 @@ mod tests {
 
     #[test]
     fn names_say_what_a_file_is() {
-        let parse = |path: &'static str| DataName::parse(Path::new(path));
+        let parse = |path: &'static str| DataName::parse(Path::new(path), |node, _| node == "n2");
         let pooled = parse("n1/data/ks/t-1/.idx/f.db").unwrap();
         assert_eq!(
             (pooled.backup, pooled.table, pooled.file),
             (None, "t-1", "f.db")
         );
         assert_eq!(parse("n1/b1/data/ks/t-1/f.db").unwrap().backup, Some("b1"));
+        assert_eq!(parse("n1/data/data/ks/t/f").unwrap().backup, None);
+        let named_data = parse("n2/data/data/ks/t/f").unwrap();
+        assert_eq!((named_data.backup, named_data.table), (Some("data"), "t"));
+        assert_eq!(parse("n2/data/ks/t/f").unwrap().backup, None);
         for none in [
             "n1/b1/meta/manifest.json",
             "n1/data/ks/f.db",

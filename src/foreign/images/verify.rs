@@ -1,0 +1,95 @@
+//! Looks at every file, and at what describes it.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use super::names::{ends_in, with_suffix};
+use super::{ENC, Images, META, is_image};
+use crate::error::Result;
+use crate::foreign::Reader;
+use crate::foreign::report::Report;
+
+/// Every encrypted file to its end, descriptions without one, and pictures that lie in clear.
+pub fn run(images: &Images, report: &mut Report<'_>) -> Result<()> {
+    let (mut sealed, mut metas) = (Vec::new(), Vec::new());
+    crate::foreign::walk(&images.root, &mut |path, is_dir| {
+        if !is_dir && ends_in(path, ENC) {
+            sealed.push(path.to_path_buf());
+        } else if !is_dir && ends_in(path, META) {
+            metas.push(path.to_path_buf());
+        } else if !is_dir
+            && !infer::get_from_path(images.root.join(path)).is_ok_and(|kind| kind.is_none())
+        {
+            report.note(path.display(), "lies in clear");
+        }
+    })?;
+    sealed.sort_unstable();
+    let lens = sealed
+        .iter()
+        .map(|path| images.root.join(path).metadata().map_or(0, |m| m.len()));
+    report.total(lens.sum());
+    for stored in &sealed {
+        check(images, stored, report);
+    }
+    let sealed: HashSet<PathBuf> = sealed
+        .iter()
+        .map(|path| with_suffix(path, ".meta"))
+        .collect();
+    for meta in metas.iter().filter(|meta| !sealed.contains(*meta)) {
+        report.problem(meta.display(), "describes a file that is not there");
+    }
+    Ok(())
+}
+
+fn check(images: &Images, stored: &Path, report: &mut Report<'_>) {
+    report.count_file();
+    let mime = match images.meta(stored) {
+        Ok(Some(meta)) => meta.mime_type,
+        Ok(None) => {
+            report.problem(
+                stored.display(),
+                "its .meta is missing: its type is guessed by its name",
+            );
+            String::new()
+        }
+        Err(e) => {
+            report.problem(stored.display(), e);
+            String::new()
+        }
+    };
+    let reader = match images.open_sealed(stored) {
+        Ok(reader) => reader,
+        Err(e) => {
+            report.advance(
+                images
+                    .root
+                    .join(stored)
+                    .metadata()
+                    .map_or(0, |meta| meta.len()),
+            );
+            return report.problem(stored.display(), e);
+        }
+    };
+    if mime.starts_with("image/") && !is_image(&reader) {
+        match images.trusted {
+            true => report.note(
+                stored.display(),
+                "is no picture that is known, though its .meta says so",
+            ),
+            false => report.problem(
+                stored.display(),
+                "there is no picture behind it: another key?",
+            ),
+        }
+    }
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < reader.plain_size() {
+        let len = (reader.plain_size() - at).min(buffer.len() as u64);
+        if let Err(e) = reader.read_exact_at(at, &mut buffer[..len as usize]) {
+            return report.problem(stored.display(), e);
+        }
+        at += len;
+        report.advance(len);
+    }
+}
