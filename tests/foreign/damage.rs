@@ -173,17 +173,14 @@ fn what_a_folder_is_is_recognised_or_asked() {
         detect(none.path(), false).unwrap_err().kind(),
         Kind::NotLibrary
     ));
+    // Two that the password opens are as good as one; two indexes are not.
     fs::copy(dir.path().join("key"), dir.path().join("key2")).unwrap();
-    let keys = Mms::open(
-        dir.path(),
-        MMS_PASSWORD.as_bytes(),
-        &Default::default(),
-        true,
-    )
-    .err()
-    .unwrap()
-    .to_string();
-    assert!(keys.contains("key, key2"), "{keys}");
+    let open = || open_mms(dir.path(), true);
+    assert!(open().is_ok());
+    let index = dir.path().join("music.index");
+    fs::copy(index, dir.path().join("other.index")).unwrap();
+    let indexes = open().err().unwrap().to_string();
+    assert!(indexes.contains("music.index, other.index"), "{indexes}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! byte for byte, what is written is read again and holds to what the formats demand, and damage is an error.
 
 mod answers;
+mod cases;
 mod damage;
 mod twice;
 mod writing;

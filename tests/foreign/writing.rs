@@ -152,7 +152,15 @@ fn a_picture_in_clear_and_one_encrypted_of_the_same_name_are_both_there() {
     )
     .unwrap();
     assert!(!other.is_empty() && other != clear);
-    // Writing to the one must not take the other's place.
+    // Writing to the one does not take the other's place.
+    write(&*volume, sealed, b"new").unwrap();
+    assert!(read(&*volume, sealed).unwrap().starts_with(b"new"));
+    let marked = "dam/checkpoints/checkpoint_1795199454566_6301 (encrypted).png";
+    assert_eq!(read(&*volume, marked).unwrap(), other);
+    // Nor does encrypting it.
+    drop(volume);
+    let format = Images::open(dir.path(), IMAGES_KEY.as_bytes(), false).unwrap();
+    let volume = Mirror::new(Box::new(format.encrypting_all(true))).unwrap();
     assert!(write(&*volume, sealed, b"new").is_err());
 }
 

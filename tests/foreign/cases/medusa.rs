@@ -1,0 +1,185 @@
+//! Buckets of Medusa.
+
+use super::*;
+
+#[test]
+fn ini_files_are_read_as_medusa_reads_them() {
+    let (table, keys) = (table("ini", "expected.json"), table("ini", "keys.json"));
+    let mut wrong = Vec::new();
+    for (file, expected) in &table {
+        let found = hushfs::foreign::medusa::key_in_ini(&fs::read(case("ini").join(file)).unwrap());
+        let key = found
+            .ok()
+            .flatten()
+            .and_then(|text| FernetKey::parse(&text));
+        // A key shows in what it seals.
+        let sealed = |key: &FernetKey| {
+            let mut out = Vec::new();
+            key.seal(0, &[0; 16], b"text", &mut out);
+            out
+        };
+        let right = keys.get(expected.as_str().unwrap());
+        let right = right.map(|key| FernetKey::parse(key.as_str().unwrap().as_bytes()).unwrap());
+        if key.as_ref().map(sealed) != right.as_ref().map(sealed) {
+            wrong.push(format!("{file}: {expected}"));
+        }
+    }
+    assert_eq!(table.len(), 34);
+    hold("ini", table.len(), &wrong);
+}
+
+fn bucket(name: &str) -> (tempfile::TempDir, Value) {
+    let dir = tempfile::tempdir().unwrap();
+    copy(&case("medusa").join(name), dir.path());
+    (dir, table("medusa", "expected.json")[name].clone())
+}
+
+fn same_files(volume: &Mirror, files: &Value) {
+    for (path, digest) in files.as_object().unwrap() {
+        assert_eq!(
+            sha256(&read(volume, path).unwrap()),
+            digest.as_str().unwrap(),
+            "{path}"
+        );
+    }
+}
+
+#[test]
+fn a_backup_that_nothing_may_be_added_to_stays_as_it_is() {
+    for name in ["under-way", "fernet-and-aws"] {
+        let (dir, expected) = bucket(name);
+        let volume = Mirror::new(open_medusa(dir.path(), false).unwrap()).unwrap();
+        same_files(&volume, &expected["files"]);
+        let before = stored(dir.path());
+        let refused = write(&*volume, expected["write"].as_str().unwrap(), b"x").unwrap_err();
+        assert_eq!(refused.errno(), libc::EPERM, "{name}: {refused}");
+        volume.close().unwrap();
+        assert!(
+            stored(dir.path()) == before,
+            "{name}: something has changed"
+        );
+        write(&*volume, expected["write_allowed"].as_str().unwrap(), b"x").unwrap();
+        volume.close().unwrap();
+        drop(volume);
+        let volume = Mirror::new(open_medusa(dir.path(), true).unwrap()).unwrap();
+        same_files(&volume, &expected["files"]);
+        assert_eq!(
+            read(&*volume, expected["write_allowed"].as_str().unwrap()).unwrap(),
+            b"x"
+        );
+        if name == "fernet-and-aws" {
+            let aws =
+                "10.0.0.2/full2/data/ks/users-a1b2c3d4e5f60718293a4b5c6d7e8f90/nb-1-big-Data.db";
+            let refused = read(&*volume, aws).unwrap_err();
+            assert!(
+                refused.errno() == libc::EIO && refused.to_string().contains("AWS"),
+                "{refused}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_folder_of_one_prefix_is_a_bucket() {
+    for tenant in ["tenantA", "tenantB"] {
+        let (dir, expected) = bucket("two-prefixes");
+        let root = dir.path().join(tenant);
+        let volume = Mirror::new(open_medusa(&root, false).unwrap()).unwrap();
+        same_files(&volume, &expected["files"][tenant]);
+        assert!(problems(volume.format()).is_empty());
+        let path = expected["write"].as_str().unwrap();
+        write(&*volume, path, b"new").unwrap();
+        let (folder, name) = parent(&*volume, path);
+        volume
+            .rename(
+                folder,
+                OsStr::new(&name),
+                folder,
+                OsStr::new("nb-8-big-Data.db"),
+                RenameMode::Replace,
+            )
+            .unwrap();
+        volume.close().unwrap();
+        drop(volume);
+        let bytes = fs::read(root.join(expected["manifest"].as_str().unwrap())).unwrap();
+        let manifest: Value = serde_json::from_slice(&bytes).unwrap();
+        let paths: Vec<&str> = manifest
+            .as_array()
+            .unwrap()
+            .iter()
+            .flat_map(|section| section["objects"].as_array().unwrap())
+            .map(|object| object["path"].as_str().unwrap())
+            .collect();
+        assert!(
+            paths
+                .iter()
+                .all(|path| path.starts_with(&format!("{tenant}/10.0.0.2/"))),
+            "{paths:?}"
+        );
+        assert!(paths.iter().any(|path| path.ends_with("nb-8-big-Data.db")));
+        let medusa = Medusa::open(&root, MEDUSA_KEY.as_bytes(), 1 << 20, true).unwrap();
+        let backups = Mirror::new(Box::new(BackupsView::new(medusa))).unwrap();
+        let shown = "10.0.0.2/full1/ks/users-a1b2c3d4e5f60718293a4b5c6d7e8f90";
+        assert_eq!(
+            read(&*backups, &format!("{shown}/nb-8-big-Data.db")).unwrap(),
+            b"new"
+        );
+        for (path, digest) in expected["files"][tenant].as_object().unwrap() {
+            let shown = path.replace("/data/", "/");
+            assert_eq!(
+                sha256(&read(&*backups, &shown).unwrap()),
+                digest.as_str().unwrap(),
+                "{shown}"
+            );
+        }
+        assert!(problems(backups.format()).is_empty());
+    }
+}
+
+#[test]
+fn backups_may_be_called_data_or_index_and_tables_have_one_folder() {
+    for name in ["data", "index"] {
+        let (dir, _) = bucket("under-way");
+        let top = dir.path();
+        fs::rename(top.join("10.0.0.2/full1"), top.join("10.0.0.2").join(name)).unwrap();
+        fs::rename(
+            top.join("index/backup_index/full1"),
+            top.join("index/backup_index").join(name),
+        )
+        .unwrap();
+        for file in [
+            format!("10.0.0.2/{name}/meta/manifest.json"),
+            format!("index/backup_index/{name}/manifest_10.0.0.2.json"),
+        ] {
+            let text = fs::read_to_string(top.join(&file)).unwrap();
+            fs::write(
+                top.join(&file),
+                text.replace("10.0.0.2/full1/", &format!("10.0.0.2/{name}/")),
+            )
+            .unwrap();
+        }
+        let volume = Mirror::new(open_medusa(top, false).unwrap()).unwrap();
+        let table = format!("10.0.0.2/{name}/data/ks/users-a1b2c3d4e5f60718293a4b5c6d7e8f90");
+        write(&*volume, &format!("{table}/new.db"), b"new").unwrap();
+        // A restore puts all files of a table into one folder.
+        let folder = find(&*volume, &table).unwrap();
+        for below in ["sub", ".idx"] {
+            volume
+                .mkdir(folder, OsStr::new(below), 0o755, CALLER)
+                .unwrap();
+        }
+        let refused = write(&*volume, &format!("{table}/sub/new.db"), b"x").unwrap_err();
+        assert_eq!(refused.errno(), libc::EPERM);
+        write(&*volume, &format!("{table}/.idx/new.db"), b"x").unwrap();
+        write(&*volume, &format!("{table}/sub/other.db"), b"x").unwrap();
+        assert!(write(&*volume, &format!("{table}/other.db"), b"x").is_err());
+        volume.close().unwrap();
+        let mut found = problems(volume.format());
+        found.retain(|problem| !problem.contains("/full2/"));
+        assert_eq!(found, Vec::<String>::new(), "{name}");
+        let medusa = Medusa::open(top, MEDUSA_KEY.as_bytes(), 1 << 20, true).unwrap();
+        let backups = Mirror::new(Box::new(BackupsView::new(medusa))).unwrap();
+        let shown = format!("10.0.0.2/{name}/ks/users-a1b2c3d4e5f60718293a4b5c6d7e8f90/new.db");
+        assert_eq!(read(&*backups, &shown).unwrap(), b"new");
+    }
+}
