@@ -10,8 +10,12 @@ use super::Cli;
 use crate::error::{Error, Result};
 
 /// The pages that are written by hand.
-const PAGES: [(&str, &str); 3] = [
+const PAGES: [(&str, &str); 4] = [
     ("hushfs-format.5", include_str!("../../man/hushfs-format.5")),
+    (
+        "hushfs-foreign.7",
+        include_str!("../../man/hushfs-foreign.7"),
+    ),
     (
         "hushfs-security.7",
         include_str!("../../man/hushfs-security.7"),

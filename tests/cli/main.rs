@@ -326,7 +326,12 @@ fn man_pages_and_completions_are_made() {
     let page = fs::read_to_string(bench.path("man/hushfs-mount.1")).unwrap();
     assert!(page.contains("cache\\-size"), "{page}");
     assert!(bench.path("man/hushfs-key-add.1").exists());
-    for page in ["hushfs-format.5", "hushfs-security.7", "hushfs-stores.7"] {
+    for page in [
+        "hushfs-format.5",
+        "hushfs-foreign.7",
+        "hushfs-security.7",
+        "hushfs-stores.7",
+    ] {
         let made = fs::read_to_string(bench.path("man").join(page)).unwrap();
         let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("man").join(page);
         assert_eq!(made, fs::read_to_string(ours).unwrap());
