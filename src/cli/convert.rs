@@ -21,7 +21,7 @@ use super::printable;
 use super::secret::{NewPasswordArgs, OpenArgs, SecretArgs};
 use super::verify::byte_bar;
 use crate::error::{Error, Result};
-use crate::foreign::Mirror;
+use crate::foreign::{Mirror, strangers};
 use crate::state::canonical;
 use crate::store::{Access, DirStore};
 use crate::vault::{self, Vault};
@@ -116,7 +116,8 @@ fn open_source(args: &ConvertArgs, from: &Path) -> Result<(Arc<dyn Volume>, Left
     let secret = args.foreign.secret(kind, &args.open)?;
     let format = args.foreign.open(kind, from, &secret, true, 32 << 20)?;
     let mirror = Mirror::new(format)?;
-    let left_out = mirror.left_out().to_vec();
+    let mut left_out = strangers(from)?;
+    left_out.extend_from_slice(mirror.left_out());
     Ok((mirror, left_out))
 }
 

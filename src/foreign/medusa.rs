@@ -76,7 +76,7 @@ impl Medusa {
     /// Tries the key on the first frame of some files.
     fn check_key(&self) -> Result<()> {
         let catalog = self.catalog.lock();
-        let objects = catalog.objects().filter(|o| o.is_sealed() && o.size > 0);
+        let objects = || catalog.objects().filter(|o| o.is_sealed() && o.size > 0);
         let mut plain_backups = catalog.plain_backups();
         if let Some(first) = plain_backups.next() {
             let others = plain_backups.count();
@@ -85,14 +85,19 @@ impl Medusa {
                 self.root.display()
             );
         }
+        // Those that look like frames first: the bucket may hold backups in another form, too.
+        let likely = objects().filter(|object| object.is_like_frames());
+        let others = objects().filter(|object| !object.is_like_frames());
         let mut wrong = None;
-        for object in objects.take(SAMPLE_MAX) {
+        for object in likely.take(SAMPLE_MAX).chain(others.take(SAMPLE_MAX)) {
             let path = self.root.join(&object.path);
             let Ok((file, len)) = super::open_file(&path) else {
                 continue;
             };
             match self.try_first(Arc::new(file), len) {
                 Ok(()) => return Ok(()),
+                // One that does not open says more than one that is not read.
+                Err(e) if matches!(e.kind(), Kind::OtherForm(_)) && wrong.is_some() => {}
                 Err(e) => wrong = Some(e.about(path.display())),
             }
         }

@@ -86,9 +86,10 @@ impl Mirror {
         &self.left_out
     }
 
-    /// What of a library is shown nowhere, because something else has its name: names, and why not.
+    /// What of a library is shown nowhere, because something else has its name, or it is neither file nor folder: names,
+    /// and why not.
     pub fn conflicts(format: &dyn Format) -> Result<Vec<(String, String)>> {
-        let (mut tree, mut found) = (Tree::new(), Vec::new());
+        let (mut tree, mut found) = (Tree::new(), super::strangers(format.root())?);
         format.list(&mut |listed| {
             if !matches!(listed, Listed::NotShown(..)) {
                 found.extend(tree.take(listed));

@@ -230,8 +230,36 @@ impl std::io::Seek for Cursor {
 }
 
 /// Walks the folders of a library without following links: `visit` gets each path, relative to `root`, and whether
-/// it is a folder. What is neither file nor folder is passed over, and said.
+/// it is a folder. What is neither file nor folder is passed over: see [`strangers`].
 pub(crate) fn walk(root: &Path, visit: &mut dyn FnMut(&Path, bool)) -> Result<()> {
+    walk_all(root, &mut |path, found| match found {
+        Found::Folder => visit(path, true),
+        Found::File => visit(path, false),
+        Found::Stranger => log::debug!("{}: not shown", root.join(path).display()),
+    })
+}
+
+/// What of a library is neither a file nor a folder that can be shown: names, and why not.
+pub fn strangers(root: &Path) -> Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    walk_all(root, &mut |path, what| {
+        if what == Found::Stranger {
+            let why = "not a file or a folder, or one that lies too deep: not shown";
+            found.push((path.display().to_string(), why.to_string()));
+        }
+    })?;
+    Ok(found)
+}
+
+/// What a walk comes by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Folder,
+    File,
+    Stranger,
+}
+
+fn walk_all(root: &Path, visit: &mut dyn FnMut(&Path, Found)) -> Result<()> {
     /// Deeper folders than these are no library's.
     const DEPTH_MAX: usize = 64;
     let mut pending = vec![(PathBuf::new(), 0)];
@@ -247,15 +275,12 @@ pub(crate) fn walk(root: &Path, visit: &mut dyn FnMut(&Path, bool)) -> Result<()
             let kind = entry.file_type().map_err(at)?;
             let shown = folder.join(name);
             if kind.is_dir() && depth < DEPTH_MAX {
-                visit(&shown, true);
+                visit(&shown, Found::Folder);
                 pending.push((shown, depth + 1));
             } else if kind.is_file() {
-                visit(&shown, false);
+                visit(&shown, Found::File);
             } else {
-                log::warn!(
-                    "{}: not a file or folder that can be shown",
-                    root.join(shown).display()
-                );
+                visit(&shown, Found::Stranger);
             }
         }
     }

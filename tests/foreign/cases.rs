@@ -16,6 +16,10 @@ const ON_PURPOSE: &[(&str, &str)] = &[
         "the values in accepted.json: APEv2 tags are read, which the server does not, and a text ends at a NUL",
     ),
     (
+        "mms-tags",
+        "types other than MP3 are not in the table: the server takes them for MPEG audio and finds nothing, or nonsense",
+    ),
+    (
         "env",
         "no key: refused, with the app's built-in key and how to use it, as the app's surroundings may set another",
     ),

@@ -22,6 +22,8 @@ pub fn of(path: &Path, head: &[u8]) -> &'static str {
         // One kind of file by two names: the name tells how it is called.
         Some(kind) if kind.mime_type() == "image/heif" && is_heif(by_name) => by_name,
         Some(kind) if kind.mime_type() == "image/heif" && is_heic(head) => "image/heic",
+        Some(kind) if by_name == "image/apng" && kind.mime_type() == "image/png" => by_name,
+        Some(kind) if kind.mime_type() == "image/vnd.microsoft.icon" => "image/x-icon",
         // A compressed drawing.
         Some(kind) if kind.mime_type() == "application/gzip" && by_name != UNKNOWN => by_name,
         Some(kind) if kind.matcher_type() != infer::MatcherType::Text => kind.mime_type(),
@@ -196,6 +198,8 @@ mod tests {
             ("a.json", b"{}", "application/json"),
             ("a.png", b"", "image/png"),
             ("a.PNG", b"x", "image/png"),
+            ("a.ico", b"\0\0\x01\0", "image/x-icon"),
+            ("a.apng", b"\x89PNG\r\n\x1a\n", "image/apng"),
             ("a.svgz", b"\x1f\x8b\x08", "image/svg+xml"),
             ("a.heif", b"\0\0\0\x18ftypheic", "image/heif"),
             ("a", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "image/heic"),

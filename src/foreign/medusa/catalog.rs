@@ -1,6 +1,7 @@
 //! All manifests of a bucket, in memory.
 
 use std::cell::OnceCell;
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -43,10 +44,6 @@ impl Manifest {
     pub fn is_aws(&self, root: &Path) -> bool {
         /// Files that are looked at whatever their length, and in all.
         const LOOKED_AT: (usize, usize) = (8, 64);
-        let like_frames = |object: &Object| {
-            let expected = object.source_size.map(super::frames::cipher_len);
-            expected == Some(object.size)
-        };
         let begins_so = |object: &Object| {
             let mut head = [0; 4];
             super::super::open_file(&root.join(&object.path))
@@ -56,7 +53,7 @@ impl Manifest {
         *self.is_aws.get_or_init(|| {
             let mut kept = LOOKED_AT.0;
             let looked_at = self.objects().filter(|object| {
-                let keep = object.size > 0 && (!like_frames(object) || kept > 0);
+                let keep = object.size > 0 && (!object.is_like_frames() || kept > 0);
                 kept = kept.saturating_sub(usize::from(keep));
                 keep
             });
@@ -281,6 +278,24 @@ impl Catalog {
                 .any(|m| m.node == node && m.backup == backup)
                 || unfinished()
         })
+    }
+
+    /// Files of one backup that a restore puts in one place: the backup, and the two.
+    pub fn restored_over_each_other(&self) -> Vec<(&str, &str, &str)> {
+        let mut found = Vec::new();
+        for manifest in &self.manifests {
+            let mut places = HashMap::new();
+            for object in manifest.objects() {
+                let Some(name) = self.data_name(Path::new(&object.path)) else {
+                    continue;
+                };
+                let place = (name.keyspace, name.table, name.restored_to());
+                if let Some(other) = places.insert(place, object.path.as_str()) {
+                    found.push((manifest.backup.as_str(), other, object.path.as_str()));
+                }
+            }
+        }
+        found
     }
 
     /// Another file of the table that a restore puts where it puts this one: in the folder of the table, whatever folders

@@ -47,6 +47,12 @@ impl Object {
         self.source_md5.is_some()
     }
 
+    /// It has the length that frames of its contents have.
+    pub fn is_like_frames(&self) -> bool {
+        let expected = self.source_size.map(super::frames::cipher_len);
+        expected == Some(self.size)
+    }
+
     /// The digest of the plaintext.
     pub fn source_digest(&self) -> Option<[u8; 16]> {
         digest(self.source_md5.as_deref()?)

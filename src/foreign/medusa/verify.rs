@@ -47,6 +47,10 @@ pub fn run(medusa: &Medusa, report: &mut Report<'_>) -> Result<()> {
             "this backup was begun and never completed: it has no manifest",
         );
     }
+    for (backup, one, other) in catalog.restored_over_each_other() {
+        let text = format!("a restore of the backup {backup} puts {other} in its place");
+        report.problem(one, text);
+    }
     for manifest in &catalog.manifests {
         let bytes = |path| std::fs::read(medusa.root.join(path)).ok();
         if bytes(&manifest.path) != bytes(&manifest.copy) {

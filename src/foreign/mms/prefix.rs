@@ -58,7 +58,9 @@ pub fn find(
     let seen: BTreeSet<&str> = index.objects().filter_map(of_object).collect();
     // All that begins with the server's path is kept by the server: the shortest is its path, if it is anybody's.
     let shortest = seen.iter().copied().min_by_key(|path| path.len());
-    let told = shortest.filter(|path| seen.iter().all(|other| other.starts_with(path)));
+    let is_path =
+        |path: &&str| check(path).is_ok() && seen.iter().all(|other| other.starts_with(path));
+    let told = shortest.filter(is_path);
     let fault = match (told, given) {
         (Some(told), None) => return Ok(Some(told.into())),
         (Some(told), Some(given)) if told == given || told.strip_suffix('/') == Some(given) => {
@@ -70,7 +72,9 @@ pub fn find(
             Error::usage(text).hint("leave --mms-path out, or mount it with --read-only")
         }
         (None, _) => {
-            let text = format!("the objects of its index do not lie under one path: {seen:?}");
+            let text = format!(
+                "the objects of its index do not lie under one path that a folder can have: {seen:?}"
+            );
             Error::usage(text).hint(
                 "the server loses those that are not under its own at its next run: mount it with --read-only, and copy them",
             )
