@@ -124,16 +124,20 @@ fn by_type(tags: Tags, kind: Option<FileType>, reader: &Arc<dyn Reader>) -> (Tag
         return (tags, Sound::default());
     };
     let parsed = parse(reader, kind, options());
+    let tags = match kind {
+        FileType::Wav | FileType::Aiff if parsed.is_none() => {
+            tags.or_tags(Tags::in_chunk(&**reader))
+        }
+        _ => tags,
+    };
     let parsed = parsed.or_else(|| parse(reader, kind, options().read_tags(false)));
     let Some(file) = parsed else {
         return (tags, Sound::default());
     };
     let tag = file.primary_tag().or_else(|| file.first_tag());
     let found = tag.map(|tag| Tags::default().or(tag));
-    (
-        found.unwrap_or_default().or_tags(tags),
-        Sound::of_file(&file),
-    )
+    let tags = found.unwrap_or_default().or_tags(tags);
+    (tags, Sound::of_file(&file))
 }
 
 fn options() -> ParseOptions {

@@ -403,3 +403,76 @@ fn a_library_without_an_index_says_so() {
         "{e}"
     );
 }
+
+/// A WAV file or an AIFF file of a second of silence, with an ID3v2.3 tag in which one frame is cut short.
+fn with_an_odd_tag(is_wav: bool) -> Vec<u8> {
+    let number = |n: usize| match is_wav {
+        true => (n as u32).to_le_bytes(),
+        false => (n as u32).to_be_bytes(),
+    };
+    let frame = |id: &[u8], data: &[u8]| {
+        let len = (data.len() as u32).to_be_bytes();
+        [id, &len, &[0, 0], data].concat()
+    };
+    let frames = [
+        frame(b"TIT2", b"\0Title"),
+        frame(b"COMM", b"\x01en"),
+        frame(b"TPE1", b"\0A/B"),
+    ]
+    .concat();
+    let tag = [b"ID3\x03\0\0\0\0\0", &[frames.len() as u8][..], &frames].concat();
+    let chunk = |id: &[u8], data: &[u8]| {
+        let padding = &[0][..data.len() % 2];
+        [id, &number(data.len()), data, padding].concat()
+    };
+    let silence = vec![0; 88_200];
+    let body = match is_wav {
+        true => {
+            let format = [1, 0, 1, 0, 0x44, 0xac, 0, 0, 0x88, 0x58, 1, 0, 2, 0, 16, 0];
+            [
+                b"WAVE".to_vec(),
+                chunk(b"fmt ", &format),
+                chunk(b"data", &silence),
+                chunk(b"id3 ", &tag),
+            ]
+            .concat()
+        }
+        false => {
+            let format = [
+                0, 1, 0, 0, 0xac, 0x44, 0, 16, 0x40, 0x0e, 0xac, 0x44, 0, 0, 0, 0, 0, 0,
+            ];
+            let sound = [&[0; 8][..], &silence].concat();
+            [
+                b"AIFF".to_vec(),
+                chunk(b"COMM", &format),
+                chunk(b"SSND", &sound),
+                chunk(b"ID3 ", &tag),
+            ]
+            .concat()
+        }
+    };
+    chunk(if is_wav { b"RIFF" } else { b"FORM" }, &body)
+}
+
+#[test]
+fn an_odd_frame_costs_other_types_nothing_either() {
+    let dir = tempfile::tempdir().unwrap();
+    mms::init(dir.path(), &Default::default(), b"pw").unwrap();
+    let format = Mms::open(dir.path(), b"pw", &Default::default(), false).unwrap();
+    let volume = Mirror::new(Box::new(format)).unwrap();
+    for (name, is_wav) in [("a.wav", true), ("a.aiff", false)] {
+        write(&*volume, &format!("music/{name}"), &with_an_odd_tag(is_wav)).unwrap();
+        let (key, path) = (
+            internal_key(dir.path(), "pw"),
+            dir.path().join("music.index"),
+        );
+        let index = Index::read(&path, &key).unwrap();
+        let record = index.json(&path, &key, &format!("music/{name}")).unwrap();
+        assert_eq!(
+            (&record["title"], &record["artist"]),
+            (&"Title".into(), &"A".into()),
+            "{name}"
+        );
+        assert_eq!(record["duration"], 1, "{name}");
+    }
+}

@@ -80,6 +80,30 @@ impl Tags {
         (tags, at, has_v1)
     }
 
+    /// Reads the ID3v2 tag in a chunk of a WAV file or an AIFF file.
+    pub fn in_chunk(reader: &dyn Reader) -> Self {
+        /// Chunks that are looked at.
+        const CHUNKS_MAX: usize = 1000;
+        let mut tags = Self::default();
+        let is_little = bytes(reader, 0) == Some(*b"RIFF");
+        let mut at = 12;
+        for _ in 0..CHUNKS_MAX {
+            let (Some(id), Some(len)) = (bytes::<4>(reader, at), bytes::<4>(reader, at + 4)) else {
+                break;
+            };
+            if id.eq_ignore_ascii_case(b"ID3 ") {
+                tags.take_v2(reader, at + 8);
+                break;
+            }
+            let len = match is_little {
+                true => u32::from_le_bytes(len),
+                false => u32::from_be_bytes(len),
+            };
+            at += 8 + u64::from(len).next_multiple_of(2);
+        }
+        tags
+    }
+
     /// Whether they say anything of what a song is.
     pub fn is_empty(&self) -> bool {
         self.title.is_none() && self.artist.is_none() && self.album.is_none()
