@@ -4,6 +4,7 @@
 //! a mount we are the only writer.
 
 use std::any::Any;
+use std::ffi::OsStr;
 use std::io;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
@@ -13,8 +14,8 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
 use fuser::{
-    BackgroundSession, Config, Errno, FileHandle, INodeNo, InitFlags, KernelConfig, Notifier,
-    Request, SessionACL,
+    BackgroundSession, Config, Errno, FileHandle, Generation, INodeNo, InitFlags, KernelConfig,
+    Notifier, Request, SessionACL,
 };
 
 use crate::error::{Error, Kind, Result};
@@ -22,6 +23,7 @@ use crate::overdue;
 use crate::volume::{Attr, Handle, Ino, SetAttr, SetId, Volume};
 
 mod answers;
+mod asker;
 mod faults;
 mod mapped;
 mod ops;
@@ -29,9 +31,10 @@ mod types;
 mod uncached;
 mod watch;
 
+use asker::Asker;
 use faults::Faults;
 use mapped::{Mapped, seems_empty};
-use types::{Shown, TTL, file_attr, is_ordinary, set_id_on_chown, set_id_on_write};
+use types::{Shown, TTL, file_attr, xattr_mode};
 use uncached::Uncached;
 use watch::{Running, Watch, Watcher};
 
@@ -59,6 +62,8 @@ const THREADS: usize = 8;
 /// - ATOMIC_O_TRUNC, under which `open(O_RDONLY | O_TRUNC)` of a program that runs cuts it, and only then fails with
 ///   ETXTBSY. Without, the cut is a setattr of its own, after the checks.
 ///
+/// ALLOW_IDMAP has the kernel say who asks only where something is made: see [`asker`].
+///
 /// HANDLE_KILLPRIV_V2 saves a getxattr before each write. Under it the kernel goes on honouring a set-user-id bit
 /// from its cache after a write has cleared it, so the cached attributes are called back before such a write is
 /// answered.
@@ -70,7 +75,8 @@ const WANTED: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
     .union(InitFlags::FUSE_DONT_MASK)
     .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2)
     .union(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP)
-    .union(InitFlags::FUSE_CACHE_SYMLINKS);
+    .union(InitFlags::FUSE_CACHE_SYMLINKS)
+    .union(InitFlags::FUSE_ALLOW_IDMAP);
 
 /// What is done where the store does not answer.
 pub struct Patience {
@@ -280,6 +286,7 @@ impl Shared {
         };
         Shown {
             attr: file_attr(&attr),
+            generation: Generation(attr.generation.into()),
             ttl,
         }
     }
@@ -296,8 +303,12 @@ impl Shared {
 
     /// Before contents change: takes the privileges that a file must lose, and has the kernel ask for its attributes
     /// again.
-    fn drop_privileges(&self, ino: INodeNo, set_id: SetId) -> Result<(), Errno> {
-        let dropped = self.change("write", ino, |v, ino| v.drop_privileges(ino, set_id))?;
+    fn drop_privileges(
+        &self,
+        ino: INodeNo,
+        set_id: impl FnOnce(&Attr) -> SetId,
+    ) -> Result<(), Errno> {
+        let dropped = self.change("write", ino, |v, ino| drop_privileges(v, ino, set_id))?;
         if dropped {
             self.call_back_attrs(ino);
         }
@@ -309,7 +320,7 @@ impl Shared {
         &self,
         op: &'static str,
         ino: INodeNo,
-        set_id: SetId,
+        set_id: impl FnOnce(&Attr) -> SetId,
         run: impl FnOnce(&dyn Volume, Ino) -> Result<T>,
     ) -> Result<T, Errno> {
         self.drop_privileges(ino, set_id)?;
@@ -322,19 +333,48 @@ impl Shared {
             // chown(-1, -1) comes as a change of nothing, without a check of who may do it. So does what precedes a
             // write to a file with set-id bits, whoever writes; the write then takes them itself.
             let is_nothing = *change == SetAttr::default();
-            if is_nothing && is_ordinary(req) {
-                let attr = v.getattr(ino)?;
-                if attr.uid != req.uid() {
+            if is_nothing {
+                let (attr, asker) = (v.getattr(ino)?, Asker::of(req));
+                if asker.is_ordinary() && attr.uid != asker.uid {
                     return Ok(attr);
                 }
             }
             // The attributes that are answered have the new mode, so the kernel need not be told.
             if change.plain_size.is_some() {
-                v.drop_privileges(ino, set_id_on_write(req))?;
+                drop_privileges(v, ino, |attr| Asker::of(req).set_id_on_write(attr))?;
             } else if is_nothing || change.uid.or(change.gid).is_some() {
-                v.drop_privileges(ino, set_id_on_chown(req))?;
+                drop_privileges(v, ino, |attr| Asker::of(req).set_id_on_chown(attr))?;
             }
             v.setattr(ino, change)
+        })
+    }
+
+    /// Sets an extended attribute, and takes the set-group-id bit where the kernel leaves that to us: an access list
+    /// comes from somebody who is not in the file's group.
+    fn set_xattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        (name, value): (&OsStr, &[u8]),
+        flags: i32,
+    ) -> Result<(), Errno> {
+        const ACCESS_LIST: &str = "system.posix_acl_access";
+        const S_ISGID: u16 = 0o2000;
+        self.change("setxattr", ino, |v, ino| {
+            let mode = xattr_mode(flags)?;
+            if name == ACCESS_LIST {
+                let attr = v.getattr(ino)?;
+                let is_marked = attr.perm & S_ISGID != 0;
+                let asker = is_marked.then(|| Asker::of(req));
+                if asker.is_some_and(|a| a.is_ordinary() && !a.is_in_group(attr.gid)) {
+                    let without = SetAttr {
+                        perm: Some(attr.perm & !S_ISGID),
+                        ..SetAttr::default()
+                    };
+                    v.setattr(ino, &without)?;
+                }
+            }
+            v.setxattr(ino, name, value, mode)
         })
     }
 
@@ -356,6 +396,18 @@ impl Shared {
         });
         overdue::leave();
     }
+}
+
+/// Takes the privileges that a file must lose. Nearly always it has none, and who asks does not matter.
+fn drop_privileges(
+    volume: &dyn Volume,
+    ino: Ino,
+    set_id: impl FnOnce(&Attr) -> SetId,
+) -> Result<bool> {
+    if !volume.has_privileges(ino)? {
+        return Ok(false);
+    }
+    volume.drop_privileges(ino, set_id(&volume.getattr(ino)?))
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::error::{Kind, Result};
 
-/// An inode number as programs see it in `st_ino`. The root is 1.
+/// An inode number as programs see it in `st_ino`: below 2^53, and below 2^32 as long as that is enough. The root is 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ino(pub u64);
 
@@ -73,6 +73,8 @@ pub enum FileKind {
 pub struct Attr {
     /// Its number.
     pub ino: Ino,
+    /// Tells it from what had this number before; 0 where numbers are not used again.
+    pub generation: u32,
     /// What it is.
     pub kind: FileKind,
     /// Permission bits with set-id and sticky: at most 0o7777.
@@ -100,7 +102,7 @@ pub struct Attr {
 }
 
 /// Who asks, for what is newly made.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {
     /// Effective user.
     pub uid: u32,
@@ -177,6 +179,13 @@ pub enum RenameMode {
     NoReplace,
     /// Swap the two (RENAME_EXCHANGE).
     Exchange,
+    /// Leave in the old place what overlayfs takes for a name that was removed: a character device 0, 0 (RENAME_WHITEOUT).
+    Whiteout {
+        /// A target that is there is refused, not replaced.
+        no_replace: bool,
+        /// Whose it will be.
+        caller: Caller,
+    },
 }
 
 /// What fallocate(2) is asked for.
@@ -393,6 +402,10 @@ pub trait Volume: Send + Sync {
     /// Writes what programs stored into a map of the file, some time ago: an mtime that was set just now stays.
     fn write_back(&self, ino: Ino, handle: Handle, plain_offset: u64, data: &[u8]) -> Result<()> {
         self.write(ino, handle, plain_offset, data)
+    }
+    /// Whether a file, not a directory, has set-id bits or capabilities.
+    fn has_privileges(&self, _ino: Ino) -> Result<bool> {
+        Ok(false)
     }
     /// What the kernel leaves to the volume before the contents or the owner of a file change: file capabilities go,
     /// and set-id bits as `set_id` says. True where something went.

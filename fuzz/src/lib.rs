@@ -416,6 +416,7 @@ impl Choices<'_> {
                 perm: Some(u16::from(self.byte()) << 8),
                 owner: Some(Owner { uid: 1, gid: 2 }),
                 atime: Some(self.time()),
+                number: Some(Number(self.number().clamp(2, (1 << 53) - 1))),
             }),
             10..=11 => Record::Content(Content {
                 inode: self.id(),

@@ -3,8 +3,8 @@
 use std::ffi::OsStr;
 
 use fuser::{
-    Errno, FileHandle, INodeNo, ReplyCreate, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyOpen, Request,
+    Errno, FileHandle, Generation, INodeNo, ReplyCreate, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyOpen, Request,
 };
 
 use super::Shared;
@@ -66,7 +66,7 @@ impl Shared {
             Some(found) => self.entry(reply, place, found),
             None => {
                 if let Some(reply) = reply.claim() {
-                    reply.entry(&TTL, &NEGATIVE, GENERATION);
+                    reply.entry(&TTL, &NEGATIVE, Generation(0));
                 }
             }
         }
@@ -152,8 +152,8 @@ impl Shared {
             v.readdir(ino, cookie, true, &mut |entry| {
                 let attr = entry.attr.expect("readdir with plus fills in attributes");
                 let (ino, shown) = (INodeNo(entry.ino.0), self.shown(attr));
-                let Shown { attr, ttl } = &shown;
-                let full = reply.add(ino, entry.cookie, entry.name, ttl, attr, GENERATION);
+                let Shown { attr, ttl, .. } = &shown;
+                let full = reply.add(ino, entry.cookie, entry.name, ttl, attr, shown.generation);
                 some |= !full;
                 !full
             })

@@ -15,10 +15,11 @@ use fuser::{
     Request, TimeOrNow, WriteFlags,
 };
 
+use super::asker::Asker;
 use super::types::*;
 use super::{Adapter, SESSION_ATTRIBUTE};
 use crate::error::Kind;
-use crate::volume::{Handle, Ino, ROOT, SetAttr, SetId, Volume};
+use crate::volume::{Attr, Handle, Ino, ROOT, SetAttr, SetId, Volume};
 
 thread_local! {
     /// Where reads are decrypted to, at most [`READ_LEN_MAX`](super::READ_LEN_MAX) bytes a thread: not allocated anew per request.
@@ -168,7 +169,7 @@ impl Filesystem for Adapter {
                 name,
                 Ino(new_parent.0),
                 new_name,
-                rename_mode(flags)?,
+                rename_mode(flags, caller(req, 0))?,
             )
         });
         self.changed(reply, &[(parent, name), (new_parent, new_name)], moved);
@@ -253,8 +254,8 @@ impl Filesystem for Adapter {
     ) {
         let reply = self.watch.hold(req, reply);
         let data_len = data.len() as u32;
-        let set_id = match flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
-            true => SetId::DropUnlessOf(req.gid()),
+        let set_id = |attr: &Attr| match flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
+            true => Asker::of(req).set_id_unless_in_group(attr),
             false => SetId::Keep,
         };
         let written = self.change_contents("write", ino, set_id, |v, ino| {
@@ -378,10 +379,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let reply = self.watch.hold(req, reply);
-        let set = self.change("setxattr", ino, |v, ino| {
-            v.setxattr(ino, name, value, xattr_mode(flags)?)
-        });
-        reply.answer(set);
+        reply.answer(self.set_xattr(req, ino, (name, value), flags));
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -449,7 +447,8 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let reply = self.watch.hold(req, reply);
-        let done = self.change_contents("fallocate", ino, set_id_on_write(req), |v, ino| {
+        let set_id = |attr: &Attr| Asker::of(req).set_id_on_write(attr);
+        let done = self.change_contents("fallocate", ino, set_id, |v, ino| {
             v.fallocate(ino, plain_offset, plain_len, fallocate_mode(mode)?)
         });
         reply.answer(done);
@@ -492,7 +491,8 @@ impl Filesystem for Adapter {
         let reply = self.watch.hold(req, reply);
         // The reply has 32 bits. Whole pages, so that a copy in several pieces stays aligned.
         let len = len.min(u64::from(!4095u32));
-        let copied = self.change_contents("copy_file_range", to, set_id_on_write(req), |v, to| {
+        let set_id = |attr: &Attr| Asker::of(req).set_id_on_write(attr);
+        let copied = self.change_contents("copy_file_range", to, set_id, |v, to| {
             v.copy_file_range(Ino(from.0), from_offset, to, to_offset, len)
         });
         reply.answer(copied.map(|count| count as u32));

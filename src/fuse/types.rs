@@ -8,10 +8,11 @@ use fuser::{
     ReplyXattr, Request, TimeOrNow,
 };
 
+use super::asker::Asker;
 use crate::error::{Kind, Result};
 use crate::volume::{
-    Attr, Caller, Fallocate, FileKind, Handle, NAME_LEN_MAX, RenameMode, SetId, SetTime, Statfs,
-    Time, Whence, XATTR_LEN_MAX, XattrMode,
+    Attr, Caller, Fallocate, FileKind, Handle, NAME_LEN_MAX, RenameMode, SetTime, Statfs, Time,
+    Whence, XATTR_LEN_MAX, XattrMode,
 };
 
 /// How long the kernel may keep names, their absence, and attributes.
@@ -98,6 +99,7 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
 /// Attributes as the kernel is told them.
 pub(super) struct Shown {
     pub attr: FileAttr,
+    pub generation: Generation,
     /// How long it may keep them.
     pub ttl: Duration,
 }
@@ -121,9 +123,6 @@ pub(super) const NEGATIVE: FileAttr = FileAttr {
     flags: 0,
 };
 
-/// Inode numbers are never used again, so there is one generation.
-pub(super) const GENERATION: Generation = Generation(0);
-
 pub(super) fn perm(mode: u32) -> u16 {
     (mode & 0o7777) as u16
 }
@@ -133,28 +132,6 @@ pub(super) fn caller(req: &Request, umask: u32) -> Caller {
         uid: req.uid(),
         gid: req.gid(),
         umask: (umask & 0o777) as u16,
-    }
-}
-
-/// Whether who asks has no capabilities, as far as the kernel tells.
-pub(super) fn is_ordinary(req: &Request) -> bool {
-    req.uid() != 0
-}
-
-/// What becomes of set-id bits when who asks changes contents. Root has CAP_FSETID. The kernel does not tell what other
-/// groups a user is in: a mark that one of those could keep goes, too.
-pub(super) fn set_id_on_write(req: &Request) -> SetId {
-    match is_ordinary(req) {
-        true => SetId::DropUnlessOf(req.gid()),
-        false => SetId::Keep,
-    }
-}
-
-/// The same for chown(2), whoever asks: who owns the file now was not asked.
-pub(super) fn set_id_on_chown(req: &Request) -> SetId {
-    match is_ordinary(req) {
-        true => SetId::DropUnlessOf(req.gid()),
-        false => SetId::Drop,
     }
 }
 
@@ -183,11 +160,17 @@ pub(super) fn fallocate_mode(mode: i32) -> Result<Fallocate> {
     })
 }
 
-pub(super) fn rename_mode(flags: RenameFlags) -> Result<RenameMode> {
+pub(super) fn rename_mode(flags: RenameFlags, caller: Caller) -> Result<RenameMode> {
+    const WHITEOUT: u32 = libc::RENAME_WHITEOUT;
+    const NEW_WHITEOUT: u32 = WHITEOUT | libc::RENAME_NOREPLACE;
     Ok(match flags.bits() {
         0 => RenameMode::Replace,
         libc::RENAME_NOREPLACE => RenameMode::NoReplace,
         libc::RENAME_EXCHANGE => RenameMode::Exchange,
+        flags @ (WHITEOUT | NEW_WHITEOUT) => RenameMode::Whiteout {
+            no_replace: flags == NEW_WHITEOUT,
+            caller,
+        },
         _ => return Err(Kind::InvalidArgument.into()),
     })
 }
@@ -242,7 +225,7 @@ answer!(ReplyEntry, Shown, |reply, shown| reply.entry_with_ttls(
     &shown.ttl,
     &TTL,
     &shown.attr,
-    GENERATION
+    shown.generation
 ));
 answer!(ReplyAttr, Shown, |reply, shown| reply
     .attr(&shown.ttl, &shown.attr));
@@ -253,7 +236,7 @@ answer!(ReplyCreate, (Shown, Handle, FopenFlags), |reply,
     flags,
 )| {
     let handle = FileHandle(handle.0);
-    reply.created(&shown.ttl, &shown.attr, GENERATION, handle, flags)
+    reply.created(&shown.ttl, &shown.attr, shown.generation, handle, flags)
 });
 answer!(ReplyData, Vec<u8>, |reply, data| reply.data(&data));
 answer!(ReplyWrite, u32, |reply, count| reply.written(count));
@@ -274,12 +257,13 @@ answer!(ReplyStatfs, Statfs, |reply, s| reply.statfs(
 
 /// The names of attributes that who asks may know: as on Linux's own filesystems, `trusted.` is root's.
 pub(super) fn shown_names(req: &Request, names: Vec<u8>) -> Vec<u8> {
-    if !is_ordinary(req) {
+    let is_roots = |name: &[u8]| name.starts_with(b"trusted.");
+    if !names.split(|byte| *byte == 0).any(is_roots) || !Asker::of(req).is_ordinary() {
         return names;
     }
     let shown = names
         .split_inclusive(|byte| *byte == 0)
-        .filter(|name| !name.starts_with(b"trusted."));
+        .filter(|name| !is_roots(name));
     shown.collect::<Vec<_>>().concat()
 }
 
@@ -377,8 +361,15 @@ mod tests {
             Kind::NotSupported
         ));
         assert_eq!(fallocate_mode(3).unwrap(), Fallocate::PunchHole);
-        assert!(rename_mode(RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_EXCHANGE).is_err());
-        assert!(rename_mode(RenameFlags::RENAME_WHITEOUT).is_err());
+        let caller = Caller {
+            uid: 1,
+            gid: 2,
+            umask: 0,
+        };
+        for other in [RenameFlags::RENAME_NOREPLACE, RenameFlags::RENAME_WHITEOUT] {
+            assert!(rename_mode(RenameFlags::RENAME_EXCHANGE | other, caller).is_err());
+        }
+        assert!(rename_mode(RenameFlags::from_bits_retain(8), caller).is_err());
         assert!(xattr_mode(4).is_err());
         assert!(file_kind(libc::S_IFDIR).is_err());
     }

@@ -91,32 +91,6 @@ impl Tree {
         Ok(())
     }
 
-    pub(super) fn insert_inode(&mut self, inode: Inode) -> InodeIx {
-        let low = inode.id[1];
-        let taken = self.find(crate::volume::Ino(low)).is_some();
-        let ix = InodeIx(self.inodes.insert(inode));
-        let Self {
-            by_id,
-            inodes,
-            hash,
-            ..
-        } = self;
-        use std::hash::BuildHasher;
-        by_id.insert_unique(hash.hash_one(low), ix, |ix| {
-            hash.hash_one(inodes.get(ix.0).expect("the table holds slots in use").id[1])
-        });
-        if taken || low == 0 {
-            // No program takes 0 for an inode number. An odd step comes by all 2^63 numbers, of which few are taken.
-            const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-            let mut ino = low;
-            while ino == 0 || self.find(crate::volume::Ino(ino)).is_some() {
-                ino = ino.wrapping_add(STEP) & (u64::MAX >> 1);
-            }
-            self.renumbered.insert(ino, ix);
-        }
-        ix
-    }
-
     /// Forgets an inode that has no name and that nobody holds. A directory with something in it is none such: who
     /// is in it would hang in the air.
     pub fn drop_if_unused(&mut self, ix: InodeIx) {
@@ -124,22 +98,13 @@ impl Tree {
         if inode.is_linked() || inode.refs.load(Ordering::Acquire) > 0 || self.has_entries(ix) {
             return;
         }
-        let low = inode.id[1];
-        let Some(inode) = self.inodes.remove(ix.0) else {
+        let Some(inode) = self.take_out(ix) else {
             return;
         };
         for e in inode.extents().as_slice() {
             let pack = &mut self.packs[e.pack as usize];
             pack.live_plain_bytes = pack.live_plain_bytes.saturating_sub(u64::from(e.plain_len));
         }
-        use std::hash::BuildHasher;
-        if let Ok(entry) = self
-            .by_id
-            .find_entry(self.hash.hash_one(low), |other| *other == ix)
-        {
-            entry.remove();
-        }
-        self.renumbered.retain(|_, other| *other != ix);
         self.forget_losers(ix);
     }
 
@@ -165,6 +130,9 @@ impl Tree {
         }
         if let (Some(atime), true) = (change.atime, newer[2]) {
             inode.extra_mut().atime = Some((atime.into(), at));
+        }
+        if let Some(number) = change.number {
+            self.change_number(ix, number, at);
         }
         // What a base knows already has a ctime there, perhaps a later one.
         if newer.contains(&true) {
@@ -336,6 +304,8 @@ impl Tree {
             .map(|(at, _)| InodeIx(at))
             .collect();
         unlinked.into_iter().for_each(|ix| self.drop_if_unused(ix));
+        self.settle_numbers();
+        self.order_entries();
     }
 }
 

@@ -47,7 +47,8 @@ impl Tree {
             mark(inode.created);
             mark(inode.version);
             if let Some(x) = &inode.extra {
-                [x.perm_at, x.owner_at, x.atime.map(|(_, at)| at)]
+                let (atime_at, number_at) = (x.atime.map(|a| a.1), x.number.map(|n| n.1));
+                [x.perm_at, x.owner_at, atime_at, number_at]
                     .into_iter()
                     .flatten()
                     .for_each(&mut mark);
@@ -208,6 +209,13 @@ impl Tree {
                 at: stamp(*at)?,
             });
         }
+        let number = match extra.and_then(|x| x.number) {
+            Some((number, at)) => Some(BaseNumber {
+                number: Number(number),
+                at: stamp(at)?,
+            }),
+            None => None,
+        };
         let mut parts = inode.extents().as_slice().chunks(EXTENTS_PER_RECORD);
         let splices = self.splices(parts.next().unwrap_or_default());
         records.push(Record::BaseInode(Box::new(BaseInode {
@@ -233,6 +241,7 @@ impl Tree {
             packs: splices.packs,
             splices: splices.list,
             xattrs,
+            number,
         })));
         // What does not fit into one record follows as if it had been relocated.
         records.extend(parts.map(|part| {
@@ -335,7 +344,7 @@ impl Tree {
                     return self.merge_base_file(ix, base, stamp, covers);
                 }
                 if kinds != [FileKind::Directory; 2] {
-                    return Ok(());
+                    return self.merge_number(ix, base, stamp);
                 }
                 ix
             }
@@ -354,6 +363,7 @@ impl Tree {
         }
         self.merge_attrs(ix, base, stamp)?;
         self.merge_xattrs(ix, base, stamp)?;
+        self.merge_number(ix, base, stamp)?;
         self.counter = self.counter.max(version.counter()).max(created.counter());
         if !self.is_later(self.inode(ix).version, version) {
             let inode = self.inode_mut(ix);
@@ -389,7 +399,8 @@ impl Tree {
         self.counter = self.counter.max(other.at.counter());
         self.merge_version(ix, other, covers);
         self.merge_attrs(ix, base, stamp)?;
-        self.merge_xattrs(ix, base, stamp)
+        self.merge_xattrs(ix, base, stamp)?;
+        self.merge_number(ix, base, stamp)
     }
 
     fn merge_attrs(

@@ -3,7 +3,7 @@
 use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 
 use super::apply::COUNTER_MAX;
-use super::record::{Id, Record};
+use super::record::{Id, Number, Record};
 use crate::cbor::members;
 use crate::state::Head;
 use crate::store::ObjectId;
@@ -22,6 +22,25 @@ impl<C> Encode<C> for Id {
 impl<'b, C> Decode<'b, C> for Id {
     fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
         sixteen(d).map(|b| Self(u128::from_be_bytes(b)))
+    }
+}
+
+impl<C> Encode<C> for Number {
+    fn encode<W: encode::Write>(
+        &self,
+        e: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), encode::Error<W::Error>> {
+        e.u64(self.0)?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for Number {
+    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
+        Some(d.u64()?)
+            .filter(|number| (2..1 << 53).contains(number))
+            .map(Self)
+            .ok_or_else(|| decode::Error::message("an inode number that cannot be"))
     }
 }
 

@@ -64,7 +64,7 @@ impl From<PackedTime> for Time {
 pub(super) enum Body {
     Extents(Extents),
     /// Names in a directory, by cookie.
-    Entries(BTreeMap<u64, LinkIx>),
+    Entries(BTreeMap<u32, LinkIx>),
     Target(Box<[u8]>),
     Nothing,
 }
@@ -79,6 +79,10 @@ pub(super) struct Extra {
     pub owner_at: Option<Stamp>,
     /// Last access, and when that was set; else it is the creation.
     pub atime: Option<(PackedTime, Stamp)>,
+    /// The number that a record gave it, and when.
+    pub number: Option<(u64, Stamp)>,
+    /// The number that it is shown by while another inode has the one that it should have.
+    pub spare_number: Option<u64>,
     pub xattrs: Vec<Xattr>,
     /// Links beyond the first.
     pub more_links: Vec<LinkIx>,
@@ -196,6 +200,8 @@ pub struct Link {
     pub(super) parent: InodeIx,
     pub(super) name: Box<[u8]>,
     pub(super) at: Stamp,
+    /// Where it stands in its directory's order.
+    pub(super) cookie: u32,
 }
 
 impl Link {

@@ -9,7 +9,9 @@ use super::tree::*;
 use crate::volume::{FileKind, NAME_LEN_MAX, Time};
 
 /// Cookies below this are taken: 0 is the start of a directory, 1 and 2 are `.` and `..`.
-const COOKIE_MIN: u64 = 3;
+const COOKIE_MIN: u32 = 3;
+/// 32-bit programs refuse a directory with a cookie above this.
+const COOKIE_MAX: u32 = i32::MAX as u32;
 
 impl Tree {
     /// Assigns a link's register: it is in `to` now. Another link of that name may be there, for a moment (an exchange
@@ -60,13 +62,16 @@ impl Tree {
         let link = match link {
             Some(link) => {
                 let l = self.links.get_mut(link.0).expect("found above");
+                if l.parent != parent {
+                    l.cookie = 0;
+                }
                 (l.parent, l.name, l.at) = (parent, to.name.as_slice().into(), at);
                 link
             }
             None => {
                 let name = to.name.as_slice().into();
                 #[rustfmt::skip]
-                let new = Link { inode, parent, name, at };
+                let new = Link { inode, parent, name, at, cookie: 0 };
                 self.insert_link(to.link, new)
             }
         };
@@ -109,16 +114,43 @@ impl Tree {
         ix
     }
 
-    /// The place of a link in its directory's order: the order in which links were made.
-    fn cookie(&self, ix: LinkIx) -> u64 {
-        (self.link_id(ix).low() & (u64::MAX >> 1)).max(COOKIE_MIN)
+    /// Directories list in the order in which links were made, whatever the order in which they were applied.
+    pub(super) fn order_entries(&mut self) {
+        let is_mixed = |(_, inode): &(u32, &Inode)| match &inode.body {
+            Body::Entries(entries) => !entries
+                .values()
+                .is_sorted_by_key(|ix| self.link_id(*ix).low()),
+            _ => false,
+        };
+        let mixed: Vec<u32> = self
+            .inodes
+            .iter_from(0)
+            .filter(is_mixed)
+            .map(|(at, _)| at)
+            .collect();
+        for at in mixed {
+            let Body::Entries(entries) =
+                std::mem::replace(&mut self.inode_mut(InodeIx(at)).body, Body::Nothing)
+            else {
+                continue;
+            };
+            let mut links: Vec<LinkIx> = entries.into_values().collect();
+            links.sort_by_cached_key(|ix| self.link_id(*ix).low());
+            for (cookie, ix) in (COOKIE_MIN..).zip(&links) {
+                self.links
+                    .get_mut(ix.0)
+                    .expect("a directory holds links in use")
+                    .cookie = cookie;
+            }
+            let entries = (COOKIE_MIN..).zip(links).collect();
+            self.inode_mut(InodeIx(at)).body = Body::Entries(entries);
+        }
     }
 
     /// Puts a link into its directory.
     fn attach(&mut self, ix: LinkIx, at: Stamp, wall: Time) {
-        let mut cookie = self.cookie(ix);
         let link = self.link(ix);
-        let (parent, inode) = (link.parent, link.inode);
+        let (parent, inode, own) = (link.parent, link.inode, link.cookie);
         let hash = self.name_hash(parent, &link.name);
         let Self {
             by_name,
@@ -134,11 +166,17 @@ impl Tree {
         let dir = self.inode_mut(parent);
         dir.count += u32::from(is_dir);
         if let Body::Entries(entries) = &mut dir.body {
-            // Two links of one cookie in one directory: the later one takes the next.
-            while entries.contains_key(&cookie) {
-                cookie += 1;
-            }
+            // Who renames what it lists must not meet it again.
+            let is_free = |cookie: &u32| *cookie >= COOKIE_MIN && !entries.contains_key(cookie);
+            let last = entries.last_key_value().map(|(cookie, _)| *cookie);
+            let next = last.map_or(COOKIE_MIN, |last| last + 1);
+            let cookie = match own {
+                own if is_free(&own) => own,
+                _ if next <= COOKIE_MAX => next,
+                _ => (COOKIE_MIN..).find(is_free).unwrap_or(next),
+            };
             entries.insert(cookie, ix);
+            self.links.get_mut(ix.0).expect("found above").cookie = cookie;
         }
         self.touch(parent, at, wall);
         self.note_change(inode, wall);
@@ -146,9 +184,8 @@ impl Tree {
 
     /// Takes a link out of its directory; the link stays.
     pub(super) fn detach(&mut self, ix: LinkIx, at: Stamp, wall: Time) {
-        let cookie = self.cookie(ix);
         let link = self.link(ix);
-        let (parent, inode) = (link.parent, link.inode);
+        let (parent, inode, cookie) = (link.parent, link.inode, link.cookie);
         let hash = self.name_hash(parent, &link.name);
         if let Ok(entry) = self.by_name.find_entry(hash, |other| *other == ix) {
             entry.remove();
@@ -156,12 +193,10 @@ impl Tree {
         let is_dir = self.inode(inode).kind == FileKind::Directory;
         let dir = self.inode_mut(parent);
         dir.count = dir.count.saturating_sub(u32::from(is_dir));
-        if let Body::Entries(entries) = &mut dir.body {
-            let place = entries
-                .range(cookie..)
-                .find(|(_, other)| **other == ix)
-                .map(|(c, _)| *c);
-            place.and_then(|c| entries.remove(&c));
+        if let Body::Entries(entries) = &mut dir.body
+            && entries.get(&cookie) == Some(&ix)
+        {
+            entries.remove(&cookie);
         }
         self.touch(parent, at, wall);
     }

@@ -10,6 +10,7 @@ mod history;
 mod inode;
 mod links;
 mod merge;
+mod numbers;
 pub mod record;
 mod replay;
 mod segment;

@@ -5,6 +5,7 @@
 
 use minicbor::{Decode, Encode};
 
+pub use super::numbers::{BaseNumber, Number};
 use crate::pack::Run;
 use crate::state::Head;
 use crate::store::ObjectId;
@@ -21,7 +22,7 @@ pub struct Id(pub u128);
 pub const ROOT_ID: Id = Id(1);
 
 impl Id {
-    /// The half that programs see as `st_ino`.
+    /// The half by which the names in a directory are ordered.
     pub fn low(self) -> u64 {
         self.0 as u64
     }
@@ -242,6 +243,9 @@ pub struct AttrChange {
     /// Last access.
     #[n(3)]
     pub atime: Option<Time>,
+    /// The number that programs know it by, where another inode has the one that follows from its id.
+    #[n(4)]
+    pub number: Option<Number>,
 }
 
 /// Owner and group.
@@ -468,6 +472,9 @@ pub struct BaseInode {
     /// Its extended attributes.
     #[n(13)]
     pub xattrs: Vec<BaseXattr>,
+    /// The number that it was given.
+    #[n(14)]
+    pub number: Option<BaseNumber>,
 }
 
 /// An extended attribute in a base.

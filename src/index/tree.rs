@@ -2,7 +2,7 @@
 //! bytes of extended attributes, link targets and long names.
 //!
 //! Inodes and links lie in slabs and name each other by slot number. Tables of 4-byte slots find an inode by its
-//! id, and a link by its directory and name, without storing either twice.
+//! id or number, and a link by its directory and name, without storing any of them twice.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
@@ -41,8 +41,10 @@ pub struct Tree {
     /// Links whose id is not their inode's (hard links), by id, and their ids.
     pub(super) other_links: HashMap<Id, LinkIx>,
     pub(super) other_link_ids: HashMap<LinkIx, Id>,
-    /// Inodes whose low half another inode has already (two devices, one moment): the number they are shown by.
+    /// Inodes that are shown by another number than that of their id, by that number.
     pub(super) renumbered: HashMap<u64, InodeIx>,
+    /// Inodes that were given a spare number, some of which may be gone.
+    pub(super) contested: Vec<InodeIx>,
     pub(super) packs: Vec<PackInfo>,
     pub(super) pack_numbers: HashMap<PackId, u32>,
     pub(super) segments: Vec<StampSegment>,
@@ -67,6 +69,7 @@ impl Tree {
             other_links: HashMap::new(),
             other_link_ids: HashMap::new(),
             renumbered: HashMap::new(),
+            contested: Vec::new(),
             packs: Vec::new(),
             pack_numbers: HashMap::new(),
             segments: Vec::new(),
@@ -124,43 +127,6 @@ impl Tree {
             .expect("slots of links are only held while the link lives")
     }
 
-    /// The inode that programs know by `ino`.
-    pub fn find(&self, ino: Ino) -> Option<InodeIx> {
-        if let Some(ix) = self.renumbered.get(&ino.0) {
-            return Some(*ix);
-        }
-        let hash = self.hash.hash_one(ino.0);
-        let mut same_hash = self.by_id.iter_hash(hash);
-        // Of several with this low half, all but one are shown by another number.
-        let found = same_hash.find(|ix| {
-            self.inode(**ix).id[1] == ino.0 && !self.renumbered.values().any(|other| other == *ix)
-        });
-        found.copied()
-    }
-
-    /// The inode with this id.
-    pub fn find_id(&self, id: Id) -> Option<InodeIx> {
-        let halves = halves(id);
-        self.by_id
-            .find(self.hash.hash_one(halves[1]), |ix| {
-                self.inode(*ix).id == halves
-            })
-            .copied()
-    }
-
-    /// The number by which programs know an inode.
-    pub fn ino(&self, ix: InodeIx) -> Ino {
-        let own = self.inode(ix).id[1];
-        if self.renumbered.is_empty() {
-            return Ino(own);
-        }
-        Ino(self
-            .renumbered
-            .iter()
-            .find(|(_, other)| **other == ix)
-            .map_or(own, |(ino, _)| *ino))
-    }
-
     /// The link `name` in a directory.
     pub fn child(&self, parent: InodeIx, name: &[u8]) -> Option<LinkIx> {
         let found = self.by_name.find(self.name_hash(parent, name), |ix| {
@@ -196,14 +162,15 @@ impl Tree {
 
     /// The entries of a directory behind `cookie`, with their cookies.
     pub fn entries(&self, dir: InodeIx, cookie: u64) -> impl Iterator<Item = (u64, &Link)> {
-        let entries = match &self.inode(dir).body {
-            Body::Entries(e) => Some(e.range(cookie.saturating_add(1)..)),
+        let from = u32::try_from(cookie.saturating_add(1)).ok();
+        let entries = match (&self.inode(dir).body, from) {
+            (Body::Entries(e), Some(from)) => Some(e.range(from..)),
             _ => None,
         };
         entries
             .into_iter()
             .flatten()
-            .map(|(cookie, ix)| (*cookie, self.link(*ix)))
+            .map(|(cookie, ix)| (u64::from(*cookie), self.link(*ix)))
     }
 
     /// The directory above; the root's is the root.
@@ -253,6 +220,7 @@ impl Tree {
         let target_len = inode.target().map_or(0, |t| t.len() as u64);
         Attr {
             ino: self.ino(ix),
+            generation: inode.generation(),
             kind: inode.kind,
             perm: inode.perm,
             nlink: match inode.kind {
@@ -364,7 +332,11 @@ impl Tree {
 
     /// Whether `a` is later than `b`: by counter, then by the segment's id.
     pub(super) fn is_later(&self, a: Stamp, b: Stamp) -> bool {
-        let key = |s: Stamp| (s.counter(), self.segments[s.segment as usize].segment);
-        a != b && key(a) > key(b)
+        a != b && self.key(a) > self.key(b)
+    }
+
+    /// What stamps are ordered by.
+    pub(super) fn key(&self, stamp: Stamp) -> (u64, SegmentId) {
+        (stamp.counter(), self.segment_id(stamp.segment))
     }
 }

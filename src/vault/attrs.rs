@@ -38,7 +38,8 @@ impl Core {
             .leaving
             .as_ref()
             .map_or(0, |l| l.bytes_outside(covered));
-        attr.blocks_512 += (dirty + leaving).div_ceil(512);
+        let stored = tree.inode(ix).extents().plain_bytes();
+        attr.blocks_512 = (stored + dirty + leaving + state.promised.empty_bytes).div_ceil(512);
         attr.plain_size = attr.plain_size.max(state.end());
         if let Some(mtime) = state.mtime {
             (attr.mtime, attr.ctime) = (mtime, mtime.max(attr.ctime));
@@ -84,6 +85,7 @@ impl Core {
                     perm: change.perm.map(|p| p & 0o7777),
                     owner,
                     atime,
+                    number: None,
                 }));
             }
             if let (Some(perm), Some(value)) = (change.perm, inode.xattr(ACL_ACCESS)) {
@@ -104,23 +106,21 @@ impl Core {
         self.attr(ino)
     }
 
+    /// Nearly always there are none: this is asked first, without the journal.
+    pub(super) fn has_privileges(&self, ino: Ino) -> Result<bool> {
+        const SET_ID: u16 = 0o6000;
+        let tree = self.tree.read();
+        let inode = tree.inode(self.find(&tree, ino)?);
+        let has_some = inode.perm() & SET_ID != 0 || without_capability(inode).is_some();
+        Ok(has_some && inode.kind() != FileKind::Directory)
+    }
+
     /// Before contents or owner change: see [`Volume::drop_privileges`](crate::volume::Volume::drop_privileges).
     pub(super) fn drop_privileges(&self, ino: Ino, set_id: SetId) -> Result<bool> {
-        let wanted = |inode: &Inode| {
-            let perm = Some(without_set_id(inode, set_id)).filter(|p| *p != inode.perm());
-            (perm, without_capability(inode))
-        };
-        // Nearly always there is nothing to drop: look first, without the journal.
-        {
-            let tree = self.tree.read();
-            let inode = tree.inode(self.find(&tree, ino)?);
-            if inode.kind() == FileKind::Directory || matches!(wanted(inode), (None, None)) {
-                return Ok(false);
-            }
-        }
         self.transact(|tree, draft| {
             let inode = tree.inode(self.find(tree, ino)?);
-            let (perm, capability) = wanted(inode);
+            let perm = Some(without_set_id(inode, set_id)).filter(|p| *p != inode.perm());
+            let capability = without_capability(inode);
             if perm.is_some() {
                 let attrs = AttrChange {
                     inode: inode.id(),
@@ -180,7 +180,10 @@ impl Core {
         };
         let done = flushed.and_then(|()| self.transact(frame));
         match &done {
-            Ok(()) => self.recount(cut.cost(), 0),
+            Ok(()) => {
+                self.recount(cut.cost(), 0);
+                self.cut_promise(ino, plain_size);
+            }
             // It is as long as before, and holds what it held.
             Err(_) => {
                 let mut state = file.state.lock();

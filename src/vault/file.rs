@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::ahead::ReadPattern;
+use super::allocate::Promised;
 use crate::index::extents::Extent;
 use crate::volume::{Ino, Time};
 
@@ -197,6 +198,8 @@ pub struct FileState {
     pub failures: u64,
     /// Whether the last failure was a full disk.
     pub failed_for_space: bool,
+    /// The room that was promised.
+    pub(super) promised: Promised,
 }
 
 impl FileState {

@@ -83,12 +83,15 @@ impl Core {
         let mut state = file.state.lock();
         state.leaving = None;
         match flushed {
-            Ok(()) => {
+            Ok(filled_holes) => {
                 // A write since then has its own time.
                 if state.dirty.is_empty() {
                     state.mtime = None;
                 }
                 self.recount(dirty.cost(), 0);
+                if !state.promised.is_empty() && filled_holes {
+                    self.recount_promise(file.ino, &mut state);
+                }
                 Ok(())
             }
             Err(e) => {
@@ -119,12 +122,13 @@ impl Core {
         self.dirty_cost.fetch_sub(before, Ordering::Relaxed);
     }
 
-    fn write_out(&self, ino: Ino, dirty: &Dirty, mtime: Option<Time>) -> Result<()> {
+    /// Whether holes may have been filled beside what was dirty.
+    fn write_out(&self, ino: Ino, dirty: &Dirty, mtime: Option<Time>) -> Result<bool> {
         let (subject, extents, plain_size) = {
             let tree = self.tree.read();
             // Its last name and handle are gone: nobody will ask.
             let Some(ix) = tree.find(ino) else {
-                return Ok(());
+                return Ok(false);
             };
             let inode = tree.inode(ix);
             let subject = Subject {
@@ -142,6 +146,7 @@ impl Core {
         let mut splices = Splices::default();
         // Up to here everything dirty is sealed: a range may begin in a block that was taken whole before it.
         let mut done = 0;
+        let mut filled_holes = false;
         for (at, parts) in dirty.ranges() {
             let end = at + parts.iter().map(|p| p.len() as u64).sum::<u64>();
             if end <= done {
@@ -151,6 +156,7 @@ impl Core {
             let at = at.max(done);
             done = match self.whole_block(ino, dirty, (done, at, end), plain_size, extents) {
                 Some((at, bytes)) => {
+                    filled_holes = true;
                     self.contents.seal(&subject, at, &[&bytes], &mut splices)?;
                     at + bytes.len() as u64
                 }
@@ -186,7 +192,8 @@ impl Core {
             }));
             draft.unlinked = !inode.is_linked();
             Ok(())
-        })
+        })?;
+        Ok(filled_holes)
     }
 
     /// Where a dirty range lies within one block of a file that is in too many pieces there: the whole block as it

@@ -29,6 +29,7 @@ use crate::volume::{Handle, Ino, Time};
 pub mod acl;
 mod adopt;
 mod ahead;
+mod allocate;
 mod attrs;
 mod blocks;
 mod collect;
@@ -112,6 +113,8 @@ pub(crate) struct Core {
     last_id: Mutex<u64>,
     /// Bytes in dirty buffers, their cost counted in.
     dirty_cost: AtomicUsize,
+    /// Bytes that fallocate(2) promised, and that lie nowhere yet.
+    promised_bytes: AtomicU64,
     /// Bytes that may still be written before the store has to be asked again how much room it has.
     room_bytes: AtomicI64,
     commit: commit::Shared,
@@ -319,6 +322,7 @@ impl Core {
             next_handle: AtomicU64::new(1),
             last_id: Mutex::default(),
             dirty_cost: AtomicUsize::new(0),
+            promised_bytes: AtomicU64::new(0),
             room_bytes: AtomicI64::new(0),
             commit: commit::Shared::default(),
             streams: Streams::default(),
@@ -390,6 +394,23 @@ impl Core {
         Ok(answer)
     }
 
+    /// Has the numbers stored that inodes were given in place of their own. Where that fails, the next mount tries again,
+    /// and gives the same, unless others came or went meanwhile.
+    fn store_numbers(&self) {
+        /// A frame has room for many more.
+        const PER_FRAME: usize = 10_000;
+        let numbers = self.tree.read().unstored_numbers();
+        for some in numbers.chunks(PER_FRAME) {
+            let stored = self.transact(|_, draft| {
+                draft.records.extend(some.iter().cloned().map(Record::Attr));
+                Ok(())
+            });
+            if let Err(e) = stored {
+                return log::warn!("{} inode numbers are not stored yet: {e}", numbers.len());
+            }
+        }
+    }
+
     fn writable(&self) -> Result<()> {
         if self.read_only || self.packs.forbid_writing() {
             Err(Kind::ReadOnly.into())
@@ -398,14 +419,13 @@ impl Core {
         }
     }
 
-    /// An id for a new inode or link. The low half, which programs see, is the time in seconds and a count that
-    /// starts at random: so directories list, and packs are read, in the order in which things were made.
+    /// An id for a new inode or link. The low half is the time in seconds and a count that starts at random: so
+    /// directories list, and packs are read, in the order in which things were made. The high half is random, and
+    /// with it the number that programs see, which no inode has.
     fn new_id(&self, tree: &Tree) -> Result<Id> {
-        let mut random = [0; 12];
-        crate::crypto::random(&mut random)?;
-        let (high, low) = random.split_at(8);
-        let high = high.iter().fold(0u128, |n, b| n << 8 | u128::from(*b));
-        let start = low.iter().fold(0u64, |n, b| n << 8 | u64::from(*b)) & ((1 << 29) - 1);
+        let mut random = [[0; 8]; 2];
+        crate::crypto::random(random.as_flattened_mut())?;
+        let start = u64::from_le_bytes(random[0]) & ((1 << 29) - 1);
         let seconds = u64::try_from(Time::now().sec).unwrap_or(0) & ((1 << 33) - 1);
         let mut last = self.last_id.lock();
         *last = if seconds > *last >> 30 {
@@ -413,10 +433,14 @@ impl Core {
         } else {
             *last + 1
         };
-        while tree.find(Ino(*last)).is_some() {
-            *last += 1;
+        loop {
+            let high = u128::from(u64::from_le_bytes(random[1]));
+            let id = Id(high << 64 | u128::from(*last));
+            if tree.is_free(id.number().into()) {
+                return Ok(id);
+            }
+            crate::crypto::random(&mut random[1])?;
         }
-        Ok(Id(high << 64 | u128::from(*last)))
     }
 
     /// The open file, made where it is not open.
@@ -484,10 +508,14 @@ impl Core {
             self.dirty_cost
                 .fetch_sub(state.dirty.cost(), Ordering::Relaxed);
             state.dirty = Default::default();
+            if !state.promised.is_empty() {
+                self.recount_promise(file.ino, &mut state);
+            }
         }
         // One more holder than the table: somebody is at work on it. The next to close it, or the committer, looks
         // again.
-        Arc::strong_count(file) > 1 || (!gone && (state.handles > 0 || !state.dirty.is_empty()))
+        let holds = !state.dirty.is_empty() || !state.promised.is_empty();
+        Arc::strong_count(file) > 1 || (!gone && (state.handles > 0 || holds))
     }
 
     /// Remembers the heads outside of the library, so that an index that goes back is noticed.

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use super::acl::Acl;
 use super::{Core, Draft};
 use crate::error::{Kind, Result};
-use crate::index::record::{LinkAt, NewInode, Record, Unlink, XattrChange};
+use crate::index::record::{Id, LinkAt, NewInode, Record, Unlink, XattrChange};
 use crate::index::{InodeIx, LinkIx, Tree};
 use crate::volume::{Attr, Caller, FileKind, Ino, NAME_LEN_MAX, RenameMode, TARGET_LEN_MAX};
 
@@ -22,6 +22,14 @@ pub(super) struct Wanted<'a> {
     pub rdev: u32,
     pub target: &'a [u8],
 }
+
+/// What RENAME_WHITEOUT leaves: a character device 0, 0, with which nobody may do anything.
+const WHITEOUT: Wanted<'_> = Wanted {
+    kind: FileKind::CharDevice,
+    perm: 0,
+    rdev: 0,
+    target: &[],
+};
 
 /// An entry of a directory.
 pub(super) struct Listed {
@@ -127,47 +135,59 @@ impl Core {
             if tree.child(dir, name).is_some() {
                 return Err(Kind::Exists.into());
             }
-            let id = self.new_id(tree)?;
-            let folder = tree.inode(dir);
-            let is_dir = wanted.kind == FileKind::Directory;
-            let (mut perm, acls) = inherited(folder.xattr(ACL_DEFAULT), wanted, caller.umask)?;
-            let inherits_group = folder.perm() & S_ISGID != 0;
-            if inherits_group && is_dir {
-                perm |= S_ISGID;
-            }
-            draft.records.push(Record::Inode(NewInode {
-                id,
-                kind: wanted.kind,
-                perm,
-                uid: caller.uid,
-                gid: if inherits_group {
-                    folder.gid()
-                } else {
-                    caller.gid
-                },
-                rdev: wanted.rdev,
-                target: wanted.target.to_vec(),
-            }));
-            let place = LinkAt {
-                link: id,
-                inode: None,
-                parent: folder.id(),
-                name: name.to_vec(),
-            };
-            draft.records.push(Record::Link(place));
-            for (name, value) in acls {
-                draft.records.push(Record::Xattr(XattrChange {
-                    inode: id,
-                    name: name.to_vec(),
-                    value: Some(value),
-                }));
-            }
-            Ok(id)
+            self.create(tree, draft, (dir, name), wanted, caller)
         })?;
         let tree = self.tree.read();
         let ix = tree.find_id(id).ok_or(Kind::Stale)?;
         tree.inode(ix).hold(1);
         Ok(tree.attr(ix))
+    }
+
+    /// Drafts a new inode, and its first link, at a name that is free.
+    fn create(
+        &self,
+        tree: &Tree,
+        draft: &mut Draft,
+        (dir, name): (InodeIx, &[u8]),
+        wanted: &Wanted<'_>,
+        caller: Caller,
+    ) -> Result<Id> {
+        let id = self.new_id(tree)?;
+        let folder = tree.inode(dir);
+        let is_dir = wanted.kind == FileKind::Directory;
+        let (mut perm, acls) = inherited(folder.xattr(ACL_DEFAULT), wanted, caller.umask)?;
+        let inherits_group = folder.perm() & S_ISGID != 0;
+        if inherits_group && is_dir {
+            perm |= S_ISGID;
+        }
+        draft.records.push(Record::Inode(NewInode {
+            id,
+            kind: wanted.kind,
+            perm,
+            uid: caller.uid,
+            gid: if inherits_group {
+                folder.gid()
+            } else {
+                caller.gid
+            },
+            rdev: wanted.rdev,
+            target: wanted.target.to_vec(),
+        }));
+        let place = LinkAt {
+            link: id,
+            inode: None,
+            parent: folder.id(),
+            name: name.to_vec(),
+        };
+        draft.records.push(Record::Link(place));
+        for (name, value) in acls {
+            draft.records.push(Record::Xattr(XattrChange {
+                inode: id,
+                name: name.to_vec(),
+                value: Some(value),
+            }));
+        }
+        Ok(id)
     }
 
     pub(super) fn make_link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
@@ -247,8 +267,15 @@ impl Core {
             {
                 return Err(Kind::InvalidArgument.into());
             }
+            let mut replaced = None;
             match (mode, target) {
-                (RenameMode::NoReplace, Some(_)) => return Err(Kind::Exists.into()),
+                (
+                    RenameMode::NoReplace
+                    | RenameMode::Whiteout {
+                        no_replace: true, ..
+                    },
+                    Some(_),
+                ) => return Err(Kind::Exists.into()),
                 (RenameMode::Exchange, None) => return Err(Kind::NotFound.into()),
                 (RenameMode::Exchange, Some(target)) => {
                     let target_ix = tree.link(target).inode();
@@ -272,11 +299,14 @@ impl Core {
                     check_replace(tree, source_ix, target_ix)?;
                     draft.unlink(tree, target);
                     draft.place(tree, source, to, new_name);
-                    return Ok(Some(tree.ino(target_ix)));
+                    replaced = Some(tree.ino(target_ix));
                 }
                 (_, None) => draft.place(tree, source, to, new_name),
             }
-            Ok(None)
+            if let RenameMode::Whiteout { caller, .. } = mode {
+                self.create(tree, draft, (from, name), &WHITEOUT, caller)?;
+            }
+            Ok(replaced)
         })?;
         replaced.into_iter().for_each(|ino| self.close_file(ino));
         Ok(())

@@ -49,6 +49,7 @@ impl Threads {
             committer: Committer::start(core.clone())?,
         };
         core.restore_reserve();
+        core.store_numbers();
         Ok(threads)
     }
 }

@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::names::Wanted;
 use super::{Core, Vault};
@@ -148,15 +147,19 @@ impl Volume for Vault {
         const UNIT: u64 = 4096;
         let core = self.core();
         let space = core.store.space()?;
-        let dirty = core.dirty_cost.load(Ordering::Relaxed) as u64;
+        // The store may yet take this much ahead of small appends, to a pack and to a segment.
+        const AHEAD: i64 = 2 << 20;
+        let room = (core.room(&space) - AHEAD).max(0) as u64;
         let files = core.tree.read().inode_count();
         Ok(Statfs {
             block_bytes: UNIT as u32,
             blocks: space.total_bytes / UNIT,
-            blocks_free: space.free_bytes.saturating_sub(dirty) / UNIT,
-            blocks_available: space.available_bytes.saturating_sub(dirty) / UNIT,
-            files: files + u64::from(u32::MAX),
-            files_free: u64::from(u32::MAX),
+            // Not even root may write more.
+            blocks_free: room / UNIT,
+            blocks_available: room / UNIT,
+            // As many as there are numbers; more than 32 bits, and 32-bit programs are told nothing at all.
+            files: files.max(u32::MAX.into()),
+            files_free: u64::from(u32::MAX).saturating_sub(files),
         })
     }
 
@@ -254,6 +257,10 @@ impl Volume for Vault {
     fn write_back(&self, ino: Ino, handle: Handle, plain_offset: u64, data: &[u8]) -> Result<()> {
         self.core()
             .write_file(ino, handle, plain_offset, data, true)
+    }
+
+    fn has_privileges(&self, ino: Ino) -> Result<bool> {
+        self.core().has_privileges(ino)
     }
 
     fn drop_privileges(&self, ino: Ino, set_id: SetId) -> Result<bool> {

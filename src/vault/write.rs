@@ -4,14 +4,15 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::file::{self, Dirty, OpenFile};
+use super::file::{Dirty, OpenFile};
 use super::journal::RESERVE_BYTES;
 use super::{Core, Draft};
 use crate::error::{Error, Kind, Result};
 use crate::index::Tree;
 use crate::index::record::{Content, Record, Splices};
 use crate::overdue;
-use crate::volume::{FILE_LEN_MAX, Fallocate, FileKind, Handle, Ino};
+use crate::store::Space;
+use crate::volume::{FILE_LEN_MAX, FileKind, Handle, Ino};
 
 /// Dirty memory of all files together, in bytes; who writes more, writes it out first.
 const DIRTY_COST_MAX: usize = 32 << 20;
@@ -30,15 +31,16 @@ impl Core {
         is_write_back: bool,
     ) -> Result<()> {
         self.writable()?;
-        let end = plain_offset.checked_add(data.len() as u64);
-        if end.is_none_or(|end| end > FILE_LEN_MAX) {
-            return Err(Kind::FileTooLarge.into());
-        }
+        let end = plain_offset
+            .checked_add(data.len() as u64)
+            .filter(|end| *end <= FILE_LEN_MAX)
+            .ok_or(Kind::FileTooLarge)?;
         if data.is_empty() {
             return Ok(());
         }
         self.bound_dirty()?;
-        self.take_room(data.len())?;
+        let promised = self.promised_for(ino, plain_offset, end);
+        self.take_room(data.len() as u64 - promised)?;
         let file = self.file(ino);
         {
             let tree = self.tree.read();
@@ -61,6 +63,7 @@ impl Core {
         let is_due = overdue::unless_answered(|| {
             let mut state = file.state.lock();
             let before = state.dirty.cost();
+            self.fill_promise(ino, &mut state, plain_offset, end);
             state.dirty.write(plain_offset, data);
             let cost = state.dirty.cost();
             state.touch(is_write_back);
@@ -88,20 +91,19 @@ impl Core {
     }
 
     /// Takes `len` bytes of the room in the store, or says that it is full.
-    fn take_room(&self, len: usize) -> Result<()> {
-        if self.room_bytes.fetch_sub(len as i64, Ordering::Relaxed) >= len as i64 {
+    fn take_room(&self, len: u64) -> Result<()> {
+        let len = len as i64;
+        if self.room_bytes.fetch_sub(len, Ordering::Relaxed) >= len {
             return Ok(());
         }
         // Each of these is an open file, until it is published.
         if self.contents.finished().len() > self.packs.open_max() {
             self.wait_for_collection()?;
         }
-        let has_room = self.look_for_room()? >= len as i64
-            || self.wait_for_room()? && self.look_for_room()? >= len as i64;
-        if !has_room {
+        if !(self.has_room(len)? || self.wait_for_room()? && self.has_room(len)?) {
             return Err(Kind::NoSpace.into());
         }
-        self.room_bytes.fetch_sub(len as i64, Ordering::Relaxed);
+        self.room_bytes.fetch_sub(len, Ordering::Relaxed);
         Ok(())
     }
 
@@ -124,17 +126,38 @@ impl Core {
         receive.recv_timeout(ROOM_WAIT).unwrap_or(Ok(()))
     }
 
-    /// Asks the store how much room there is; answers what is left when all that is dirty is written.
+    /// Whether there is room for so many bytes of contents.
+    pub(super) fn has_room(&self, len: i64) -> Result<bool> {
+        if self.look_for_room()? >= len {
+            return Ok(true);
+        }
+        // What is being written out counts as dirty, and takes room in the store already.
+        if let Err(e) = self.flush_all() {
+            log::debug!("looking for room: {e}");
+        }
+        Ok(self.look_for_room()? >= len)
+    }
+
+    /// Asks the store how much room there is; answers what is left when all that is dirty is written, and all that was
+    /// promised. Less than 0 where more was promised than there is by now.
     pub(super) fn look_for_room(&self) -> Result<i64> {
         /// After so much, ask again: others write to the disk, too.
         const ASK_AGAIN_BYTES: i64 = 64 << 20;
-        let free = self.store.space()?.available_bytes;
-        // The reserve is held as a file already; what a pack adds to contents comes on top.
-        let promised = self.dirty_cost.load(Ordering::Relaxed) as u64 + RESERVE_BYTES / 4;
-        let room = i64::try_from(free.saturating_sub(promised)).unwrap_or(i64::MAX);
+        let room = self.room(&self.store.space()?);
         self.room_bytes
-            .store(room.min(ASK_AGAIN_BYTES), Ordering::Relaxed);
+            .store(room.clamp(0, ASK_AGAIN_BYTES), Ordering::Relaxed);
         Ok(room)
+    }
+
+    /// Bytes of contents for which there is room.
+    pub(super) fn room(&self, space: &Space) -> i64 {
+        /// What sealing adds to contents, and a pack to what is sealed, is less than one part of so many.
+        const SEALING: i64 = 512;
+        let free = i64::try_from(space.available_bytes).unwrap_or(i64::MAX);
+        // The reserve is held as a file already. What ends a pack, and frames, come on top.
+        let taken = self.dirty_cost.load(Ordering::Relaxed) as i64 + (RESERVE_BYTES / 4) as i64;
+        let free = free - taken;
+        free - free / SEALING - self.promised_bytes.load(Ordering::Relaxed) as i64
     }
 
     /// Holds the reserve again, once there is room for it.
@@ -193,43 +216,6 @@ impl Core {
         }
     }
 
-    pub(super) fn allocate(
-        &self,
-        ino: Ino,
-        plain_offset: u64,
-        plain_len: u64,
-        mode: Fallocate,
-    ) -> Result<()> {
-        self.writable()?;
-        let end = plain_offset
-            .checked_add(plain_len)
-            .filter(|end| *end <= FILE_LEN_MAX)
-            .ok_or(Kind::FileTooLarge)?;
-        if plain_len == 0 {
-            return Err(Kind::InvalidArgument.into());
-        }
-        if matches!(mode, Fallocate::Allocate { .. }) {
-            let tree = self.tree.read();
-            let extents = tree.inode(self.find(&tree, ino)?).extents();
-            let held = file::covered(extents.overlapping(plain_offset, end), plain_offset, end);
-            drop(tree);
-            if self.look_for_room()? < plain_len.saturating_sub(held).min(1 << 60) as i64 {
-                return Err(Kind::NoSpace.into());
-            }
-        }
-        self.change_ranges(ino, |plain_size, splices| {
-            if !matches!(mode, Fallocate::Allocate { .. }) {
-                let plain_len = end.min(plain_size).saturating_sub(plain_offset);
-                splices.hole(plain_offset, plain_len);
-            }
-            match mode {
-                Fallocate::Allocate { keep_size: false }
-                | Fallocate::ZeroRange { keep_size: false } => plain_size.max(end),
-                _ => plain_size,
-            }
-        })
-    }
-
     /// Changes contents in another way than write: with nothing dirty, and no flush until it is done, which would
     /// bring back what it read before.
     fn while_flushed<R>(&self, ino: Ino, change: impl FnOnce() -> Result<R>) -> Result<R> {
@@ -243,7 +229,11 @@ impl Core {
     }
 
     /// Flushes, then frames what `change` says: the new length, and splices.
-    fn change_ranges(&self, ino: Ino, change: impl FnOnce(u64, &mut Splices) -> u64) -> Result<()> {
+    pub(super) fn change_ranges(
+        &self,
+        ino: Ino,
+        change: impl FnOnce(u64, &mut Splices) -> u64,
+    ) -> Result<()> {
         let frame = |tree: &Tree, draft: &mut Draft| {
             let inode = tree.inode(self.find(tree, ino)?);
             if inode.kind() != FileKind::Regular {
@@ -336,6 +326,8 @@ impl Core {
             draft.unlinked = !target.is_linked();
             Ok(len)
         };
-        self.while_flushed(to, || self.transact(frame))
+        let shared = self.while_flushed(to, || self.transact(frame))?;
+        self.cut_promise(to, FILE_LEN_MAX);
+        Ok(shared)
     }
 }

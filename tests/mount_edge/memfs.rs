@@ -44,6 +44,7 @@ fn node(kind: FileKind, ino: u64, perm: u16, parent: u64, caller: Caller) -> Nod
     let now = Time::now();
     let attr = Attr {
         ino: Ino(ino),
+        generation: 0,
         kind,
         perm,
         nlink: if kind == FileKind::Directory { 2 } else { 1 },
@@ -359,6 +360,7 @@ impl Volume for MemFs {
         let to = state.child(new_parent, new_name);
         match (mode, to) {
             (RenameMode::NoReplace, Ok(_)) => return Err(Kind::Exists.into()),
+            (RenameMode::Whiteout { .. }, _) => return Err(Kind::InvalidArgument.into()),
             (RenameMode::Exchange, Err(e)) => return Err(e),
             (RenameMode::Exchange, Ok(to)) => {
                 state.get_mut(parent)?.entries.insert(name.into(), to);

@@ -4,11 +4,12 @@
 Every error is told (by write, fsync or close): a file of which nobody said anything is whole, then and after a remount.
 Deleting works when nothing else does, and makes room.
 """
+import ctypes
 import errno
 import os
 import subprocess
 import time
-from common import PROGRAM, Failed, check, content, main, root_only, run, same, until
+from common import PROGRAM, Failed, call, check, content, libc, main, root_only, run, same, until
 
 IMAGE_MIB = 160
 MIB = 1 << 20
@@ -292,6 +293,68 @@ def test_deleting_frees_in_the_same_mount(library):
     same(list((library.dir / "new").rglob("reserve")), [], "reserves after an unmount")
     library.mount()
     same(sorted(os.listdir(library.mnt)), ["a", "b"], "what is left")
+
+
+def allocate(path, length, keep_size=False):
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY, 0o644)
+    try:
+        call(libc.fallocate, fd, int(keep_size), ctypes.c_long(0), ctypes.c_long(length))
+    finally:
+        os.close(fd)
+
+
+def free(library):
+    s = os.statvfs(library.mnt)
+    same(s.f_bfree, s.f_bavail, "free blocks, for root and for others")
+    return s.f_bavail * s.f_frsize
+
+
+@on_small_disk
+def test_room_that_is_told(library):
+    """What statfs says is free may be written, all of it, and not much more; nothing is lost by it."""
+    for name in ("a", "b"):
+        told = free(library)
+        check(told > 100 * MIB, f"only {told} bytes are free on an empty disk")
+        data = content(name, told)
+        (library.mnt / name).write_bytes(data)
+        check(free(library) < 2 * MIB, f"{free(library)} bytes are free when all is written")
+        try:
+            (library.mnt / "more").write_bytes(content("more", 5 * MIB))
+            raise Failed("more was written than there was room for, and no error was told")
+        except OSError as e:
+            same(e.errno, errno.ENOSPC, "the error of writing more")
+        (library.mnt / "more").unlink()
+        library.remount()
+        check((library.mnt / name).read_bytes() == data, f"{name} is not what was written")
+        (library.mnt / name).unlink()
+        library.remount()  # which makes room
+
+
+@on_small_disk
+def test_room_that_is_promised(library):
+    """fallocate keeps room from others until the file is written, shows it, and can be told of no room."""
+    mine, other = library.mnt / "mine", library.mnt / "other"
+    told = free(library)
+    allocate(mine, 64 * MIB)
+    same(os.stat(mine).st_blocks * 512, 64 * MIB, "blocks of what was allocated")
+    check(free(library) <= told - 64 * MIB, "what was promised is told to be free")
+    try:
+        allocate(other, told - 32 * MIB)
+        raise Failed("more was promised than there is")
+    except OSError as e:
+        same(e.errno, errno.ENOSPC, "the error of allocating more")
+    same((os.stat(other).st_size, os.stat(other).st_blocks), (0, 0), "what could not be allocated")
+    allocate(library.mnt / "odd", 4095, keep_size=True)
+    same((os.stat(library.mnt / "odd").st_size, os.stat(library.mnt / "odd").st_blocks), (0, 8), "a part of a block")
+    check(len(fill(library, "filler", MIB, False)) > 30, "the disk was full too soon")
+    with open(mine, "r+b") as f:
+        for i in range(64):
+            f.write(content(f"mine {i}", MIB))
+            f.flush()
+        os.fsync(f.fileno())
+    same(os.stat(mine).st_blocks * 512, 64 * MIB, "blocks of what was written")
+    library.remount()
+    check(mine.read_bytes() == b"".join(content(f"mine {i}", MIB) for i in range(64)), "what was promised room is not what was written")
 
 
 @on_small_disk

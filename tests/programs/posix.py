@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import select
+import shutil
 import socket
 import stat
 import struct
@@ -137,10 +138,19 @@ def test_rename_flags(library):
     fails(errno.ENOENT, lambda: rename2(m / "a", m / "none", EXCHANGE), "EXCHANGE with nothing")
     fails(errno.EINVAL, lambda: rename2(m / "a", m / "b", NOREPLACE | EXCHANGE), "NOREPLACE and EXCHANGE")
     fails(errno.EINVAL, lambda: os.rename(m / "a", m / "a" / "below"), "a directory into itself")
+    # What overlayfs asks of the filesystem above: in the old place, a device that stands for a removed name.
+    (m / "c").write_bytes(b"c")
+    fails(errno.EEXIST, lambda: rename2(m / "c", m / "b", WHITEOUT | NOREPLACE), "WHITEOUT and NOREPLACE onto a name")
+    fails(errno.EINVAL, lambda: rename2(m / "c", m / "b", WHITEOUT | EXCHANGE), "WHITEOUT and EXCHANGE")
+    rename2(m / "c", m / "new", WHITEOUT)
+    rename2(m / "new", m / "newer", WHITEOUT | NOREPLACE)
 
     def look():
-        same(sorted(os.listdir(m)), ["a", "b", "new"], "names")
-        same([(m / "a" / "inside").read_bytes(), (m / "b").read_bytes(), (m / "new").read_bytes()], [b"inside", b"a", b"b"], "contents")
+        same(sorted(os.listdir(m)), ["a", "b", "c", "new", "newer"], "names")
+        same([(m / "a" / "inside").read_bytes(), (m / "b").read_bytes(), (m / "newer").read_bytes()], [b"inside", b"a", b"c"], "contents")
+        for name in ("c", "new"):
+            found = os.lstat(m / name)
+            same((found.st_mode, found.st_rdev, found.st_size), (stat.S_IFCHR, 0, 0), f"the whiteout at {name}")
     thrice(library, look)
 
 
@@ -299,6 +309,104 @@ def test_set_id(library):
     same(after(0o2644, (user, 7), lambda: os.chown(path, -1, user), (user, user)), (oct(0o644), True), "chgrp of a marked file from a foreign group")
     same(after(0o2644, (user, user), lambda: os.chown(path, user, user), (user, user)), (oct(0o2644), True), "chown of a marked file by one of its group")
     same(after(0o2644, (user, 7), lambda: os.chown(path, 8, 8), None), (oct(0o2644), True), "chown of a marked file by root")
+
+
+def test_access_lists_by_others(library):
+    """An access list that is set by who is not in the group of the file takes its set-group-id bit: as on ext4."""
+    if os.geteuid() != 0:
+        return
+    user, group, other = 1000, 500, 600
+    file, directory = library.mnt / "file", library.mnt / "directory"
+    file.write_bytes(b"file")
+    directory.mkdir()
+    for path in (file, directory):
+        def after(gid, groups, *what):
+            path.chmod(0o6755)
+            run("setpriv", f"--reuid={user}", f"--regid={gid}", groups, "setfacl", *what, path)
+            return oct(stat.S_IMODE(os.stat(path).st_mode))
+        os.chown(path, user, group)
+        add = ("-m", "u:daemon:rwx")
+        same(after(other, "--clear-groups", *add), oct(0o4775), f"{path.name}: by one of another group")
+        same(after(group, "--clear-groups", *add), oct(0o6775), f"{path.name}: by one of its group")
+        same(after(other, f"--groups=7,{group}", *add), oct(0o6775), f"{path.name}: by one who has its group, too")
+        same(after(other, "--clear-groups", "-b"), oct(0o4755), f"{path.name}: that says what the mode says")
+        path.chmod(0o6755)
+        run("setfacl", "-m", "u:bin:r", path)
+        same(oct(stat.S_IMODE(os.stat(path).st_mode)), oct(0o6755), f"{path.name}: by root")
+    directory.chmod(0o2755)
+    run("setpriv", f"--reuid={user}", f"--regid={other}", "--clear-groups", "setfacl", "-d", "-m", "u:daemon:rwx", directory)
+    same(oct(stat.S_IMODE(os.stat(directory).st_mode)), oct(0o2755), "after a default list")
+
+
+# As 32-bit programs are that were built without large files. Says what the system would not tell it.
+SMALL = r"""
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+int main(int argc, char **argv) {
+    struct stat s;
+    struct statfs f;
+    struct dirent *e;
+    int count = 0;
+    DIR *d = opendir(argv[1]);
+    if (!d || stat(argv[1], &s) || statfs(argv[1], &f)) { perror(argv[1]); return 1; }
+    for (errno = 0; (e = readdir(d)); errno = 0) {
+        char path[4096];
+        snprintf(path, sizeof path, "%s/%s", argv[1], e->d_name);
+        if (stat(path, &s)) { perror(path); return 1; }
+        if (s.st_ino != e->d_ino && strcmp(e->d_name, "..")) { printf("%s: two numbers\n", path); return 1; }
+        count++;
+    }
+    if (errno) { perror("readdir"); return 1; }
+    printf("%d\n", count);
+}
+"""
+
+
+def test_small_numbers(library):
+    """Inode numbers that 32-bit programs can hold, and those that keep them as doubles; the same after a remount."""
+    where = library.mnt / "many"
+    where.mkdir()
+    for i in range(1000):
+        (where / f"f{i:03}").write_bytes(b"")
+        os.link(where / f"f{i:03}", where / f"link{i:03}")
+    program = library.base / "small"
+    built = subprocess.run(["gcc", "-m32", "-x", "c", "-", "-o", program], input=SMALL.encode(), capture_output=True) if shutil.which("gcc") else None
+    first = {}
+
+    def look():
+        found = {name: os.lstat(where / name).st_ino for name in os.listdir(where)}
+        same(len(set(found.values())), 1000, "different numbers")
+        check(all(1 < n < 1 << 32 for n in found.values()), "a number of more than 32 bits")
+        same({e.name: e.inode() for e in os.scandir(where)}, found, "numbers as directories list them")
+        same(first.setdefault("numbers", found), found, "numbers now and at first")
+        check(os.statvfs(where).f_files < 1 << 32, "more files than 32 bits can count")
+        stream = libc.opendir(os.fsencode(where))
+        while next_name(stream) is not None:
+            check(libc.telldir(stream) < 1 << 31, "a position in a directory that 32-bit programs cannot hold")
+        libc.closedir(stream)
+        if built is not None and built.returncode == 0:
+            same(run(program, where).strip(), "2002", "entries that a 32-bit program sees")
+    thrice(library, look)
+
+
+def test_renaming_what_is_listed(library):
+    """Who renames each entry of a directory while reading it comes to an end, and to each entry."""
+    where = os.fsencode(library.mnt / "renamed")
+    os.mkdir(where)
+    for i in range(3000):
+        os.close(os.open(where + b"/%04d" % i, os.O_CREAT | os.O_WRONLY, 0o644))
+    stream, seen = libc.opendir(where), []
+    while (name := next_name(stream)) is not None:
+        if name not in (b".", b".."):
+            check(len(seen) < 6000, "there is no end to a directory in which names change")
+            seen.append(name)
+            os.rename(where + b"/" + name, where + b"/" + name + b".new")
+    libc.closedir(stream)
+    check({b"%04d" % i for i in range(3000)} <= set(seen), "an entry was not listed")
 
 
 def test_privileges(library):

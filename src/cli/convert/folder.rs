@@ -204,6 +204,7 @@ fn attr(ino: Ino, meta: &fs::Metadata) -> Attr {
     let is_device = matches!(kind, FileKind::CharDevice | FileKind::BlockDevice);
     Attr {
         ino,
+        generation: 0,
         kind,
         perm: (meta.mode() & 0o7777) as u16,
         nlink: meta.nlink() as u32,

@@ -78,6 +78,7 @@ impl Mirror {
         let ctime = time(meta.ctime(), meta.ctime_nsec());
         Ok(Attr {
             ino,
+            generation: 0,
             kind,
             perm,
             nlink: 1,

@@ -138,7 +138,7 @@ impl Mirror {
     ) -> Result<()> {
         self.writable()?;
         check_name(new_name)?;
-        if mode == RenameMode::Exchange {
+        if !matches!(mode, RenameMode::Replace | RenameMode::NoReplace) {
             return Err(Kind::InvalidArgument.into());
         }
         let ino = self.tree.read().child(parent, name).ok_or(Kind::NotFound)?;

@@ -190,7 +190,7 @@ impl Volume for Mirror {
                 files_free: s.f_ffree,
             })
         })?;
-        known.files += self.tree.read().len();
+        known.files = known.files.saturating_add(self.tree.read().len());
         Ok(known)
     }
 

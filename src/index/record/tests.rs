@@ -74,7 +74,7 @@ fn absent_members_may_be_null_and_unknown_ones_follow() {
         &[][..],
         &[0xf6],
         &[0xf6, 0xf6, 0xf6],
-        &[0xf6, 0xf6, 0xf6, 0x07],
+        &[0xf6, 0xf6, 0xf6, 0xf6, 0x07],
     ] {
         let change: AttrChange = from_cbor(&attr(tail)).unwrap();
         assert_eq!(to_cbor(&change), attr(&[]), "{tail:?}");

@@ -14,6 +14,8 @@ mod devices;
 mod failures;
 mod features;
 mod files;
+mod numbers;
+mod promises;
 mod races;
 mod storms;
 mod streams;

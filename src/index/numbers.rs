@@ -1,0 +1,235 @@
+//! Inode numbers, as programs see them in `st_ino`.
+//!
+//! An inode's own number follows from its id, so it is the same on every device for as long as the inode lives, and nothing
+//! is stored for it. It has 32 bits: 32-bit programs refuse a file with a larger number, and programs that keep numbers as
+//! doubles take two above 2^53 for one. Whoever makes an inode makes an id whose number is free.
+//!
+//! Two inodes come to have one number where two devices made them without knowing of each other, or a program that did
+//! not look. The one that was created first keeps it; the other is shown by a spare one. The next mount that writes has that stored
+//! (a register of the inode), so that it stays when the first is removed.
+
+use std::collections::HashSet;
+use std::hash::BuildHasher;
+
+use minicbor::{Decode, Encode};
+
+use super::apply::Refusal;
+use super::inode::*;
+use super::record::*;
+use super::tree::*;
+use crate::volume::{Ino, ROOT};
+
+/// From one number to the next that is tried. Odd, so that all 2^32 come.
+const STEP: u32 = 0x9e37_79b9;
+
+/// An inode number that a record gives: at least 2 (0 is none, 1 the root's), and below 2^53, up to which a double holds
+/// every integer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Number(pub u64);
+
+/// A number that an inode was given, in a base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct BaseNumber {
+    /// The number.
+    #[n(0)]
+    pub number: Number,
+    /// When it was given.
+    #[n(1)]
+    pub at: BaseStamp,
+}
+
+impl Id {
+    /// The number of an inode with this id: its four 32-bit words, folded.
+    pub fn number(self) -> u32 {
+        let halves = (self.0 >> 64) as u64 ^ self.0 as u64;
+        (halves >> 32) as u32 ^ halves as u32
+    }
+}
+
+impl Inode {
+    /// Tells it from an inode that had the same number before, as NFS asks for.
+    pub(super) fn generation(&self) -> u32 {
+        self.id[0] as u32
+    }
+
+    /// The number that it should have.
+    fn due_number(&self) -> u64 {
+        let given = self.extra.as_ref().and_then(|x| x.number);
+        given.map_or(self.id().number().into(), |(number, _)| number)
+    }
+
+    fn spare_number(&self) -> Option<u64> {
+        self.extra.as_ref().and_then(|x| x.spare_number)
+    }
+
+    fn number(&self) -> u64 {
+        self.spare_number().unwrap_or_else(|| self.due_number())
+    }
+}
+
+impl Tree {
+    /// The inode that programs know by `ino`.
+    pub fn find(&self, ino: Ino) -> Option<InodeIx> {
+        let own = u32::try_from(ino.0).ok().and_then(|own| {
+            self.by_id.find(self.hash.hash_one(own), |ix| {
+                self.inode(*ix).number() == ino.0
+            })
+        });
+        own.or_else(|| self.renumbered.get(&ino.0)).copied()
+    }
+
+    /// The inode with this id.
+    pub fn find_id(&self, id: Id) -> Option<InodeIx> {
+        let halves = halves(id);
+        self.by_id
+            .find(self.hash.hash_one(id.number()), |ix| {
+                self.inode(*ix).id == halves
+            })
+            .copied()
+    }
+
+    /// The number by which programs know an inode.
+    pub fn ino(&self, ix: InodeIx) -> Ino {
+        Ino(self.inode(ix).number())
+    }
+
+    /// Whether a new inode may have this number.
+    pub fn is_free(&self, number: u64) -> bool {
+        number > ROOT.0 && self.find(Ino(number)).is_none()
+    }
+
+    /// The numbers that inodes are shown by for want of their own, and that no record gives them yet.
+    pub fn unstored_numbers(&self) -> Vec<AttrChange> {
+        let inodes = self.contested.iter().filter_map(|ix| self.inodes.get(ix.0));
+        let change = |inode: &Inode| {
+            Some(AttrChange {
+                inode: inode.id(),
+                number: Some(Number(inode.spare_number()?)),
+                ..Default::default()
+            })
+        };
+        inodes.filter_map(change).collect()
+    }
+
+    pub(super) fn insert_inode(&mut self, inode: Inode) -> InodeIx {
+        let own = inode.id().number();
+        let is_free = inode.id() == ROOT_ID || self.is_free(own.into());
+        let ix = InodeIx(self.inodes.insert(inode));
+        let Self {
+            by_id,
+            inodes,
+            hash,
+            ..
+        } = self;
+        by_id.insert_unique(hash.hash_one(own), ix, |ix| {
+            let inode = inodes.get(ix.0).expect("the table holds slots in use");
+            hash.hash_one(inode.id().number())
+        });
+        if !is_free {
+            self.give_spare(ix);
+        }
+        ix
+    }
+
+    /// Takes an inode out of all tables.
+    pub(super) fn take_out(&mut self, ix: InodeIx) -> Option<Inode> {
+        self.hide_number(ix);
+        let inode = self.inodes.remove(ix.0)?;
+        let hash = self.hash.hash_one(inode.id().number());
+        if let Ok(entry) = self.by_id.find_entry(hash, |other| *other == ix) {
+            entry.remove();
+        }
+        Some(inode)
+    }
+
+    /// A record gives an inode a number. The root's never changes.
+    pub(super) fn change_number(&mut self, ix: InodeIx, Number(number): Number, at: Stamp) {
+        let set_at = self.set_at(ix, |x| x.number.map(|(_, at)| at));
+        if ix == ROOT_IX || !self.is_later(at, set_at) {
+            return;
+        }
+        self.hide_number(ix);
+        let other = self.find(Ino(number)).filter(|other| *other != ix);
+        self.inode_mut(ix).extra_mut().number = Some((number, at));
+        match other {
+            Some(_) => self.give_spare(ix),
+            None => self.show_due(ix),
+        }
+    }
+
+    /// The same by a record of a base.
+    pub(super) fn merge_number(
+        &mut self,
+        ix: InodeIx,
+        base: &BaseInode,
+        stamp: &impl Fn(BaseStamp) -> Result<Stamp, Refusal>,
+    ) -> Result<(), Refusal> {
+        if let Some(given) = &base.number {
+            let at = stamp(given.at)?;
+            self.counter = self.counter.max(at.counter());
+            self.change_number(ix, given.number, at);
+        }
+        Ok(())
+    }
+
+    /// Once everything is applied: of several inodes that should have one number, the one that was created first has
+    /// it, whatever the order in which they came. Afterwards numbers stay while anything is mounted.
+    pub(super) fn settle_numbers(&mut self) {
+        let mut rivals = std::mem::take(&mut self.contested);
+        rivals.retain(|ix| {
+            let inode = self.inodes.get(ix.0);
+            inode.is_some_and(|inode| inode.spare_number().is_some())
+        });
+        for i in 0..rivals.len() {
+            rivals.extend(self.find(Ino(self.inode(rivals[i]).due_number())));
+        }
+        rivals.sort_by_cached_key(|ix| {
+            let inode = self.inode(*ix);
+            (self.key(inode.created), inode.id())
+        });
+        rivals.dedup();
+        rivals.iter().for_each(|ix| self.hide_number(*ix));
+        let mut had = HashSet::from([0, ROOT.0]);
+        let (first, others): (Vec<_>, Vec<_>) = rivals
+            .into_iter()
+            .partition(|ix| had.insert(self.inode(*ix).due_number()) || *ix == ROOT_IX);
+        first.into_iter().for_each(|ix| self.show_due(ix));
+        others.into_iter().for_each(|ix| self.give_spare(ix));
+    }
+
+    /// Shows an inode by the number that it should have, which is free.
+    fn show_due(&mut self, ix: InodeIx) {
+        let inode = self.inode(ix);
+        let due = inode.due_number();
+        if due != u64::from(inode.id().number()) {
+            self.renumbered.insert(due, ix);
+        }
+    }
+
+    /// Shows an inode by the next number that is free. There is one, as there are fewer slots than numbers.
+    fn give_spare(&mut self, ix: InodeIx) {
+        let mut number = self.inode(ix).id().number();
+        while !self.is_free(number.into()) {
+            number = number.wrapping_add(STEP);
+        }
+        let number = number.into();
+        self.renumbered.insert(number, ix);
+        self.inode_mut(ix).extra_mut().spare_number = Some(number);
+        self.contested.push(ix);
+    }
+
+    /// Shows an inode by no number but the one that it should have, where that is its own.
+    fn hide_number(&mut self, ix: InodeIx) {
+        let number = self.inode(ix).number();
+        if self.renumbered.get(&number) == Some(&ix) {
+            self.renumbered.remove(&number);
+        }
+        if let Some(extra) = &mut self.inode_mut(ix).extra {
+            extra.spare_number = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
