@@ -21,6 +21,8 @@ const PREFETCH_STEP: u64 = 128 * 1024;
 const PREFETCH_MAX: u64 = 64 << 20;
 /// How far ahead of small appends room is allocated. Measured on ext4: append 4 KiB + fdatasync 111 µs, not 146.
 const ALLOCATE_AHEAD: u64 = 1 << 20;
+/// No file grows longer than a pack: behind it, nothing is allocated.
+const GROWING_LEN_MAX: u64 = 64 << 20;
 /// Appends below this many bytes are small. Large ones are left to delayed allocation.
 const SMALL_APPEND: usize = 256 * 1024;
 /// What the name of a copy ends in until it is whole.
@@ -301,7 +303,7 @@ impl GrowingFile {
             return;
         }
         let start = allocated.max(end - len as u64);
-        let target = end + ALLOCATE_AHEAD;
+        let target = end.max(GROWING_LEN_MAX.min(end + ALLOCATE_AHEAD));
         let _ = rustix::fs::fallocate(
             &self.file.fd,
             FallocateFlags::KEEP_SIZE,

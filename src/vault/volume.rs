@@ -147,8 +147,8 @@ impl Volume for Vault {
         const UNIT: u64 = 4096;
         let core = self.core();
         let space = core.store.space()?;
-        // The store may yet take this much ahead of small appends, to a pack and to a segment.
-        const AHEAD: i64 = 2 << 20;
+        // The store may yet take 1 MiB ahead of small appends, to a pack and to a segment each; a disk wastes some, too.
+        const AHEAD: i64 = 3 << 20;
         let room = (core.room(&space) - AHEAD).max(0) as u64;
         let files = core.tree.read().inode_count();
         Ok(Statfs {
