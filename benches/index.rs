@@ -33,6 +33,7 @@ impl Library {
             read_only: true,
             cache_bytes: 0,
             accept_rollback: false,
+            published_only: false,
             uid: 0,
             gid: 0,
         };
@@ -56,6 +57,7 @@ impl Library {
             read_only: false,
             cache_bytes: 0,
             accept_rollback: false,
+            published_only: false,
             uid: 0,
             gid: 0,
         });

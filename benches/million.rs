@@ -26,6 +26,7 @@ fn open(library: &Path, code: &str) -> hushfs::Result<Arc<Vault>> {
         read_only: false,
         cache_bytes: 0,
         accept_rollback: false,
+        published_only: false,
         uid: 0,
         gid: 0,
     };

@@ -41,6 +41,7 @@ fn lookup_and_read_beside_fsyncs(bencher: Bencher<'_, '_>, has_fsyncs: bool) {
         read_only: false,
         cache_bytes: 4 << 20,
         accept_rollback: false,
+        published_only: false,
         uid: 0,
         gid: 0,
     };

@@ -20,7 +20,7 @@ use fuser::{
 
 use crate::error::{Error, Kind, Result};
 use crate::overdue;
-use crate::volume::{Attr, Handle, Ino, SetAttr, SetId, Volume};
+use crate::volume::{Attr, Changed, Handle, Ino, SetAttr, SetId, Volume};
 
 mod answers;
 mod asker;
@@ -107,6 +107,7 @@ impl Session {
         let watched_device = device.try_clone().map_err(failed)?;
         let watched_volume = Arc::downgrade(&volume);
         let (alive, gone) = mpsc::channel();
+        let followed = Arc::clone(&volume);
         let shared = Arc::new(Shared {
             faults: Arc::new(Faults::new(Arc::downgrade(&volume))),
             volume,
@@ -132,6 +133,14 @@ impl Session {
                 session.spawn()
             })
             .map_err(failed)?;
+        // Weak, as the volume keeps this until it is closed.
+        let told = Arc::downgrade(&shared);
+        followed.follow(Box::new(move |changed| {
+            if let Some(shared) = told.upgrade() {
+                tell_kernel(&shared.kernel, changed);
+            }
+        }))?;
+        drop(followed);
         let watcher = Watcher {
             watch: shared.watch.clone(),
             device: watched_device,
@@ -408,6 +417,21 @@ fn drop_privileges(
         return Ok(false);
     }
     volume.drop_privileges(ino, set_id(&volume.getattr(ino)?))
+}
+
+/// Has the kernel forget what changed elsewhere. Waits for requests that are being answered.
+fn tell_kernel(kernel: &OnceLock<Notifier>, changed: &Changed) {
+    let Some(kernel) = kernel.get() else { return };
+    let told = match changed {
+        Changed::Inode(ino) => kernel.inval_inode(INodeNo(ino.0), 0, 0),
+        Changed::Name(parent, name) => kernel.inval_entry(INodeNo(parent.0), name),
+    };
+    // What it does not know, it need not forget.
+    if let Err(e) = told
+        && e.kind() != io::ErrorKind::NotFound
+    {
+        log::debug!("the kernel was not told of a change: {e}");
+    }
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {

@@ -135,7 +135,8 @@ pub fn run_volume(
 
 fn open(mut plan: Plan, library: &Path) -> Result<Arc<Vault>> {
     let master = Arc::clone(&plan.master);
-    let mut accept_rollback = false;
+    // Who only reads is shown all that is there at once: what is missing would not be an error.
+    let mut accept_rollback = plan.accept_rollback && plan.read_only;
     let mut is_renewed = false;
     loop {
         let e = match open_as(&plan, library, &master, accept_rollback) {
@@ -150,7 +151,6 @@ fn open(mut plan: Plan, library: &Path) -> Result<Arc<Vault>> {
             }
             kind if plan.accept_rollback && !accept_rollback => {
                 if matches!(kind, Kind::RolledBack(_))
-                    && !plan.read_only
                     && lacks_own(library, &master, plan.place.as_ref(), plan.device)?
                 {
                     // What is missing may still come: what is written now must not bear the same numbers.
@@ -175,7 +175,7 @@ fn open_as(
     accept_rollback: bool,
 ) -> Result<Arc<Vault>> {
     let access = match plan.read_only {
-        true => Access::ReadOnly,
+        true => Access::ReadOwn(plan.device),
         false => Access::Write(plan.device),
     };
     let store = DirStore::open(library, access)?;
@@ -185,6 +185,7 @@ fn open_as(
         read_only: plan.read_only,
         cache_bytes: plan.cache_bytes,
         accept_rollback,
+        published_only: false,
         uid: rustix::process::getuid().as_raw(),
         gid: rustix::process::getgid().as_raw(),
     };
@@ -212,8 +213,12 @@ fn check_alone(plan: &Plan, store: &DirStore, library: &Path) -> Result<()> {
         other.device
     );
     if plan.read_only || plan.force {
+        let when = match plan.read_only {
+            true => "some seconds after it wrote that to the library",
+            false => "after the next mount",
+        };
         log::warn!(
-            "{}: {text}; what it changes shows here after the next mount",
+            "{}: {text}; what it changes shows here {when}",
             library.display()
         );
         return Ok(());
@@ -257,7 +262,7 @@ fn lacks_own(
     };
     let store = DirStore::open(library, Access::ReadOnly)?;
     let there = replay(&store, master, true, || Tree::new(0, 0, Time::now()))?;
-    Ok(check_rollback(&[*own], &there.heads).is_err())
+    Ok(check_rollback(&[*own], there.heads.values()).is_err())
 }
 
 /// Failure is no harm: packs are then opened and closed more often.

@@ -3,7 +3,7 @@
 //! Plain types only: no FUSE here, so that a volume is complete and testable without a kernel. Permission
 //! checks against mode bits and ACLs are the kernel's (`default_permissions`); a volume stores and inherits them.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
 use crate::error::{Kind, Result};
@@ -67,6 +67,18 @@ pub enum FileKind {
     /// A block device.
     BlockDevice = 6,
 }
+
+/// What is not as it was, and not by a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Changed {
+    /// Attributes, contents or names of an inode.
+    Inode(Ino),
+    /// What stands under a name in a directory, or that nothing does.
+    Name(Ino, OsString),
+}
+
+/// Who hears of changes.
+pub type OnChange = Box<dyn Fn(&Changed) + Send>;
 
 /// What stat(2) says of an inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -309,6 +321,11 @@ pub trait Volume: Send + Sync {
         plus: bool,
         take: &mut dyn FnMut(Dirent<'_>) -> bool,
     ) -> Result<()>;
+
+    /// Has changes of the volume told that come from elsewhere, in place of requests. Called once or never. `tell` may wait for answers to requests, so it must not be called from within one.
+    fn follow(&self, _tell: OnChange) -> Result<()> {
+        Ok(())
+    }
 
     /// What statfs(2) says.
     fn statfs(&self) -> Result<Statfs>;

@@ -89,6 +89,7 @@ fn open(library: &Path, read_only: bool) -> Arc<Vault> {
         read_only,
         cache_bytes: 1 << 20,
         accept_rollback: false,
+        published_only: false,
         uid: 0,
         gid: 0,
     };

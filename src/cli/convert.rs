@@ -133,6 +133,7 @@ fn open_target(args: &ConvertArgs, to: &Path) -> Result<Arc<Vault>> {
         let opener = OpenArgs {
             secret,
             recovery: false,
+            accept_cost: false,
         }
         .ask()?;
         let unlocked = Library::at(to)?.unlock(opener)?;
@@ -145,6 +146,7 @@ fn open_target(args: &ConvertArgs, to: &Path) -> Result<Arc<Vault>> {
         read_only: false,
         cache_bytes: 0,
         accept_rollback: false,
+        published_only: false,
         uid: rustix::process::getuid().as_raw(),
         gid: rustix::process::getgid().as_raw(),
     };

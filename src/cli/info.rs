@@ -16,7 +16,7 @@ use crate::crypto::FORMAT_VERSION;
 use crate::error::{Error, Kind, Result};
 use crate::index::{Replayed, Tree, replay};
 use crate::state::Head;
-use crate::store::{Access, Area, DeviceId, DirStore, ObjectId, is_in_use};
+use crate::store::{Access, Area, DeviceId, DirStore, ObjectId, Store, is_in_use};
 use crate::volume::Time;
 
 /// More files than these are not counted: of 64 MiB packs they are 64 TiB.
@@ -226,12 +226,19 @@ fn with_index(library: &Library, unlocked: &Unlocked, own: DeviceId) -> Result<F
             ("newest_segment", Value::Number(head.number)),
         ]
     };
-    let gaps = replayed
-        .gaps
+    let mut missing = replayed.gaps.clone();
+    if replayed.heads.is_empty() && !store.list(Area::Data)?.is_empty() {
+        missing.push("all of the index: it has not arrived yet".into());
+    }
+    let gaps = missing
         .iter()
         .map(|gap| vec![("gap", Value::Text(gap.clone()))]);
+    let passed_over = replayed
+        .ignored
+        .iter()
+        .map(|ignored| vec![("file", Value::Text(ignored.text()))]);
     let writable = unlocked.writable && replayed.unwritable.is_none();
-    let why_not = why_not_collected(&store, &replayed, own)?;
+    let why_not = why_not_collected(&store, &replayed, !missing.is_empty(), own)?;
     let collects = writable && why_not.is_none();
     let mut facts = vec![
         ("writable", Value::Flag(writable)),
@@ -248,6 +255,7 @@ fn with_index(library: &Library, unlocked: &Unlocked, own: DeviceId) -> Result<F
             Value::List(replayed.heads.values().map(device).collect()),
         ),
         ("missing", Value::List(gaps.collect())),
+        ("passed_over", Value::List(passed_over.collect())),
     ]);
     Ok(facts)
 }
@@ -256,12 +264,13 @@ fn with_index(library: &Library, unlocked: &Unlocked, own: DeviceId) -> Result<F
 fn why_not_collected(
     store: &DirStore,
     replayed: &Replayed,
+    has_gaps: bool,
     own: DeviceId,
 ) -> Result<Option<String>> {
     let others = replayed.heads.keys().filter(|d| **d != own).count();
     let mut neighbours = store.neighbours()?.into_iter();
     let has_neighbours = neighbours.any(|n| n.device != own && (n.is_mounted || n.has_files));
-    Ok(if !replayed.gaps.is_empty() {
+    Ok(if has_gaps {
         Some("what of the index is missing may need it".into())
     } else if others > 0 {
         Some(format!(

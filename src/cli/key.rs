@@ -278,6 +278,7 @@ mod tests {
         let slots = Slots {
             good: Vec::new(),
             bad: vec![bad(0xaa), bad(0xab)],
+            copies: Vec::new(),
         };
         assert_eq!(find(&slots, "ab").unwrap(), ObjectId([0xab; 16]));
         for typed in ["a", "", "b", "AB", "../"] {

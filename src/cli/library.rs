@@ -1,12 +1,12 @@
 //! The folder of a library, as far as the commands need it: its slots.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::secret::Opener;
+use super::secret::{Opener, confirm};
 use crate::crypto::{KdfParams, MasterKey, SLOT_LEN, Secret, Slot, SlotKind, random_id};
 use crate::error::{Error, ExitStatus, Kind, Result};
 use crate::index::{SegmentExtent, SegmentReader};
@@ -20,8 +20,9 @@ pub const NEW: &str = "new";
 const SLOTS_MAX: usize = 1000;
 /// So many segments, and packs, are tried with a recovery code.
 const CHECKED_MAX: usize = 100;
-/// The most that trying passwords on slots may cost in all, in KiB of Argon2 times passes: half a minute.
-const WORK_TOTAL_MAX: u64 = 32 << 20;
+/// What trying passwords on slots may cost in all before somebody is asked, in KiB of Argon2 times passes: 40 slots of
+/// ours, some seconds.
+const WORK_UNASKED: u64 = 8 << 20;
 
 /// A library's folder.
 pub struct Library {
@@ -35,6 +36,8 @@ pub struct Slots {
     pub good: Vec<Slot>,
     /// Those that do not, and why.
     pub bad: Vec<(ObjectId, Error)>,
+    /// Copies of a good one under another name, and what they are copies of.
+    pub copies: Vec<(ObjectId, ObjectId)>,
 }
 
 /// An opened library.
@@ -100,11 +103,25 @@ impl Library {
         let mut slots = Slots {
             good: Vec::new(),
             bad: Vec::new(),
+            copies: Vec::new(),
         };
+        let mut moved = Vec::new();
         for (id, _) in self.objects(Area::Key, SLOTS_MAX)? {
-            match self.read_slot(id) {
-                Ok(slot) => slots.good.push(slot),
-                Err(e) => slots.bad.push((id, e)),
+            let bytes = self.read_slot(id);
+            let parsed = bytes.as_deref().map(|bytes| Slot::parse(id, bytes));
+            match (parsed, bytes.as_deref().map(Slot::named)) {
+                (Ok(Ok(slot)), _) => slots.good.push(slot),
+                (Ok(Err(e)), Ok(Some(of))) => moved.push((id, of, e)),
+                (Ok(Err(e)), _) => slots.bad.push((id, e)),
+                (Err(_), _) => slots.bad.extend(bytes.err().map(|e| (id, e))),
+            }
+        }
+        for (id, of, e) in moved {
+            match slots.good.iter().any(|slot| slot.id == of) {
+                true => slots.copies.push((id, of)),
+                false => slots
+                    .bad
+                    .push((id, e.hint(format_args!("rename it to key/{of}")))),
             }
         }
         Ok(slots)
@@ -144,17 +161,26 @@ impl Library {
         Ok(objects)
     }
 
-    fn read_slot(&self, id: ObjectId) -> Result<Slot> {
+    /// The bytes of a slot's file, one more than a slot has where it is longer.
+    fn read_slot(&self, id: ObjectId) -> Result<Vec<u8>> {
         let path = self.slot_path(id);
         let at = |e| Error::io(e, &path);
         let mut bytes = Vec::with_capacity(SLOT_LEN + 1);
-        let file = File::open(&path).map_err(at)?;
+        // What it is may have changed since it was listed: a pipe would be waited for.
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(&path)
+            .map_err(at)?;
+        if !file.metadata().map_err(at)?.is_file() {
+            return Err(Error::damaged(path.display(), "is not a regular file"));
+        }
         file.take(SLOT_LEN as u64 + 1)
             .read_to_end(&mut bytes)
             .map_err(|e| {
                 at(e).hint("was it just made? On some stores that takes some seconds: try again")
             })?;
-        Slot::parse(id, &bytes)
+        Ok(bytes)
     }
 
     fn slot_path(&self, id: ObjectId) -> PathBuf {
@@ -170,8 +196,14 @@ impl Library {
         for (_, e) in &slots.bad {
             log::warn!("{}: {e}", self.dir.display());
         }
+        for (id, of) in &slots.copies {
+            log::warn!("key/{id}: is a copy of key/{of}, and passed over (it can be removed)");
+        }
         match opener {
-            Opener::Secret(secret) => self.unlock_with(slots, &secret),
+            Opener::Secret {
+                secret,
+                accept_cost,
+            } => self.unlock_with(slots, &secret, accept_cost),
             Opener::Recovery(master) => {
                 self.check_recovered(&slots, &master)?;
                 let writable = slots.good.iter().all(Slot::writable);
@@ -184,7 +216,12 @@ impl Library {
         }
     }
 
-    fn unlock_with(&self, mut slots: Slots, secret: &Secret) -> Result<Unlocked> {
+    fn unlock_with(
+        &self,
+        mut slots: Slots,
+        secret: &Secret,
+        accept_cost: bool,
+    ) -> Result<Unlocked> {
         self.not_empty(&mut slots)?;
         slots.good.retain(|slot| slot.kind == secret.kind());
         if slots.good.is_empty() {
@@ -199,14 +236,12 @@ impl Library {
         slots.good.sort_by_key(|slot| (work(slot), slot.id));
         let mut total = 0;
         let mut damage = None;
+        let mut untried = None;
         for slot in &slots.good {
             total += work(slot);
-            if total > WORK_TOTAL_MAX {
-                log::warn!(
-                    "{}: its slots cost more than a library's should; not all were tried",
-                    self.dir.display()
-                );
-                break;
+            if !accept_cost && !is_worth(slot, &mut total) {
+                untried = untried.or(Some(slot));
+                continue;
             }
             match slot.open(secret) {
                 Ok(master) => {
@@ -224,10 +259,16 @@ impl Library {
                 Err(e) => return Err(e),
             }
         }
-        Err(damage.unwrap_or_else(|| {
-            Error::new(Kind::WrongKey, self.dir.display())
-                .hint("--recovery opens it with the recovery code")
-        }))
+        let wrong = || Error::new(Kind::WrongKey, self.dir.display());
+        Err(match (damage, untried) {
+            (Some(damage), _) => damage,
+            (None, Some(slot)) => wrong().hint(format_args!(
+                "key/{} was not tried, as {}: where it is yours, --accept-cost tries it",
+                slot.id,
+                asks_for(slot)
+            )),
+            (None, None) => wrong().hint("--recovery opens it with the recovery code"),
+        })
     }
 
     /// Refuses what has no slot.
@@ -334,6 +375,35 @@ impl Library {
         let path = self.slot_path(id);
         fs::remove_file(&path).map_err(|e| Error::io(e, &path))?;
         sync_dir(&self.dir.join(Area::Key.name()))
+    }
+}
+
+/// Whether a slot is to be tried, now that all tried so far cost `total`. Where that is more than usual, somebody is
+/// asked, and on a yes the count begins anew.
+fn is_worth(slot: &Slot, total: &mut u64) -> bool {
+    let is_costly = slot.kdf.is_some_and(|kdf| kdf.is_costly());
+    if !is_costly && *total <= WORK_UNASKED {
+        return true;
+    }
+    let wanted = asks_for(slot);
+    let asked = confirm(format_args!("key/{}: {wanted}. Try it?", slot.id));
+    if asked == Some(true) {
+        *total = 0;
+    }
+    asked.unwrap_or(false)
+}
+
+/// What trying it takes, for people.
+fn asks_for(slot: &Slot) -> String {
+    let ours = KdfParams::default();
+    let kdf = slot.kdf.unwrap_or(ours);
+    let times = kdf.work().div_ceil(ours.work());
+    match kdf.is_costly() {
+        true => format!(
+            "it asks for {} MiB of memory and {times} times the work that hushfs itself asks for",
+            kdf.memory_kib / 1024
+        ),
+        false => "there are more slots than a library should have".into(),
     }
 }
 

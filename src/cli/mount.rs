@@ -99,7 +99,7 @@ pub struct MountArgs {
     force: bool,
     /// Options as mount(8) gives them: ro, allow_other, suid, dev, noexec, fsname=NAME, subtype=TYPE, timeout=SECONDS (how
     /// long a store that does not answer is waited for; 30), cache-size=SIZE, password-file=FILE, password-command=CMD,
-    /// key-file=FILE, foreground, accept-rollback, new-device, force, and those that change nothing here
+    /// key-file=FILE, foreground, accept-rollback, accept-cost, new-device, force, and those that change nothing here
     #[arg(short = 'o', value_name = "OPTION,...")]
     options: Vec<OsString>,
     /// Accepted from mount(8), and without meaning.
@@ -198,6 +198,7 @@ impl Wish {
             ("accept_rollback", None) => self.accept_rollback = true,
             ("new_device", None) => self.new_device = true,
             ("force", None) => self.force = true,
+            ("accept_cost", None) => self.open.accept_cost = true,
             ("suid", None) => self.nosuid = false,
             ("nosuid", None) => self.nosuid = true,
             ("dev", None) => self.nodev = false,

@@ -43,6 +43,9 @@ pub struct OpenArgs {
     /// Open with the recovery code; it is asked for, or read as a password would be
     #[arg(long, conflicts_with = "key_file")]
     pub recovery: bool,
+    /// Try also what in key/ asks for much more memory or time than passwords of hushfs do
+    #[arg(long)]
+    pub accept_cost: bool,
 }
 
 /// Where a new password comes from, as typed.
@@ -59,7 +62,12 @@ pub struct NewPasswordArgs {
 /// What opens a library.
 pub enum Opener {
     /// A slot's secret.
-    Secret(Secret),
+    Secret {
+        /// The secret.
+        secret: Secret,
+        /// Slots are tried whatever they cost, within the bounds of the format.
+        accept_cost: bool,
+    },
     /// The master key itself, from the recovery code.
     Recovery(MasterKey),
 }
@@ -107,8 +115,12 @@ impl OpenArgs {
 
     /// Gets it, asking where nothing else is given.
     pub fn ask(&self) -> Result<Opener> {
+        let opener = |secret| Opener::Secret {
+            secret,
+            accept_cost: self.accept_cost,
+        };
         if let Some(path) = &self.secret.key_file {
-            return Ok(Opener::Secret(read_key_file(path)?));
+            return read_key_file(path).map(opener);
         }
         let file = self.secret.password_file.as_deref();
         let command = self.secret.password_command.as_deref();
@@ -125,7 +137,7 @@ impl OpenArgs {
             Some(password) => password,
             None => ask_once("Password: ")?,
         };
-        Ok(Opener::Secret(checked(password)?))
+        checked(password).map(opener)
     }
 }
 
@@ -341,6 +353,16 @@ fn ask_once(prompt: &str) -> Result<Line> {
     }
     prompt::ask(prompt, |terminal| read_line(terminal, "the terminal"))
         .map_err(|e| Error::new(Kind::Io(e), "the terminal"))?
+}
+
+/// Asks what is answered by yes or no, at the terminal; none where nobody can be asked.
+pub fn confirm(question: std::fmt::Arguments<'_>) -> Option<bool> {
+    if !io::stdin().is_terminal() {
+        return None;
+    }
+    eprint!("{question} [y/N] ");
+    let answer = read_line(rustix::stdio::stdin(), "the terminal");
+    Some(answer.is_ok_and(|line| matches!(line.first(), Some(b'y' | b'Y'))))
 }
 
 /// One line, byte by byte: what follows belongs to the next question.

@@ -134,11 +134,12 @@ fn open_vault(dir: &Path, args: &VerifyArgs, report: &mut Report<'_>) -> Result<
     let recalled = recall_to_read(dir, &master, args.accept_rollback)?;
     warn_of_leftovers(dir, &recalled, false);
     let Recalled { place, device, .. } = recalled;
-    let store = DirStore::open(dir, Access::ReadOnly)?;
+    let store = DirStore::open(dir, Access::ReadOwn(device))?;
     let options = vault::Options {
         read_only: true,
         cache_bytes: 0,
         accept_rollback: args.accept_rollback,
+        published_only: true,
         uid: 0,
         gid: 0,
     };

@@ -12,6 +12,10 @@ pub(super) const LANES_MAX: u32 = 64;
 /// The most work that a slot may ask for, in KiB times passes: 40 times the default, some seconds.
 const WORK_MAX: u64 = 8 << 20;
 
+/// What a slot may ask for unasked: four times the default's memory, and five times its work. A second or two.
+const UNASKED_MEMORY_KIB: u32 = 256 * 1024;
+const UNASKED_WORK: u64 = 1 << 20;
+
 /// Argon2id costs (RFC 9106), stored in the slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KdfParams {
@@ -38,6 +42,11 @@ impl KdfParams {
     /// What opening costs, in KiB times passes.
     pub fn work(&self) -> u64 {
         u64::from(self.memory_kib) * u64::from(self.passes)
+    }
+
+    /// Whether it is so much more than what hushfs writes that somebody should be asked before.
+    pub fn is_costly(&self) -> bool {
+        self.memory_kib > UNASKED_MEMORY_KIB || self.work() > UNASKED_WORK
     }
 
     /// What does not hold, where a bound does not.

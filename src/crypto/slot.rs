@@ -194,6 +194,13 @@ impl Slot {
         })
     }
 
+    /// The name of a slot in whose header another is than its file has, where it is whole.
+    pub fn named(bytes: &[u8]) -> Option<ObjectId> {
+        let header = bytes.first_chunk::<HEADER_LEN>()?;
+        let id = Header::id_of(header, Magic::Slot)?;
+        Self::parse(id, bytes).is_ok().then_some(id)
+    }
+
     /// Whether this version may write to the library, as far as this slot says.
     pub fn writable(&self) -> bool {
         self.header.writable()

@@ -152,6 +152,7 @@ pub struct Survey {
     opened: Vec<Opened>,
     ignored: Vec<Ignored>,
     lost_bases: Vec<LostBase>,
+    files: Vec<(ObjectId, u64)>,
 }
 
 /// What follows from the files that are there.
@@ -165,7 +166,7 @@ pub struct History {
     /// where they were asked for.
     pub unfounded: usize,
     /// Segments that are not applied, as something that their writers had applied is missing.
-    pub waiting: Vec<Published>,
+    pub waiting: Vec<Head>,
     /// Segments and bases that the newest base makes superfluous.
     pub covered: Vec<Published>,
     /// What should be there and is not, in words.
@@ -195,8 +196,13 @@ impl Survey {
     }
 
     fn once(store: &dyn Store, master: &MasterKey) -> Result<Self> {
-        let mut survey = Self::default();
-        for (id, cipher_len) in store.list(Area::Index)? {
+        let mut files = store.list(Area::Index)?;
+        files.sort_unstable();
+        let mut survey = Self {
+            files,
+            ..Self::default()
+        };
+        for (id, cipher_len) in survey.files.clone() {
             match opening(store, master, id, cipher_len) {
                 Ok(opened) => survey.opened.push(opened),
                 Err(e) if is_of_one_file(&e) => survey.identify(store, master, id, e),
@@ -312,9 +318,9 @@ impl Survey {
         self.opened.iter().map(|o| o.published).collect()
     }
 
-    /// What does not count.
-    pub fn into_ignored(self) -> Vec<Ignored> {
-        self.ignored
+    /// The files of `index/`, in order, with their lengths; and those of them that do not count.
+    pub fn into_files(self) -> (Vec<(ObjectId, u64)>, Vec<Ignored>) {
+        (self.files, self.ignored)
     }
 
     /// What follows. With `unfounded`, segments are applied, too, that were made on top of what is missing.
@@ -440,9 +446,12 @@ pub fn name_of(head: &Head) -> String {
 }
 
 /// Compares what is there with what this machine has seen; says what went back.
-pub fn check_rollback(remembered: &[Head], heads: &BTreeMap<DeviceId, Head>) -> Result<()> {
+pub fn check_rollback<'a>(
+    remembered: &[Head],
+    there: impl Iterator<Item = &'a Head> + Clone,
+) -> Result<()> {
     let is_there = |seen: &Head| {
-        let mut same = heads.values().filter(|have| have.device == seen.device);
+        let mut same = there.clone().filter(|have| have.device == seen.device);
         same.any(|have| {
             have.number > seen.number || have.number == seen.number && have.sha256 == seen.sha256
         })

@@ -40,9 +40,11 @@ pub struct Replayed {
     pub found: Vec<Published>,
     /// What should be there and is not, in words.
     pub gaps: Vec<String>,
-    /// How many segments are there and not in the tree, for what was missing when they were made.
-    pub waiting: usize,
-    /// Files that do not count.
+    /// Segments that are there and not in the tree, as something that their writers had applied is missing.
+    pub waiting: Vec<Head>,
+    /// The files of `index/` and their lengths, in order.
+    pub files: Vec<(ObjectId, u64)>,
+    /// Those that do not count.
     pub ignored: Vec<Ignored>,
     /// Devices that wrote two histories.
     pub forked: Vec<DeviceId>,
@@ -67,9 +69,12 @@ pub fn replay(
         let history = survey.history(unfounded);
         match apply(store, master, empty(), history) {
             Ok(replayed) => {
+                let found = survey.found();
+                let (files, ignored) = survey.into_files();
                 return Ok(Replayed {
-                    found: survey.found(),
-                    ignored: survey.into_ignored(),
+                    found,
+                    files,
+                    ignored,
                     ..replayed
                 });
             }
@@ -104,7 +109,8 @@ fn apply(
         removed_slots: Vec::new(),
         found: Vec::new(),
         gaps: history.gaps,
-        waiting: history.waiting.len(),
+        waiting: history.waiting,
+        files: Vec::new(),
         ignored: Vec::new(),
         forked: history.forked,
         adopted: history.adopted,

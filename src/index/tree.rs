@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
@@ -237,6 +237,26 @@ impl Tree {
             mtime: inode.mtime.into(),
             ctime: inode.ctime.into(),
             btime: inode.btime.into(),
+        }
+    }
+
+    /// The inodes that the kernel or open files hold.
+    pub fn held(&self) -> impl Iterator<Item = InodeIx> {
+        let held = |inode: &Inode| inode.refs.load(Ordering::Relaxed) > 0;
+        let inodes = self.inodes.iter_from(0);
+        inodes
+            .filter(move |(_, inode)| held(inode))
+            .map(|(at, _)| InodeIx(at))
+    }
+
+    /// Holds what is held in `old`, as far as it is here.
+    pub fn take_references(&mut self, old: &Tree) {
+        for held in old.held() {
+            let inode = old.inode(held);
+            if let Some(ix) = self.find_id(inode.id()) {
+                let count = inode.refs.load(Ordering::Relaxed);
+                self.inode(ix).refs.store(count, Ordering::Relaxed);
+            }
         }
     }
 

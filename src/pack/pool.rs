@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::{PackId, PackReader};
 use crate::crypto::MasterKey;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::store::{Area, Object, Store};
 
 /// Open packs, a bounded number of them; the longest unused is closed first.
@@ -59,7 +59,14 @@ impl Packs {
             open.closed
         };
         let reader = Arc::new(PackReader::open(
-            self.store.open(Area::Data, id)?,
+            self.store
+                .open(Area::Data, id)
+                .map_err(|e| match e.kind() {
+                    Kind::Missing => {
+                        e.hint("wait for the sync to finish, or restore it from a copy")
+                    }
+                    _ => e,
+                })?,
             id,
             &self.master,
         )?);

@@ -90,6 +90,15 @@ impl PackReader {
         })
     }
 
+    /// The pack that an object called `id` was written as, where that is another name and it is whole.
+    pub fn copy_of(object: &Arc<dyn Object>, id: PackId, master: &MasterKey) -> Option<PackId> {
+        let mut header = [0; HEADER_LEN];
+        object.read_at(&mut header, 0).ok()?;
+        let of = Header::id_of(&header, Magic::Pack).filter(|of| *of != id)?;
+        let reader = Self::open(Arc::clone(object), of, master).ok()?;
+        reader.trailer().is_ok().then_some(of)
+    }
+
     /// Whether this version may write to the library, as far as this pack says. Authentic only once something of it opens.
     pub fn writable(&self) -> bool {
         self.writable

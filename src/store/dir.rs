@@ -58,17 +58,67 @@ impl DirStore {
             own: None,
         };
         match access {
-            Access::Write(device) => store.own = Some(store.prepare(device)?),
-            Access::ReadOnly | Access::ReadOwn(_) => {
-                if let Access::ReadOwn(device) = access {
-                    store.own = Own::find(Arc::clone(&store.root), device)?;
-                }
-                for area in Area::ALL {
-                    store.area(area)?;
-                }
+            Access::Write(device) => {
+                store.check_index(device)?;
+                store.own = Some(store.prepare(device)?);
+            }
+            Access::ReadOnly => store.open_areas()?,
+            Access::ReadOwn(device) => {
+                store.open_areas()?;
+                store.own = Own::find(Arc::clone(&store.root), device)?;
             }
         }
         Ok(store)
+    }
+
+    /// All that are there.
+    fn open_areas(&self) -> Result<()> {
+        for area in Area::ALL {
+            self.area(area).map_err(|e| match area {
+                // A link to nothing, for one.
+                Area::Index if self.lacks_index() && self.has_contents() => {
+                    super::index_has_not_arrived(self.root.path.display())
+                }
+                _ => e,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What a device left in `new/`. A folder that cannot be looked at holds nothing.
+    fn left_by(&self, device: DeviceId) -> Option<(Arc<OwnedFd>, String)> {
+        let open = |parent: &OwnedFd, folder: &str| {
+            let opened = Folder::open(&self.root, parent, folder, folder);
+            opened.ok().flatten()
+        };
+        let new = open(&self.root.fd, "new")?;
+        let own = open(&new.fd, &device.to_string())?;
+        Some((Arc::new(own.fd), format!("new/{device}")))
+    }
+
+    fn lacks_index(&self) -> bool {
+        let index = rustix::fs::statat(&self.root.fd, Area::Index.name(), AtFlags::empty());
+        index.err() == Some(Errno::NOENT)
+    }
+
+    fn has_contents(&self) -> bool {
+        self.list(Area::Data).is_ok_and(|packs| !packs.is_empty())
+    }
+
+    /// Refuses to make an `index/` beside contents: it is under way, or has another name. Where this device has files
+    /// of its own in `new/`, these may be what is missing.
+    fn check_index(&self, device: DeviceId) -> Result<()> {
+        let own_files = || {
+            let (own, name) = self.left_by(device)?;
+            self.objects(own.as_fd(), &name).ok()
+        };
+        if self.lacks_index()
+            && self.has_contents()
+            && own_files().is_none_or(|files| files.is_empty())
+        {
+            return Err(super::index_has_not_arrived(self.root.path.display()));
+        }
+        Ok(())
     }
 
     /// Makes the folders and takes the lock.

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 
 mod descriptors;
 mod dir;
@@ -28,6 +28,15 @@ pub use memory::{Faults, MemoryStore};
 pub use neighbours::{Neighbour, is_in_use};
 pub(crate) use watched::LastKnown;
 pub use watched::{Calls, Watched};
+
+/// That there are contents, and no index that says what they are.
+pub fn index_has_not_arrived(subject: impl fmt::Display) -> Error {
+    let text =
+        "the index has not arrived yet: there are contents, and nothing says what they are of";
+    Error::new(Kind::RolledBack(text.into()), subject).hint(
+        "wait for the sync to finish, or restore the folder `index`, a real folder of this name, from a copy",
+    )
+}
 
 /// The random 128-bit name of an object, in lower-case hex where it is a file name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

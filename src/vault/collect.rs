@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::Core;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::index::PackInfo;
 use crate::index::record::Record;
 use crate::pack::{PackId, PackReader};
@@ -165,13 +165,29 @@ impl Core {
         Ok(())
     }
 
+    /// Whether this device wrote a pack that no record names. What is no pack of this library is passed over.
     pub(super) fn is_own_pack(&self, id: PackId) -> bool {
-        let trailer = self
-            .store
-            .open(Area::Data, id)
-            .and_then(|object| PackReader::open(object, id, &self.master));
-        trailer
-            .and_then(|reader| reader.trailer())
-            .is_ok_and(|trailer| trailer.device == self.device)
+        let object = match self.store.open(Area::Data, id) {
+            Ok(object) => object,
+            Err(e) if matches!(e.kind(), Kind::Missing) => return false,
+            Err(e) => {
+                log::warn!("{e}; nothing refers to it, and it is passed over");
+                return false;
+            }
+        };
+        let trailer =
+            PackReader::open(object.clone(), id, &self.master).and_then(|reader| reader.trailer());
+        match (trailer, PackReader::copy_of(&object, id, &self.master)) {
+            (Ok(trailer), _) => return trailer.device == self.device,
+            (Err(_), Some(of)) => {
+                log::warn!(
+                    "data/{id}: is a copy of data/{of}, and passed over (it can be removed)"
+                );
+            }
+            (Err(e), None) => log::warn!(
+                "{e}; nothing refers to it, and it is passed over: if it is the library's, wait for the sync to finish"
+            ),
+        }
+        false
     }
 }

@@ -19,7 +19,7 @@ use crate::cache::{BlockCache, CacheStats};
 use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
 use crate::index::record::{Id, Record, SegmentId};
-use crate::index::{InodeIx, Published, Tree, check_rollback, replay};
+use crate::index::{InodeIx, Published, Tree, replay};
 use crate::overdue;
 use crate::pack::{PackId, Packs};
 use crate::state::Place;
@@ -40,6 +40,8 @@ mod devices;
 mod duty;
 pub(crate) mod file;
 mod flush;
+mod follow;
+mod index;
 mod journal;
 mod judge;
 mod leftovers;
@@ -78,6 +80,8 @@ pub struct Options {
     pub cache_bytes: usize,
     /// An index older than this machine has seen is accepted, and so is one with gaps.
     pub accept_rollback: bool,
+    /// Who only reads is not shown what a crash left in `new/`.
+    pub published_only: bool,
     /// Owner of the root directory of a new library.
     pub uid: u32,
     /// Group of the root directory of a new library.
@@ -88,6 +92,8 @@ pub struct Options {
 pub struct Vault {
     core: Arc<Core>,
     threads: Option<Threads>,
+    /// In a mount that only reads.
+    follower: Mutex<Option<follow::Follower>>,
 }
 
 /// What the requests, the committer and the maintenance share.
@@ -128,6 +134,10 @@ pub(crate) struct Core {
     base_bytes: AtomicU64,
     /// Something that the index names may be missing: nothing is collected.
     has_gaps: bool,
+    /// What is missing or damaged in the index, for people.
+    problems: Vec<String>,
+    /// Reading the index again, in a mount that only reads.
+    follow: follow::Follow,
     /// Held, shared, from sealing into a pack to framing what was sealed: in between, the pack looks unused.
     sealing: RwLock<()>,
     /// Files that were closed in many pieces, and when.
@@ -161,13 +171,16 @@ impl Vault {
         let load = || Core::load(&store, &master, device, place.as_ref(), options);
         let (core, adopted) = load()?;
         if options.read_only {
-            if let Err(e) = core.show_leftovers(options.accept_rollback, &adopted) {
+            if !options.published_only
+                && let Err(e) = core.show_leftovers(options.accept_rollback, &adopted)
+            {
                 log::warn!("what the last mount left does not show: {e}");
             }
-            core.settle_conflicts()?;
+            conflicts::settle_in_memory(&mut core.tree.write())?;
             return Ok(Arc::new(Self {
                 core,
                 threads: None,
+                follower: Mutex::default(),
             }));
         }
         let (core, threads) = match Threads::start(&core, options, &adopted) {
@@ -188,6 +201,7 @@ impl Vault {
         Ok(Arc::new(Self {
             core,
             threads: Some(threads),
+            follower: Mutex::default(),
         }))
     }
 
@@ -216,56 +230,6 @@ fn accept(accept: bool, checked: Result<()>) -> Result<()> {
     }
 }
 
-/// Refuses to write to a library with this segment, which has a feature that only those may write with who know it.
-fn check_writable(unwritable: Option<SegmentId>) -> Result<()> {
-    let Some(id) = unwritable else { return Ok(()) };
-    let what = "this version may read the library, but not write";
-    Err(
-        Error::new(Kind::Unsupported(what.into()), format_args!("index/{id}"))
-            .hint("mount it with --read-only, or install a newer hushfs"),
-    )
-}
-
-fn check_gaps(gaps: &[String]) -> Result<()> {
-    if gaps.is_empty() {
-        return Ok(());
-    }
-    let text = format!(
-        "the index is incomplete: {} missing or changed",
-        gaps.join(", ")
-    );
-    Err(Error::from(Kind::RolledBack(text.into()))
-        .hint(
-            "wait for the sync to finish, or restore the index folder; --read-only --accept-rollback shows what is there \
-             and changes nothing, --accept-rollback alone goes on from it",
-        ))
-}
-
-/// The slots there are now, and those that were removed; says so where one of those is back.
-fn list_slots(
-    store: &dyn Store,
-    listed: &[DeviceId],
-    removed: &[DeviceId],
-) -> Result<(Vec<DeviceId>, Vec<DeviceId>)> {
-    const REMOVED_MAX: usize = 1024;
-    let now: Vec<DeviceId> = store
-        .list(crate::store::Area::Key)?
-        .into_iter()
-        .map(|(id, _)| id)
-        .collect();
-    let gone = listed.iter().filter(|id| !now.contains(id));
-    let mut removed: Vec<DeviceId> = removed.iter().chain(gone).copied().collect();
-    removed.dedup();
-    for back in now.iter().filter(|id| removed.contains(id)) {
-        log::warn!(
-            "key/{back}: this slot was removed, and is back: its password or key file opens the library again"
-        );
-    }
-    let surplus = removed.len().saturating_sub(REMOVED_MAX);
-    removed.drain(..surplus);
-    Ok((now, removed))
-}
-
 impl Core {
     /// Replays the index; answers what of the leftovers was adopted before, too, and as which segments.
     fn load(
@@ -276,32 +240,28 @@ impl Core {
         options: &Options,
     ) -> Result<(Arc<Self>, Adopted)> {
         let index_seen = devices::list_index(&**store)?;
-        let replayed = replay(&**store, master, options.accept_rollback, || {
+        let mut replayed = replay(&**store, master, options.accept_rollback, || {
             Tree::new(options.uid, options.gid, Time::now())
         })?;
         let remembered = place.map(Place::load).transpose()?.flatten();
         let seen = remembered
             .as_ref()
             .map_or_else(Vec::new, |known| devices::heads_to_find(known, &replayed));
-        let checked = check_rollback(&seen, &replayed.heads);
-        accept(options.accept_rollback, checked)?;
-        accept(options.accept_rollback, check_gaps(&replayed.gaps))?;
-        if !options.read_only {
-            check_writable(replayed.unwritable)?;
-            if let Some(known) = remembered.as_ref().filter(|known| known.device == device) {
-                devices::check_own(known, &replayed)?;
-                devices::announce(known, &replayed);
-            }
+        let found = index::judge(&**store, master, options, &seen, &mut replayed)?;
+        if !options.read_only
+            && let Some(known) = remembered.as_ref().filter(|known| known.device == device)
+        {
+            devices::check_own(known, &replayed)?;
+            devices::announce(known, &replayed);
         }
         let memory = Memory::new(place.cloned(), remembered, device, master.fingerprint());
-        let slots = list_slots(&**store, &replayed.slots, &replayed.removed_slots)?;
+        let slots = index::list_slots(&**store, &replayed.slots, &replayed.removed_slots)?;
         let packs = Arc::new(Packs::new(store.clone(), master.clone(), open_packs_max()));
         let closer = Arc::downgrade(&packs);
         store.on_too_few_files(Box::new(move || {
             closer.upgrade().is_some_and(|packs| packs.close_some())
         }));
         let shared = replayed.heads.keys().any(|d| *d != device);
-        let has_gaps = !replayed.gaps.is_empty();
         let start = Start {
             heads: replayed.heads,
             base: replayed.base,
@@ -329,8 +289,10 @@ impl Core {
             condemned: Mutex::default(),
             covered: Mutex::new(replayed.covered),
             base_bytes: AtomicU64::new(replayed.base_bytes),
-            has_gaps,
+            has_gaps: found.has_gaps,
+            problems: found.problems,
             bases: Mutex::new(replayed.bases),
+            follow: follow::Follow::new(options.accept_rollback, replayed.files),
             sealing: RwLock::default(),
             fragmented: Mutex::default(),
             unused: Mutex::default(),

@@ -99,6 +99,9 @@ impl Core {
             if !matches!(e.kind(), Kind::Missing) {
                 return Err(e);
             }
+            if self.read_only {
+                self.reread_for_missing();
+            }
             let again = self.locate(ino, plain_offset, wanted_end)?;
             self.fill(&again.extents, plain_offset, out, sequential)?;
         }

@@ -1,15 +1,18 @@
 //! What reading all files does not look at: the ends of packs, and segments that a base makes superfluous.
 
 use super::Vault;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::index::{Published, SegmentExtent, SegmentReader};
 use crate::pack::{PackId, PackReader};
 use crate::store::Area;
 
 impl Vault {
-    /// Opens trailer and catalogue of every published pack, holds its length against the index, and opens all of the
+    /// Says what is wrong with the index, opens trailer and catalogue of every published pack, holds its length against the index, and opens all of the
     /// segments and bases that were not needed to open the library. `problem` hears of each object that does not hold.
     pub fn check_objects(&self, problem: &mut dyn FnMut(Error)) -> Result<()> {
+        for text in &self.core.problems {
+            problem(Error::from(Kind::RolledBack(text.as_str().into())));
+        }
         for (id, cipher_len) in self.core.store.list(Area::Data)? {
             self.check_pack(id, cipher_len)
                 .unwrap_or_else(&mut *problem);
@@ -31,6 +34,19 @@ impl Vault {
         {
             let check = format_args!("it is {cipher_len} bytes long, and the index says {known}");
             return Err(Error::damaged(name, check));
+        }
+        if let Some(of) = PackReader::copy_of(&object, id, &core.master) {
+            let is_there = core.store.open(Area::Data, of).is_ok();
+            let check = format!("it was written as data/{of}, which is not there: rename it");
+            return match is_there {
+                true => {
+                    log::warn!(
+                        "{name}: is a copy of data/{of}, and passed over (it can be removed)"
+                    );
+                    Ok(())
+                }
+                false => Err(Error::damaged(name, check)),
+            };
         }
         // The catalogue is opened by the trailer.
         PackReader::open(object, id, &core.master)?

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
+use super::follow::Follower;
 use super::names::Wanted;
 use super::{Core, Vault};
 use crate::error::{Error, Kind, Result};
@@ -141,6 +142,13 @@ impl Volume for Vault {
                 _ => return Ok(()),
             }
         }
+    }
+
+    fn follow(&self, tell: OnChange) -> Result<()> {
+        if self.core().read_only {
+            *self.follower.lock() = Some(Follower::start(self.core(), tell)?);
+        }
+        Ok(())
     }
 
     fn statfs(&self) -> Result<Statfs> {
@@ -363,6 +371,7 @@ impl Volume for Vault {
     }
 
     fn close(&self) -> Result<()> {
+        drop(self.follower.lock().take());
         let cache = self.cache_stats();
         log::info!(
             "cache of blocks: {} hits, {} misses",

@@ -284,3 +284,51 @@ fn bad_slots_beside_a_good_one_hinder_nobody() {
     assert!(!ended.stderr.contains("conflict"), "{}", ended.stderr);
     assert_eq!(bench.run("key remove lib 0000").code, 0);
 }
+
+#[test]
+fn a_slot_that_costs_much_is_not_tried_unasked() {
+    use hushfs::crypto::{KdfParams, MasterKey, Secret, Slot};
+    let (bench, code) = Bench::with_library();
+    let master = MasterKey::from_recovery_code(&code).unwrap();
+    let costly = KdfParams {
+        memory_kib: 257 * 1024,
+        passes: 1,
+        lanes: 4,
+    };
+    let id = hushfs::store::ObjectId([0xcc; 16]);
+    let secret = Secret::Password(b"xyzzy two".to_vec().into());
+    let slot = Slot::seal(id, &master, &secret, costly, "").unwrap();
+    fs::write(bench.path(&format!("lib/key/{id}")), slot).unwrap();
+    // Those of the usual cost are tried first, and open as ever.
+    assert!(bench.opens("--password-file pw"));
+    let refused = bench.run("info --password-file pw2 lib");
+    assert_eq!(refused.code, 3);
+    let asks = "257 MiB of memory and 2 times the work";
+    for told in [&format!("key/{id}"), asks, "--accept-cost"] {
+        assert!(refused.stderr.contains(told), "{}", refused.stderr);
+    }
+    assert!(bench.opens("--password-file pw2 --accept-cost"));
+}
+
+#[test]
+fn a_copy_of_a_slot_is_passed_over_and_one_that_was_renamed_is_named() {
+    let (bench, _) = Bench::with_library();
+    let own = bench.path(&format!("lib/key/{}", bench.slots()[0]));
+    let copy = bench.path("lib/key/cccccccccccccccccccccccccccccccc");
+    fs::copy(&own, &copy).unwrap();
+    assert!(bench.opens("--password-file pw"));
+    let verify = bench.run("verify --password-file pw lib");
+    assert_eq!(verify.code, 0, "{}", verify.stdout);
+    assert!(
+        verify.stderr.contains("is a copy of key/"),
+        "{}",
+        verify.stderr
+    );
+    fs::remove_file(&own).unwrap();
+    let renamed = bench.run("info --password-file pw lib");
+    assert!(
+        renamed.stderr.contains("rename it to key/"),
+        "{}",
+        renamed.stderr
+    );
+}

@@ -144,6 +144,7 @@ fn vault(store: &MemoryStore, read_only: bool) -> Arc<Vault> {
         read_only,
         cache_bytes: 1 << 20,
         accept_rollback: false,
+        published_only: false,
         uid: 1000,
         gid: 100,
     };

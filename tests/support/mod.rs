@@ -48,6 +48,7 @@ impl Library {
             read_only,
             cache_bytes,
             accept_rollback: false,
+            published_only: false,
             uid: 1000,
             gid: 100,
         };

@@ -364,7 +364,15 @@ fn put_in_order(
         out.segments.push(next);
     }
     let waiting = queues.into_values().flatten();
-    out.waiting = waiting.map(|s| s.published).collect();
+    out.waiting = waiting.map(head).collect();
+}
+
+fn head(segment: Opened) -> Head {
+    Head {
+        device: segment.published.device,
+        number: segment.published.number,
+        sha256: segment.sha256.unwrap_or_default(),
+    }
 }
 
 /// Whose segment comes next, and whether all is there that it was made on top of; none where none is left.

@@ -94,6 +94,7 @@ fn a_segment_with_an_unknown_read_only_feature_is_read_and_nothing_is_written() 
         read_only: true,
         cache_bytes: 0,
         accept_rollback: false,
+        published_only: false,
         uid: 0,
         gid: 0,
     };

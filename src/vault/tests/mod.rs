@@ -196,6 +196,7 @@ const OPTIONS: Options = Options {
     read_only: false,
     cache_bytes: 1 << 20,
     accept_rollback: false,
+    published_only: false,
     uid: 0,
     gid: 0,
 };
