@@ -244,6 +244,12 @@ impl Library {
                 continue;
             }
             match slot.open(secret) {
+                Ok(master) if !self.is_ours(&slots.good, &master)? => {
+                    log::warn!(
+                        "key/{}: is another library's slot with this secret, and passed over (it can be removed)",
+                        slot.id
+                    );
+                }
                 Ok(master) => {
                     return Ok(Unlocked {
                         master,
@@ -269,6 +275,20 @@ impl Library {
             )),
             (None, None) => wrong().hint("--recovery opens it with the recovery code"),
         })
+    }
+
+    /// Whether this is the library's key, where its slots have more than one: what is stored tells, else this machine's
+    /// memory. One password may be that of several libraries.
+    fn is_ours(&self, slots: &[Slot], master: &MasterKey) -> Result<bool> {
+        if slots.iter().all(|slot| slot.verify(master).is_ok()) {
+            return Ok(true);
+        }
+        if let Some(opens) = self.opens_with(master)? {
+            return Ok(opens);
+        }
+        let known = Place::of(&self.dir).and_then(|place| place.load());
+        let known = known.ok().flatten();
+        Ok(known.is_none_or(|known| known.fingerprint == master.fingerprint()))
     }
 
     /// Refuses what has no slot.

@@ -135,7 +135,12 @@ fn holds_own_segment(store: &dyn Store) -> Result<bool> {
             .and_then(|file| file.read_at(&mut header, 0));
         read.is_ok() && header.starts_with(Magic::Segment.bytes())
     };
-    Ok(store.leftovers()?.into_iter().any(is_segment))
+    match store.leftovers() {
+        Ok(left) => Ok(left.into_iter().any(is_segment)),
+        // Nothing is left, or none of it can be looked at.
+        Err(e) if matches!(e.kind(), Kind::ReadOnly) => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 /// Refuses to write to a library with this segment, which has a feature that only those may write with who know it.
