@@ -286,9 +286,8 @@ impl Library {
         if let Some(opens) = self.opens_with(master)? {
             return Ok(opens);
         }
-        let known = Place::of(&self.dir).and_then(|place| place.load());
-        let known = known.ok().flatten();
-        Ok(known.is_none_or(|known| known.fingerprint == master.fingerprint()))
+        let found = state::find(&self.dir, master.fingerprint(), false, &|_| false);
+        Ok(!matches!(found, Err(e) if matches!(e.kind(), Kind::RolledBack(_))))
     }
 
     /// Refuses what has no slot.
