@@ -175,9 +175,9 @@ impl Tree {
         };
         if let Some(other) = self.child(parent, &to.name) {
             // What another device placed there, in another base, is a conflict, and noted as one.
-            let device = |stamp: Stamp| self.segments[stamp.segment as usize].device;
             let set_at = self.link(other).at;
-            let is_conflict = self.unsettled.is_some() && device(set_at) != device(at);
+            let is_conflict =
+                self.unsettled.is_some() && self.device_of(set_at) != self.device_of(at);
             match self.is_later(at, set_at) {
                 _ if is_conflict => {}
                 false => return false,

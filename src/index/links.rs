@@ -51,6 +51,7 @@ impl Tree {
         if self.beside_base
             && let Some(other) = self.child(parent, &to.name)
             && self.is_later(self.link(other).at, at)
+            && self.device_of(self.link(other).at) == self.device_of(at)
         {
             // The base knows who had the name next. So this link has left it, and a record that comes says for where,
             // or that it is no more.
@@ -78,6 +79,11 @@ impl Tree {
         self.note_placed(link);
         self.attach(link, at, wall);
         Ok(())
+    }
+
+    /// Whose record set a register.
+    pub(super) fn device_of(&self, at: Stamp) -> crate::store::DeviceId {
+        self.segments[at.segment as usize].device
     }
 
     /// The directory that a link is placed in. Where several devices wrote, one may have lost its directory in a way

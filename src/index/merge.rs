@@ -290,7 +290,7 @@ impl Tree {
             touched
                 .get(&id)
                 .is_some_and(|t| t.iter().any(|o| beside(&o)))
-                || self.has_unknown(id, gone.link, &block.branches[change.branch].known)
+                || self.has_unknown(id, gone.link, &block.branches[change.branch])
         };
         let changes = block.changes.iter().enumerate();
         changes.filter(|(_, c)| yields(c)).map(|(i, _)| i).collect()
@@ -298,11 +298,12 @@ impl Tree {
 
     /// Whether what was applied before the block has a change of this inode that a writer with this knowledge did not
     /// know: a base of another device may be ahead of it.
-    fn has_unknown(&self, inode: Id, link: Id, known: &Known) -> bool {
+    fn has_unknown(&self, inode: Id, link: Id, by: &Branch) -> bool {
         let Some(ix) = self.find_id(inode) else {
             return false;
         };
-        let is_unknown = |at| !self.is_known(at, known);
+        // What a base was written beside, it may have already.
+        let is_unknown = |at: Stamp| at.segment != by.segment && !self.is_known(at, &by.known);
         let inode = self.inode(ix);
         let extra = inode.extra.as_deref();
         let xattrs = extra
@@ -366,6 +367,13 @@ impl Tree {
                             None => continue,
                         },
                     };
+                    // A base that was written beside it has it already.
+                    let has_it = |at: Stamp| {
+                        at.segment == change.at.segment && !self.is_later(change.at, at)
+                    };
+                    if known.is_some_and(|inode| has_it(inode.version)) {
+                        continue;
+                    }
                     let knows_last = run.last.is_none_or(|last| {
                         let last = block.changes[last];
                         block.knows((change.branch, change.at), (last.branch, last.at))
@@ -484,7 +492,11 @@ impl Tree {
         let began_empty = self.inode(ix).created == versions[0].at;
         let knows = |by: &Version, other: &Version| match (by.branch, other.branch) {
             (Some(b), Some(o)) => block.knows((b, by.at), (o, other.at)),
-            (Some(b), None) => began_empty || self.is_known(other.at, &block.branches[b].known),
+            (Some(b), None) => {
+                let branch = &block.branches[b];
+                let is_own = branch.segment == other.at.segment;
+                began_empty || is_own || self.is_known(other.at, &branch.known)
+            }
             (None, _) => false,
         };
         let is_tip = |v: &Version| !versions.iter().any(|by| by.at != v.at && knows(by, v));

@@ -123,24 +123,21 @@ fn apply(
     for base in &history.bases {
         apply_base(store, master, base, &mut out).map_err(|e| (base.published.id, e))?;
     }
-    // What a base was written beside, it knows in part: that comes first, and makes it whole.
-    let is_needed = |s: &&Opened| out.needs.iter().any(|need| needs(need, &s.published));
-    let (needed, others): (Vec<&Opened>, Vec<&Opened>) =
-        history.segments.iter().partition(is_needed);
-    for segment in needed {
-        out.tree.beside_base = true;
-        apply_segment(store, master, segment, &mut out).map_err(|e| (segment.published.id, e))?;
-    }
-    out.tree.beside_base = false;
-    let known = known_by(&history.segments, &others);
+    let all: Vec<&Opened> = history.segments.iter().collect();
+    let known = known_by(&history.segments);
     for block in merge::blocks(&known) {
-        match &others[block.clone()] {
+        let segments = &all[block.clone()];
+        // What a base was written beside, it knows in part.
+        let is_needed = |s: &&Opened| out.needs.iter().any(|need| needs(need, &s.published));
+        out.tree.beside_base = segments.iter().any(is_needed);
+        match segments {
             [one] if knows_all(&known[block.start], &out.heads) => {
                 apply_segment(store, master, one, &mut out).map_err(|e| (one.published.id, e))?;
             }
             several => merge_segments(store, master, several, &known[block], &mut out)?,
         }
     }
+    out.tree.beside_base = false;
     let missing = |need: &&Head| {
         out.heads
             .get(&need.device)
@@ -165,8 +162,8 @@ fn knows_all(
     others.all(|(device, head)| known.get(device) >= Some(&head.number))
 }
 
-/// Writer, number and knowledge of each of `segments`, whose heads name others by their digests.
-fn known_by(all: &[Opened], segments: &[&Opened]) -> Vec<(DeviceId, u64, Known)> {
+/// Writer, number and knowledge of each segment; heads name others by their digests.
+fn known_by(all: &[Opened]) -> Vec<(DeviceId, u64, Known)> {
     let by_digest: HashMap<[u8; 32], &Opened> =
         all.iter().filter_map(|s| Some((s.sha256?, s))).collect();
     let knows = |heads: &[Head]| {
@@ -179,7 +176,7 @@ fn known_by(all: &[Opened], segments: &[&Opened]) -> Vec<(DeviceId, u64, Known)>
         }
         known
     };
-    let all = segments.iter();
+    let all = all.iter();
     all.map(|s| (s.writer.0, s.published.number, knows(&s.opening.heads)))
         .collect()
 }

@@ -169,16 +169,19 @@ fn is_superfluous(base: &Opened, by: &Opened) -> bool {
     base.opening.heads.iter().all(is_in) && !contradict(base, by)
 }
 
-/// Whether two bases were made of two histories of one device.
+/// Whether two bases were made of two histories of one device. A segment that a base was written beside, and that it
+/// does not cover, says nothing: a crash may have taken it, and another one has its number.
 fn contradict(base: &Opened, other: &Opened) -> bool {
+    let covered =
+        |base| stamps(base).filter(move |s: &&StampSegment| s.number <= number_in(base, s.device));
     let key = |s: &StampSegment| (s.device, s.number);
-    let known: HashMap<_, _> = stamps(other).map(|s| (key(s), s.segment)).collect();
+    let known: HashMap<_, _> = covered(other).map(|s| (key(s), s.segment)).collect();
     let differs = |s: &StampSegment| known.get(&key(s)).is_some_and(|known| *known != s.segment);
     let is_other = |h: &Head| {
         let mut same = other.opening.heads.iter().filter(|o| o.device == h.device);
         same.any(|o| o.number == h.number && o.sha256 != h.sha256)
     };
-    base.opening.heads.iter().any(is_other) || stamps(base).any(differs)
+    base.opening.heads.iter().any(is_other) || covered(base).any(differs)
 }
 
 /// The segments whose digests have to be known: those that are to be applied, and all of a device that may have written
