@@ -3,9 +3,10 @@
 use super::apply::{Refusal, check_xattr};
 use super::extents::{Extent, Extents};
 use super::inode::*;
-use super::merge::{Known, Loser};
+use super::merge::Known;
 use super::record::*;
 use super::tree::*;
+use super::versions::Loser;
 use crate::pack::Run;
 use crate::volume::{FILE_LEN_MAX, FileKind, Time};
 

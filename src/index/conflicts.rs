@@ -8,9 +8,9 @@ use sha2::{Digest, Sha256};
 
 use super::extents::Extent;
 use super::inode::*;
-use super::merge::Loser;
 use super::record::*;
 use super::tree::*;
+use super::versions::Loser;
 use crate::volume::{FileKind, NAME_LEN_MAX, Time};
 
 /// Records in a step: how many entries of a directory move in one frame.

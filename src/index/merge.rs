@@ -5,8 +5,7 @@
 //! changes. Two things need to know who knew what:
 //!
 //! - a removal yields to a change of what it removes that its writer did not know, and that did not know the removal;
-//! - contents that were made on another version than the newest are a fork: each version is built on the one it was
-//!   made on, the latest wins, and the others are kept as *losers* until [`super::conflicts`] gives them names.
+//! - contents that were made on another version than the newest are a fork (see [`super::versions`]).
 //!
 //! What a writer knew is in its segment's heads.
 
@@ -14,12 +13,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
 use super::apply::{COUNTER_MAX, Refusal};
-use super::extents::Extents;
 use super::inode::*;
 use super::record::*;
 use super::tree::*;
+use super::versions::Loser;
 use crate::store::DeviceId;
-use crate::volume::{FILE_LEN_MAX, FileKind, Time};
+use crate::volume::{FileKind, Time};
 
 /// The newest segment of each device that a writer had applied.
 pub type Known = BTreeMap<DeviceId, u64>;
@@ -37,16 +36,6 @@ pub(super) struct Branch {
     pub known: Known,
     /// What is in it.
     pub frames: Vec<Frame>,
-}
-
-/// A version of a file's contents that lost against another one.
-#[derive(Debug)]
-pub(super) struct Loser {
-    pub at: Stamp,
-    pub extents: Extents,
-    pub plain_size: u64,
-    pub mtime: Time,
-    pub wall: Time,
 }
 
 /// What a merge leaves to be settled by records (see [`super::conflicts`]).
@@ -100,33 +89,21 @@ fn both(a: &Known, b: &Known) -> Known {
 
 /// A record of a block.
 #[derive(Clone, Copy)]
-struct Change<'a> {
-    at: Stamp,
-    branch: usize,
-    wall: Time,
-    record: &'a Record,
+pub(super) struct Change<'a> {
+    pub at: Stamp,
+    pub branch: usize,
+    pub wall: Time,
+    pub record: &'a Record,
 }
 
-/// A version of a file's contents in a block: the first is the one that all know.
-struct Version {
-    at: Stamp,
-    branch: Option<usize>,
-    extents: Extents,
-    plain_size: u64,
-    mtime: Time,
-    wall: Time,
-    /// It was made on a version that is not to be had: what it did not write itself is of another one.
-    is_patched: bool,
-}
-
-struct Block<'a> {
-    branches: &'a [Branch],
-    changes: Vec<Change<'a>>,
+pub(super) struct Block<'a> {
+    pub branches: &'a [Branch],
+    pub changes: Vec<Change<'a>>,
 }
 
 impl Block<'_> {
     /// Whether the writer of the record at `at` in branch `by` knew the one at `other` in branch `of`.
-    fn knows(&self, (by, at): (usize, Stamp), (of, other): (usize, Stamp)) -> bool {
+    pub fn knows(&self, (by, at): (usize, Stamp), (of, other): (usize, Stamp)) -> bool {
         if by == of {
             return other.counter() < at.counter();
         }
@@ -150,41 +127,6 @@ impl Tree {
             let covered = unsettled.covered.entry(*device).or_default();
             *covered = *number.max(covered);
         }
-    }
-
-    /// Another base has another version of a file that is there. The base that covers the other's version has replaced
-    /// it; where neither does, the later one wins, and the other is kept.
-    pub(super) fn merge_version(&mut self, ix: InodeIx, other: Loser, covers: &Known) {
-        let own = self.inode(ix).version;
-        let is_ours_newer = self
-            .unsettled
-            .as_ref()
-            .is_none_or(|u| self.is_known(other.at, &u.covered));
-        if own == other.at || is_ours_newer {
-            return;
-        }
-        let is_theirs_newer = self.is_known(own, covers);
-        let inode = self.inode(ix);
-        let mine = Loser {
-            at: own,
-            extents: inode.extents().clone(),
-            plain_size: inode.plain_size,
-            mtime: inode.mtime.into(),
-            wall: inode.ctime.into(),
-        };
-        let (winner, loser) = match is_theirs_newer || self.is_later(other.at, own) {
-            true => (other, mine),
-            false => (mine, other),
-        };
-        let inode = self.inode_mut(ix);
-        (inode.version, inode.plain_size) = (winner.at, winner.plain_size);
-        inode.mtime = winner.mtime.into();
-        let losers = if is_theirs_newer {
-            Vec::new()
-        } else {
-            vec![loser]
-        };
-        self.put_contents(ix, winner.extents, losers);
     }
 
     /// Applies segments that were written beside each other. What they leave in conflict is noted.
@@ -330,263 +272,6 @@ impl Tree {
         segment.number == 0 || known.get(&segment.device) >= Some(&segment.number)
     }
 
-    /// Files of which a version was made on another one than the newest before it, with the places of their contents
-    /// in the block.
-    fn forks(&self, block: &Block) -> HashMap<Id, Vec<usize>> {
-        struct Run {
-            version: WireStamp,
-            last: Option<usize>,
-            is_forked: bool,
-            places: Vec<usize>,
-        }
-        let mut runs: HashMap<Id, Run> = HashMap::new();
-        let start = |version| Run {
-            version,
-            last: None,
-            is_forked: false,
-            places: Vec::new(),
-        };
-        for (i, change) in block.changes.iter().enumerate() {
-            match change.record {
-                Record::Inode(new) if self.find_id(new.id).is_none() => {
-                    runs.entry(new.id)
-                        .or_insert_with(|| start(self.wire(change.at)));
-                }
-                Record::Content(content) => {
-                    let id = content.inode;
-                    let known = self.find_id(id).map(|ix| self.inode(ix));
-                    if known.is_some_and(|inode| inode.kind != FileKind::Regular) {
-                        continue;
-                    }
-                    let run = match known {
-                        Some(inode) => runs
-                            .entry(id)
-                            .or_insert_with(|| start(self.wire(inode.version))),
-                        None => match runs.get_mut(&id) {
-                            Some(run) => run,
-                            None => continue,
-                        },
-                    };
-                    // A base that was written beside it has it already.
-                    let has_it = |at: Stamp| {
-                        at.segment == change.at.segment && !self.is_later(change.at, at)
-                    };
-                    if known.is_some_and(|inode| has_it(inode.version)) {
-                        continue;
-                    }
-                    let knows_last = run.last.is_none_or(|last| {
-                        let last = block.changes[last];
-                        block.knows((change.branch, change.at), (last.branch, last.at))
-                    });
-                    run.is_forked |=
-                        content.base != run.version && (!knows_last || run.last.is_none());
-                    (run.version, run.last) = (self.wire(change.at), Some(i));
-                    run.places.push(i);
-                }
-                Record::Relocate(moved) => {
-                    if let Some(run) = runs.get_mut(&moved.inode) {
-                        run.places.push(i);
-                    }
-                }
-                _ => {}
-            }
-        }
-        runs.retain(|_, run| run.is_forked);
-        runs.into_iter().map(|(id, run)| (id, run.places)).collect()
-    }
-
-    /// Builds every version of a file, lets the latest win, and keeps the others that have something of their own.
-    fn merge_contents(
-        &mut self,
-        ix: InodeIx,
-        block: &Block,
-        places: &[usize],
-    ) -> Result<(), (u32, Refusal)> {
-        let inode = self.inode(ix);
-        let mut versions = vec![Version {
-            at: inode.version,
-            branch: None,
-            extents: inode.extents().clone(),
-            plain_size: inode.plain_size,
-            mtime: inode.mtime.into(),
-            wall: inode.ctime.into(),
-            is_patched: false,
-        }];
-        for change in places.iter().map(|i| block.changes[*i]) {
-            let refused = |why| (change.at.segment, why);
-            match change.record {
-                Record::Content(content) => {
-                    let (made_on, is_named) = self.made_on(content, change, &versions, block);
-                    let built = self.next_version(content, change, &versions[made_on]);
-                    versions.push(Version {
-                        is_patched: !is_named && !covers_all(content),
-                        ..built.map_err(refused)?
-                    });
-                }
-                Record::Relocate(moved) => {
-                    let pieces = self.pieces(&moved.packs, &moved.splices).map_err(refused)?;
-                    if let Some(version) = versions
-                        .iter_mut()
-                        .find(|v| self.wire(v.at) == moved.version)
-                    {
-                        version.extents.splice(&pieces, &mut |_, _| {});
-                        version.extents.truncate(version.plain_size, &mut |_, _| {});
-                    }
-                }
-                _ => {}
-            }
-        }
-        self.choose(ix, block, versions);
-        Ok(())
-    }
-
-    /// The version that contents were made on, by its place, and whether that is the very one. A base of another
-    /// device may be ahead of it: then it is the newest that was known.
-    fn made_on(
-        &self,
-        content: &Content,
-        by: Change,
-        versions: &[Version],
-        block: &Block,
-    ) -> (usize, bool) {
-        let named = versions
-            .iter()
-            .position(|v| self.wire(v.at) == content.base);
-        let is_known = |v: &Version| {
-            let here = (by.branch, by.at);
-            v.branch
-                .is_none_or(|branch| block.knows(here, (branch, v.at)))
-        };
-        match named {
-            Some(named) => (named, true),
-            None => (versions.iter().rposition(is_known).unwrap_or(0), false),
-        }
-    }
-
-    fn next_version(
-        &mut self,
-        content: &Content,
-        change: Change,
-        base: &Version,
-    ) -> Result<Version, Refusal> {
-        if content.plain_size > FILE_LEN_MAX {
-            return Err("a file longer than files can be");
-        }
-        let pieces = self.pieces(&content.packs, &content.splices)?;
-        let mut extents = base.extents.clone();
-        extents.splice(&pieces, &mut |_, _| {});
-        extents.truncate(content.plain_size, &mut |_, _| {});
-        Ok(Version {
-            at: change.at,
-            branch: Some(change.branch),
-            extents,
-            plain_size: content.plain_size,
-            mtime: content.mtime.unwrap_or(change.wall),
-            wall: change.wall,
-            is_patched: base.is_patched,
-        })
-    }
-
-    fn choose(&mut self, ix: InodeIx, block: &Block, mut versions: Vec<Version>) {
-        // A file that two devices made, to save the same version that lost, began empty on both.
-        let began_empty = self.inode(ix).created == versions[0].at;
-        let knows = |by: &Version, other: &Version| match (by.branch, other.branch) {
-            (Some(b), Some(o)) => block.knows((b, by.at), (o, other.at)),
-            (Some(b), None) => {
-                let branch = &block.branches[b];
-                let is_own = branch.segment == other.at.segment;
-                began_empty || is_own || self.is_known(other.at, &branch.known)
-            }
-            (None, _) => false,
-        };
-        let is_tip = |v: &Version| !versions.iter().any(|by| by.at != v.at && knows(by, v));
-        let tips: Vec<usize> = (0..versions.len())
-            .filter(|i| is_tip(&versions[*i]))
-            .collect();
-        let same =
-            |a: &Version, b: &Version| a.plain_size == b.plain_size && a.extents == b.extents;
-        // The bytes of a version that another tip was made after are nothing of a tip's own: it was touched, say.
-        let adds_nothing = |tip: usize| {
-            let others = || tips.iter().filter(|other| **other != tip);
-            let seen = |v: &Version| others().any(|other| knows(&versions[*other], v));
-            versions
-                .iter()
-                .any(|v| v.at != versions[tip].at && same(v, &versions[tip]) && seen(v))
-        };
-        let with_own: Vec<usize> = tips
-            .iter()
-            .copied()
-            .filter(|tip| !adds_nothing(*tip))
-            .collect();
-        let mut kept: Vec<usize> = Vec::new();
-        let mut candidates = if with_own.is_empty() {
-            tips.clone()
-        } else {
-            with_own.clone()
-        };
-        candidates.sort_by_key(|tip| (!versions[*tip].is_patched, *tip));
-        // From the latest on: of equal ones the latest stays.
-        for tip in candidates.iter().rev() {
-            if kept.iter().all(|k| !same(&versions[*k], &versions[*tip])) {
-                kept.push(*tip);
-            }
-            if with_own.is_empty() {
-                break;
-            }
-        }
-        let mut losers = Vec::new();
-        for lost in kept.drain(1..).collect::<Vec<_>>() {
-            let v = &mut versions[lost];
-            losers.push(Loser {
-                at: v.at,
-                extents: std::mem::take(&mut v.extents),
-                plain_size: v.plain_size,
-                mtime: v.mtime,
-                wall: v.wall,
-            });
-        }
-        let winner = &mut versions[kept[0]];
-        let extents = std::mem::take(&mut winner.extents);
-        let (at, plain_size, mtime) = (winner.at, winner.plain_size, winner.mtime);
-        self.put_contents(ix, extents, losers);
-        let inode = self.inode_mut(ix);
-        (inode.version, inode.plain_size, inode.mtime) = (at, plain_size, mtime.into());
-    }
-
-    fn put_contents(&mut self, ix: InodeIx, extents: Extents, losers: Vec<Loser>) {
-        self.forget_losers(ix);
-        for loser in &losers {
-            self.count_live(&loser.extents, 1);
-        }
-        self.count_live(&extents, 1);
-        if let Body::Extents(own) = &mut self.inode_mut(ix).body {
-            let old = std::mem::replace(own, extents);
-            self.count_live(&old, -1);
-        }
-        if let Some(unsettled) = &mut self.unsettled
-            && !losers.is_empty()
-        {
-            unsettled.losers.insert(ix, losers);
-        }
-    }
-
-    fn count_live(&mut self, extents: &Extents, sign: i64) {
-        for e in extents.as_slice() {
-            let live = &mut self.packs[e.pack as usize].live_plain_bytes;
-            *live = live.saturating_add_signed(sign * i64::from(e.plain_len));
-        }
-    }
-
-    /// The versions of a file that lost count no more: they have names of their own, or the file is gone.
-    pub(super) fn forget_losers(&mut self, ix: InodeIx) {
-        let Some(unsettled) = &mut self.unsettled else {
-            return;
-        };
-        for loser in unsettled.losers.remove(&ix).into_iter().flatten() {
-            self.count_live(&loser.extents, -1);
-        }
-    }
-
     /// Notes a link that comes to its place, before it is in the table of names.
     pub(super) fn note_placed(&mut self, ix: LinkIx) {
         if self.unsettled.is_none() {
@@ -606,16 +291,4 @@ impl Tree {
             }
         }
     }
-}
-
-/// Whether contents say where every byte of the file lies.
-fn covers_all(content: &Content) -> bool {
-    let mut end = 0;
-    for splice in &content.splices {
-        if splice.plain_offset != end {
-            return false;
-        }
-        end += splice.plain_len;
-    }
-    end >= content.plain_size
 }

@@ -16,6 +16,7 @@ mod replay;
 mod segment;
 mod slab;
 mod tree;
+mod versions;
 
 pub use base::{BaseCursor, StampTable};
 pub use behind::Behind;
