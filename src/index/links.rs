@@ -1,5 +1,6 @@
 //! What records do to links: names in directories.
 
+use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
 
 use super::apply::Refusal;
@@ -122,10 +123,13 @@ impl Tree {
 
     /// Directories list in the order in which links were made, whatever the order in which they were applied.
     pub(super) fn order_entries(&mut self) {
+        // Two devices may make ids with one low half.
+        let order = |tree: &Self, ix: LinkIx| {
+            let id = tree.link_id(ix);
+            (id.low(), id)
+        };
         let is_mixed = |(_, inode): &(u32, &Inode)| match &inode.body {
-            Body::Entries(entries) => !entries
-                .values()
-                .is_sorted_by_key(|ix| self.link_id(*ix).low()),
+            Body::Entries(entries) => !entries.values().is_sorted_by_key(|ix| order(self, *ix)),
             _ => false,
         };
         let mixed: Vec<u32> = self
@@ -141,7 +145,7 @@ impl Tree {
                 continue;
             };
             let mut links: Vec<LinkIx> = entries.into_values().collect();
-            links.sort_by_cached_key(|ix| self.link_id(*ix).low());
+            links.sort_by_cached_key(|ix| order(self, *ix));
             for (cookie, ix) in (COOKIE_MIN..).zip(&links) {
                 self.links
                     .get_mut(ix.0)
@@ -151,6 +155,39 @@ impl Tree {
             let entries = (COOKIE_MIN..).zip(links).collect();
             self.inode_mut(InodeIx(at)).body = Body::Entries(entries);
         }
+    }
+
+    /// Who lists a directory of `old` goes on where it is in this one: links keep their cookies, and what is new comes last.
+    pub(super) fn keep_places(&mut self, dir: InodeIx, old: &Tree, was: InodeIx) {
+        let (Body::Entries(before), Body::Entries(after)) =
+            (&old.inode(was).body, &self.inode(dir).body)
+        else {
+            return;
+        };
+        let places: HashMap<Id, u32> = before
+            .iter()
+            .map(|(cookie, ix)| (old.link_id(*ix), *cookie))
+            .collect();
+        let mut next = before
+            .last_key_value()
+            .map_or(COOKIE_MIN, |(cookie, _)| cookie + 1);
+        if next as usize + after.len() > COOKIE_MAX as usize {
+            return;
+        }
+        let place = |ix: &LinkIx| {
+            let cookie = places.get(&self.link_id(*ix)).copied();
+            let cookie = cookie.unwrap_or_else(|| {
+                next += 1;
+                next - 1
+            });
+            (cookie, *ix)
+        };
+        let entries: BTreeMap<u32, LinkIx> = after.values().map(place).collect();
+        for (cookie, ix) in &entries {
+            let link = self.links.get_mut(ix.0);
+            link.expect("a directory holds links in use").cookie = *cookie;
+        }
+        self.inode_mut(dir).body = Body::Entries(entries);
     }
 
     /// Puts a link into its directory.

@@ -198,6 +198,26 @@ impl Tree {
         others.into_iter().for_each(|ix| self.give_spare(ix));
     }
 
+    /// What is held in `old` goes on being shown by its number, whoever should have that by now.
+    pub(super) fn keep_numbers(&mut self, old: &Tree) {
+        for held in old.held() {
+            let (shown, ix) = (old.ino(held), self.find_id(old.inode(held).id()));
+            let other = self.find(shown);
+            if other == ix {
+                continue;
+            }
+            ix.into_iter()
+                .chain(other)
+                .for_each(|ix| self.hide_number(ix));
+            if let Some(ix) = ix {
+                self.show_spare(ix, shown.0);
+            }
+            if let Some(other) = other {
+                self.give_spare_but(other, shown.0);
+            }
+        }
+    }
+
     /// Shows an inode by the number that it should have, which is free.
     fn show_due(&mut self, ix: InodeIx) {
         let inode = self.inode(ix);
@@ -209,11 +229,19 @@ impl Tree {
 
     /// Shows an inode by the next number that is free. There is one, as there are fewer slots than numbers.
     fn give_spare(&mut self, ix: InodeIx) {
+        self.give_spare_but(ix, 0);
+    }
+
+    /// The same, but not by this one.
+    fn give_spare_but(&mut self, ix: InodeIx, not: u64) {
         let mut number = self.inode(ix).id().number();
-        while !self.is_free(number.into()) {
+        while !self.is_free(number.into()) || u64::from(number) == not {
             number = number.wrapping_add(STEP);
         }
-        let number = number.into();
+        self.show_spare(ix, number.into());
+    }
+
+    fn show_spare(&mut self, ix: InodeIx, number: u64) {
         self.renumbered.insert(number, ix);
         self.inode_mut(ix).extra_mut().spare_number = Some(number);
         self.contested.push(ix);

@@ -249,13 +249,16 @@ impl Tree {
             .map(|(at, _)| InodeIx(at))
     }
 
-    /// Holds what is held in `old`, as far as it is here.
+    /// Holds what is held in `old`, as far as it is here, and shows it by the numbers and in the places that programs
+    /// know.
     pub fn take_references(&mut self, old: &Tree) {
+        self.keep_numbers(old);
         for held in old.held() {
             let inode = old.inode(held);
             if let Some(ix) = self.find_id(inode.id()) {
                 let count = inode.refs.load(Ordering::Relaxed);
                 self.inode(ix).refs.store(count, Ordering::Relaxed);
+                self.keep_places(ix, old, held);
             }
         }
     }

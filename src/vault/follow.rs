@@ -1,8 +1,8 @@
 //! A mount that only reads, of a library that others go on writing: the index is read again when it has changed.
 //!
-//! The new tree takes the place of the old one as a whole, with what the kernel and open files hold. Inodes keep their
-//! numbers, as these come from their ids, and packs keep theirs, by which the cache knows blocks. Then the kernel is
-//! told what is not as it was: what it keeps, it keeps for a day.
+//! The new tree takes the place of the old one as a whole, with what the kernel and open files hold: that keeps
+//! its numbers and its places in directories. Packs keep their numbers, by which the cache knows blocks. Then the kernel
+//! is told what is not as it was: what it keeps, it keeps for a day.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

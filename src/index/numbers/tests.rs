@@ -141,6 +141,36 @@ fn a_number_that_was_stored_stays_when_its_owner_goes() {
 }
 
 #[test]
+fn what_is_held_keeps_its_number_in_a_tree_that_takes_the_place() {
+    // Of those with one number, the kernel has seen the last three; the first comes later, and another one goes.
+    let old = tree_of(&[3, 1, 2, 6]);
+    let ids = [1, 2, 3].map(|i| IDS[i]);
+    let shown = ids.map(|id| {
+        let ix = old.find_id(id).unwrap();
+        old.inode(ix)
+            .refs
+            .store(1, std::sync::atomic::Ordering::Relaxed);
+        old.ino(ix)
+    });
+    for order in [
+        &[0, 1, 2, 3, 4, 5, 6][..],
+        &[6, 3, 2, 1, 0],
+        &[0, 1, 3],
+        &[0, 2],
+    ] {
+        let mut new = tree_of(order);
+        new.take_references(&old);
+        for (id, shown) in ids.iter().zip(shown) {
+            assert_eq!(new.find(shown), new.find_id(*id), "{order:?} {id:?}");
+        }
+        for i in order {
+            let ix = new.find_id(IDS[*i]).unwrap();
+            assert_eq!(new.find(new.ino(ix)), Some(ix), "{order:?} {i}");
+        }
+    }
+}
+
+#[test]
 fn the_root_keeps_its_number_and_nobody_gets_one_that_cannot_be() {
     let mut tree = tree_of(&[5]);
     let one = tree.find_id(IDS[5]).unwrap();

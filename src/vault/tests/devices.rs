@@ -537,6 +537,38 @@ fn permutations(all: &[ObjectId]) -> Vec<Vec<ObjectId>> {
     orders
 }
 
+#[test]
+fn all_show_a_file_by_the_same_number() {
+    let mut fleet = Device::fleet(2);
+    fleet[0].session(|v| put(v, "/song", b"old").unwrap());
+    fleet[1].pull(&fleet[0], &mut Dice(1), 4);
+    for (at, id) in [Id(0xabc), Id(0xabc << 32)].into_iter().enumerate() {
+        fleet[at].session(|v| {
+            super::numbers::make_as(&v.core, &format!("made by {at}"), id);
+            put(v, "/song", format!("of {at}").as_bytes()).unwrap();
+        });
+    }
+    let seen = |device: &Device| -> BTreeMap<String, Ino> {
+        let vault = device.open(true).unwrap();
+        let paths = shown(&vault).into_keys();
+        paths
+            .map(|path| (path.clone(), find(&vault, &path).unwrap()))
+            .collect()
+    };
+    // Read alone, and where each has recorded what it came to.
+    fleet[0].pull(&fleet[1], &mut Dice(1), 4);
+    let first = seen(&fleet[0]);
+    assert_eq!(first.len(), 4, "{first:?}");
+    let apart: BTreeSet<Ino> = first.values().copied().collect();
+    assert_eq!(apart.len(), 4, "{first:?}");
+    assert!(apart.contains(&Ino(0xabc)));
+    merged(&mut fleet);
+    fleet[1].session(|v| v.core.write_base().unwrap());
+    for device in &fleet {
+        assert_eq!(seen(device), first);
+    }
+}
+
 /// Random work on three devices, with a copier that is in the middle of its work.
 #[test]
 fn nothing_is_lost_and_all_come_to_the_same() {

@@ -4,8 +4,7 @@ use super::*;
 use crate::index::record::{LinkAt, NewInode, ROOT_ID};
 
 /// A file that was made without looking whether its number is free, as another device makes one.
-fn make_as(bench: &Bench, name: &str, id: Id) {
-    let core = bench.core();
+pub(super) fn make_as(core: &Core, name: &str, id: Id) {
     let made = core.transact(|_, draft| {
         draft.records.push(Record::Inode(NewInode {
             id,
@@ -51,9 +50,9 @@ fn numbers_are_small_unlike_and_stay() {
 #[test]
 fn who_shares_a_number_gets_another_for_good() {
     let mut bench = Bench::new();
-    make_as(&bench, "first", Id(0xabc_0000_0000));
-    make_as(&bench, "second", Id(0xabc));
-    make_as(&bench, "third", Id(0xabc << 64));
+    make_as(bench.core(), "first", Id(0xabc_0000_0000));
+    make_as(bench.core(), "second", Id(0xabc));
+    make_as(bench.core(), "third", Id(0xabc << 64));
     bench.remount().unwrap();
     let shown = ["first", "second", "third"].map(|name| number(&bench, name));
     assert_eq!(shown[0], 0xabc);
@@ -73,7 +72,7 @@ fn who_shares_a_number_gets_another_for_good() {
     }
     assert!(bench.core().tree.read().unstored_numbers().is_empty());
     // What is made afterwards may have the number that became free.
-    make_as(&bench, "fourth", Id(0xabc << 96));
+    make_as(bench.core(), "fourth", Id(0xabc << 96));
     bench.kill().unwrap();
     assert_eq!(number(&bench, "fourth"), 0xabc);
     assert_eq!(number(&bench, "second"), shown[1]);
@@ -82,8 +81,8 @@ fn who_shares_a_number_gets_another_for_good() {
 #[test]
 fn a_mount_that_writes_nothing_shows_the_same() {
     let bench = Bench::new();
-    make_as(&bench, "first", Id(0xabc_0000_0000));
-    make_as(&bench, "second", Id(0xabc));
+    make_as(bench.core(), "first", Id(0xabc_0000_0000));
+    make_as(bench.core(), "second", Id(0xabc));
     bench.vault.close().unwrap();
     let options = Options {
         read_only: true,
