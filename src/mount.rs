@@ -61,11 +61,11 @@ pub struct Plan {
     pub nodev: bool,
     /// Nothing can be executed below the mount point.
     pub noexec: bool,
-    /// See [`Options::source`].
+    /// What the kernel's table names as the source, in place of the library's folder.
     pub source: Option<OsString>,
-    /// See [`Options::subtype`].
+    /// What the kernel's table names as the type, behind `fuse.`.
     pub subtype: Option<OsString>,
-    /// See [`Options::timeout`].
+    /// So long a request waits for the store before it is answered with EIO.
     pub timeout: Option<Duration>,
 }
 

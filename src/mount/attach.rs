@@ -44,7 +44,7 @@ pub struct Options {
     pub subtype: Option<OsString>,
     /// What the log calls the store.
     pub store: Option<String>,
-    /// So long a request waits for the store before it is answered with EIO; else [`TIMEOUT`].
+    /// So long a request waits for the store before it is answered with EIO; else 30 s.
     pub timeout: Option<Duration>,
 }
 

@@ -160,12 +160,12 @@ pub trait Growing: Object {
     /// Its name, which it keeps when it is published.
     fn id(&self) -> ObjectId;
     /// Writes all of `data`. After an error nothing may be added to the file
-    /// ([`Kind::Poisoned`](crate::Kind::Poisoned)); what was written before may still be synced.
+    /// ([`Kind::Poisoned`]); what was written before may still be synced.
     fn write_at(&self, data: &[u8], cipher_offset: u64) -> Result<()>;
     /// Starts writing a range to the disk, so that a later sync waits less. A hint.
     fn write_back(&self, cipher_offset: u64, cipher_len: u64);
     /// Makes what is written so far, and the file's name in `new/`, durable. After an error nothing may be added, and
-    /// no later sync succeeds: [`Kind::Poisoned`](crate::Kind::Poisoned).
+    /// no later sync succeeds: [`Kind::Poisoned`].
     fn sync(&self) -> Result<()>;
 }
 
@@ -173,7 +173,7 @@ pub trait Growing: Object {
 pub trait Store: Send + Sync {
     /// Every object of an area with its length in bytes. Files that no object could be called are passed over.
     fn list(&self, area: Area) -> Result<Vec<(ObjectId, u64)>>;
-    /// Opens an object. One that is not there is [`Kind::Missing`](crate::Kind::Missing).
+    /// Opens an object. One that is not there is [`Kind::Missing`].
     fn open(&self, area: Area, id: ObjectId) -> Result<Arc<dyn Object>>;
     /// Adds a small object, whole and durable on return.
     fn put(&self, area: Area, id: ObjectId, bytes: &[u8]) -> Result<()>;
@@ -201,7 +201,7 @@ pub trait Store: Send + Sync {
 
     /// Makes sure that what grows, and the areas, lie where the next mount will look for them: without it, a sync says
     /// that something is durable which nobody finds again. What somebody removed or replaced is written again from what
-    /// is open. What cannot be is [`Kind::Displaced`](crate::Kind::Displaced), as is a library that is not at its path
+    /// is open. What cannot be is [`Kind::Displaced`], as is a library that is not at its path
     /// any more. Costs a look at each of them, so that every sync can ask.
     ///
     /// Answers the areas in whose place another folder was found: what lay in them has to be looked for.
