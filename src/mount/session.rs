@@ -84,19 +84,15 @@ fn mount_and_wait(
             }
         });
         let result = fuse::Session::start(volume, device, name, patience).and_then(|session| {
-            let answered = mount.answers();
-            match &answered {
-                Ok(()) => {
-                    mount.read_ahead();
-                    ready();
-                    notify("READY=1");
-                }
-                Err(_) => mount.detach(),
-            }
+            // It has agreed with the kernel, and answers. It is not asked: a thread that waits for a request of its own
+            // process cannot be killed, and would keep the device open for which the kernel waits in turn.
+            mount.read_ahead();
+            ready();
+            notify("READY=1");
             let joined = session.join(|| mount.cut());
             // Else it was cut by us, and the mount is still there.
             mount.is_over.store(joined.is_ok(), Ordering::Relaxed);
-            joined.and(answered)
+            joined
         });
         drop(running);
         handle.close();
@@ -149,19 +145,6 @@ impl Mounted {
             unique_id,
             is_over: AtomicBool::new(false),
         })
-    }
-
-    /// Makes sure that a program would be answered.
-    fn answers(&self) -> Result<()> {
-        match rustix::fs::statfs(&self.entry.point) {
-            Ok(_) => Ok(()),
-            // Refused by the root directory's mode, or gone again already: that is an answer, too.
-            Err(rustix::io::Errno::ACCESS | rustix::io::Errno::NOTCONN) => Ok(()),
-            Err(e) => Err(Error::new(
-                Kind::Mount(format!("does not answer: {e}").into()),
-                self.entry.point.display(),
-            )),
-        }
     }
 
     /// Only root may; streams are slower without.

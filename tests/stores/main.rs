@@ -158,10 +158,38 @@ impl Bench {
 
     /// Kills the daemon: nothing gets to the library after what was synced.
     fn kill(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
-            let _ = rustix::process::kill_process(Pid::from_child(&daemon), Signal::KILL);
-            daemon.wait().unwrap();
+        let Some(mut daemon) = self.daemon.take() else {
+            return self.detach();
+        };
+        let _ = rustix::process::kill_process(Pid::from_child(&daemon), Signal::KILL);
+        let started = Instant::now();
+        while daemon.try_wait().unwrap().is_none() && started.elapsed() < PATIENCE {
+            thread::sleep(Duration::from_millis(1));
         }
+        let is_dead = daemon.try_wait().unwrap().is_some();
+        if !is_dead {
+            // It waits for itself; without its connection it goes.
+            self.cut();
+        }
+        self.detach();
+        let _ = daemon.wait();
+        assert!(is_dead || thread::panicking(), "it could not be killed");
+    }
+
+    /// Ends the connection of the mount to the kernel: whoever waits for an answer is told that there is none.
+    fn cut(&self) {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let point = self.path("mnt");
+        for line in table.lines() {
+            let words: Vec<_> = line.split(' ').collect();
+            if Some(words[4]) == point.to_str() {
+                let minor = words[2].rsplit(':').next().unwrap();
+                let _ = fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1");
+            }
+        }
+    }
+
+    fn detach(&self) {
         let _ = rustix::mount::unmount(self.path("mnt"), UnmountFlags::DETACH);
     }
 
