@@ -263,7 +263,7 @@ impl Tree {
     }
 
     /// `stem (conflict, DEVICE, DATE).ext` for what was written at `at`, with a number where that is taken.
-    fn conflict_name(
+    pub(super) fn conflict_name(
         &self,
         parent: InodeIx,
         name: &[u8],

@@ -34,6 +34,8 @@ pub(super) struct Branch {
     pub number: u64,
     /// What its writer had applied, its own segments before this one included.
     pub known: Known,
+    /// A base was written beside it, which may lack what it goes on to remove.
+    pub is_in_base: bool,
     /// What is in it.
     pub frames: Vec<Frame>,
 }
@@ -154,6 +156,7 @@ impl Tree {
         let id = |at: Stamp| self.segments[at.segment as usize].segment;
         changes.sort_by_key(|c| (c.at.counter(), id(c.at)));
         let block = Block { branches, changes };
+        self.revive(&block);
         let void = self.yielding_removals(&block);
         let forked = self.forks(&block);
         for (i, change) in block.changes.iter().enumerate() {
@@ -187,6 +190,55 @@ impl Tree {
             }
         }
         Ok(())
+    }
+
+    /// Makes files anew that records of the block write to and nothing has: another device removed them, and all that is
+    /// left of that is a base without them. What was written is not lost with them: it is what they hold.
+    fn revive(&mut self, block: &Block) {
+        let mut made: HashSet<Id> = HashSet::new();
+        let mut placed: HashSet<Id> = HashSet::new();
+        for change in &block.changes {
+            match change.record {
+                Record::Inode(new) => drop(made.insert(new.id)),
+                Record::Link(l) => drop(placed.insert(l.inode.unwrap_or(l.link))),
+                _ => {}
+            }
+        }
+        for change in &block.changes {
+            let Record::Content(content) = change.record else {
+                continue;
+            };
+            let id = content.inode;
+            // A directory has no contents.
+            let is_file = content.plain_size > 0;
+            let is_in_base = block.branches[change.branch].is_in_base;
+            if !is_file || is_in_base || made.contains(&id) || self.find_id(id).is_some() {
+                continue;
+            }
+            let root = self.attr(ROOT_IX);
+            let new = NewInode {
+                id,
+                kind: FileKind::Regular,
+                perm: 0o600,
+                uid: root.uid,
+                gid: root.gid,
+                rdev: 0,
+                target: Vec::new(),
+            };
+            let name = self.conflict_name(ROOT_IX, b"recovered", change.at, change.wall, true);
+            let place = LinkAt {
+                link: id,
+                inode: None,
+                parent: ROOT_ID,
+                name,
+            };
+            // Both are well-formed. Earlier than any record that names it.
+            let begin = Stamp::new(0, change.at.segment);
+            let _ = self.create(begin, change.wall, &new);
+            if !placed.contains(&id) {
+                let _ = self.place(begin, change.wall, &place);
+            }
+        }
     }
 
     fn note_lost(&mut self, change: &Change) {

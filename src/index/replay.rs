@@ -201,6 +201,7 @@ fn merge_segments(
             writer: *writer,
             number: *number,
             known: known.clone(),
+            is_in_base: out.needs.iter().any(|need| needs(need, &segment.published)),
             frames,
         });
     }
