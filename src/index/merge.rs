@@ -103,6 +103,16 @@ pub(super) struct Block<'a> {
     pub changes: Vec<Change<'a>>,
 }
 
+/// A removal that yields.
+pub(super) struct Yielding {
+    /// Its place in the block.
+    place: usize,
+    /// Whose it is, and when.
+    pub by: (usize, Stamp),
+    /// The changes beside it.
+    pub beside: Vec<(usize, Stamp)>,
+}
+
 impl Block<'_> {
     /// Whether the writer of the record at `at` in branch `by` knew the one at `other` in branch `of`.
     pub fn knows(&self, (by, at): (usize, Stamp), (of, other): (usize, Stamp)) -> bool {
@@ -157,8 +167,9 @@ impl Tree {
         changes.sort_by_key(|c| (c.at.counter(), id(c.at)));
         let block = Block { branches, changes };
         self.revive(&block);
-        let void = self.yielding_removals(&block);
-        let forked = self.forks(&block);
+        let yielding = self.yielding_removals(&block);
+        let void: HashSet<usize> = yielding.values().flatten().map(|r| r.place).collect();
+        let forked = self.forks(&block, &yielding);
         for (i, change) in block.changes.iter().enumerate() {
             self.note_lost(change);
             let inode = match change.record {
@@ -186,7 +197,12 @@ impl Tree {
         forked.sort();
         for (id, contents) in forked {
             if let Some(ix) = self.find_id(id) {
-                self.merge_contents(ix, &block, &contents)?;
+                self.merge_contents(
+                    ix,
+                    &block,
+                    &contents,
+                    yielding.get(&id).map_or(&[], Vec::as_slice),
+                )?;
             }
         }
         Ok(())
@@ -254,8 +270,8 @@ impl Tree {
         }
     }
 
-    /// The removals, by their place in the block, that yield to what somebody did beside them to what they remove.
-    fn yielding_removals(&self, block: &Block) -> HashSet<usize> {
+    /// The removals that yield to what somebody did beside them to what they remove, by the inode that they would remove.
+    fn yielding_removals(&self, block: &Block) -> HashMap<Id, Vec<Yielding>> {
         let mut touched: HashMap<Id, Vec<(usize, Stamp)>> = HashMap::new();
         for change in &block.changes {
             let here = (change.branch, change.at);
@@ -273,21 +289,23 @@ impl Tree {
                 _ => {}
             }
         }
-        let yields = |change: &Change| {
+        let mut yielding: HashMap<Id, Vec<Yielding>> = HashMap::new();
+        for (place, change) in block.changes.iter().enumerate() {
             let Record::Unlink(gone) = change.record else {
-                return false;
+                continue;
             };
             let by = (change.branch, change.at);
             let id = gone.inode.unwrap_or(gone.link);
-            let beside =
-                |other: &&(usize, Stamp)| !block.knows(by, **other) && !block.knows(**other, by);
-            touched
-                .get(&id)
-                .is_some_and(|t| t.iter().any(|o| beside(&o)))
-                || self.has_unknown(id, gone.link, &block.branches[change.branch])
-        };
-        let changes = block.changes.iter().enumerate();
-        changes.filter(|(_, c)| yields(c)).map(|(i, _)| i).collect()
+            let all = touched.get(&id).into_iter().flatten().copied();
+            let beside: Vec<_> = all
+                .filter(|other| !block.knows(by, *other) && !block.knows(*other, by))
+                .collect();
+            if !beside.is_empty() || self.has_unknown(id, gone.link, &block.branches[by.0]) {
+                let removal = Yielding { place, by, beside };
+                yielding.entry(id).or_default().push(removal);
+            }
+        }
+        yielding
     }
 
     /// Whether what was applied before the block has a change of this inode that a writer with this knowledge did not

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use super::apply::Refusal;
 use super::extents::Extents;
 use super::inode::*;
-use super::merge::{Block, Change, Known};
+use super::merge::{Block, Change, Known, Yielding};
 use super::record::*;
 use super::tree::*;
 use crate::volume::{FILE_LEN_MAX, FileKind, Time};
@@ -71,9 +71,13 @@ impl Tree {
         self.put_contents(ix, winner.extents, losers);
     }
 
-    /// Files of which a version was made on another one than the newest before it, with the places of their contents
+    /// Files of which a version was made on another one than the newest before it, or whose removal yields, with the places of their contents
     /// in the block.
-    pub(super) fn forks(&self, block: &Block) -> HashMap<Id, Vec<usize>> {
+    pub(super) fn forks(
+        &self,
+        block: &Block,
+        yielding: &HashMap<Id, Vec<Yielding>>,
+    ) -> HashMap<Id, Vec<usize>> {
         struct Run {
             version: WireStamp,
             last: Option<usize>,
@@ -132,7 +136,8 @@ impl Tree {
                 _ => {}
             }
         }
-        runs.retain(|_, run| run.is_forked);
+        // What was written by who removed it afterwards may have no contents any more.
+        runs.retain(|id, run| run.is_forked || yielding.contains_key(id) && !run.places.is_empty());
         runs.into_iter().map(|(id, run)| (id, run.places)).collect()
     }
 
@@ -142,6 +147,7 @@ impl Tree {
         ix: InodeIx,
         block: &Block,
         places: &[usize],
+        removals: &[Yielding],
     ) -> Result<(), (u32, Refusal)> {
         let inode = self.inode(ix);
         let mut versions = vec![Version {
@@ -177,6 +183,18 @@ impl Tree {
                 _ => {}
             }
         }
+        let knows = |by: (usize, Stamp), v: &Version| {
+            v.branch
+                .is_some_and(|branch| block.knows(by, (branch, v.at)))
+        };
+        // Who removed a file afterwards has given up its own last versions, unless somebody beside went on from them.
+        let is_given_up = |v: &Version| {
+            removals.iter().any(|removal| {
+                let goes_on = |c: &(usize, Stamp)| c.1 == v.at || knows(*c, v);
+                knows(removal.by, v) && !removal.beside.iter().any(goes_on)
+            })
+        };
+        versions.retain(|v| !is_given_up(v));
         self.choose(ix, block, versions);
         Ok(())
     }
