@@ -244,13 +244,9 @@ impl Library {
                 continue;
             }
             match slot.open(secret) {
-                Ok(master) if !self.is_ours(&slots.good, &master)? => {
-                    log::warn!(
-                        "key/{}: is another library's slot with this secret, and passed over (it can be removed)",
-                        slot.id
-                    );
-                }
+                Ok(master) if !self.is_ours(&slots.good, &master)? => {}
                 Ok(master) => {
+                    warn_of_foreign(&slots.good, &master);
                     return Ok(Unlocked {
                         master,
                         slot: Some((slot.id, slot.kind)),
@@ -394,6 +390,16 @@ impl Library {
         let path = self.slot_path(id);
         fs::remove_file(&path).map_err(|e| Error::io(e, &path))?;
         sync_dir(&self.dir.join(Area::Key.name()))
+    }
+}
+
+/// Says which slots were not written with this key: they open another library, if any.
+fn warn_of_foreign(slots: &[Slot], master: &MasterKey) {
+    for slot in slots.iter().filter(|slot| slot.verify(master).is_err()) {
+        log::warn!(
+            "key/{}: is not written with this library's key, and passed over (it can be removed)",
+            slot.id
+        );
     }
 }
 

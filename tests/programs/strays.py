@@ -217,7 +217,7 @@ def test_first_publication_cut_short(library):
             file.rename(library.dir / "data" / file.name)
     for verb in ("info", "verify"):
         ask(library, verb, ok=(0, 5))
-    opens(library, options=("--read-only",))
+    opens(library, "file", options=("--read-only",))
     opens(library, "file", options=())
 
 
