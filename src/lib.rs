@@ -62,8 +62,9 @@
 //!
 //! Each device writes segments of its own, and what its writer had applied is in their heads. `index::history` says which
 //! segments count and in which order; `index::merge` applies those that were written beside each other, in an order that
-//! no arrival changes; `index::conflicts` settles by ordinary records what these leave: two links of one name, a folder
-//! below itself, versions of a file that lost. `vault::conflicts` frames them before anything else.
+//! no arrival changes (`index::versions` has the contents); `index::conflicts` settles by ordinary records what these
+//! leave: two links of one name, a folder below itself, versions of a file that lost. `vault::conflicts` frames them
+//! before anything else.
 //!
 //! # What is promised
 //!
