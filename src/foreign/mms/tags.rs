@@ -11,6 +11,7 @@ use serde_json::{Map, Number, Value};
 
 use super::super::{Cursor, Reader};
 
+mod ape;
 mod id3;
 mod mpeg;
 
@@ -46,7 +47,7 @@ pub fn add(json: &mut Map<String, Value>, extension: &str, reader: &Arc<dyn Read
     let (tags, sound) = if is_mpeg {
         let sound = mpeg::read(&**reader, start, has_v1);
         (
-            or_ape(tags, reader),
+            or_ape(tags, reader, start, has_v1),
             sound.map_or_else(Sound::default, Sound::of_mpeg),
         )
     } else {
@@ -105,13 +106,17 @@ fn file_type(reader: &dyn Reader, start: u64) -> Option<FileType> {
     FileType::from_buffer(&head)
 }
 
-/// The same tags, or an APEv2 tag where they say nothing: the server does not read that, and shows the song without.
-fn or_ape(tags: Tags, reader: &Arc<dyn Reader>) -> Tags {
+/// The same tags, or an APE tag if they say nothing: the server does not read that, and shows the song without.
+fn or_ape(tags: Tags, reader: &Arc<dyn Reader>, start: u64, has_v1: bool) -> Tags {
     if !tags.is_empty() {
         return tags;
     }
+    // The tag alone: in a file without a frame the parser searches all of it, byte by byte.
+    let Some(tag) = ape::find(reader, start, has_v1) else {
+        return tags;
+    };
     let options = options().read_properties(false);
-    let parsed = parse(reader, FileType::Mpeg, options);
+    let parsed = parse(&tag, FileType::Mpeg, options);
     match parsed.as_ref().and_then(|file| file.tag(TagType::Ape)) {
         Some(ape) => tags.or(ape),
         None => tags,
@@ -255,4 +260,44 @@ fn name(kind: FileType) -> Option<&'static str> {
         FileType::Aac => "aac",
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::error::Result;
+
+    /// A file without any tag or frame.
+    struct Noise {
+        plain_size: u64,
+        plain_read: AtomicU64,
+    }
+
+    impl Reader for Noise {
+        fn plain_size(&self) -> u64 {
+            self.plain_size
+        }
+        fn read_exact_at(&self, _plain_offset: u64, out: &mut [u8]) -> Result<()> {
+            self.plain_read
+                .fetch_add(out.len() as u64, Ordering::Relaxed);
+            out.fill(0x55);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_long_file_without_tags_is_not_read_to_its_end() {
+        let noise = Arc::new(Noise {
+            plain_size: 1 << 40,
+            plain_read: AtomicU64::new(0),
+        });
+        let reader: Arc<dyn Reader> = noise.clone();
+        let mut json = Map::new();
+        add(&mut json, "mp3", &reader);
+        assert!(!json.contains_key("title") && !json.contains_key("duration"));
+        let plain_read = noise.plain_read.load(Ordering::Relaxed);
+        assert!(plain_read < 32 << 20, "{plain_read} bytes are read");
+    }
 }
