@@ -23,6 +23,9 @@ use crate::volume::Silence;
 /// So often it is looked, while there is something to be seen; what was there at the last look waits for something.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// So often it is looked once more after the last request: to be woken costs a request more than all else here.
+const LOOKS_IDLE: u32 = 50;
+
 /// So many threads are kept from waiting, where that can be.
 const SPARE: usize = 4;
 
@@ -84,7 +87,7 @@ impl Watch {
     pub(super) fn new() -> Self {
         Self {
             slots: Mutex::default(),
-            sleeps: AtomicBool::new(true),
+            sleeps: AtomicBool::new(false),
             state: Mutex::default(),
             wake: Condvar::new(),
         }
@@ -170,6 +173,7 @@ where
         let mut threads = self.threads;
         // Since when the store is known not to answer.
         let mut hangs: Option<Instant> = None;
+        let mut looks_idle = 0;
         while self.sleep() {
             // While the store answers, what takes long is only slow.
             let silence = silence();
@@ -217,9 +221,15 @@ where
                     Err(e) => log::warn!("no more threads for requests: {e}"),
                 }
             }
-            self.watch
-                .sleeps
-                .store(in_work == 0 && hangs.is_none(), Ordering::SeqCst);
+            looks_idle = match in_work == 0 && hangs.is_none() {
+                true => looks_idle + 1,
+                false => 0,
+            };
+            let sleeps = looks_idle >= LOOKS_IDLE;
+            if sleeps {
+                looks_idle = 0;
+            }
+            self.watch.sleeps.store(sleeps, Ordering::SeqCst);
         }
         sessions
     }
