@@ -10,6 +10,9 @@ use crate::pack::Run;
 use crate::state::Head;
 use crate::store::ObjectId;
 use crate::volume::{FileKind, Time};
+pub use base::{BaseInode, BaseLink, BaseStamp, BaseXattr};
+
+mod base;
 
 /// The id of a segment.
 pub type SegmentId = ObjectId;
@@ -412,96 +415,6 @@ pub struct PackLen {
     /// All its bytes.
     #[n(1)]
     pub cipher_len: u32,
-}
-
-/// A stamp in a base: counter, and place in the opening's list of segments.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
-#[cbor(array)]
-pub struct BaseStamp {
-    /// The Lamport counter.
-    #[cbor(n(0), decode_with = "super::encoding::counter")]
-    pub counter: u64,
-    /// Place in [`Opening::stamp_segments`].
-    #[n(1)]
-    pub segment: u32,
-}
-
-/// An inode in a base. A register without a stamp of its own has the stamp of the creation.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-#[cbor(array)]
-pub struct BaseInode {
-    /// What a creation now would say.
-    #[n(0)]
-    pub inode: NewInode,
-    /// When it was created.
-    #[n(1)]
-    pub created: BaseStamp,
-    /// When its permission bits were set.
-    #[n(2)]
-    pub perm_at: Option<BaseStamp>,
-    /// When its owner was set.
-    #[n(3)]
-    pub owner_at: Option<BaseStamp>,
-    /// When its atime was set.
-    #[n(4)]
-    pub atime_at: Option<BaseStamp>,
-    /// The version of its contents.
-    #[n(5)]
-    pub version: BaseStamp,
-    /// Last access.
-    #[n(6)]
-    pub atime: Time,
-    /// Last change of the contents.
-    #[n(7)]
-    pub mtime: Time,
-    /// Last change.
-    #[n(8)]
-    pub ctime: Time,
-    /// Creation.
-    #[n(9)]
-    pub btime: Time,
-    /// Length in bytes.
-    #[n(10)]
-    pub plain_size: u64,
-    /// As in [`Content`].
-    #[n(11)]
-    pub packs: Vec<ObjectId>,
-    /// Its extents.
-    #[n(12)]
-    pub splices: Vec<Splice>,
-    /// Its extended attributes.
-    #[n(13)]
-    pub xattrs: Vec<BaseXattr>,
-    /// The number that it was given.
-    #[n(14)]
-    pub number: Option<BaseNumber>,
-}
-
-/// An extended attribute in a base.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-#[cbor(array)]
-pub struct BaseXattr {
-    /// Its name.
-    #[cbor(n(0), with = "minicbor::bytes")]
-    pub name: Vec<u8>,
-    /// Its value.
-    #[cbor(n(1), with = "minicbor::bytes")]
-    pub value: Vec<u8>,
-    /// When it was set.
-    #[n(2)]
-    pub at: BaseStamp,
-}
-
-/// A link in a base.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-#[cbor(array)]
-pub struct BaseLink {
-    /// Its place.
-    #[n(0)]
-    pub link: LinkAt,
-    /// When it came there.
-    #[n(1)]
-    pub at: BaseStamp,
 }
 
 #[cfg(test)]
