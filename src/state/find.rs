@@ -9,6 +9,9 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -16,6 +19,9 @@ use super::{Place, Remembered, canonical, state_dir};
 use crate::crypto::Fingerprint;
 use crate::error::{Error, Kind, Result};
 use crate::store::ObjectId;
+
+/// So long a remembered place is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is remembered of the library at a place.
 #[derive(Debug)]
@@ -70,6 +76,14 @@ pub fn find(
     let mut gone = Vec::new();
     for known in own {
         match &known.remembered.place {
+            // Until it is known better, another place still holds the library: a copy is not written to.
+            Some(place) if !answers(place, PATIENCE) => {
+                log::warn!(
+                    "{}: does not answer, so the library may still be there",
+                    place.display()
+                );
+                original = original.or(Some(place.clone()));
+            }
             Some(place) if is_same_folder(place, &library) => {
                 let place = place.clone();
                 return Ok(known.found(place));
@@ -215,6 +229,17 @@ fn free_name(fingerprint: Fingerprint) -> Result<PathBuf> {
         path.set_file_name(format!("{fingerprint}-{number}.state"));
     }
     Ok(path)
+}
+
+/// Whether the system says within `patience` if there is something at a path: a network filesystem may hang.
+fn answers(path: &Path, patience: Duration) -> bool {
+    let (path, (send, receive)) = (path.to_path_buf(), mpsc::channel());
+    // It only asks the system, so it may be left behind.
+    let asking = thread::Builder::new().spawn(move || {
+        let _ = fs::metadata(path);
+        let _ = send.send(());
+    });
+    asking.is_err() || receive.recv_timeout(patience).is_ok()
 }
 
 fn is_same_folder(a: &Path, b: &Path) -> bool {
