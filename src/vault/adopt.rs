@@ -5,7 +5,6 @@
 //! leftover. On a full disk what is of no use goes first, and a copy that could not be finished goes again.
 
 use std::collections::HashSet;
-use std::sync::atomic::Ordering;
 
 use super::Core;
 use super::contents::Subject;
@@ -86,7 +85,7 @@ impl Core {
 
     fn show(&self, judged: &Judged) -> Result<()> {
         let mut tree = self.tree.write();
-        if self.shared.load(Ordering::Relaxed) {
+        if self.others.are_there() {
             tree.expect_conflicts();
         }
         for segment in &judged.segments {
@@ -136,7 +135,7 @@ impl Core {
                 garbage.push(id);
             }
         }
-        let covers = !self.covered.lock().is_empty();
+        let covers = !self.garbage.covered().is_empty();
         if garbage.is_empty() && !covers {
             return Ok(false);
         }

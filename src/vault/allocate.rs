@@ -6,7 +6,6 @@
 //! full.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 
 use super::Core;
 use super::file::FileState;
@@ -228,14 +227,12 @@ impl Core {
         const MAX: u64 = 1 << 58;
         let empty_bytes = empty_bytes.min(MAX);
         let before = std::mem::replace(&mut state.promised.empty_bytes, empty_bytes);
-        self.promised_bytes
-            .fetch_add(empty_bytes, Ordering::Relaxed);
-        self.promised_bytes.fetch_sub(before, Ordering::Relaxed);
+        self.budget.recount_promised(before, empty_bytes);
     }
 
     /// Of a write to `from..to`, the bytes for which there is room by promise.
     pub(super) fn promised_for(&self, ino: Ino, from: u64, to: u64) -> u64 {
-        if self.promised_bytes.load(Ordering::Relaxed) == 0 {
+        if self.budget.promised_bytes() == 0 {
             return 0;
         }
         let Some(file) = self.opened(ino) else {

@@ -160,7 +160,8 @@ impl Core {
             let mut state = file.state.lock();
             let before = state.dirty.cost();
             let cut = state.dirty.take_from(plain_size);
-            self.recount(before, state.dirty.cost() + cut.cost());
+            self.budget
+                .recount_dirty(before, state.dirty.cost() + cut.cost());
             let mtime = state.mtime;
             state.mtime = mtime
                 .filter(|_| !state.dirty.is_empty())
@@ -181,7 +182,7 @@ impl Core {
         let done = flushed.and_then(|()| self.transact(frame));
         match &done {
             Ok(()) => {
-                self.recount(cut.cost(), 0);
+                self.budget.recount_dirty(cut.cost(), 0);
                 self.cut_promise(ino, plain_size);
             }
             // It is as long as before, and holds what it held.

@@ -1,13 +1,47 @@
 //! Collection: removing packs in which nothing is live, and segments that a base covers.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
 
 use super::Core;
 use crate::error::{Kind, Result};
-use crate::index::PackInfo;
 use crate::index::record::Record;
+use crate::index::{PackInfo, Published};
 use crate::pack::{PackId, PackReader};
 use crate::store::Area;
+
+/// What may be removed once the index that says so is published. Does not own the decision what is garbage: the tree
+/// has it.
+pub(super) struct Garbage {
+    /// Packs whose condemnation is framed.
+    condemned: Mutex<Vec<PackId>>,
+    /// Segments that the newest base covers.
+    covered: Mutex<Vec<Published>>,
+    /// What earlier mounts left to be removed, is.
+    is_swept: AtomicBool,
+}
+
+impl Garbage {
+    /// Segments that a base covers.
+    pub fn new(covered: Vec<Published>) -> Self {
+        Self {
+            condemned: Mutex::default(),
+            covered: Mutex::new(covered),
+            is_swept: AtomicBool::new(false),
+        }
+    }
+
+    /// Segments that a base covers by now.
+    pub fn supersede(&self, covered: impl Iterator<Item = Published>) {
+        self.covered.lock().extend(covered);
+    }
+
+    /// The segments that a base covers.
+    pub fn covered(&self) -> Vec<Published> {
+        self.covered.lock().clone()
+    }
+}
 
 /// Whether a published pack has no use any more, and that is not recorded yet.
 fn is_dead(pack: &PackInfo) -> bool {
@@ -26,7 +60,7 @@ impl Core {
 
     /// Only in a library that one device alone writes to: the others' view is not known.
     pub(super) fn may_collect(&self) -> bool {
-        !self.shared.load(Ordering::Relaxed) && !self.has_gaps && self.writable().is_ok()
+        !self.others.are_there() && !self.has_gaps && self.writable().is_ok()
     }
 
     /// Publishes all that there is, and removes packs without a live byte. In this order: a pack that the published
@@ -110,37 +144,37 @@ impl Core {
             }
             Ok(dead)
         })?;
-        let mut condemned = self.condemned.lock();
+        let mut condemned = self.garbage.condemned.lock();
         condemned.extend(dead);
         Ok(!condemned.is_empty())
     }
 
     /// Removes packs whose condemnation is published, and what earlier mounts left of such.
     pub(super) fn remove_condemned(&self) -> Result<()> {
-        if self.swept.load(Ordering::Relaxed) && self.condemned.lock().is_empty()
+        if self.garbage.is_swept.load(Ordering::Relaxed) && self.garbage.condemned.lock().is_empty()
             || !self.may_remove()?
         {
             return Ok(());
         }
-        let mut condemned = self.condemned.lock();
+        let mut condemned = self.garbage.condemned.lock();
         while let Some(id) = condemned.last() {
             self.packs.forget(*id);
             self.store.remove(Area::Data, *id)?;
             condemned.pop();
         }
         drop(condemned);
-        match self.swept.swap(true, Ordering::Relaxed) {
-            true => Ok(()),
-            false => self.sweep(),
+        if self.garbage.is_swept.swap(true, Ordering::Relaxed) {
+            return Ok(());
         }
+        self.sweep()
     }
 
     /// Removes segments that the base makes superfluous.
     pub(super) fn remove_covered(&self) -> Result<()> {
-        if self.covered.lock().is_empty() || !self.may_remove()? {
+        if self.garbage.covered.lock().is_empty() || !self.may_remove()? {
             return Ok(());
         }
-        let covered = std::mem::take(&mut *self.covered.lock());
+        let covered = std::mem::take(&mut *self.garbage.covered.lock());
         covered
             .iter()
             .try_for_each(|segment| self.store.remove(Area::Index, segment.id))

@@ -273,7 +273,7 @@ impl Core {
             let journal = self.journal.lock();
             (journal.is_full(), journal.changes())
         };
-        let is_late = self.is_index_lost.load(Ordering::Acquire)
+        let is_late = self.bases.is_lost()
             || changes.is_some_and(|(first, last)| {
                 last.elapsed() >= IDLE_PUBLISH || first.elapsed() >= LATEST_PUBLISH
             });
@@ -293,7 +293,7 @@ impl Core {
             let journal = self.journal.lock();
             journal.durable >= journal.appended
         };
-        if !is_durable || self.dirty_cost.load(Ordering::Relaxed) > 0 {
+        if !is_durable || self.budget.dirty_cost() > 0 {
             // What failed has an age again, and is tried again when it is due.
             self.commit.changed();
             return false;

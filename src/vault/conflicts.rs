@@ -1,7 +1,5 @@
 //! What several devices wrote beside each other: merged when a library is opened, and settled before anybody sees it.
 
-use std::sync::atomic::Ordering;
-
 use super::Core;
 use crate::error::{Error, Result};
 use crate::index::record::Frame;
@@ -12,7 +10,7 @@ impl Core {
     /// After `count` leftovers were adopted: where several devices write, they were written beside what the index holds,
     /// so all is applied again, each in its place. With `accept`, also what was made on top of something that is missing.
     pub(super) fn merge_adopted(&self, count: usize, accept: bool) -> Result<()> {
-        if count == 0 || !self.shared.load(Ordering::Relaxed) {
+        if count == 0 || !self.others.are_there() {
             return Ok(());
         }
         let root = self.tree.read().attr(crate::index::ROOT_IX);

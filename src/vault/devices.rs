@@ -2,7 +2,7 @@
 //! at work, seen before anything is published or removed.
 
 use std::collections::HashSet;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -165,13 +165,51 @@ pub(super) fn list_index(store: &dyn Store) -> Result<HashSet<SegmentId>> {
     Ok(listed.into_iter().map(|(id, _)| id).collect())
 }
 
+/// Whether other devices write to the library. Does not own what this device remembers of itself ([`Memory`]).
+pub(super) struct Others {
+    /// Segments that are known to be in the index, those that could not be read included.
+    seen: Mutex<HashSet<SegmentId>>,
+    /// Several devices write, or once did.
+    are_there: AtomicBool,
+}
+
+impl Others {
+    /// As the library was opened.
+    pub fn new(seen: HashSet<SegmentId>, are_there: bool) -> Self {
+        Self {
+            seen: Mutex::new(seen),
+            are_there: AtomicBool::new(are_there),
+        }
+    }
+
+    /// Several devices write, or once did. Stays so.
+    pub fn are_there(&self) -> bool {
+        self.are_there.load(Ordering::Relaxed)
+    }
+
+    fn note(&self) {
+        self.are_there.store(true, Ordering::Relaxed);
+    }
+
+    /// A segment of this device is about to be published.
+    fn expect(&self, id: SegmentId) {
+        self.seen.lock().insert(id);
+    }
+
+    /// Those that were not known before.
+    fn take_new(&self, listed: impl IntoIterator<Item = SegmentId>) -> Vec<SegmentId> {
+        let mut seen = self.seen.lock();
+        listed.into_iter().filter(|id| seen.insert(*id)).collect()
+    }
+}
+
 impl Core {
     /// Publishes a segment. One that another device wrote meanwhile is noticed before.
     pub(super) fn publish_segment(&self, id: SegmentId, is_base: bool) -> Result<()> {
         if let Err(e) = self.look_for_others() {
             log::warn!("{e}");
         }
-        self.index_seen.lock().insert(id);
+        self.others.expect(id);
         if !is_base {
             // Not part of the library: without it this machine takes its own segment for another's after a crash.
             if let Err(e) = self.memory.expect(id) {
@@ -185,15 +223,10 @@ impl Core {
     /// library was opened. From then on nothing is collected.
     pub(super) fn look_for_others(&self) -> Result<()> {
         if self.store.has_neighbours()? {
-            self.shared.store(true, Ordering::Relaxed);
+            self.others.note();
         }
-        let listed = list_index(&*self.store)?;
-        let new: Vec<SegmentId> = {
-            let mut seen = self.index_seen.lock();
-            listed.into_iter().filter(|id| seen.insert(*id)).collect()
-        };
-        for id in new {
-            self.shared.store(true, Ordering::Relaxed);
+        for id in self.others.take_new(list_index(&*self.store)?) {
+            self.others.note();
             let opened = self.store.open(Area::Index, id).and_then(|object| {
                 SegmentReader::open(object, id, &self.master, SegmentExtent::Published)
             });

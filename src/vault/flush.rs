@@ -1,7 +1,6 @@
 //! Out of the dirty buffer: sealed into packs, then framed.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::Core;
 use super::contents::{Subject, split};
@@ -69,7 +68,8 @@ impl Core {
             let mut dirty = std::mem::take(&mut state.dirty);
             if !with_tail {
                 state.dirty = dirty.take_tail(u64::from(BLOCK_PLAIN_LEN));
-                self.recount(before, dirty.cost() + state.dirty.cost());
+                self.budget
+                    .recount_dirty(before, dirty.cost() + state.dirty.cost());
             }
             if dirty.is_empty() {
                 return Ok(());
@@ -88,7 +88,7 @@ impl Core {
                 if state.dirty.is_empty() {
                     state.mtime = None;
                 }
-                self.recount(dirty.cost(), 0);
+                self.budget.recount_dirty(dirty.cost(), 0);
                 if !state.promised.is_empty() && filled_holes {
                     self.recount_promise(file.ino, &mut state);
                 }
@@ -113,13 +113,7 @@ impl Core {
     pub(super) fn put_back(&self, state: &mut FileState, dirty: &Dirty) {
         let before = state.dirty.cost() + dirty.cost();
         state.dirty.put_under(dirty);
-        self.recount(before, state.dirty.cost());
-    }
-
-    /// What cost `before` in dirty buffers, costs `after` now.
-    pub(super) fn recount(&self, before: usize, after: usize) {
-        self.dirty_cost.fetch_add(after, Ordering::Relaxed);
-        self.dirty_cost.fetch_sub(before, Ordering::Relaxed);
+        self.budget.recount_dirty(before, state.dirty.cost());
     }
 
     /// Whether holes may have been filled beside what was dirty.

@@ -8,47 +8,51 @@
 //! files; a file's state; the tree. The tables of handles and of what waits for a thread come last, alone.
 //! A reader takes the last two only, and nothing holds those over I/O.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
 use crate::cache::{BlockCache, CacheStats};
 use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
-use crate::index::record::{Id, Record, SegmentId};
-use crate::index::{InodeIx, Published, Tree, replay};
+use crate::index::record::Record;
+use crate::index::{InodeIx, Tree, replay};
 use crate::overdue;
-use crate::pack::{PackId, Packs};
+use crate::pack::Packs;
 use crate::state::Place;
 use crate::store::{DeviceId, Store};
-use crate::volume::{Handle, Ino, Time};
+use crate::volume::{Ino, Time};
 
 pub mod acl;
 mod adopt;
 mod ahead;
 mod allocate;
 mod attrs;
+mod base;
 mod blocks;
+mod budget;
 mod collect;
 mod commit;
 mod conflicts;
 mod contents;
+mod defragment;
 mod devices;
 mod duty;
 pub(crate) mod file;
 mod flush;
 mod follow;
+mod handles;
+mod ids;
 mod index;
 mod journal;
 mod judge;
 mod leftovers;
-mod maintain;
 mod names;
 mod place;
 mod read;
+mod salvage;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -58,9 +62,15 @@ mod volume;
 mod write;
 
 use ahead::Ahead;
+use base::Bases;
+use budget::Budget;
+use collect::Garbage;
 use contents::Contents;
-use devices::Memory;
+use defragment::Fragmented;
+use devices::{Memory, Others};
 use file::OpenFile;
+use handles::Handles;
+use ids::Ids;
 use journal::{Journal, Start};
 use stream::Streams;
 use threads::{Adopted, Threads};
@@ -102,11 +112,8 @@ pub(crate) struct Core {
     master: Arc<MasterKey>,
     device: DeviceId,
     memory: Memory,
-    /// Segments that are known to be in the index, those that could not be read included.
-    index_seen: Mutex<HashSet<SegmentId>>,
+    others: Others,
     read_only: bool,
-    /// Several devices write to this library, or once did.
-    shared: AtomicBool,
     tree: RwLock<Tree>,
     journal: Mutex<Journal>,
     contents: Contents,
@@ -114,25 +121,15 @@ pub(crate) struct Core {
     cache: BlockCache,
     ahead: Ahead,
     files: Mutex<HashMap<Ino, Arc<OpenFile>>>,
-    handles: Mutex<HashMap<u64, OpenHandle>>,
-    next_handle: AtomicU64,
-    last_id: Mutex<u64>,
-    /// Bytes in dirty buffers, their cost counted in.
-    dirty_cost: AtomicUsize,
-    /// Bytes that fallocate(2) promised, and that lie nowhere yet.
-    promised_bytes: AtomicU64,
-    /// Bytes that may still be written before the store has to be asked again how much room it has.
-    room_bytes: AtomicI64,
+    handles: Handles,
+    ids: Ids,
+    budget: Budget,
     commit: commit::Shared,
     streams: Streams,
-    /// Packs whose condemnation is framed: removed when it is published.
-    condemned: Mutex<Vec<PackId>>,
-    /// Segments that the newest base covers: may be removed.
-    covered: Mutex<Vec<Published>>,
-    /// The bases in use.
-    bases: Mutex<Vec<Published>>,
-    base_bytes: AtomicU64,
-    /// Something that the index names may be missing: nothing is collected.
+    garbage: Garbage,
+    bases: Bases,
+    fragmented: Fragmented,
+    /// Something that the index names may be missing: nothing is collected, and no base is written.
     has_gaps: bool,
     /// What is missing or damaged in the index, for people.
     problems: Vec<String>,
@@ -140,21 +137,8 @@ pub(crate) struct Core {
     follow: follow::Follow,
     /// Held, shared, from sealing into a pack to framing what was sealed: in between, the pack looks unused.
     sealing: RwLock<()>,
-    /// Files that were closed in many pieces, and when.
-    fragmented: Mutex<Vec<(Ino, Instant)>>,
     /// Inodes to be dropped for which the journal was waited for too long.
     unused: Mutex<Vec<Ino>>,
-    /// What earlier mounts left to be removed, is.
-    swept: AtomicBool,
-    /// Segments were removed under the mount: a base has to say anew what they said.
-    is_index_lost: AtomicBool,
-}
-
-struct OpenHandle {
-    ino: Ino,
-    /// Failures of the file that this handle has been told of, or that were before its time.
-    failures_seen: u64,
-    writes: bool,
 }
 
 impl Vault {
@@ -276,33 +260,25 @@ impl Core {
             ahead: Ahead::start(&packs)?,
             packs,
             read_only: options.read_only,
-            shared: AtomicBool::new(shared),
             files: Mutex::default(),
-            handles: Mutex::default(),
-            next_handle: AtomicU64::new(1),
-            last_id: Mutex::default(),
-            dirty_cost: AtomicUsize::new(0),
-            promised_bytes: AtomicU64::new(0),
-            room_bytes: AtomicI64::new(0),
+            handles: Handles::new(),
+            ids: Ids::default(),
+            budget: Budget::default(),
             commit: commit::Shared::default(),
             streams: Streams::default(),
-            condemned: Mutex::default(),
-            covered: Mutex::new(replayed.covered),
-            base_bytes: AtomicU64::new(replayed.base_bytes),
+            garbage: Garbage::new(replayed.covered),
+            bases: Bases::new(replayed.bases, replayed.base_bytes),
+            fragmented: Fragmented::default(),
             has_gaps: found.has_gaps,
             problems: found.problems,
-            bases: Mutex::new(replayed.bases),
             follow: follow::Follow::new(options.accept_rollback, replayed.files),
             sealing: RwLock::default(),
-            fragmented: Mutex::default(),
             unused: Mutex::default(),
-            swept: AtomicBool::new(false),
-            is_index_lost: AtomicBool::new(false),
             store: store.clone(),
             master: master.clone(),
             device,
             memory,
-            index_seen: Mutex::new(index_seen),
+            others: Others::new(index_seen, shared),
         });
         Ok((core, replayed.adopted))
     }
@@ -381,30 +357,6 @@ impl Core {
         }
     }
 
-    /// An id for a new inode or link. The low half is the time in seconds and a count that starts at random: so
-    /// directories list, and packs are read, in the order in which things were made. The high half is random, and
-    /// with it the number that programs see, which no inode has.
-    fn new_id(&self, tree: &Tree) -> Result<Id> {
-        let mut random = [[0; 8]; 2];
-        crate::crypto::random(random.as_flattened_mut())?;
-        let start = u64::from_le_bytes(random[0]) & ((1 << 29) - 1);
-        let seconds = u64::try_from(Time::now().sec).unwrap_or(0) & ((1 << 33) - 1);
-        let mut last = self.last_id.lock();
-        *last = if seconds > *last >> 30 {
-            seconds << 30 | start
-        } else {
-            *last + 1
-        };
-        loop {
-            let high = u128::from(u64::from_le_bytes(random[1]));
-            let id = Id(high << 64 | u128::from(*last));
-            if tree.is_free(id.number().into()) {
-                return Ok(id);
-            }
-            crate::crypto::random(&mut random[1])?;
-        }
-    }
-
     /// The open file, made where it is not open.
     fn file(&self, ino: Ino) -> Arc<OpenFile> {
         self.files
@@ -467,8 +419,7 @@ impl Core {
         let gone = self.tree.read().find(file.ino).is_none();
         let mut state = file.state.lock();
         if gone {
-            self.dirty_cost
-                .fetch_sub(state.dirty.cost(), Ordering::Relaxed);
+            self.budget.recount_dirty(state.dirty.cost(), 0);
             state.dirty = Default::default();
             if !state.promised.is_empty() {
                 self.recount_promise(file.ino, &mut state);
@@ -496,19 +447,6 @@ impl Core {
     /// The slot of an inode; ESTALE where it is gone.
     fn find(&self, tree: &Tree, ino: Ino) -> Result<InodeIx> {
         tree.find(ino).ok_or_else(|| Kind::Stale.into())
-    }
-
-    fn open_handle(&self, ino: Ino, writes: bool, failures_seen: u64) -> Handle {
-        let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        self.handles.lock().insert(
-            number,
-            OpenHandle {
-                ino,
-                failures_seen,
-                writes,
-            },
-        );
-        Handle(number)
     }
 }
 

@@ -152,7 +152,7 @@ impl Core {
         wanted: &Wanted<'_>,
         caller: Caller,
     ) -> Result<Id> {
-        let id = self.new_id(tree)?;
+        let id = self.ids.next(tree)?;
         let folder = tree.inode(dir);
         let is_dir = wanted.kind == FileKind::Directory;
         let (mut perm, acls) = inherited(folder.xattr(ACL_DEFAULT), wanted, caller.umask)?;
@@ -206,7 +206,7 @@ impl Core {
             if tree.child(dir, name).is_some() {
                 return Err(Kind::Exists.into());
             }
-            let link = self.new_id(tree)?;
+            let link = self.ids.next(tree)?;
             let place = LinkAt {
                 link,
                 inode: Some(inode.id()),

@@ -1,7 +1,6 @@
 //! Whether the library is still where the next mount will look for it, and what is done where somebody meddled.
 
 use std::collections::HashSet;
-use std::sync::atomic::Ordering;
 
 use super::Core;
 use crate::error::{Error, Kind, Result};
@@ -58,7 +57,7 @@ impl Core {
     fn check_index(&self) -> Result<()> {
         let there = self.there(Area::Index)?;
         let is_gone = |id: &ObjectId| !there.contains(id);
-        let bases: Vec<ObjectId> = self.bases.lock().iter().map(|s| s.id).collect();
+        let bases: Vec<ObjectId> = self.bases.ids();
         let gone = {
             let journal = self.journal.lock();
             let known = journal.uncovered.iter().map(|s| s.id).chain(bases);
@@ -67,7 +66,7 @@ impl Core {
         if gone == 0 {
             return Ok(());
         }
-        self.is_index_lost.store(true, Ordering::Release);
+        self.bases.note_loss();
         self.commit.changed();
         let what = format!("{gone} files were removed from it while the library is mounted");
         Err(Error::new(Kind::Displaced(what.into()), "index")

@@ -17,7 +17,7 @@ impl Vault {
             self.check_pack(id, cipher_len)
                 .unwrap_or_else(&mut *problem);
         }
-        let covered = self.core.covered.lock().clone();
+        let covered = self.core.garbage.covered();
         for segment in &covered {
             self.check_covered(segment).unwrap_or_else(&mut *problem);
         }

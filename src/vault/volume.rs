@@ -64,7 +64,7 @@ impl Volume for Vault {
             state.handles += 1;
             state.failures
         };
-        let handle = core.open_handle(ino, writes, failures);
+        let handle = core.handles.open(ino, writes, failures);
         if flags & libc::O_TRUNC != 0
             && let Err(e) = core.truncate(ino, 0)
         {
@@ -76,7 +76,7 @@ impl Volume for Vault {
 
     fn release(&self, _ino: Ino, handle: Handle) {
         let core = self.core();
-        let Some(open) = core.handles.lock().remove(&handle.0) else {
+        let Some(open) = core.handles.close(handle) else {
             return;
         };
         if open.writes {
@@ -157,7 +157,7 @@ impl Volume for Vault {
         let space = core.store.space()?;
         // The store may yet take 1 MiB ahead of small appends, to a pack and to a segment each; a disk wastes some, too.
         const AHEAD: i64 = 3 << 20;
-        let room = (core.room(&space) - AHEAD).max(0) as u64;
+        let room = (core.budget.left(&space) - AHEAD).max(0) as u64;
         let files = core.tree.read().inode_count();
         Ok(Statfs {
             block_bytes: UNIT as u32,

@@ -1,6 +1,5 @@
 //! Writing: into the dirty buffer (`flush` has the way out of it); and the other ways to change contents.
 
-use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -11,11 +10,8 @@ use crate::error::{Error, Kind, Result};
 use crate::index::Tree;
 use crate::index::record::{Content, Record, Splices};
 use crate::overdue;
-use crate::store::Space;
 use crate::volume::{FILE_LEN_MAX, FileKind, Handle, Ino};
 
-/// Dirty memory of all files together, in bytes; who writes more, writes it out first.
-const DIRTY_COST_MAX: usize = 32 << 20;
 /// A file that is written in long pieces is written out, beside its writer, when it has this much.
 const STREAM_LEN: usize = 2 << 20;
 /// The writer waits when it has this much: what is to be written out does not keep up.
@@ -67,7 +63,7 @@ impl Core {
             state.dirty.write(plain_offset, data);
             let cost = state.dirty.cost();
             state.touch(is_write_back);
-            self.recount(before, cost);
+            self.budget.recount_dirty(before, cost);
             before < STREAM_LEN && cost >= STREAM_LEN && is_stream(&state.dirty)
         })?;
         self.commit.changed();
@@ -80,20 +76,21 @@ impl Core {
 
     /// Writes out what is dirty where it is too much. What cannot be written out lets nothing more in.
     fn bound_dirty(&self) -> Result<()> {
-        if self.dirty_cost.load(Ordering::Relaxed) < DIRTY_COST_MAX {
+        if !self.budget.is_dirty_full() {
             return Ok(());
         }
         let flushed = self.flush_all();
-        if self.dirty_cost.load(Ordering::Relaxed) < DIRTY_COST_MAX {
-            return Ok(());
+        if self.budget.is_dirty_full() {
+            flushed
+        } else {
+            Ok(())
         }
-        flushed
     }
 
     /// Takes `len` bytes of the room in the store, or says that it is full.
     fn take_room(&self, len: u64) -> Result<()> {
         let len = len as i64;
-        if self.room_bytes.fetch_sub(len, Ordering::Relaxed) >= len {
+        if self.budget.take(len) {
             return Ok(());
         }
         // Each of these is an open file, until it is published.
@@ -103,7 +100,7 @@ impl Core {
         if !(self.has_room(len)? || self.wait_for_room()? && self.has_room(len)?) {
             return Err(Kind::NoSpace.into());
         }
-        self.room_bytes.fetch_sub(len, Ordering::Relaxed);
+        self.budget.take(len);
         Ok(())
     }
 
@@ -138,26 +135,10 @@ impl Core {
         Ok(self.look_for_room()? >= len)
     }
 
-    /// Asks the store how much room there is; answers what is left when all that is dirty is written, and all that was
-    /// promised. Less than 0 where more was promised than there is by now.
+    /// Asks the store how much space there is; answers what is left when all that is dirty is written, and all that was
+    /// promised. Less than 0 if more was promised than there is by now.
     pub(super) fn look_for_room(&self) -> Result<i64> {
-        /// After so much, ask again: others write to the disk, too.
-        const ASK_AGAIN_BYTES: i64 = 64 << 20;
-        let room = self.room(&self.store.space()?);
-        self.room_bytes
-            .store(room.clamp(0, ASK_AGAIN_BYTES), Ordering::Relaxed);
-        Ok(room)
-    }
-
-    /// Bytes of contents for which there is room.
-    pub(super) fn room(&self, space: &Space) -> i64 {
-        /// What sealing adds to contents, and a pack to what is sealed, is less than one part of so many.
-        const SEALING: i64 = 512;
-        let free = i64::try_from(space.available_bytes).unwrap_or(i64::MAX);
-        // The reserve is held as a file already. What ends a pack, and frames, come on top.
-        let taken = self.dirty_cost.load(Ordering::Relaxed) as i64 + (RESERVE_BYTES / 4) as i64;
-        let free = free - taken;
-        free - free / SEALING - self.promised_bytes.load(Ordering::Relaxed) as i64
+        Ok(self.budget.look(&self.store.space()?))
     }
 
     /// Holds the reserve again, once there is room for it.
@@ -173,15 +154,13 @@ impl Core {
     /// Notes that a handle was told of the last failure.
     fn note_told(&self, handle: Handle, file: &OpenFile) {
         let failures = file.state.lock().failures;
-        if let Some(handle) = self.handles.lock().get_mut(&handle.0) {
-            handle.failures_seen = failures;
-        }
+        self.handles.tell(handle, failures);
     }
 
     /// What close(2) waits for: everything is out of this process. A failure that the handle was not told of is
     /// told now, once.
     pub(super) fn flush_handle(&self, ino: Ino, handle: Handle) -> Result<()> {
-        if self.read_only || !self.handles.lock().get(&handle.0).is_some_and(|h| h.writes) {
+        if self.read_only || !self.handles.is_writer(handle) {
             return Ok(());
         }
         let Some(file) = self.opened(ino) else {
@@ -204,11 +183,9 @@ impl Core {
             let state = file.state.lock();
             (state.failures, state.failed_for_space)
         };
-        let mut handles = self.handles.lock();
-        let Some(handle) = handles.get_mut(&handle.0) else {
+        let Some(told) = self.handles.tell(handle, failures) else {
             return done;
         };
-        let told = std::mem::replace(&mut handle.failures_seen, failures);
         match done {
             Ok(()) if told < failures && for_space => Err(Kind::NoSpace.into()),
             Ok(()) if told < failures => Err(Error::from(Kind::Poisoned)),

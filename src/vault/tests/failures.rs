@@ -73,7 +73,7 @@ fn dirty_memory_is_bounded_when_the_store_is_gone() {
     for i in 0..100u64 {
         let _ = bench.vault.write(ino, handle, i << 20, &vec![1; 1 << 20]);
     }
-    let cost = bench.core().dirty_cost.load(Ordering::Relaxed);
+    let cost = bench.core().budget.dirty_cost();
     assert!(cost <= 40 << 20, "{cost} bytes are dirty");
 }
 
@@ -237,7 +237,7 @@ fn a_truncation_that_fails_takes_nothing() {
     assert!(bench.vault.setattr(ino, &size).is_ok());
     assert!(bench.read("f").unwrap() == [7; 10]);
     bench.vault.release(ino, handle);
-    assert_eq!(bench.core().dirty_cost.load(Ordering::Relaxed), 0);
+    assert_eq!(bench.core().budget.dirty_cost(), 0);
 }
 
 /// Lets the store be full but for `bytes`.

@@ -115,7 +115,7 @@ fn many_small_appends_take_little_memory() {
         extents <= 8 * blocks + 8,
         "{extents} extents in {blocks} blocks"
     );
-    assert_eq!(bench.core().dirty_cost.load(Ordering::Relaxed), 0);
+    assert_eq!(bench.core().budget.dirty_cost(), 0);
     assert!(bench.core().files.lock().is_empty());
     let bytes = bench.read("log").unwrap();
     assert!((0..APPENDS).all(|i| bytes[i as usize * 100..][..100] == [i as u8; 100]));
@@ -130,7 +130,7 @@ fn what_was_in_memory_of_a_removed_file_is_given_back() {
     bench.unlink("f");
     bench.vault.write(ino, handle, 5000, &[1; 5000]).unwrap();
     bench.vault.release(ino, handle);
-    assert_eq!(bench.core().dirty_cost.load(Ordering::Relaxed), 0);
+    assert_eq!(bench.core().budget.dirty_cost(), 0);
     assert!(bench.core().files.lock().is_empty());
 }
 

@@ -2,10 +2,14 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::*;
+use crate::index::record::Id;
+use crate::pack::PackId;
 use crate::store::{Faults, MemoryStore};
-use crate::volume::{Attr, Caller, FileKind, ROOT, RenameMode, SetAttr, Volume};
+use crate::volume::{Attr, Caller, FileKind, Handle, ROOT, RenameMode, SetAttr, Volume};
 
 mod adoption;
 mod bases;

@@ -64,7 +64,7 @@ fn what_is_promised_nobody_else_gets() {
         bench.write(ino, at * MIB, &[3; MIB as usize]);
         assert_eq!(blocks(&bench, ino), 6 * MIB);
     }
-    assert_eq!(bench.core().promised_bytes.load(Ordering::Relaxed), 0);
+    assert_eq!(bench.core().budget.promised_bytes(), 0);
     let refused = bench.try_write(ino, 6 * MIB, &[4; 2 * MIB as usize]);
     assert!(refused.unwrap_err().is_no_space());
     bench.core().publish().unwrap();
@@ -74,7 +74,7 @@ fn what_is_promised_nobody_else_gets() {
 fn a_promise_ends_with_what_it_was_for() {
     let mut bench = Bench::new();
     bench.halt_committer();
-    let promised = |bench: &Bench| bench.core().promised_bytes.load(Ordering::Relaxed);
+    let promised = |bench: &Bench| bench.core().budget.promised_bytes();
     let ino = bench.put("f", &[1; 10_000]);
     bench.vault.fallocate(ino, 1, 100_000, KEEP).unwrap();
     assert_eq!(promised(&bench), 102_400 - 10_000);
@@ -145,6 +145,6 @@ fn small_writes_here_and_there_leave_nothing_promised() {
         bench.vault.release(ino, handle);
         assert_eq!(blocks(&bench, ino), MIB);
     }
-    assert_eq!(bench.core().promised_bytes.load(Ordering::Relaxed), 0);
+    assert_eq!(bench.core().budget.promised_bytes(), 0);
     assert!(bench.read("f").unwrap() == [5; MIB as usize]);
 }

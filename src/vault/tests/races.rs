@@ -117,7 +117,7 @@ fn threads_that_work_while_all_is_published_and_collected_read_what_they_wrote()
         }
     };
     check(&bench, "at the end");
-    assert_eq!(bench.core().dirty_cost.load(Ordering::Relaxed), 0);
+    assert_eq!(bench.core().budget.dirty_cost(), 0);
     bench.kill().unwrap();
     check(&bench, "killed");
     bench.remount().unwrap();

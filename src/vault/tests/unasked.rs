@@ -8,7 +8,7 @@ use crate::store::Area;
 /// Whether all that was written is on the disk.
 fn is_durable(bench: &Bench) -> bool {
     let journal = bench.core().journal.lock();
-    journal.durable == journal.appended && bench.core().dirty_cost.load(Ordering::Relaxed) == 0
+    journal.durable == journal.appended && bench.core().budget.dirty_cost() == 0
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn a_file_that_is_removed_while_it_is_rewritten_is_no_error() {
     assert!(bench.extents(ino) > 100);
     let core = bench.core();
     let long_ago = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
-    core.fragmented.lock().push((ino, long_ago));
+    core.fragmented.push_closed(ino, long_ago);
     // Who waits for a sync is answered in the midst of it.
     let vault = bench.vault.clone();
     let remove = move |_| vault.unlink(ROOT, OsStr::new("f")).unwrap();
