@@ -398,7 +398,7 @@ impl Core {
                 start: source.start + done as u32,
             };
             let mut plain = vec![0; len as usize];
-            self.fill(&[(extent, id)], 0, &mut plain, true)?;
+            self.blocks.fill(&[(extent, id)], 0, &mut plain, true)?;
             each(splice.plain_offset + done, &plain)?;
             done += len;
         }

@@ -4,12 +4,14 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::Core;
-use crate::cache::BlockKey;
+use super::ahead::{Ahead, PIECE_CIPHER_MAX};
+use crate::cache::{BlockCache, BlockKey, CacheStats};
 use crate::crypto::SEAL_OVERHEAD;
 use crate::error::Result;
 use crate::index::extents::Extent;
-use crate::pack::{BLOCK_CIPHER_LEN, BLOCK_PLAIN_LEN, PackId, PackReader, Run};
+use crate::pack::{
+    BLOCK_CIPHER_LEN, BLOCK_PLAIN_LEN, PACK_CIPHER_LEN, PackId, PackReader, Packs, Run,
+};
 
 /// Sealed bytes are read in pieces of at most this many, so that a large read takes little memory: 256 KiB of blocks,
 /// which is a request of the kernel's, and the one that it may begin within.
@@ -20,6 +22,39 @@ const READ_LEN_MAX: u32 = ((256 << 10) / BLOCK_PLAIN_LEN + 1) * BLOCK_CIPHER_LEN
 const READ_AROUND_LEN: u32 = 128 << 10;
 /// Blocks with less than this between them are one read: that costs less than another call.
 const READ_GAP_MAX: u32 = 8 * 1024;
+
+/// What is shorter, in bytes of a pack, or has gaps, the system is asked to read, into its own memory.
+const PIECE_CIPHER_MIN: u32 = 256 << 10;
+/// Ranges of a pack with less than this between them are one request.
+const AHEAD_GAP_MAX: u32 = 64 << 10;
+
+/// Blocks of a pack.
+struct CipherRange {
+    pack: PackId,
+    start: u32,
+    end: u32,
+}
+
+impl CipherRange {
+    /// The blocks that an extent touches.
+    fn of((extent, pack): &(Extent, PackId)) -> Self {
+        let run = Run {
+            pack: *pack,
+            cipher_offset: extent.cipher_offset,
+            plain_len: extent.run_len,
+        };
+        let start = run.block_cipher_offset(extent.start / BLOCK_PLAIN_LEN);
+        let blocks_end = (extent.start + extent.plain_len).div_ceil(BLOCK_PLAIN_LEN);
+        let end = run
+            .block_cipher_offset(blocks_end)
+            .min(run.cipher_offset + run.cipher_len());
+        Self {
+            pack: *pack,
+            start,
+            end: end.clamp(start, PACK_CIPHER_LEN.max(start)),
+        }
+    }
+}
 
 /// A block that is not in the cache, and the part of it that is wanted.
 struct Want {
@@ -45,10 +80,64 @@ impl Want {
     }
 }
 
-impl Core {
+/// What the packs of a library hold, as it is read: from the cache, from what was read ahead, or from the store. Does not
+/// own the packs that are still written, nor which blocks a file consists of.
+pub(super) struct Blocks {
+    packs: Arc<Packs>,
+    cache: BlockCache,
+    ahead: Ahead,
+}
+
+impl Blocks {
+    /// Of these packs, with so many bytes of decrypted blocks.
+    pub fn new(packs: Arc<Packs>, cache_bytes: usize) -> Result<Self> {
+        Ok(Self {
+            cache: BlockCache::new(cache_bytes),
+            ahead: Ahead::start(&packs)?,
+            packs,
+        })
+    }
+
+    /// How the cache of decrypted blocks does.
+    pub fn cache_stats(&self) -> CacheStats {
+        self.cache.stats()
+    }
+
+    /// Waits until all that was asked for is read ahead.
+    #[cfg(test)]
+    pub fn settle(&self) {
+        self.ahead.settle();
+    }
+
+    /// Has fetched what these extents, all of one file, consist of.
+    pub fn read_ahead(&self, extents: &[(Extent, PackId)]) {
+        let mut ranges: Vec<CipherRange> = extents.iter().map(CipherRange::of).collect();
+        // What was written here and there lies in several packs, in each in the order of the file: so sorted, pieces
+        // that lie close together are one request.
+        ranges.sort_unstable_by_key(|r| (r.pack, r.start));
+        let mut rest = &ranges[..];
+        while let Some((first, others)) = rest.split_first() {
+            let near = rest.iter().zip(others).take_while(|(last, next)| {
+                next.pack == last.pack
+                    && next.start <= last.end.saturating_add(AHEAD_GAP_MAX)
+                    && next.end - first.start <= PIECE_CIPHER_MAX
+            });
+            let (group, others) = rest.split_at(1 + near.count());
+            rest = others;
+            let end = group.iter().map(|r| r.end).fold(first.end, u32::max);
+            let len = end - first.start;
+            let wanted = group.iter().map(|r| u64::from(r.end - r.start)).sum();
+            if len >= PIECE_CIPHER_MIN && wanted >= u64::from(len) {
+                self.ahead.fetch(first.pack, first.start..end, wanted);
+            } else if let Ok(reader) = self.packs.get(first.pack) {
+                reader.prefetch(first.start, len);
+            }
+        }
+    }
+
     /// Fills `out`, which starts at `plain_offset`, from extents clipped to it; holes are zeros. Whole blocks of a
     /// `sequential` reader stay out of the cache: they will not be asked for again. Around others the disk reads on.
-    pub(super) fn fill(
+    pub fn fill(
         &self,
         extents: &[(Extent, PackId)],
         plain_offset: u64,

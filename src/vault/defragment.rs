@@ -133,7 +133,7 @@ impl Core {
                 let mut plain = vec![0; (end - at) as usize];
                 let filled = self
                     .locate(ino, at, end)
-                    .and_then(|located| self.fill(&located.extents, at, &mut plain, true));
+                    .and_then(|located| self.blocks.fill(&located.extents, at, &mut plain, true));
                 match filled {
                     Ok(()) => {}
                     // Removed, or written to: then its packs may be gone, too.

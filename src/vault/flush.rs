@@ -214,7 +214,9 @@ impl Core {
         let mut block = vec![0; (to - from) as usize];
         // As a sequential reader: what is replaced now will not be asked for, nor what lies around it.
         // What cannot be read stays where it is, and the range is sealed alone.
-        self.fill(&located.extents, from, &mut block, true).ok()?;
+        self.blocks
+            .fill(&located.extents, from, &mut block, true)
+            .ok()?;
         for (at, part) in dirty.parts(from, to) {
             let place = (at - from) as usize;
             block[place..place + part.len()].copy_from_slice(part);

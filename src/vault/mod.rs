@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::cache::{BlockCache, CacheStats};
+use crate::cache::CacheStats;
 use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
 use crate::index::record::Record;
@@ -61,8 +61,8 @@ mod verify;
 mod volume;
 mod write;
 
-use ahead::Ahead;
 use base::Bases;
+use blocks::Blocks;
 use budget::Budget;
 use collect::Garbage;
 use contents::Contents;
@@ -118,8 +118,7 @@ pub(crate) struct Core {
     journal: Mutex<Journal>,
     contents: Contents,
     packs: Arc<Packs>,
-    cache: BlockCache,
-    ahead: Ahead,
+    blocks: Blocks,
     files: Mutex<HashMap<Ino, Arc<OpenFile>>>,
     handles: Handles,
     ids: Ids,
@@ -191,7 +190,7 @@ impl Vault {
 
     /// How the cache of decrypted blocks does.
     pub fn cache_stats(&self) -> CacheStats {
-        self.core.cache.stats()
+        self.core.blocks.cache_stats()
     }
 }
 
@@ -256,8 +255,7 @@ impl Core {
             journal: Mutex::new(Journal::new(store.clone(), master.clone(), device, start)),
             contents: Contents::new(store.clone(), master.clone(), device, packs.clone()),
             tree: RwLock::new(replayed.tree),
-            cache: BlockCache::new(options.cache_bytes),
-            ahead: Ahead::start(&packs)?,
+            blocks: Blocks::new(packs.clone(), options.cache_bytes)?,
             packs,
             read_only: options.read_only,
             files: Mutex::default(),

@@ -3,44 +3,11 @@
 use std::ops::Range;
 
 use super::Core;
-use super::ahead::{Access, PIECE_CIPHER_MAX};
+use super::ahead::Access;
 use crate::error::{Kind, Result};
 use crate::index::extents::Extent;
-use crate::pack::{BLOCK_PLAIN_LEN, PACK_CIPHER_LEN, PackId, Run};
+use crate::pack::PackId;
 use crate::volume::{Ino, Whence};
-
-/// What is shorter, in bytes of a pack, or has gaps, the system is asked to read, into its own memory.
-const PIECE_CIPHER_MIN: u32 = 256 << 10;
-/// Ranges of a pack with less than this between them are one request.
-const READ_GAP_MAX: u32 = 64 << 10;
-
-/// Blocks of a pack.
-struct CipherRange {
-    pack: PackId,
-    start: u32,
-    end: u32,
-}
-
-impl CipherRange {
-    /// The blocks that an extent touches.
-    fn of((extent, pack): &(Extent, PackId)) -> Self {
-        let run = Run {
-            pack: *pack,
-            cipher_offset: extent.cipher_offset,
-            plain_len: extent.run_len,
-        };
-        let start = run.block_cipher_offset(extent.start / BLOCK_PLAIN_LEN);
-        let blocks_end = (extent.start + extent.plain_len).div_ceil(BLOCK_PLAIN_LEN);
-        let end = run
-            .block_cipher_offset(blocks_end)
-            .min(run.cipher_offset + run.cipher_len());
-        Self {
-            pack: *pack,
-            start,
-            end: end.clamp(start, PACK_CIPHER_LEN.max(start)),
-        }
-    }
-}
 
 /// Extents of a file, with the packs that they name.
 pub(super) struct Located {
@@ -94,7 +61,10 @@ impl Core {
             sequential = true;
             self.read_ahead(ino, next);
         }
-        if let Err(e) = self.fill(&located.extents, plain_offset, out, sequential) {
+        if let Err(e) = self
+            .blocks
+            .fill(&located.extents, plain_offset, out, sequential)
+        {
             // The pack may have been collected since the extents were looked up: then they are elsewhere now.
             if !matches!(e.kind(), Kind::Missing) {
                 return Err(e);
@@ -103,7 +73,8 @@ impl Core {
                 self.reread_for_missing();
             }
             let again = self.locate(ino, plain_offset, wanted_end)?;
-            self.fill(&again.extents, plain_offset, out, sequential)?;
+            self.blocks
+                .fill(&again.extents, plain_offset, out, sequential)?;
         }
         for (at, bytes) in overlays {
             out[at..at + bytes.len()].copy_from_slice(&bytes);
@@ -133,30 +104,8 @@ impl Core {
         if plain.is_empty() {
             return;
         }
-        let Ok(located) = self.locate(ino, plain.start, plain.end) else {
-            return;
-        };
-        let mut ranges: Vec<CipherRange> = located.extents.iter().map(CipherRange::of).collect();
-        // What was written here and there lies in several packs, in each in the order of the file: so sorted, pieces
-        // that lie close together are one request.
-        ranges.sort_unstable_by_key(|r| (r.pack, r.start));
-        let mut rest = &ranges[..];
-        while let Some((first, others)) = rest.split_first() {
-            let near = rest.iter().zip(others).take_while(|(last, next)| {
-                next.pack == last.pack
-                    && next.start <= last.end.saturating_add(READ_GAP_MAX)
-                    && next.end - first.start <= PIECE_CIPHER_MAX
-            });
-            let (group, others) = rest.split_at(1 + near.count());
-            rest = others;
-            let end = group.iter().map(|r| r.end).fold(first.end, u32::max);
-            let len = end - first.start;
-            let wanted = group.iter().map(|r| u64::from(r.end - r.start)).sum();
-            if len >= PIECE_CIPHER_MIN && wanted >= u64::from(len) {
-                self.ahead.fetch(first.pack, first.start..end, wanted);
-            } else if let Ok(reader) = self.packs.get(first.pack) {
-                reader.prefetch(first.start, len);
-            }
+        if let Ok(located) = self.locate(ino, plain.start, plain.end) {
+            self.blocks.read_ahead(&located.extents);
         }
     }
 
