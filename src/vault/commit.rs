@@ -13,7 +13,6 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Core;
 use super::duty::Duties;
-use super::file::OpenFile;
 use crate::error::{Error, Kind, Result};
 use crate::index::PackInfo;
 use crate::index::record::Record;
@@ -258,8 +257,7 @@ impl Core {
     pub(super) fn do_what_is_due(&self, duties: &mut Duties) -> bool {
         duties.empty.note(self.empty_spoiled());
         self.drop_all_unused();
-        // Who closed a file while somebody looked at it has left it here.
-        self.files.lock().retain(|_, file| self.is_needed(file));
+        self.close_files();
         let is_old = self.commit.take_due();
         let is_due = is_old || self.contents.unsynced_bytes() > UNSYNCED_BYTES_MAX;
         let mut is_synced = true;
@@ -303,16 +301,8 @@ impl Core {
 
     /// Writes out every file in which something is dirty, and waits for what is being written out.
     fn flush_dirty(&self) -> Result<()> {
-        let dirty: Vec<Arc<OpenFile>> = {
-            let files = self.files.lock();
-            let is_dirty = |f: &&Arc<OpenFile>| {
-                let state = f.state.lock();
-                !state.dirty.is_empty() || state.leaving.is_some()
-            };
-            files.values().filter(is_dirty).cloned().collect()
-        };
         let mut result = Ok(());
-        for file in dirty {
+        for file in self.files.dirty() {
             self.serve();
             result = result.and(self.flush_and_close(file));
         }

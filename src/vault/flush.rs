@@ -25,9 +25,8 @@ impl Core {
 
     /// Writes out what is dirty in every file.
     pub(super) fn flush_all(&self) -> Result<()> {
-        let files: Vec<Arc<OpenFile>> = self.files.lock().values().cloned().collect();
         let mut result = Ok(());
-        for file in files {
+        for file in self.files.all() {
             result = result.and(self.flush_and_close(file));
         }
         result

@@ -8,9 +8,7 @@
 //! files; a file's state; the tree. The tables of handles and of what waits for a thread come last, alone.
 //! A reader takes the last two only, and nothing holds those over I/O.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
@@ -41,6 +39,7 @@ mod defragment;
 mod devices;
 mod duty;
 pub(crate) mod file;
+mod files;
 mod flush;
 mod follow;
 mod handles;
@@ -68,15 +67,13 @@ use collect::Garbage;
 use contents::Contents;
 use defragment::Fragmented;
 use devices::{Memory, Others};
-use file::OpenFile;
+use files::Files;
 use handles::Handles;
 use ids::Ids;
 use journal::{Journal, Start};
 use stream::Streams;
 use threads::{Adopted, Threads};
 
-/// So long something is waited for that may be done later, too.
-const MOMENT: Duration = Duration::from_millis(100);
 /// Published packs that are kept open for reading, at most.
 const OPEN_PACKS_MAX: usize = 512;
 /// File descriptors that a mount needs for all else.
@@ -119,7 +116,7 @@ pub(crate) struct Core {
     contents: Contents,
     packs: Arc<Packs>,
     blocks: Blocks,
-    files: Mutex<HashMap<Ino, Arc<OpenFile>>>,
+    files: Files,
     handles: Handles,
     ids: Ids,
     budget: Budget,
@@ -136,8 +133,6 @@ pub(crate) struct Core {
     follow: follow::Follow,
     /// Held, shared, from sealing into a pack to framing what was sealed: in between, the pack looks unused.
     sealing: RwLock<()>,
-    /// Inodes to be dropped for which the journal was waited for too long.
-    unused: Mutex<Vec<Ino>>,
 }
 
 impl Vault {
@@ -258,7 +253,7 @@ impl Core {
             blocks: Blocks::new(packs.clone(), options.cache_bytes)?,
             packs,
             read_only: options.read_only,
-            files: Mutex::default(),
+            files: Files::default(),
             handles: Handles::new(),
             ids: Ids::default(),
             budget: Budget::default(),
@@ -271,7 +266,6 @@ impl Core {
             problems: found.problems,
             follow: follow::Follow::new(options.accept_rollback, replayed.files),
             sealing: RwLock::default(),
-            unused: Mutex::default(),
             store: store.clone(),
             master: master.clone(),
             device,
@@ -353,80 +347,6 @@ impl Core {
         } else {
             Ok(())
         }
-    }
-
-    /// The open file, made where it is not open.
-    fn file(&self, ino: Ino) -> Arc<OpenFile> {
-        self.files
-            .lock()
-            .entry(ino)
-            .or_insert_with(|| Arc::new(OpenFile::new(ino)))
-            .clone()
-    }
-
-    /// The open file, if it is open.
-    fn opened(&self, ino: Ino) -> Option<Arc<OpenFile>> {
-        self.files.lock().get(&ino).cloned()
-    }
-
-    /// Forgets the open file where nothing needs it; drops an inode that lost its last name and reference.
-    fn let_go(&self, ino: Ino, references: u32) {
-        let tree = self.tree.read();
-        let Some(ix) = tree.find(ino) else { return };
-        let inode = tree.inode(ix);
-        let unused = references > 0 && inode.let_go(references) && !inode.is_linked();
-        drop(tree);
-        if unused {
-            // The kernel does not wait for this, so it must not wait for the store.
-            match self.journal.try_lock_for(MOMENT) {
-                Some(journal) => self.drop_unused(&journal, ino),
-                None => self.unused.lock().push(ino),
-            }
-        }
-        self.close_file(ino);
-    }
-
-    /// Drops what could not be dropped at once.
-    fn drop_all_unused(&self) {
-        let unused = std::mem::take(&mut *self.unused.lock());
-        if !unused.is_empty() {
-            let journal = self.journal.lock();
-            for ino in unused {
-                self.drop_unused(&journal, ino);
-            }
-        }
-    }
-
-    /// Drops an inode without a name and references.
-    fn drop_unused(&self, _journal: &Journal, ino: Ino) {
-        let mut tree = self.tree.write();
-        if let Some(ix) = tree.find(ino) {
-            tree.drop_if_unused(ix);
-        }
-    }
-
-    fn close_file(&self, ino: Ino) {
-        let mut files = self.files.lock();
-        if files.get(&ino).is_some_and(|file| !self.is_needed(file)) {
-            files.remove(&ino);
-        }
-    }
-
-    /// Whether an open file, of which one reference is the table's, has to stay in it.
-    fn is_needed(&self, file: &Arc<OpenFile>) -> bool {
-        let gone = self.tree.read().find(file.ino).is_none();
-        let mut state = file.state.lock();
-        if gone {
-            self.budget.recount_dirty(state.dirty.cost(), 0);
-            state.dirty = Default::default();
-            if !state.promised.is_empty() {
-                self.recount_promise(file.ino, &mut state);
-            }
-        }
-        // One more holder than the table: somebody is at work on it. The next to close it, or the committer, looks
-        // again.
-        let holds = !state.dirty.is_empty() || !state.promised.is_empty();
-        Arc::strong_count(file) > 1 || (!gone && (state.handles > 0 || holds))
     }
 
     /// Remembers the heads outside of the library, so that an index that goes back is noticed.

@@ -349,7 +349,7 @@ impl Volume for Vault {
 
     fn unwritten(&self) -> Vec<(Vec<u8>, u64)> {
         let core = self.core();
-        let files: Vec<_> = core.files.lock().values().cloned().collect();
+        let files = core.files.all();
         let unwritten = files.iter().filter_map(|file| {
             let bytes = {
                 let state = file.state.lock();

@@ -116,7 +116,7 @@ fn many_small_appends_take_little_memory() {
         "{extents} extents in {blocks} blocks"
     );
     assert_eq!(bench.core().budget.dirty_cost(), 0);
-    assert!(bench.core().files.lock().is_empty());
+    assert!(bench.core().files.all().is_empty());
     let bytes = bench.read("log").unwrap();
     assert!((0..APPENDS).all(|i| bytes[i as usize * 100..][..100] == [i as u8; 100]));
 }
@@ -131,7 +131,7 @@ fn what_was_in_memory_of_a_removed_file_is_given_back() {
     bench.vault.write(ino, handle, 5000, &[1; 5000]).unwrap();
     bench.vault.release(ino, handle);
     assert_eq!(bench.core().budget.dirty_cost(), 0);
-    assert!(bench.core().files.lock().is_empty());
+    assert!(bench.core().files.all().is_empty());
 }
 
 /// Writes a long file in odd pieces; the handle, which is still open, and bytes that tell where they belong.
