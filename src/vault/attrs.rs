@@ -8,7 +8,7 @@ use super::acl::Acl;
 use super::names::{ACL_ACCESS, ACL_DEFAULT};
 use super::{Core, Draft, file};
 use crate::error::{Kind, Result};
-use crate::index::record::{AttrChange, Content, Owner, Record, XattrChange};
+use crate::index::record::{AttrChange, Owner, Record, Splices, XattrChange};
 use crate::index::{Inode, Tree};
 use crate::overdue;
 use crate::volume::{
@@ -96,9 +96,8 @@ impl Core {
                     .push(set_xattr(inode, ACL_ACCESS, Some(acl.encode())));
             }
             if mtime.is_some() {
-                draft
-                    .records
-                    .push(content(tree, inode, inode.plain_size(), mtime));
+                let plain_size = inode.plain_size();
+                draft.change_content(tree, inode, plain_size, mtime, Splices::default());
             }
             draft.unlinked = !inode.is_linked();
             Ok(())
@@ -175,8 +174,7 @@ impl Core {
                 FileKind::Directory => return Err(Kind::IsDirectory.into()),
                 _ => return Err(Kind::InvalidArgument.into()),
             }
-            draft.records.push(content(tree, inode, plain_size, None));
-            draft.unlinked = !inode.is_linked();
+            draft.change_content(tree, inode, plain_size, None, Splices::default());
             Ok(())
         };
         let done = flushed.and_then(|()| self.transact(frame));
@@ -283,19 +281,6 @@ fn set_xattr(inode: &Inode, name: &[u8], value: Option<Vec<u8>>) -> Record {
         inode: inode.id(),
         name: name.to_vec(),
         value,
-    })
-}
-
-/// A change of length and mtime only.
-fn content(tree: &Tree, inode: &Inode, plain_size: u64, mtime: Option<Time>) -> Record {
-    let base = tree.wire(inode.version());
-    Record::Content(Content {
-        inode: inode.id(),
-        base,
-        plain_size,
-        mtime,
-        packs: Vec::new(),
-        splices: Vec::new(),
     })
 }
 

@@ -6,7 +6,7 @@ use super::Core;
 use super::contents::{Subject, split};
 use super::file::{Dirty, FileState, OpenFile};
 use crate::error::{Kind, Result};
-use crate::index::record::{Content, Record, Splices};
+use crate::index::record::Splices;
 use crate::overdue;
 use crate::pack::BLOCK_PLAIN_LEN;
 use crate::volume::{Ino, Time};
@@ -159,31 +159,17 @@ impl Core {
                 }
             };
         }
-        let Splices {
-            packs,
-            list: splices,
-        } = splices;
         self.transact_promised(|tree, draft| {
             let Some(ix) = tree.find(ino) else {
                 return Ok(());
             };
             let inode = tree.inode(ix);
-            let (base, plain_size) = (
-                tree.wire(inode.version()),
-                inode.plain_size().max(dirty.end()),
-            );
+            let plain_size = inode.plain_size().max(dirty.end());
             // When it was written is what was told meanwhile; what was changed since is later still.
             let told = tree.attr(ix);
             draft.wall = mtime.map_or(told.ctime, |mtime| mtime.max(told.ctime));
-            draft.records.push(Record::Content(Content {
-                inode: inode.id(),
-                base,
-                plain_size,
-                mtime: mtime.or(Some(told.mtime)),
-                packs,
-                splices,
-            }));
-            draft.unlinked = !inode.is_linked();
+            let mtime = mtime.or(Some(told.mtime));
+            draft.change_content(tree, inode, plain_size, mtime, splices);
             Ok(())
         })?;
         Ok(filled_holes)

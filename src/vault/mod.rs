@@ -14,10 +14,9 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::cache::CacheStats;
 use crate::crypto::MasterKey;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::index::record::Record;
 use crate::index::{InodeIx, Tree, replay};
-use crate::overdue;
 use crate::pack::Packs;
 use crate::state::Place;
 use crate::store::{DeviceId, Store};
@@ -56,6 +55,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod transaction;
 mod verify;
 mod volume;
 mod write;
@@ -73,6 +73,7 @@ use ids::Ids;
 use journal::{Journal, Start};
 use stream::Streams;
 use threads::{Adopted, Threads};
+use transaction::Draft;
 
 /// Published packs that are kept open for reading, at most.
 const OPEN_PACKS_MAX: usize = 512;
@@ -275,55 +276,6 @@ impl Core {
         Ok((core, replayed.adopted))
     }
 
-    /// Runs `build` against the tree as it is, and makes what it drafts take effect: all of it, or nothing.
-    fn transact<R>(&self, build: impl FnOnce(&Tree, &mut Draft) -> Result<R>) -> Result<R> {
-        self.writable()?;
-        overdue::go_on();
-        self.transact_promised(build)
-    }
-
-    /// The same for what was answered already: that is kept also where nothing new may be written.
-    fn transact_promised<R>(
-        &self,
-        build: impl FnOnce(&Tree, &mut Draft) -> Result<R>,
-    ) -> Result<R> {
-        let mut journal = overdue::lock(&self.journal)?;
-        let mut draft = Draft {
-            wall: Time::now(),
-            records: Vec::new(),
-            unlinked: false,
-        };
-        let answer = build(&self.tree.read(), &mut draft)?;
-        if draft.records.is_empty() {
-            return Ok(answer);
-        }
-        if draft.unlinked {
-            // What happens to an inode without a name is for its handles only, and ends with them.
-            let mut tree = self.tree.write();
-            let counter = tree.next_counter();
-            let Draft { wall, records, .. } = draft;
-            let frame = crate::index::record::Frame {
-                counter,
-                wall,
-                durable_before: false,
-                records,
-            };
-            overdue::unless_answered(|| tree.apply_frame(0, &frame))?
-                .map_err(|why| Error::damaged("an open file", why))?;
-            return Ok(answer);
-        }
-        journal
-            .append(&self.tree, draft.wall, draft.records)
-            .inspect_err(|e| {
-                if e.is_no_space() {
-                    self.commit.want_room();
-                }
-            })?;
-        drop(journal);
-        self.commit.changed();
-        Ok(answer)
-    }
-
     /// Has the numbers stored that inodes were given in place of their own. Where that fails, the next mount tries again,
     /// and gives the same, unless others came or went meanwhile.
     fn store_numbers(&self) {
@@ -366,12 +318,4 @@ impl Core {
     fn find(&self, tree: &Tree, ino: Ino) -> Result<InodeIx> {
         tree.find(ino).ok_or_else(|| Kind::Stale.into())
     }
-}
-
-/// Records that shall take effect together.
-pub(crate) struct Draft {
-    wall: Time,
-    records: Vec<Record>,
-    /// They are about an inode without a name.
-    unlinked: bool,
 }

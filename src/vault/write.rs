@@ -8,7 +8,7 @@ use super::journal::RESERVE_BYTES;
 use super::{Core, Draft};
 use crate::error::{Error, Kind, Result};
 use crate::index::Tree;
-use crate::index::record::{Content, Record, Splices};
+use crate::index::record::Splices;
 use crate::overdue;
 use crate::volume::{FILE_LEN_MAX, FileKind, Handle, Ino};
 
@@ -218,20 +218,7 @@ impl Core {
             }
             let mut splices = Splices::default();
             let plain_size = change(inode.plain_size(), &mut splices);
-            let base = tree.wire(inode.version());
-            let Splices {
-                packs,
-                list: splices,
-            } = splices;
-            draft.records.push(Record::Content(Content {
-                inode: inode.id(),
-                base,
-                plain_size,
-                mtime: None,
-                packs,
-                splices,
-            }));
-            draft.unlinked = !inode.is_linked();
+            draft.change_content(tree, inode, plain_size, None, splices);
             Ok(())
         };
         self.while_flushed(ino, || self.transact(frame))
@@ -288,19 +275,8 @@ impl Core {
                 at = e.plain_end();
             }
             splices.hole(moved(at), from_end - at);
-            let Splices {
-                packs,
-                list: splices,
-            } = splices;
-            draft.records.push(Record::Content(Content {
-                inode: target.id(),
-                base: tree.wire(target.version()),
-                plain_size: target.plain_size().max(to_end),
-                mtime: None,
-                packs,
-                splices,
-            }));
-            draft.unlinked = !target.is_linked();
+            let plain_size = target.plain_size().max(to_end);
+            draft.change_content(tree, target, plain_size, None, splices);
             Ok(len)
         };
         let shared = self.while_flushed(to, || self.transact(frame))?;
