@@ -10,7 +10,7 @@
 //! ```text
 //! cli      one file a verb: what was typed, what is printed
 //! mount    builds everything top-down; session, signals, unmount
-//! fuse     kernel requests to Volume calls; the one file that knows fuser
+//! fuse     kernel requests to Volume calls, and what the kernel is told to keep; all that knows fuser
 //! volume   the trait that everything mountable implements
 //! foreign  what three other programs encrypted, over one mirror of a directory
 //! vault    the native filesystem: open files, write buffers, commits, adoption after a crash
@@ -34,7 +34,7 @@
 //!
 //! 1. `fuse`: the kernel's request becomes [`Volume::read`](volume::Volume::read) on an inode number.
 //! 2. `vault::read`: the inode's extents, copied out of the [`Tree`](index::Tree) under a short lock; what is still in
-//!    the file's dirty buffer lies over them.
+//!    the file's dirty buffer lies over them. `vault::blocks` fills them:
 //! 3. [`cache`]: blocks that are there are copied; sequential readers pass it by. What these will want next,
 //!    `vault::ahead` fetches in large pieces, beside them.
 //! 4. [`pack::Packs`] finds the open [`PackReader`](pack::PackReader); adjacent blocks that are missing are one read of
@@ -55,8 +55,9 @@
 //! 5. `vault::commit`, one thread: syncs packs and segment for all who wait in fsync; publishes both, packs first, by a
 //!    rename to `data/` and `index/`.
 //!
-//! What a crash leaves in `new/` is taken up by `vault::adopt` at the next mount; `vault::maintain` writes bases, rewrites
-//! what lies in too many pieces, and collects what is dead.
+//! What a crash leaves in `new/` is recovered by `vault::adopt` at the next mount. After a publication, `vault::base` writes
+//! a base when one is due, and `vault::collect` removes what nothing needs any more; `vault::defragment` rewrites files
+//! that are in too many pieces, and `vault::salvage` empties packs that a write failed in.
 //!
 //! # Several devices
 //!
@@ -80,7 +81,6 @@
 //!    takes memory without bound: `fuzz/` and `tests/fuzz_smoke.rs` try.
 //! 6. Memory is bounded: the cache, 96 MiB, 300 bytes a file, 32 an extent, and the bytes of extended attributes, link
 //!    targets and long names.
-//!
 //! 7. Every request is answered in bounded time, whether or not the store answers; what was answered with EIO for that is
 //!    not done: `overdue`.
 //!

@@ -1,6 +1,6 @@
 //! The native filesystem: an encrypted library as a [`Volume`](crate::volume::Volume).
 //!
-//! A change goes: validate against the tree, write a frame (`journal`), change the tree. A write goes: into the
+//! A change goes: validate against the tree, write a frame (`journal`), change the tree (`transaction`). A write goes: into the
 //! file's dirty buffer (`file`), later sealed into the open pack (`contents`) and framed. A read goes: extents
 //! from the tree, blocks from the cache or the store, the dirty buffer over them.
 //!
