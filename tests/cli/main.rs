@@ -323,18 +323,28 @@ fn man_pages_and_completions_are_made() {
     let bench = Bench::new();
     assert_eq!(bench.run("docs man man").code, 0);
     assert_eq!(bench.run("docs completions completions").code, 0);
-    let page = fs::read_to_string(bench.path("man/hushfs-mount.1")).unwrap();
+    let made = |page: &str| fs::read_to_string(bench.path("man").join(page)).unwrap();
+    let page = made("man1/hushfs-mount.1");
     assert!(page.contains("cache\\-size"), "{page}");
-    assert!(bench.path("man/hushfs-key-add.1").exists());
+    let sections = page.lines().filter_map(|line| line.strip_prefix(".SH "));
+    let sections: Vec<_> = sections.collect();
+    for section in ["OPTIONS", "\"EXIT STATUS\"", "EXAMPLES", "\"SEE ALSO\""] {
+        assert!(sections.contains(&section), "{sections:?}");
+    }
+    let page = made("man1/hushfs.1");
+    for text in [".SH COMMANDS", ".SH ENVIRONMENT", "HUSHFS_LOG", ".SH FILES"] {
+        assert!(page.contains(text), "{page}");
+    }
+    assert!(bench.path("man/man1/hushfs-key-add.1").exists());
     for page in [
-        "hushfs-format.5",
-        "hushfs-foreign.7",
-        "hushfs-security.7",
-        "hushfs-stores.7",
+        "man5/hushfs-format.5",
+        "man7/hushfs-foreign.7",
+        "man7/hushfs-security.7",
+        "man7/hushfs-stores.7",
     ] {
-        let made = fs::read_to_string(bench.path("man").join(page)).unwrap();
-        let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("man").join(page);
-        assert_eq!(made, fs::read_to_string(ours).unwrap());
+        let name = page.rsplit('/').next().unwrap();
+        let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("man").join(name);
+        assert_eq!(made(page), fs::read_to_string(ours).unwrap());
     }
     assert!(bench.path("completions/_hushfs").exists());
 }
