@@ -120,7 +120,11 @@ fn page(command: &Command) -> io::Result<Vec<u8>> {
             .override_usage(usage)
             .subcommand_help_heading("COMMANDS"),
     );
-    let man = man.title(name.to_uppercase()).manual("User Commands");
+    let man = man
+        .title(name.to_uppercase())
+        .date(text::DATE)
+        .source(concat!("hushfs ", env!("CARGO_PKG_VERSION")))
+        .manual("User Commands");
     let mut page = Vec::new();
     man.render_title(&mut page)?;
     man.render_name_section(&mut page)?;

@@ -1,5 +1,8 @@
 //! What the man pages say beyond the definitions of the command line.
 
+/// Of the pages of section 1: when what they say changed last.
+pub const DATE: &str = "2026-11-29";
+
 /// Files, for hushfs(1): a path, and what it is.
 pub const FILES: [(&str, &str); 3] = [
     (
