@@ -234,19 +234,18 @@ mod tests {
 
     #[test]
     fn every_page_has_examples() {
-        let names = names();
-        for name in &names {
-            let has = text::EXAMPLES.iter().any(|(page, ..)| page == name);
+        for name in names() {
+            let has = text::EXAMPLES.iter().any(|(page, ..)| *page == name);
             assert!(has, "{name}");
-        }
-        for (page, ..) in text::EXAMPLES {
-            assert!(names.iter().any(|name| name == page), "{page}");
         }
     }
 
     #[test]
     fn examples_can_be_typed() {
-        let lines = text::EXAMPLES.iter().flat_map(|(.., typed)| typed.lines());
+        let names = names();
+        let shown = |page: &str| names.iter().any(|name| name == page);
+        let shown = text::EXAMPLES.iter().filter(|(page, ..)| shown(page));
+        let lines = shown.flat_map(|(.., typed)| typed.lines());
         for line in lines.filter(|line| line.starts_with("hushfs ")) {
             // Every second part is in quotes.
             let parts = line.split('\'').enumerate();

@@ -134,6 +134,11 @@ pub const EXAMPLES: &[(&str, &str, &str)] = &[
         "hushfs key remove ~/library 3f2a",
     ),
     (
+        "hushfs-key-recovery",
+        "Show the recovery code again, at a terminal:",
+        "hushfs key recovery ~/library",
+    ),
+    (
         "hushfs-info",
         "Show whether deleting frees space, as JSON:",
         "hushfs info --json --key-file ~/library.key ~/library",
