@@ -86,8 +86,16 @@ pub enum Kind {
     // What befalls a person.
     /// The password, key file or recovery code opens no slot of this library.
     WrongKey,
+    /// A password, key file or recovery code cannot be used. Says why.
+    Secret(Box<str>),
+    /// Nobody gave one.
+    NoSecret,
+    /// The folder of the library, or of what is to be converted, does not exist.
+    NoFolder,
     /// The directory is not a library.
     NotLibrary,
+    /// A library of another program, which the command does not know. Says which.
+    Foreign(Box<str>),
     /// Written by a later version, or with a feature that this one does not know.
     Unsupported(Box<str>),
     /// In a form of another program that is not read here.
@@ -98,8 +106,12 @@ pub enum Kind {
     DeviceTaken(Box<str>),
     /// The command cannot be carried out as typed.
     Usage(Box<str>),
+    /// The person at the terminal answered no.
+    Declined,
     /// Mounting or unmounting failed.
     Mount(Box<str>),
+    /// The mount point cannot be one, or nothing is mounted there. Says which.
+    MountPoint(Box<str>),
     /// The process of a mount ended with this status, and said why.
     Ended(ExitStatus, Box<str>),
     /// The index is older than one that this machine has seen.
@@ -112,23 +124,23 @@ pub enum Kind {
 pub enum ExitStatus {
     /// Done.
     Success = 0,
-    /// Anything that has no number of its own.
+    /// Any other error.
     Failure = 1,
-    /// The command line makes no sense (as clap says it, too).
+    /// Wrong usage (clap has the same number).
     Usage = 2,
-    /// Wrong password, key file or recovery code.
+    /// A wrong, empty or unreadable password, key file or recovery code.
     WrongKey = 3,
-    /// Not a library, or one of a later version.
+    /// No library there, another program's, or one of a later version.
     NotLibrary = 4,
     /// Something stored is damaged, missing or rolled back.
     Damaged = 5,
     /// In use: mounted already, or the mount point is busy.
     InUse = 6,
-    /// The kernel or fusermount3 refused the mount.
+    /// The kernel or fusermount3 refused.
     Mount = 7,
-    /// The target exists, or is not empty.
+    /// The mount point or target is missing, not empty, exists already or is not mounted.
     Exists = 8,
-    /// The system failed to read or write.
+    /// Reading or writing failed.
     Io = 9,
 }
 
@@ -165,6 +177,11 @@ impl Error {
     /// Damage in `subject`; `check` says what does not hold.
     pub fn damaged(subject: impl fmt::Display, check: impl fmt::Display) -> Self {
         Self::new(Kind::Damaged(check.to_string().into()), subject)
+    }
+
+    /// A secret that cannot be used; `subject` is where it comes from.
+    pub fn secret(subject: impl fmt::Display, why: impl fmt::Display) -> Self {
+        Self::new(Kind::Secret(why.to_string().into()), subject)
     }
 
     /// A command that cannot be carried out as typed.
@@ -234,10 +251,16 @@ impl Error {
             | Kind::Missing
             | Kind::Displaced(_)
             | Kind::WrongKey
+            | Kind::Secret(_)
+            | Kind::NoSecret
+            | Kind::NoFolder
             | Kind::NotLibrary
+            | Kind::Foreign(_)
             | Kind::Unsupported(_)
             | Kind::OtherForm(_)
+            | Kind::Declined
             | Kind::Mount(_)
+            | Kind::MountPoint(_)
             | Kind::Ended(..)
             | Kind::RolledBack(_) => libc::EIO,
         }
@@ -247,15 +270,23 @@ impl Error {
     pub fn exit_status(&self) -> ExitStatus {
         match &self.kind {
             Kind::Usage(_) => ExitStatus::Usage,
-            Kind::WrongKey => ExitStatus::WrongKey,
-            Kind::NotLibrary | Kind::Unsupported(_) | Kind::OtherForm(_) => ExitStatus::NotLibrary,
+            Kind::WrongKey | Kind::Secret(_) | Kind::NoSecret => ExitStatus::WrongKey,
+            Kind::NoFolder
+            | Kind::NotLibrary
+            | Kind::Foreign(_)
+            | Kind::Unsupported(_)
+            | Kind::OtherForm(_) => ExitStatus::NotLibrary,
             Kind::Damaged(_) | Kind::Missing | Kind::Displaced(_) | Kind::RolledBack(_) => {
                 ExitStatus::Damaged
             }
             Kind::InUse | Kind::DeviceTaken(_) => ExitStatus::InUse,
             Kind::Mount(_) => ExitStatus::Mount,
             Kind::Ended(status, _) => *status,
-            Kind::Exists | Kind::NotEmpty => ExitStatus::Exists,
+            Kind::NotFound
+            | Kind::NotDirectory
+            | Kind::Exists
+            | Kind::NotEmpty
+            | Kind::MountPoint(_) => ExitStatus::Exists,
             Kind::Io(_) | Kind::NoSpace | Kind::TimedOut | Kind::NoAnswer(_) | Kind::Poisoned => {
                 ExitStatus::Io
             }
@@ -272,6 +303,19 @@ impl Error {
     pub fn is_no_space(&self) -> bool {
         matches!(self.errno(), libc::ENOSPC | libc::EDQUOT)
     }
+}
+
+/// What the system says, without the number that [`io::Error`] adds.
+pub fn io_text(e: &io::Error) -> String {
+    let mut text = e.to_string();
+    if let Some(code) = e.raw_os_error()
+        && let Some(len) = text
+            .strip_suffix(&format!(" (os error {code})"))
+            .map(str::len)
+    {
+        text.truncate(len);
+    }
+    text
 }
 
 impl From<Kind> for Error {
@@ -308,19 +352,25 @@ impl fmt::Display for Kind {
             Kind::Stale => "stale file handle",
             Kind::TooManyLinks => "too many links",
             Kind::NoSuchOffset => "no data at or after this offset",
-            Kind::Io(e) => return e.fmt(f),
+            Kind::Io(e) => return io_text(e).fmt(f),
             Kind::Damaged(check) => return write!(f, "damaged: {check}"),
             Kind::Missing => "is missing from the library",
             Kind::NoAnswer(who) => return write!(f, "{who} has not answered in time"),
             Kind::TimedOut => "the store did not answer in time",
             Kind::Poisoned => "an earlier write failed, so nothing more is written",
-            Kind::WrongKey => "no slot of the library opens with this secret",
+            Kind::WrongKey => "wrong password or key, or not this library's",
+            Kind::NoSecret => "no password given",
+            Kind::NoFolder => "not found",
             Kind::NotLibrary => "is not a hushfs library",
+            Kind::Foreign(what) => return write!(f, "is {what}"),
+            Kind::Declined => "nothing was changed",
             Kind::Unsupported(what) => return write!(f, "needs a later version of hushfs: {what}"),
             Kind::OtherForm(what) => return write!(f, "not read by hushfs: {what}"),
             Kind::InUse => "is in use",
             Kind::Usage(text)
+            | Kind::Secret(text)
             | Kind::Mount(text)
+            | Kind::MountPoint(text)
             | Kind::Ended(_, text)
             | Kind::Displaced(text)
             | Kind::DeviceTaken(text)
@@ -365,6 +415,14 @@ mod tests {
         );
         assert_eq!(e.errno(), libc::EIO);
         assert_eq!(e.exit_status(), ExitStatus::Damaged);
+    }
+
+    #[test]
+    fn what_the_system_says_has_no_number() {
+        let denied = io::Error::from_raw_os_error(libc::EACCES);
+        assert_eq!(Error::io(denied, "/x").to_string(), "/x: Permission denied");
+        let other = io::Error::other("odd (os error 5)");
+        assert_eq!(io_text(&other), "odd (os error 5)");
     }
 
     #[test]

@@ -14,13 +14,15 @@ use clap::Args;
 
 use super::foreign::ForeignArgs;
 use super::init;
-use super::library::{Library, recall};
-use super::output::print_line;
+use super::library::Library;
+use super::output::{counted, print_line};
 use super::passwd::check_writable;
 use super::printable;
-use super::secret::{NewPasswordArgs, OpenArgs, SecretArgs};
+use super::recall::recall;
+use super::recovery::CodeArgs;
+use super::secret::{NewPasswordArgs, OpenArgs};
 use super::verify::byte_bar;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::foreign::{Mirror, strangers};
 use crate::state::canonical;
 use crate::store::{Access, DirStore};
@@ -36,13 +38,13 @@ use folder::PlainFolder;
 /// What was typed.
 #[derive(Args, Debug)]
 pub struct ConvertArgs {
-    /// The foreign library, or a plain folder
+    /// Plain folder, or another program's library
     #[arg(value_name = "SRC")]
     source: PathBuf,
-    /// The folder of the new library; where one was begun, it goes on
+    /// Folder for the new library; an interrupted conversion resumes
     #[arg(value_name = "DST")]
     target: PathBuf,
-    /// The source is a plain folder, whatever it looks like
+    /// Treat SRC as a plain folder, without detecting its format
     #[arg(long, conflicts_with = "format")]
     plain: bool,
     #[command(flatten)]
@@ -50,12 +52,21 @@ pub struct ConvertArgs {
     #[command(flatten)]
     new: NewPasswordArgs,
     #[command(flatten)]
+    code: CodeArgs,
+    #[command(flatten)]
     foreign: ForeignArgs,
 }
 
 /// Copies everything.
 pub fn run(args: &ConvertArgs) -> Result<()> {
     let (from, to) = (canonical(&args.source)?, canonical(&args.target)?);
+    if let Err(e) = std::fs::metadata(&from) {
+        return Err(match e.kind() {
+            std::io::ErrorKind::NotFound => Error::new(Kind::NoFolder, args.source.display())
+                .hint("this is what is to be converted: check the path"),
+            _ => Error::io(e, &from),
+        });
+    }
     if from.starts_with(&to) || to.starts_with(&from) {
         return Err(Error::usage(format_args!(
             "{} and {} lie in one another",
@@ -79,13 +90,16 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
             printable(why)
         ))?;
     }
-    print_line(format_args!("{files} files are in {}", to.display()))?;
-    let check = match (failed, left_out.len()) {
+    let are = if files == 1 { "is" } else { "are" };
+    let copied = counted(files, "file");
+    print_line(format_args!("{copied} {are} in {}", to.display()))?;
+    let (failed_files, left) = (counted(failed, "file"), left_out.len() as u64);
+    let check = match (failed, left) {
         (0, 0) => return Ok(()),
-        (failed, 0) => format!("{failed} files could not be copied, as listed"),
-        (0, left) => format!("{left} files were left out, as listed"),
-        (failed, left) => {
-            format!("{failed} files could not be copied, and {left} were left out, as listed")
+        (_, 0) => format!("{failed_files} could not be copied, as listed"),
+        (0, left) => format!("{} left out, as listed", counted(left, "file")),
+        (_, left) => {
+            format!("{failed_files} could not be copied, and {left} left out, as listed")
         }
     };
     Err(Error::damaged(from.display(), check))
@@ -113,8 +127,9 @@ fn open_source(args: &ConvertArgs, from: &Path) -> Result<(Arc<dyn Volume>, Left
         return Ok((Arc::new(PlainFolder::new(from)), LeftOut::new()));
     };
     print_line(format_args!("{}: this is {kind}", from.display()))?;
-    let secret = args.foreign.secret(kind, &args.open)?;
-    let format = args.foreign.open(kind, from, &secret, true, 32 << 20)?;
+    let format = args
+        .foreign
+        .open_to_read(kind, from, &args.open, 32 << 20)?;
     let mirror = Mirror::new(format)?;
     let mut left_out = strangers(from)?;
     left_out.extend_from_slice(mirror.left_out());
@@ -122,21 +137,21 @@ fn open_source(args: &ConvertArgs, from: &Path) -> Result<(Arc<dyn Volume>, Left
 }
 
 fn open_target(args: &ConvertArgs, to: &Path) -> Result<Arc<Vault>> {
-    let secret = SecretArgs {
-        password_file: args.new.new_password_file.clone(),
-        password_command: args.new.new_password_command.clone(),
-        key_file: None,
-    };
+    let secret = args.new.as_secret();
     let master = if init::is_vacant(to)? {
-        init::make(to, &secret)?
+        init::make(to, &secret, &args.code)?
     } else {
-        let opener = OpenArgs {
+        let library = Library::at(to)?;
+        let slots = library.slots()?;
+        if slots.good.is_empty() && slots.bad.is_empty() {
+            return Err(init::not_empty(to));
+        }
+        let open = OpenArgs {
             secret,
             recovery: false,
             accept_cost: false,
-        }
-        .ask()?;
-        let unlocked = Library::at(to)?.unlock(opener)?;
+        };
+        let unlocked = library.unlock(&open)?;
         check_writable(to, unlocked.writable)?;
         unlocked.master
     };

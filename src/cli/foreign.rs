@@ -9,8 +9,8 @@ use clap::Args;
 
 use super::library::Library;
 use super::output::print_line;
-use super::secret::{Line, NewPasswordArgs, OpenArgs, SecretArgs};
-use crate::error::{Error, Kind, Result};
+use super::secret::{Line, NewPasswordArgs, OpenArgs, SecretArgs, without_marks};
+use crate::error::{Error, ExitStatus, Kind, Result, io_text};
 use crate::foreign::images::Images;
 use crate::foreign::medusa::{BackupsView, Medusa};
 use crate::foreign::mms::{self, Mms};
@@ -120,31 +120,66 @@ impl ForeignArgs {
         Ok(backups)
     }
 
-    /// Its secret.
-    pub fn secret(&self, kind: FormatKind, open: &OpenArgs) -> Result<Line> {
+    /// Has `open` try its secret, and asks for one if none is given: again, if it is wrong. `open` is also told whether
+    /// it was typed at a terminal.
+    fn each_secret<T>(
+        &self,
+        kind: FormatKind,
+        args: &OpenArgs,
+        mut open: impl FnMut(&Line, bool) -> Result<T>,
+    ) -> Result<T> {
         match kind {
-            FormatKind::Medusa if self.medusa_ini.is_some() => from_settings(
-                self.medusa_ini.as_deref(),
-                "key_secret_base64",
-                "",
-                medusa::key_in_ini,
-            ),
-            FormatKind::Images if self.env_file.is_some() => from_settings(
-                self.env_file.as_deref(),
-                "IMAGE_ENCRYPTION_KEY",
-                NO_KEY,
-                |text| Ok(images::key_in_env(text)),
-            ),
-            FormatKind::Medusa => open.ask_text("Key (key_secret_base64): "),
-            FormatKind::Images => {
-                let key = open.ask_text("Key (IMAGE_ENCRYPTION_KEY): ")?;
-                if key.is_empty() {
-                    log::warn!("no key is given, so the one is used that everybody knows");
-                }
-                Ok(key)
+            FormatKind::Medusa if self.medusa_ini.is_some() => {
+                let file = self.medusa_ini.as_deref();
+                let key = from_settings(file, "key_secret_base64", "", medusa::key_in_ini)?;
+                open(&key, false)
             }
-            FormatKind::Mms | FormatKind::Vault => open.ask_text("Password: "),
+            FormatKind::Images if self.env_file.is_some() => {
+                let find = |text: &[u8]| Ok(images::key_in_env(text));
+                let file = self.env_file.as_deref();
+                open(
+                    &from_settings(file, "IMAGE_ENCRYPTION_KEY", NO_KEY, find)?,
+                    false,
+                )
+            }
+            FormatKind::Medusa => args.each_text("Key (key_secret_base64): ", open),
+            FormatKind::Images => {
+                args.each_text("Key (IMAGE_ENCRYPTION_KEY): ", |key, is_typed| {
+                    if key.is_empty() {
+                        log::warn!("no key given: using the well-known default key");
+                    }
+                    open(key, is_typed)
+                })
+            }
+            FormatKind::Mms | FormatKind::Vault => args.each_text("Password: ", open),
         }
+    }
+
+    /// Its secret, for who opens it where nobody can be asked again: one that was typed is tried before.
+    pub fn secret(&self, kind: FormatKind, dir: &Path, args: &OpenArgs) -> Result<Line> {
+        self.each_secret(kind, args, |secret, is_typed| {
+            if is_typed {
+                match self.open(kind, dir, secret, true, 0) {
+                    Err(e) if e.exit_status() == ExitStatus::WrongKey => return Err(e),
+                    // What else is wrong is told by who opens it.
+                    _ => {}
+                }
+            }
+            Ok(secret.clone())
+        })
+    }
+
+    /// Opens it for reading.
+    pub fn open_to_read(
+        &self,
+        kind: FormatKind,
+        dir: &Path,
+        args: &OpenArgs,
+        cache_bytes: usize,
+    ) -> Result<Box<dyn Format>> {
+        self.each_secret(kind, args, |secret, _| {
+            self.open(kind, dir, secret, true, cache_bytes)
+        })
     }
 
     fn mms(&self) -> mms::Options {
@@ -156,7 +191,7 @@ impl ForeignArgs {
         }
     }
 
-    /// Opens it. A secret out of a file that Windows wrote has a mark before it and a carriage return behind it: it is
+    /// Opens it. A secret out of a text file from Windows has a mark before it and a carriage return after it: it is
     /// tried as it is, and without them.
     pub fn open(
         &self,
@@ -167,15 +202,19 @@ impl ForeignArgs {
         cache_bytes: usize,
     ) -> Result<Box<dyn Format>> {
         let bare = without_marks(secret);
-        // Of a store without pictures every key is taken: there, only the likely one may be.
-        let (first, second) = match kind {
-            FormatKind::Images => (bare, secret),
-            _ => (secret, bare),
-        };
         let open = |secret| self.open_with(kind, dir, secret, read_only, cache_bytes);
-        match open(first) {
-            Err(e) if matches!(e.kind(), Kind::WrongKey) && bare != secret => open(second),
-            other => other,
+        if bare == secret {
+            return open(secret);
+        }
+        // A store without pictures takes every key: there, only the likely one may be used.
+        if kind == FormatKind::Images
+            && Images::open(dir, secret, true).is_ok_and(|images| !images.is_key_proven())
+        {
+            return open(bare);
+        }
+        match open(secret) {
+            Err(e) if e.exit_status() == ExitStatus::WrongKey => open(bare),
+            opened => opened,
         }
     }
 
@@ -220,15 +259,29 @@ impl ForeignArgs {
                 dir.display()
             )));
         }
-        let old = old.ask_text("Password: ")?;
-        let new = || new.choose_text().map(bare_line);
-        match mms::passwd(dir, &self.mms(), &old, new) {
-            Err(e) if matches!(e.kind(), Kind::WrongKey) && without_marks(&old) != &**old => {
-                mms::passwd(dir, &self.mms(), without_marks(&old), new)?;
+        old.each_text("Password: ", |old, _| {
+            let bare = without_marks(old);
+            match self.passwd_with(dir, old, new) {
+                Err(e) if e.exit_status() == ExitStatus::WrongKey && bare != &**old => {
+                    self.passwd_with(dir, bare, new)
+                }
+                done => done,
             }
-            other => other?,
-        }
+        })??;
         print_line("The password is changed. The server is told the new one in its config.js.")
+    }
+
+    /// The outer error is of the old password, the inner one of what follows.
+    fn passwd_with(&self, dir: &Path, old: &[u8], new: &NewPasswordArgs) -> Result<Result<()>> {
+        let mut is_opened = false;
+        let new = || {
+            is_opened = true;
+            new.choose_text()
+        };
+        match mms::passwd(dir, &self.mms(), old, new) {
+            Err(e) if !is_opened => Err(e),
+            done => Ok(done),
+        }
     }
 
     /// `hushfs init`.
@@ -240,7 +293,7 @@ impl ForeignArgs {
                 dir.display()
             )));
         }
-        mms::init(dir, &self.mms(), &bare_line(secret.choose_text()?))?;
+        mms::init(dir, &self.mms(), &secret.choose_text()?)?;
         print_line(format_args!(
             "{} is an empty library of Minio Music Server now.",
             dir.display()
@@ -248,15 +301,29 @@ impl ForeignArgs {
     }
 }
 
-/// A secret without a byte order mark before it and a carriage return behind it.
-fn without_marks(secret: &[u8]) -> &[u8] {
-    let secret = secret.strip_prefix("\u{feff}".as_bytes()).unwrap_or(secret);
-    secret.strip_suffix(b"\r").unwrap_or(secret)
+/// Whether it has slots, or more of them than are listed.
+fn is_ours(library: &Library) -> bool {
+    let slots = library.objects(Area::Key, SLOTS_LISTED_MAX);
+    // In a library of Minio Music Server, `key` is a file.
+    slots.map_or_else(
+        |e| !matches!(e.kind(), Kind::Io(_)),
+        |slots| !slots.is_empty(),
+    )
 }
 
-/// The same, of a new one.
-fn bare_line(line: Line) -> Line {
-    Line::new(without_marks(&line).to_vec())
+/// The library of hushfs itself at `dir`, for commands that know no other.
+pub fn library_of_ours(dir: &Path) -> Result<Library> {
+    let library = Library::at(dir)?;
+    if is_ours(&library) {
+        return Ok(library);
+    }
+    match detect(dir, false) {
+        Ok(kind) => Err(
+            Error::new(Kind::Foreign(kind.to_string().into()), dir.display())
+                .hint("`hushfs mount`, `verify` and `convert` work on it"),
+        ),
+        Err(_) => Ok(library),
+    }
 }
 
 /// A secret out of another program's settings, or what to do where it is not there; warns where others can read it.
@@ -267,17 +334,26 @@ fn from_settings(
     find: impl Fn(&[u8]) -> Result<Option<Line>>,
 ) -> Result<Line> {
     let path = path.unwrap_or(Path::new(""));
-    let meta = fs::metadata(path).map_err(|e| Error::io(e, path))?;
+    let failed = |e: Error| match e.kind() {
+        Kind::Missing => Error::secret(path.display(), "not found"),
+        Kind::Io(io) => Error::secret(path.display(), io_text(io)),
+        _ => e,
+    };
+    let meta = fs::metadata(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => failed(Kind::Missing.into()),
+        _ => failed(Error::io(e, path)),
+    })?;
     if meta.mode() & 0o044 != 0 {
         log::warn!(
             "{}: others on this machine can read this secret (chmod 600 it)",
             path.display()
         );
     }
-    let text = zeroize::Zeroizing::new(crate::foreign::read_file(path, SETTINGS_LEN_MAX)?);
+    let text = crate::foreign::read_file(path, SETTINGS_LEN_MAX).map_err(failed)?;
+    let text = zeroize::Zeroizing::new(text);
     let found = find(&text).map_err(|e| e.about(path.display()))?;
     found.ok_or_else(|| {
-        let e = Error::usage(format_args!("{}: {name} is not set in it", path.display()));
+        let e = Error::secret(path.display(), format_args!("{name} is not set in it"));
         if hint.is_empty() { e } else { e.hint(hint) }
     })
 }

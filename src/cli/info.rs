@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::foreign::library_of_ours;
 use super::key::{kind_name, utc};
-use super::library::{Library, NEW, Recalled, Slots, Unlocked, recall_to_read};
-use super::output::{print, print_line};
+use super::library::{Library, NEW, Slots};
+use super::output::{counted, print, print_line};
 use super::printable;
+use super::recall::{Recalled, recall_to_read};
 use super::secret::OpenArgs;
+use super::unlock::Unlocked;
 use crate::crypto::FORMAT_VERSION;
 use crate::error::{Error, Kind, Result};
 use crate::index::{Replayed, Tree, replay};
@@ -48,14 +51,13 @@ pub type Facts = Vec<(&'static str, Value)>;
 
 /// Prints what is known.
 pub fn run(args: &InfoArgs) -> Result<()> {
-    let library = Library::at(&args.dir)?;
+    let library = library_of_ours(&args.dir)?;
     let slots = library.slots()?;
     if slots.good.is_empty() && slots.bad.is_empty() && !library.has_contents() {
         return Err(Error::new(Kind::NotLibrary, args.dir.display()));
     }
     let mut facts = stored(&library, &slots)?;
-    if args.open.given() {
-        let unlocked = library.unlock(args.open.ask()?)?;
+    if let Some(unlocked) = library.unlock_if_asked(&args.open, true)? {
         facts.extend(with_key(&library, &slots, &unlocked)?);
     }
     if args.json {
@@ -172,10 +174,10 @@ pub fn warn_of_leftovers(dir: &Path, own: &Recalled, shows_own: bool) {
             ),
         };
         log::warn!(
-            "{}: a mount that did not end well left {} files ({} bytes) that do not show yet; {adopter}",
+            "{}: an unclean shutdown left {} ({}) not visible yet; {adopter}",
             dir.join(NEW).join(g.device.to_string()).display(),
-            g.files,
-            g.bytes
+            counted(g.files, "file"),
+            counted(g.bytes, "byte")
         );
     }
 }
@@ -274,8 +276,9 @@ fn why_not_collected(
         Some("what of the index is missing may need it".into())
     } else if others > 0 {
         Some(format!(
-            "{others} device(s) other than this machine (or user) have written, and what they still need is not known: \
-             what is deleted gives no room back"
+            "{} other than this machine (or user) wrote to the library, and what is still needed there is not known: \
+             deleting frees no space",
+            counted(others as u64, "device")
         ))
     } else if has_neighbours {
         Some("another device has it mounted, or left something in new/ that may need it".into())

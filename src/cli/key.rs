@@ -1,21 +1,20 @@
 //! `hushfs key`: the slots of a library.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use zeroize::Zeroizing;
 
-use super::library::{Library, Slots, Unlocked};
+use super::foreign::library_of_ours;
+use super::library::{Library, Slots};
 use super::output::{print, print_line};
 use super::passwd::check_writable;
 use super::printable;
-use super::secret::{NewPasswordArgs, OpenArgs, read_key_file};
-use crate::crypto::{KEY_FILE_LEN_MIN, MasterKey, Slot, SlotKind, random};
+use super::recovery::{self, CodeArgs, NewFile};
+use super::secret::{NewPasswordArgs, OpenArgs, confirm, read_key_file};
+use super::unlock::opened_by;
+use crate::crypto::{KEY_FILE_LEN_MIN, MasterKey, Secret, Slot, SlotKind, random};
 use crate::error::{Error, Kind, Result};
-use crate::state::sync_dir;
 use crate::store::ObjectId;
 
 /// What was typed.
@@ -27,12 +26,14 @@ pub struct KeyArgs {
 
 #[derive(Subcommand, Debug)]
 enum KeyCommand {
-    /// List the slots; with a secret given, check them too
+    /// List the slots (also checks them if a password or key is given)
     List(ListArgs),
     /// Add a password or a key file
     Add(AddArgs),
-    /// Remove a slot; with a secret given, the others are checked first
+    /// Remove a slot (checks the others first if a password or key is given)
     Remove(RemoveArgs),
+    /// Show the recovery code again
+    Recovery(RecoveryArgs),
 }
 
 #[derive(Args, Debug)]
@@ -53,13 +54,13 @@ struct AddArgs {
     open: OpenArgs,
     #[command(flatten)]
     new: NewPasswordArgs,
-    /// Add this key file in place of a password: 32 bytes to 64 KiB that nobody can guess
+    /// Add this key file instead of a password (32 bytes to 64 KiB of random data)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["new_password_file", "new_password_command"])]
     new_key_file: Option<PathBuf>,
-    /// Make the new key file first; it must not exist
+    /// Create the key file first; it must not exist
     #[arg(long, requires = "new_key_file")]
     generate: bool,
-    /// What you call the slot; stored sealed, 63 bytes at most
+    /// Label for the slot, stored encrypted (at most 63 bytes)
     #[arg(long, value_name = "TEXT", default_value = "")]
     label: String,
 }
@@ -69,41 +70,56 @@ struct RemoveArgs {
     /// The library's folder
     #[arg(value_name = "DIR")]
     dir: PathBuf,
-    /// The slot's id as `key list` shows it, or enough of its beginning
+    /// Slot id as shown by `key list`, or an unambiguous prefix
     #[arg(value_name = "SLOT")]
     slot: String,
-    /// Remove the last one, too: only the recovery code opens the library then
+    /// Remove even the last slot; only the recovery code will open the library
     #[arg(long)]
     force: bool,
+    /// Do not ask whether to remove it
+    #[arg(long)]
+    yes: bool,
     #[command(flatten)]
     open: OpenArgs,
 }
 
-/// Runs `key list`, `key add` or `key remove`.
+#[derive(Args, Debug)]
+struct RecoveryArgs {
+    /// The library's folder
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    #[command(flatten)]
+    code: CodeArgs,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+/// Runs the command below `key`.
 pub fn run(args: &KeyArgs) -> Result<()> {
     match &args.command {
         KeyCommand::List(args) => list(args),
         KeyCommand::Add(args) => add(args),
         KeyCommand::Remove(args) => remove(args),
+        KeyCommand::Recovery(args) => recovery(args),
     }
-}
-
-/// The library opened, where a secret is given.
-fn unlock_if_given(library: &Library, open: &OpenArgs) -> Result<Option<Unlocked>> {
-    if !open.given() {
-        return Ok(None);
-    }
-    library.unlock(open.ask()?).map(Some)
 }
 
 fn list(args: &ListArgs) -> Result<()> {
-    let library = Library::at(&args.dir)?;
-    let unlocked = unlock_if_given(&library, &args.open)?;
+    let library = library_of_ours(&args.dir)?;
     let slots = library.slots()?;
     if slots.good.is_empty() && slots.bad.is_empty() && !library.has_contents() {
         return Err(Error::new(Kind::NotLibrary, args.dir.display()));
     }
+    let unlocked = library.unlock_if_asked(&args.open, true)?;
     print(table(&slots, unlocked.as_ref().map(|u| &u.master)))
+}
+
+fn recovery(args: &RecoveryArgs) -> Result<()> {
+    let library = library_of_ours(&args.dir)?;
+    args.code.check_shown()?;
+    args.code.check(&args.dir)?;
+    let unlocked = library.unlock(&args.open)?;
+    recovery::show(&args.dir, &unlocked.master, args.code.create()?)
 }
 
 fn table(slots: &Slots, master: Option<&MasterKey>) -> String {
@@ -134,11 +150,19 @@ fn table(slots: &Slots, master: Option<&MasterKey>) -> String {
     text
 }
 
-/// What messages and `info --json` call a kind of slot.
+/// What tables and `info --json` call a kind of slot.
 pub fn kind_name(kind: SlotKind) -> &'static str {
     match kind {
         SlotKind::Password => "password",
         SlotKind::KeyFile => "keyfile",
+    }
+}
+
+/// What messages for people call it.
+fn name_of(kind: SlotKind) -> &'static str {
+    match kind {
+        SlotKind::Password => "password",
+        SlotKind::KeyFile => "key file",
     }
 }
 
@@ -166,75 +190,112 @@ pub fn utc(seconds: u64) -> String {
 }
 
 fn add(args: &AddArgs) -> Result<()> {
-    let library = Library::at(&args.dir)?;
-    let unlocked = library.unlock(args.open.ask()?)?;
+    let library = library_of_ours(&args.dir)?;
+    let unlocked = library.unlock(&args.open)?;
     check_writable(&args.dir, unlocked.writable)?;
     let secret = match &args.new_key_file {
         Some(path) => {
             if args.generate {
                 make_key_file(path)?;
             }
-            read_key_file(path).map_err(|e| match e.kind() {
-                Kind::Io(io) if io.kind() == std::io::ErrorKind::NotFound => {
-                    e.hint("--generate makes it")
-                }
-                _ => e,
+            read_key_file(path).map_err(|e| match path.exists() {
+                true => e,
+                false => e.hint("--generate creates it"),
             })?
         }
         None => args.new.choose()?,
     };
+    refuse_known(&library, &unlocked.master, &secret)?;
     let id = library.add_slot(&unlocked.master, &secret, &args.label)?;
     print_line(format_args!(
         "Added slot {id} ({}).",
-        kind_name(secret.kind())
+        name_of(secret.kind())
     ))
+}
+
+/// Refuses a secret that opens a slot already: removing one of the two would not shut it out.
+fn refuse_known(library: &Library, master: &MasterKey, secret: &Secret) -> Result<()> {
+    let slots = library.slots()?;
+    match opened_by(&slots, master, secret).first() {
+        None => Ok(()),
+        Some(slot) => Err(Error::new(
+            Kind::Exists,
+            format_args!("the new {}", name_of(secret.kind())),
+        )
+        .hint(format_args!("it opens {}", describe(slot, Some(master))))),
+    }
 }
 
 /// A new file of random bytes, for this user alone; durable on return, so that no slot outlives it.
 fn make_key_file(path: &Path) -> Result<()> {
     let mut bytes = Zeroizing::new([0; KEY_FILE_LEN_MIN]);
     random(&mut *bytes)?;
-    let mut options = OpenOptions::new();
-    let mut file = match options.write(true).create_new(true).mode(0o600).open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-            return Err(Error::new(Kind::Exists, path.display())
-                .hint("without --generate it is taken as it is"));
-        }
-        Err(e) => return Err(Error::io(e, path)),
-    };
-    file.write_all(&*bytes)
-        .and_then(|()| file.sync_all())
-        .map_err(|e| {
-            let _ = fs::remove_file(path);
-            Error::io(e, path)
-        })?;
-    match path.parent() {
-        Some(folder) if folder != Path::new("") => sync_dir(folder),
-        _ => sync_dir(Path::new(".")),
-    }
+    let file = NewFile::create(path).map_err(|e| match e.kind() {
+        Kind::Exists => e.hint("without --generate it is used as it is"),
+        _ => e,
+    })?;
+    file.write(&*bytes)
 }
 
 fn remove(args: &RemoveArgs) -> Result<()> {
-    let library = Library::at(&args.dir)?;
-    let unlocked = unlock_if_given(&library, &args.open)?;
+    let library = library_of_ours(&args.dir)?;
+    let unlocked = library.unlock_if_asked(&args.open, false)?;
     if let Some(unlocked) = &unlocked {
         check_writable(&args.dir, unlocked.writable)?;
     }
     let slots = library.slots()?;
     let id = find(&slots, &args.slot)?;
     let master = unlocked.as_ref().map(|unlocked| &unlocked.master);
-    let opens = |slot: &Slot| master.is_none_or(|master| slot.verify(master).is_ok());
-    let last = !slots.good.iter().any(|slot| slot.id != id && opens(slot));
-    let is_good = slots.good.iter().any(|slot| slot.id == id);
-    if last && is_good && !args.force {
+    let opens =
+        |slot: &&Slot| slot.id != id && master.is_none_or(|master| slot.verify(master).is_ok());
+    let others = || slots.good.iter().filter(opens);
+    let slot = slots.good.iter().find(|slot| slot.id == id);
+    if others().next().is_none() && slot.is_some() && !args.force {
         return Err(Error::usage(format_args!(
             "slot {id} is the last one: without it, only the recovery code opens the library"
         ))
         .hint("add another with `hushfs key add`, or use --force"));
     }
+    if !args.yes {
+        let name = slot.map_or_else(|| format!("slot {id}"), |slot| describe(slot, master));
+        let left = still_open(others(), master);
+        if confirm(format_args!("Remove {name}?\n{left}")) == Some(false) {
+            return Err(Error::new(Kind::Declined, args.dir.display()));
+        }
+    }
     library.remove_slot(id)?;
-    print_line(format_args!("Removed slot {id}."))
+    print_line(format_args!(
+        "Removed slot {id}.\n{}",
+        still_open(others(), master)
+    ))
+}
+
+/// What messages call a slot: `slot ID (password, "label")`.
+fn describe(slot: &Slot, master: Option<&MasterKey>) -> String {
+    let label = master.and_then(|master| slot.label(master).ok());
+    let label = label.filter(|label| !label.is_empty());
+    let label = label.map_or_else(String::new, |label| format!(", \"{}\"", printable(&label)));
+    format!("slot {} ({}{label})", slot.id, name_of(slot.kind))
+}
+
+/// Several slots, described.
+pub fn describe_all<'a>(
+    slots: impl Iterator<Item = &'a Slot>,
+    master: Option<&MasterKey>,
+) -> String {
+    let all: Vec<String> = slots.map(|slot| describe(slot, master)).collect();
+    all.join(", ")
+}
+
+/// What opens the library of those slots that are left. Without the key that is not certain of any.
+pub fn still_open<'a>(left: impl Iterator<Item = &'a Slot>, master: Option<&MasterKey>) -> String {
+    let left = left.filter(|slot| master.is_none_or(|master| slot.verify(master).is_ok()));
+    let slots = describe_all(left, master);
+    match (slots.as_str(), master) {
+        ("", _) => "The library can be opened with the recovery code only.".into(),
+        (slots, Some(_)) => format!("The library can be opened with: {slots}, the recovery code."),
+        (slots, None) => format!("The library has these slots left (not checked): {slots}."),
+    }
 }
 
 /// The one slot, readable or not, whose id begins as typed.
@@ -246,7 +307,7 @@ fn find(slots: &Slots, typed: &str) -> Result<ObjectId> {
         (Some(id), None) => Ok(id),
         (Some(_), Some(_)) => Err(
             Error::usage(format_args!("several slots begin with `{typed}`"))
-                .hint("type more of the id"),
+                .hint("give more digits of the id"),
         ),
         (None, _) => Err(Error::usage(format_args!("no slot begins with `{typed}`"))
             .hint("`hushfs key list` shows them")),

@@ -27,31 +27,34 @@ mod mount;
 mod output;
 mod passwd;
 mod prompt;
+mod recall;
+mod recovery;
 mod secret;
 mod umount;
+mod unlock;
 mod verify;
 
 /// What the man page and `--help` say behind the commands.
 const AFTER_HELP: &str = "\
 Exit codes:
   0  done
-  1  failed, in a way that has no number of its own
-  2  the command line makes no sense
-  3  wrong password, key file or recovery code
-  4  not a library, or one of a later version
+  1  any other error
+  2  wrong usage
+  3  wrong, empty or unreadable password, key file or recovery code
+  4  no library there, another program's, or one of a later version
   5  something stored is damaged, missing or rolled back
-  6  in use: mounted already, or the mount point is busy
-  7  the kernel or fusermount3 refused the mount
-  8  the target exists, or is not empty
-  9  the system failed to read or write
+  6  in use: already mounted, or the mount point is busy
+  7  the kernel or fusermount3 refused
+  8  the mount point or target is missing, not empty, exists already or is not mounted
+  9  reading or writing failed
 
 Environment:
-  HUSHFS_LOG             what to log: error, warn (default), info, debug, trace
+  HUSHFS_LOG             log level: error, warn (default), info, debug or trace
   CREDENTIALS_DIRECTORY  the password is read from hushfs.password in there (systemd)
-  XDG_STATE_HOME         where this machine remembers libraries [default: ~/.local/state]
+  XDG_STATE_HOME         where per-machine state is kept [default: ~/.local/state]
 
-A secret comes from --password-file, --password-command or --key-file, else from
-systemd, else from the terminal, else from a line of standard input.";
+The password or key is read from --password-file, --password-command or --key-file if
+given; otherwise from a systemd credential, the terminal, or a line of standard input.";
 
 /// An encrypted library, mounted as a normal folder.
 #[derive(Parser, Debug)]
@@ -63,25 +66,24 @@ pub struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Make a library, and show its recovery code
+    /// Create a library and show its recovery code
     Init(init::InitArgs),
     /// Mount a library
     Mount(mount::MountArgs),
     /// Unmount a library, and wait until everything is written
     Umount(umount::UmountArgs),
-    /// Change the password; no file is encrypted anew
+    /// Change the password (no file is re-encrypted)
     Passwd(passwd::PasswdArgs),
-    /// List, add and remove what opens a library: passwords and key files
+    /// List, add and remove passwords and key files; show the recovery code
     Key(key::KeyArgs),
-    /// Say what is known of a library, and with a secret given, more
+    /// Show information about a library (more with a password or key)
     ///
-    /// `collects` is whether room comes back when something is deleted: not where another device (another machine or
-    /// user, or this one before it lost its state directory) has ever written to the library, nor while a part of the
-    /// index is missing.
+    /// "collects: no" means that deleting frees no space, because another device has written to the library or part of
+    /// the index is missing. A device is one user on one machine.
     Info(info::InfoArgs),
     /// Look at everything in a library, and name what is damaged
     Verify(verify::VerifyArgs),
-    /// Copy a foreign library, or a plain folder, into a new library
+    /// Copy a plain folder or another program's library into a new library
     Convert(convert::ConvertArgs),
     /// Make man pages and completions
     #[command(hide = true)]
@@ -200,6 +202,16 @@ mod tests {
         for (number, status) in ExitStatus::ALL.into_iter().enumerate() {
             assert_eq!(status as usize, number);
             assert!(AFTER_HELP.contains(&format!("\n  {number}  ")));
+        }
+        // The README has the same table.
+        let readme = include_str!("../../README.md");
+        let codes = AFTER_HELP
+            .lines()
+            .skip(1)
+            .map_while(|line| line.strip_prefix("  "));
+        for (number, text) in codes.filter_map(|line| line.split_once("  ")) {
+            let row = format!("\n| {number} | {text} |\n");
+            assert!(readme.contains(&row), "{row}");
         }
     }
 

@@ -13,9 +13,11 @@ use clap::Args;
 use super::foreign::ForeignArgs;
 use super::info;
 use super::init;
-use super::library::{Library, Recalled, recall, recall_to_read};
+use super::library::Library;
 use super::output::print_line;
 use super::passwd::check_writable;
+use super::recall::{Recalled, recall, recall_to_read};
+use super::recovery::CodeArgs;
 use super::secret::OpenArgs;
 use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
@@ -119,6 +121,8 @@ pub struct MountArgs {
     fs_type: Option<OsString>,
     #[command(flatten)]
     open: OpenArgs,
+    #[command(flatten)]
+    code: CodeArgs,
     #[command(flatten)]
     foreign: ForeignArgs,
 }
@@ -284,9 +288,9 @@ pub fn run(args: &MountArgs) -> Result<()> {
         return run_foreign(&wish, kind, &library, &mountpoint);
     }
     let master = if made {
-        make(&library, &wish)?
+        make(&library, &wish, &args.code)?
     } else {
-        let unlocked = Library::at(&library)?.unlock(wish.open.ask()?)?;
+        let unlocked = Library::at(&library)?.unlock(&wish.open)?;
         check_writable(&library, unlocked.writable || wish.read_only)?;
         unlocked.master
     };
@@ -338,7 +342,7 @@ fn recall_as(wish: &Wish, library: &Path, master: &MasterKey) -> Result<(Recalle
 /// Mounts what another program encrypted.
 fn run_foreign(wish: &Wish, kind: FormatKind, library: &Path, mountpoint: &Path) -> Result<()> {
     print_line(format_args!("{}: this is {kind}", library.display()))?;
-    let secret = wish.foreign.secret(kind, &wish.open)?;
+    let secret = wish.foreign.secret(kind, library, &wish.open)?;
     let options = crate::mount::Options {
         read_only: wish.read_only || wish.foreign.only_reads(kind)?,
         allow_other: wish.allow_other,
@@ -392,7 +396,7 @@ fn check_mountpoint(args: &MountArgs, library: &Path) -> Result<PathBuf> {
 
 /// Makes a library for `--create`; not where one is known to be: its disk may be unmounted, and a new library in its
 /// place would be synced over it.
-fn make(library: &Path, wish: &Wish) -> Result<MasterKey> {
+fn make(library: &Path, wish: &Wish, code: &CodeArgs) -> Result<MasterKey> {
     if wish.open.recovery || wish.read_only {
         return Err(Error::new(Kind::NotLibrary, library.display())
             .hint("a new library is not made with --recovery or --read-only"));
@@ -403,7 +407,7 @@ fn make(library: &Path, wish: &Wish) -> Result<MasterKey> {
             state.display()
         )));
     }
-    init::make(library, &wish.open.secret)
+    init::make(library, &wish.open.secret, code)
 }
 
 #[cfg(test)]

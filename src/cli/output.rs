@@ -27,8 +27,18 @@ pub fn failed(e: io::Error) -> Error {
 /// worth a word.
 pub fn report(e: &Error) -> u8 {
     if !matches!(e.kind(), Kind::Io(io) if io.kind() == ErrorKind::BrokenPipe) {
-        // Where standard error takes nothing, there is nobody left to tell.
-        let _ = writeln!(io::stderr(), "hushfs: {e}");
+        tell(e);
     }
     e.exit_status() as u8
+}
+
+/// Writes a line to standard error. If that takes nothing, there is nobody left to tell.
+pub fn tell(text: impl Display) {
+    let _ = writeln!(io::stderr(), "hushfs: {text}");
+}
+
+/// A number of things: `1 file`, `2 files`.
+pub fn counted(number: u64, one: &str) -> String {
+    let end = if number == 1 { "" } else { "s" };
+    format!("{number} {one}{end}")
 }

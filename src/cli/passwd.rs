@@ -1,15 +1,18 @@
-//! `hushfs passwd`: changes the password. No file is encrypted anew: only the slot is another.
+//! `hushfs passwd`: changes the password. No file is re-encrypted: only the slot is another.
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::foreign::ForeignArgs;
+use super::key::{describe_all, still_open};
 use super::library::Library;
 use super::output::print_line;
 use super::secret::{NewPasswordArgs, OpenArgs};
+use super::unlock::opened_by;
 use crate::crypto::SlotKind;
 use crate::error::{Error, Kind, Result};
+use crate::store::ObjectId;
 
 /// What was typed.
 #[derive(Args, Debug)]
@@ -25,26 +28,48 @@ pub struct PasswdArgs {
     foreign: ForeignArgs,
 }
 
-/// Adds a slot with the new password, then removes the one that the old password opened. A key file or the recovery
-/// code takes nothing away: what else opens the library is then said.
+/// Adds a slot with the new password, then removes all that the old password opens. A key file or the recovery code takes
+/// nothing away. Says what else opens the library.
 pub fn run(args: &PasswdArgs) -> Result<()> {
     if let Some(kind) = args.foreign.kind(&args.dir)? {
         let (old, new) = (&args.open, &args.new);
         return args.foreign.passwd(kind, &args.dir, old, new);
     }
     let library = Library::at(&args.dir)?;
-    let unlocked = library.unlock(args.open.ask()?)?;
+    let unlocked = library.unlock(&args.open)?;
     check_writable(&args.dir, unlocked.writable)?;
-    let added = library.add_slot(&unlocked.master, &args.new.choose()?, "")?;
-    if let Some((old, SlotKind::Password)) = unlocked.slot {
-        library.remove_slot(old)?;
-        print_line("The password is changed.")
-    } else {
-        print_line(format_args!(
-            "The password is added (slot {added}). Older ones still open the library: \
-             `hushfs key list` shows them, `hushfs key remove` removes them."
-        ))
+    let new = args.new.choose()?;
+    let master = &unlocked.master;
+    let before = library.slots()?;
+    let old: Vec<ObjectId> = match &unlocked.slot {
+        Some((first, secret)) if secret.kind() == SlotKind::Password => {
+            let others = opened_by(&before, master, secret).into_iter();
+            let others = others.map(|slot| slot.id).filter(|id| id != first);
+            std::iter::once(*first).chain(others).collect()
+        }
+        _ => Vec::new(),
+    };
+    let mut kept = opened_by(&before, master, &new).into_iter();
+    let added = match kept.find(|slot| !old.contains(&slot.id)) {
+        Some(slot) => slot.id,
+        None => library.add_slot(master, &new, "")?,
+    };
+    for id in &old {
+        library.remove_slot(*id)?;
     }
+    print_line(match old.is_empty() {
+        true => format!("The password is added (slot {added})."),
+        false => "The password is changed.".into(),
+    })?;
+    if old.len() > 1 {
+        let removed = before.good.iter().filter(|slot| old.contains(&slot.id));
+        print_line(format_args!(
+            "The old password opened several slots, and all are removed: {}.",
+            describe_all(removed, Some(master))
+        ))?;
+    }
+    let after = library.slots()?;
+    print_line(still_open(after.good.iter(), Some(master)))
 }
 
 /// Refuses to change a library that a later version marked as read-only for this one.

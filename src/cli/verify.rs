@@ -9,9 +9,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::foreign::ForeignArgs;
 use super::info::warn_of_leftovers;
-use super::library::{Library, Recalled, recall_to_read};
-use super::output::{print_line, report};
+use super::library::Library;
+use super::output::{counted, print_line, report};
 use super::printable;
+use super::recall::{Recalled, recall_to_read};
 use super::secret::OpenArgs;
 use crate::error::{Error, Kind, Result};
 use crate::foreign::Mirror;
@@ -95,8 +96,9 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
     match args.foreign.kind(&dir)? {
         Some(kind) => {
             print_line(format_args!("{}: this is {kind}", dir.display()))?;
-            let secret = args.foreign.secret(kind, &args.open)?;
-            let format = args.foreign.open(kind, &dir, &secret, true, CACHE_BYTES)?;
+            let format = args
+                .foreign
+                .open_to_read(kind, &dir, &args.open, CACHE_BYTES)?;
             format.verify(&mut report)?;
             for (name, why) in Mirror::conflicts(&*format)? {
                 report.problem(name, why);
@@ -111,20 +113,21 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
     }
     let (files, problems) = (report.files(), report.problems());
     screen.bar.finish_and_clear();
-    print_line(format_args!("{files} files, {problems} problems"))?;
+    let problems_found = counted(problems, "problem");
+    print_line(format_args!("{}, {problems_found}", counted(files, "file")))?;
     if problems == 0 {
         return Ok(());
     }
     Err(Error::damaged(
         dir.display(),
-        format_args!("{problems} problems, as listed"),
+        format_args!("{problems_found}, as listed"),
     ))
 }
 
 /// Opens the library, and looks at its slots: only one of them was needed for that.
 fn open_vault(dir: &Path, args: &VerifyArgs, report: &mut Report<'_>) -> Result<Arc<Vault>> {
     let library = Library::at(dir)?;
-    let master = library.unlock(args.open.ask()?)?.master;
+    let master = library.unlock(&args.open)?.master;
     let slots = library.slots()?;
     let good = slots.good.iter().map(|slot| slot.verify(&master));
     let bad = slots.bad.into_iter().map(|(_, e)| e);

@@ -10,7 +10,7 @@ use sha2::Sha256;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::{Header, Magic, SealKey, recovery};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, io_text};
 use crate::store::ObjectId;
 
 /// The salt of the one HKDF-Extract over the master key (RFC 5869, section 3.1): ours alone.
@@ -57,7 +57,7 @@ impl MasterKey {
     }
 
     /// From the recovery code. Case, blanks, dashes, and O for 0, I or L for 1 make no difference; a mistyped
-    /// character is found ([`Kind::Usage`] saying which rule fails).
+    /// character is found ([`Kind::Secret`] saying which rule fails).
     pub fn from_recovery_code(code: &str) -> Result<Self> {
         Self::with(|master| recovery::decode(code, master))
     }
@@ -104,7 +104,10 @@ impl MasterKey {
         // SAFETY: the range is the mapping that this value owns; locking changes no contents.
         let locked = unsafe { rustix::mm::mlock(self.page.as_ptr().cast(), PAGE_LEN) };
         if let Err(e) = locked {
-            log::info!("the key could be swapped out: mlock: {e}");
+            log::info!(
+                "the key could be swapped out: mlock: {}",
+                io_text(&e.into())
+            );
         }
     }
 
@@ -131,7 +134,10 @@ impl MasterKey {
         key.lock();
         // SAFETY: the range is the mapping just made; the advice changes no contents.
         if let Err(e) = unsafe { rustix::mm::madvise(mapping, PAGE_LEN, Advice::LinuxDontDump) } {
-            log::info!("the key could be in a core dump: madvise: {e}");
+            log::info!(
+                "the key could be in a core dump: madvise: {}",
+                io_text(&e.into())
+            );
         }
         let keys = key.keys_mut();
         fill(&mut keys.master)?;

@@ -6,7 +6,7 @@
 
 use zeroize::Zeroizing;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// <https://www.crockford.com/base32.html>: no I, L, O (read as 1, 1, 0) and no U.
 const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
@@ -69,8 +69,8 @@ pub(super) fn decode(code: &str, master: &mut [u8; 32]) -> Result<()> {
 
 /// Says where the slip is, and nothing of the code itself.
 fn wrong(rule: impl std::fmt::Display) -> Error {
-    Error::usage(format_args!("this is not a recovery code: {rule}"))
-        .hint("copy it again: 14 groups of 4 characters")
+    let text = format!("this is not a recovery code: {rule}");
+    Error::from(Kind::Secret(text.into())).hint("copy it again: 14 groups of 4 characters")
 }
 
 fn value_of(c: char) -> Option<u8> {

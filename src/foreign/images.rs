@@ -66,8 +66,8 @@ pub struct Images {
     root: PathBuf,
     stage: Option<Stage>,
     key: Key,
-    /// The key is known to be right: a picture was found with it.
-    trusted: bool,
+    /// Whether the key is known to be right: a picture was found with it. None if there is nothing to try it on.
+    proof: Option<bool>,
     /// Everything that is written is encrypted, also where it takes the place of something in clear.
     encrypts_all: bool,
     /// Names of files in clear that were renamed or removed: editors do so before they write the file anew.
@@ -97,12 +97,17 @@ impl Images {
             root: root.to_path_buf(),
             stage,
             key: key_of(key),
-            trusted: false,
+            proof: None,
             encrypts_all: false,
             were_clear: Mutex::default(),
         };
-        images.trusted = images.check_key()?;
+        images.proof = images.check_key()?;
         Ok(images)
+    }
+
+    /// Whether what is stored opens with the key. Without anything stored, every key is taken.
+    pub fn is_key_proven(&self) -> bool {
+        self.proof == Some(true)
     }
 
     /// Encrypts whatever is written: what was in clear is then found under another URL, and styles not at all.
@@ -123,8 +128,8 @@ impl Images {
         folder == Some(OsStr::new(STYLES)) && shown.extension() == Some(OsStr::new("json"))
     }
 
-    /// Tries the key on some files. A wrong one gets past the padding of one file in 256.
-    fn check_key(&self) -> Result<bool> {
+    /// Tries the key on some files; none if there are none. A wrong one gets past the padding of one file in 256.
+    fn check_key(&self) -> Result<Option<bool>> {
         let mut sample = Vec::new();
         super::walk(&self.root, &mut |path, is_dir| {
             if !is_dir && sample.len() < SAMPLE_MAX && ends_in(path, ENC) {
@@ -145,7 +150,7 @@ impl Images {
             };
             opened += 1;
             if is_image(&reader) {
-                return Ok(true);
+                return Ok(Some(true));
             }
         }
         if tried > 0 && opened * 2 < tried {
@@ -153,7 +158,7 @@ impl Images {
                 "of {tried} files {opened} could be opened, and none holds a picture: is this its IMAGE_ENCRYPTION_KEY?"
             )));
         }
-        Ok(tried == 0 || opened > 1)
+        Ok((tried > 0).then_some(opened > 1))
     }
 
     fn writer(&self) -> Result<&Stage> {
@@ -247,7 +252,7 @@ impl Format for Images {
                 .flatten()
                 .is_some_and(|m| m.mime_type.starts_with("image/"))
         };
-        if !self.trusted && claims_image() && !is_image(&reader) {
+        if self.proof == Some(false) && claims_image() && !is_image(&reader) {
             return Err(Error::damaged(
                 shown.display(),
                 "there is no picture behind it: another key?",

@@ -52,9 +52,10 @@ impl Medusa {
     /// later format.
     pub fn open(root: &Path, key: &[u8], cache_bytes: usize, read_only: bool) -> Result<Self> {
         let key = FernetKey::parse(key).ok_or_else(|| {
-            Error::usage(
-                "the key is not the base64 of 32 bytes, as key_secret_base64 is in medusa.ini",
-            )
+            Error::from(Kind::Secret(
+                "the key is not the base64 of 32 bytes, as key_secret_base64 is in medusa.ini"
+                    .into(),
+            ))
         })?;
         let stage = if read_only {
             None

@@ -218,7 +218,10 @@ where
                         threads += more;
                         sessions.push(session);
                     }
-                    Err(e) => log::warn!("no more threads for requests: {e}"),
+                    Err(e) => log::warn!(
+                        "no more threads for requests: {}",
+                        crate::error::io_text(&e)
+                    ),
                 }
             }
             looks_idle = match in_work == 0 && hangs.is_none() {

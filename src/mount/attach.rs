@@ -13,7 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, io_text};
 use crate::fuse::READ_LEN_MAX;
 
 /// What the kernel's table calls a mount of ours, unless another subtype was asked for.
@@ -148,7 +148,7 @@ fn direct(point: &Path, options: &Options) -> Result<Option<OwnedFd>> {
     match rustix::mount::mount(source, point, fs_type, options.flags(), data.as_c_str()) {
         Ok(()) => Ok(Some(device)),
         Err(rustix::io::Errno::PERM) => Ok(None),
-        Err(e) => Err(refused(point, io::Error::from(e))),
+        Err(e) => Err(refused(point, io_text(&io::Error::from(e)))),
     }
 }
 
@@ -161,7 +161,7 @@ fn refused(point: &Path, why: impl std::fmt::Display) -> Error {
 
 /// By the set-user-id program fusermount3, which sends the device through a socket.
 fn helped(point: &Path, options: &Options) -> Result<OwnedFd> {
-    let (ours, theirs) = UnixStream::pair().map_err(|e| refused(point, e))?;
+    let (ours, theirs) = UnixStream::pair().map_err(|e| refused(point, io_text(&e)))?;
     let child = helper()
         .arg("-o")
         .arg(options.helper())
@@ -175,11 +175,13 @@ fn helped(point: &Path, options: &Options) -> Result<OwnedFd> {
     let device = receive(&ours);
     // Without a mark to stay for, it ends when it has sent the device or an error.
     drop(ours);
-    let output = child.wait_with_output().map_err(|e| refused(point, e))?;
+    let output = child
+        .wait_with_output()
+        .map_err(|e| refused(point, io_text(&e)))?;
     match device {
         Ok(Some(device)) if output.status.success() => Ok(device),
         Ok(_) => Err(explain(point, &output)),
-        Err(e) => Err(refused(point, e)),
+        Err(e) => Err(refused(point, io_text(&e))),
     }
 }
 
@@ -281,7 +283,7 @@ pub(super) fn detach(point: &Path, how: Detach) -> Result<()> {
         Ok(()) => return Ok(()),
         Err(rustix::io::Errno::PERM) => {}
         Err(rustix::io::Errno::BUSY) => return Err(in_use(point)),
-        Err(e) => return Err(failed(&io::Error::from(e))),
+        Err(e) => return Err(failed(&io_text(&io::Error::from(e)))),
     }
     let mut command = helper();
     command.arg("-u");

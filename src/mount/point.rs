@@ -225,7 +225,7 @@ pub(super) fn mounted(path: &Path) -> Result<Entry> {
     match found {
         Some(found) => Ok(table.swap_remove(found)),
         None => Err(Error::new(
-            Kind::Mount("no library is mounted here".into()),
+            Kind::MountPoint("no library is mounted here".into()),
             path.display(),
         )
         .hint(HINT)),

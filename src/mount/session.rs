@@ -20,7 +20,7 @@ use signal_hook::iterator::Signals;
 use super::attach::{self, Options};
 use super::farewell::Farewell;
 use super::point;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, io_text};
 use crate::fuse;
 use crate::volume::Volume;
 
@@ -250,6 +250,6 @@ fn notify(state: &str) {
     };
     let sent = address.and_then(|a| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &a));
     if let Err(e) = sent {
-        log::warn!("{}: {e}", path.display());
+        log::warn!("{}: {}", path.display(), io_text(&e));
     }
 }

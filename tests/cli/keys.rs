@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use super::{Bench, code_in};
+use super::Bench;
 
 #[test]
 fn a_wrong_password_opens_nothing_and_passwd_changes_it() {
@@ -28,14 +28,14 @@ fn secrets_come_from_files_commands_systemd_and_lines() {
     let run = |words: &[&str], stdin: &str| bench.run_with(words, stdin, &[]).code;
     let by_command = |command| run(&["info", "--password-command", command, "lib"], "");
     assert_eq!(by_command("cat pw"), 0);
-    assert_eq!(by_command("cat pw; exit 1"), 2);
-    assert_eq!(by_command("true"), 2);
+    assert_eq!(by_command("cat pw; exit 1"), 3);
+    assert_eq!(by_command("true"), 3);
     // Neither the program nor what it starts may leave a core.
     assert_eq!(by_command("test $(ulimit -Hc) = 0 && cat pw"), 0);
     assert_eq!(run(&["passwd", "lib"], "xyzzy one\nxyzzy two\n"), 0);
     assert_eq!(run(&["passwd", "lib"], "xyzzy two\nxyzzy one"), 0);
-    assert_eq!(run(&["passwd", "lib"], "xyzzy one\n"), 2);
-    assert_eq!(run(&["passwd", "lib"], ""), 2);
+    assert_eq!(run(&["passwd", "lib"], "xyzzy one\n"), 3);
+    assert_eq!(run(&["passwd", "lib"], ""), 3);
 
     fs::create_dir(bench.path("creds")).unwrap();
     fs::copy(bench.path("pw"), bench.path("creds/hushfs.password")).unwrap();
@@ -88,9 +88,9 @@ fn keys_are_added_and_listed() {
     assert_eq!(bench.fails(generate), 8);
     assert!(bench.opens("--key-file kf"));
     bench.secret("short", "xyzzy");
-    assert_eq!(bench.fails("info --key-file short lib"), 2);
+    assert_eq!(bench.fails("info --key-file short lib"), 3);
     let short = "key add --password-file pw --new-key-file short lib";
-    assert_eq!(bench.fails(short), 2);
+    assert_eq!(bench.fails(short), 3);
     let password = "key add --key-file kf --new-password-file pw2 lib";
     assert_eq!(bench.run(password).code, 0);
     assert!(bench.opens("--password-file pw") && bench.opens("--password-file pw2"));
@@ -164,7 +164,7 @@ fn the_recovery_code_opens_without_any_slot() {
     let first = if code.starts_with('0') { "1" } else { "0" };
     let mistyped = format!("{first}{}", &code[1..]);
     let ended = bench.run_with(&["info", "--recovery", "lib"], &mistyped, &[]);
-    assert_eq!(ended.code, 2);
+    assert_eq!(ended.code, 3);
     assert!(!ended.stderr.contains(&code[5..9]), "{}", ended.stderr);
     let words = ["passwd", "--recovery", "--new-password-file", "pw2", "lib"];
     let ended = bench.run_with(&words, &code, &[]);
@@ -177,9 +177,10 @@ fn a_recovery_code_is_checked_against_what_is_stored() {
     let (bench, foreign) = Bench::with_library();
     fs::create_dir(bench.path("src")).unwrap();
     fs::write(bench.path("src/file"), "content").unwrap();
-    let made = bench.run("convert --plain --new-password-file pw src copy");
+    let made =
+        bench.run("convert --plain --new-password-file pw --new-recovery-file code src copy");
     assert_eq!(made.code, 0, "{}", made.stderr);
-    let code = code_in(&made.stdout);
+    let code = bench.code();
     // Another machine, to which somebody copied what is left of the library.
     let forget = || fs::remove_dir_all(bench.path("state")).unwrap();
     fs::remove_dir_all(bench.path("copy/key")).unwrap();

@@ -13,8 +13,11 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
+mod codes;
 mod keys;
 mod output;
+mod secrets;
+mod terminal;
 
 /// Every secret of these tests has this in it, so that none can show anywhere unnoticed.
 const MARK: &str = "xyzzy";
@@ -56,10 +59,19 @@ impl Bench {
     /// With a library made with `pw`; answers its recovery code, too.
     fn with_library() -> (Self, String) {
         let bench = Self::new();
-        let made = bench.run("init --password-file pw lib");
+        let made = bench.run("init --password-file pw --new-recovery-file code lib");
         assert_eq!(made.code, 0, "{}", made.stderr);
-        let code = code_in(&made.stdout);
+        let code = bench.code();
         (bench, code)
+    }
+
+    /// The recovery code in the file `code`, which is removed.
+    fn code(&self) -> String {
+        let text = fs::read_to_string(self.path("code")).unwrap();
+        fs::remove_file(self.path("code")).unwrap();
+        let code = text.strip_suffix('\n').unwrap();
+        assert!(code.len() == 14 * 5 - 1 && code.split('-').count() == 14);
+        code.to_string()
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -129,16 +141,6 @@ impl Bench {
     }
 }
 
-/// The one recovery code in what was printed.
-fn code_in(stdout: &str) -> String {
-    let lines = stdout.lines().map(str::trim);
-    let codes: Vec<_> = lines
-        .filter(|line| line.len() == 14 * 5 - 1 && line.split('-').count() == 14)
-        .collect();
-    assert_eq!(codes.len(), 1, "{stdout}");
-    codes[0].to_string()
-}
-
 #[test]
 fn init_makes_a_library_for_its_owner_alone() {
     let (bench, _) = Bench::with_library();
@@ -178,7 +180,7 @@ fn of_two_that_make_a_library_at_once_one_fails() {
     let bench = Bench::new();
     // The other one comes, and is done, while this one still asks for its password.
     let other = format!(
-        "{} init --password-file pw2 lib >code && cat pw",
+        "{} init --password-file pw2 lib >made && cat pw",
         env!("CARGO_BIN_EXE_hushfs")
     );
     for made in [&[][..], &["lib"], &["lib", "lib/key", "lib/new"]] {
@@ -215,14 +217,16 @@ fn what_is_no_library_is_told_so() {
         assert_eq!(bench.fails(&words), 4, "{words}");
         assert_eq!(bench.fails(&format!("info {dir}")), 4);
     }
-    assert_eq!(bench.fails("umount mnt"), 7);
+    assert_eq!(bench.fails("umount mnt"), 8);
 }
 
 #[test]
 fn an_error_says_what_to_do() {
     let (bench, _) = Bench::with_library();
     fs::create_dir(bench.path("mnt")).unwrap();
-    let missing = "`hushfs init` makes one";
+    fs::create_dir(bench.path("full")).unwrap();
+    fs::write(bench.path("full/file"), "").unwrap();
+    let missing = "missing: not found (check the path; `hushfs init` creates a library)";
     for (words, code, said) in [
         ("info missing", 4, missing),
         ("mount --password-file pw missing mnt", 4, missing),
@@ -238,11 +242,42 @@ fn an_error_says_what_to_do() {
         ),
         (
             "key add --password-file pw --new-key-file kf lib",
-            9,
-            "kf: No such file or directory (os error 2) (--generate makes it)",
+            3,
+            "key file kf: not found (--generate creates it)",
         ),
-        ("umount mnt", 7, "findmnt"),
-        ("umount missing", 1, "findmnt"),
+        (
+            "info --password-file nopw lib",
+            3,
+            "password file nopw: not found",
+        ),
+        (
+            "info --password-file mnt lib",
+            3,
+            "password file mnt: Is a directory",
+        ),
+        (
+            "info --key-file nokey lib",
+            3,
+            "lib: no key file opens this library",
+        ),
+        ("umount mnt", 8, "no library is mounted here"),
+        ("umount missing", 8, "findmnt"),
+        ("init --password-file pw pw2", 8, "pw2: not a directory"),
+        (
+            "convert missing new",
+            4,
+            "missing: not found (this is what is to be converted",
+        ),
+        (
+            "convert --plain mnt full",
+            8,
+            "full: is not empty (a library needs",
+        ),
+        (
+            "info --password-file pw2 lib",
+            3,
+            "lib: wrong password, or not this library's (try again;",
+        ),
     ] {
         let ended = bench.run(words);
         assert_eq!(ended.code, code, "{words}: {}", ended.stderr);
@@ -290,7 +325,7 @@ fn library_and_mount_point_are_apart() {
         let words = format!("mount --password-file pw lib {point}");
         assert_eq!(bench.fails(&words), 2, "{words}");
     }
-    assert_eq!(bench.fails("mount --password-file pw lib missing"), 1);
+    assert_eq!(bench.fails("mount --password-file pw lib missing"), 8);
 }
 
 #[test]

@@ -176,7 +176,7 @@ def test_what_is_named_as_a_copy_under_way_is_refused():
         (source.dir / ".hushfs-convert-17").write_bytes(b"of the owner")
         (source.dir / "file").write_bytes(b"file")
         text = source.hushfs("convert", *argv, ok=(5,))
-        check(".hushfs-convert-17" in text and "1 files could not be copied" in text, text)
+        check(".hushfs-convert-17" in text and "1 file could not be copied" in text, text)
         vault.mount("--read-only")
         same(os.listdir(vault.mnt), ["file"], "what is there")
         vault.umount()

@@ -263,7 +263,7 @@ def test_killed_while_idle(library):
 def test_what_does_not_show_is_said(library):
     """After a kill: by `verify`, and by who mounts under another id, as when this machine's state was lost. Who mounts
     for reading sees it."""
-    said = "do not show yet"
+    said = "not visible yet"
     (library.mnt / "file").write_bytes(b"kept")
     library.kill()
     library.clear()

@@ -143,7 +143,7 @@ def test_refusals(library):
     library.hushfs("mount", *right, other, elsewhere, ok=(4,))
     library.hushfs("mount", "--password-file", wrong, library.dir, elsewhere, ok=(3,))
     library.hushfs("mount", "--no-such-option", library.dir, elsewhere, ok=(2,))
-    library.hushfs("umount", elsewhere, ok=(1, 2, 7))
+    library.hushfs("umount", elsewhere, ok=(8,))
     same(mounts(elsewhere), [], "mounts")
 
 
@@ -308,11 +308,11 @@ def next_of(states):
 def test_prompt(library):
     """Nothing that is typed at a prompt is shown; whatever ends or stops the program, the terminal shows it again."""
     library.init()
-    for which, typed in ((signal.SIGINT, b"\x03"), (signal.SIGQUIT, b"\x1c"), (signal.SIGTERM, b""), (signal.SIGHUP, b""), (None, b"wrong\n")):
+    for which, typed in ((signal.SIGINT, b"\x03"), (signal.SIGQUIT, b"\x1c"), (signal.SIGTERM, b""), (signal.SIGHUP, b""), (None, b"qwx\n" * 3)):
         pid, terminal, states = at_terminal(library, "passwd", library.dir)
         try:
             until(lambda: not echoes(terminal), "the prompt")
-            os.write(terminal, b"wro\x1a")
+            os.write(terminal, b"qwx\x1a")
             check(os.WIFSTOPPED(next_of(states)), "Ctrl-Z does not stop it")
             check(echoes(terminal), "a stopped prompt leaves the terminal without echo")
             os.kill(pid, signal.SIGCONT)
@@ -323,7 +323,7 @@ def test_prompt(library):
             same(next_of(states), which or 3 << 8, "how it ended")
             check(echoes(terminal), f"{which} leaves the terminal without echo")
             shown = os.read(terminal, 4096)
-            check(b"Password: " in shown and b"wro" not in shown, f"the terminal shows {shown}")
+            check(b"Password: " in shown and b"qwx" not in shown, f"the terminal shows {shown}")
         finally:
             states.close()
             os.close(terminal)

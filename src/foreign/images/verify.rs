@@ -71,7 +71,7 @@ fn check(images: &Images, stored: &Path, report: &mut Report<'_>) {
         }
     };
     if mime.starts_with("image/") && !is_image(&reader) {
-        match images.trusted {
+        match images.proof != Some(false) {
             true => report.note(
                 stored.display(),
                 "is no picture that is known, though its .meta says so",

@@ -1,0 +1,119 @@
+//! As which device this machine uses a library: what it remembers of it, by way of [`crate::state`].
+
+use std::path::{Path, PathBuf};
+
+use super::library::{Library, Slots};
+use crate::crypto::{MasterKey, random_id};
+use crate::error::{Error, Kind, Result};
+use crate::state::{self, Found, Place, Remembered};
+use crate::store::DeviceId;
+
+/// As what this machine uses a library.
+#[derive(Debug)]
+pub struct Recalled {
+    /// The state file; none where nothing is to be remembered.
+    pub place: Option<Place>,
+    /// The device's id.
+    pub device: DeviceId,
+    /// The library that this is a copy of, where it is one without a device of its own: it may only be read.
+    pub copy_of: Option<PathBuf>,
+}
+
+impl Recalled {
+    /// The state file and the device's id, for who writes to the library at `dir`: [`Kind::InUse`] where it is a copy.
+    pub fn into_writer(self, dir: &Path) -> Result<(Place, DeviceId)> {
+        match (self.place, self.copy_of) {
+            (Some(place), None) => Ok((place, self.device)),
+            (_, original) => Err(Error::new(Kind::InUse, dir.display()).hint(format_args!(
+                "it is a copy of {}; `hushfs mount --new-device` makes it one that is written to",
+                original.unwrap_or_default().display()
+            ))),
+        }
+    }
+}
+
+/// What this machine remembers of the library at `dir`; where it remembers nothing, it gets a device id. So does a copy
+/// of what lies at another place, with `new_device`.
+///
+/// [`Kind::RolledBack`] where another library was there; not with `accept`.
+pub fn recall(dir: &Path, master: &MasterKey, accept: bool, new_device: bool) -> Result<Recalled> {
+    let found = || state::find(dir, master.fingerprint(), accept, &|dir| holds(dir, master));
+    loop {
+        let free = match found()? {
+            Found::Own(place, mut remembered) => {
+                let place = match remembered.place {
+                    Some(_) => place,
+                    None => state::take_over(&place, &mut remembered, dir)?,
+                };
+                return Ok(own(place, &remembered));
+            }
+            Found::Copy { original, .. } if !new_device => return copy(original),
+            Found::Copy { free, .. } | Found::Unknown(free) => free,
+        };
+        let remembered = new_memory(&free, master)?;
+        // Another process may have come before: what it remembers holds.
+        if free.create(&remembered)? {
+            return Ok(own(free, &remembered));
+        }
+    }
+}
+
+/// The same for who only reads: nothing is made or changed, and a rescue system may have no place to remember anything
+/// in.
+pub fn recall_to_read(dir: &Path, master: &MasterKey, accept: bool) -> Result<Recalled> {
+    let found = state::find(dir, master.fingerprint(), accept, &|dir| holds(dir, master));
+    match found {
+        Ok(Found::Own(place, remembered)) => Ok(own(place, &remembered)),
+        Ok(Found::Copy { original, .. }) => copy(original),
+        Ok(Found::Unknown(_)) => stranger(),
+        Err(e) if matches!(e.kind(), Kind::Io(_) | Kind::Usage(_)) => {
+            log::warn!("{e}");
+            stranger()
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn own(place: Place, remembered: &Remembered) -> Recalled {
+    Recalled {
+        place: Some(place),
+        device: remembered.device,
+        copy_of: None,
+    }
+}
+
+fn stranger() -> Result<Recalled> {
+    Ok(Recalled {
+        place: None,
+        device: random_id()?,
+        copy_of: None,
+    })
+}
+
+/// What is remembered is of the original: a copy may be older.
+fn copy(original: PathBuf) -> Result<Recalled> {
+    Ok(Recalled {
+        copy_of: Some(original),
+        ..stranger()?
+    })
+}
+
+/// Whether the library with this key lies at `dir`.
+fn holds(dir: &Path, master: &MasterKey) -> bool {
+    let Ok(library) = Library::at(dir) else {
+        return false;
+    };
+    let has_slot = |slots: Slots| slots.good.iter().any(|slot| slot.verify(master).is_ok());
+    library.slots().is_ok_and(has_slot) || matches!(library.opens_with(master), Ok(Some(true)))
+}
+
+fn new_memory(place: &Place, master: &MasterKey) -> Result<Remembered> {
+    Ok(Remembered {
+        fingerprint: master.fingerprint(),
+        device: random_id()?,
+        place: place.library().map(Path::to_path_buf),
+        former: None,
+        wrote: Vec::new(),
+        heads: Vec::new(),
+    })
+}
