@@ -93,7 +93,6 @@ impl ForeignArgs {
         let kind = match self.format {
             Some(kind) => kind,
             None => {
-                // In a library of Minio Music Server, `key` is a file.
                 let slots = library.objects(Area::Key, SLOTS_LISTED_MAX);
                 match detect(dir, slots.is_ok_and(|slots| !slots.is_empty())) {
                     Ok(kind) => kind,
@@ -262,7 +261,7 @@ impl ForeignArgs {
         old.each_text("Password: ", |old, _| {
             let bare = without_marks(old);
             match self.passwd_with(dir, old, new) {
-                Err(e) if e.exit_status() == ExitStatus::WrongKey && bare != &**old => {
+                Err(e) if e.exit_status() == ExitStatus::WrongKey && *bare != **old => {
                     self.passwd_with(dir, bare, new)
                 }
                 done => done,
@@ -304,7 +303,6 @@ impl ForeignArgs {
 /// Whether it has slots, or more of them than are listed.
 fn is_ours(library: &Library) -> bool {
     let slots = library.objects(Area::Key, SLOTS_LISTED_MAX);
-    // In a library of Minio Music Server, `key` is a file.
     slots.map_or_else(
         |e| !matches!(e.kind(), Kind::Io(_)),
         |slots| !slots.is_empty(),

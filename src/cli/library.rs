@@ -121,7 +121,15 @@ impl Library {
         let at = |e| Error::io(e, &folder);
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            // In a library of Minio Music Server, `key` is a file.
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                return Ok(Vec::new());
+            }
             Err(e) => return Err(at(e)),
         };
         let mut objects = Vec::new();

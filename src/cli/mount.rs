@@ -281,6 +281,7 @@ pub fn run(args: &MountArgs) -> Result<()> {
     if args.fake {
         return Ok(());
     }
+    args.code.check_create(args.create)?;
     let library = canonical(&args.library)?;
     let mountpoint = check_mountpoint(args, &library)?;
     let made = args.create && init::is_vacant(&library)?;

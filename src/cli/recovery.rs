@@ -39,6 +39,15 @@ impl CodeArgs {
         Ok(())
     }
 
+    /// Refuses a file for the code if no library is to be created.
+    pub fn check_create(&self, create: bool) -> Result<()> {
+        match create || self.new_recovery_file.is_none() {
+            true => Ok(()),
+            false => Err(Error::usage("--new-recovery-file needs --create")
+                .hint("`hushfs key recovery` writes the code of a library that exists")),
+        }
+    }
+
     /// Refuses to show the code if there is neither a file nor a terminal.
     pub fn check_shown(&self) -> Result<()> {
         if self.new_recovery_file.is_some() || io::stdout().is_terminal() {

@@ -147,6 +147,7 @@ fn open_vault(dir: &Path, args: &VerifyArgs, report: &mut Report<'_>) -> Result<
         gid: 0,
     };
     Vault::open(Arc::new(store), master, device, place, &options)
+        .map_err(|e| e.about(dir.display()))
 }
 
 /// A file of a volume.

@@ -74,6 +74,21 @@ fn a_code_is_never_shown_by_accident() {
         !has_code(&log_text) && !has_code(&shown),
         "{shown}{log_text}"
     );
+    // A closed standard output takes everything, and shows nothing.
+    let closed = std::process::Command::new("sh")
+        .args(["-c", "exec \"$0\" init --password-file pw lib3 >&-"])
+        .arg(env!("CARGO_BIN_EXE_hushfs"))
+        .current_dir(bench.path(""))
+        .env("XDG_STATE_HOME", bench.path("state"))
+        .output()
+        .unwrap();
+    let told = String::from_utf8(closed.stderr).unwrap();
+    assert_eq!(closed.status.code(), Some(0), "{told}");
+    assert!(told.contains("`hushfs key recovery lib3`"), "{told}");
+    assert_eq!(
+        bench.fails("mount --new-recovery-file code --password-file pw lib mnt"),
+        2
+    );
     let refused = bench.run("key recovery --password-file pw lib");
     assert_eq!((refused.code, refused.stdout.as_str()), (2, ""));
     assert!(

@@ -10,8 +10,10 @@ const WRONG: &str = "wrong password, or not this library's";
 #[test]
 fn a_wrong_password_is_asked_for_three_times() {
     let (bench, _) = Bench::with_library();
+    fs::create_dir(bench.path("mnt")).unwrap();
     for words in [
         "passwd lib",
+        "mount lib mnt",
         "key add lib",
         "key recovery lib",
         "verify lib",
@@ -224,7 +226,7 @@ fn key_remove_asks_back_and_says_what_still_opens_the_library() {
     terminal.expect(&format!("Removed slot {key_file}."));
     terminal.expect("The library can be opened with: ");
     assert_eq!(terminal.end().0, 0);
-    assert_eq!(bench.slots(), [password.clone()]);
+    assert_eq!(bench.slots(), std::slice::from_ref(&password));
     // The last one goes without a question if that is said.
     let forced = format!("key remove --yes --force --password-file pw lib {password}");
     let (code, shown) = bench.at_terminal(&forced).end();
@@ -377,6 +379,20 @@ fn a_library_of_another_program_is_told_by_its_name() {
         assert_eq!(told.code, 4, "{words}: {}", told.stderr);
         let name = "music: is a library of Minio Music Server";
         assert!(told.stderr.contains(name), "{words}: {}", told.stderr);
+    }
+    // Nothing is made in it.
+    fs::create_dir(bench.path("src")).unwrap();
+    for words in [
+        "init --password-file pw music",
+        "convert --plain --new-password-file pw src music",
+    ] {
+        let refused = bench.run(words);
+        assert_eq!(refused.code, 8, "{words}: {}", refused.stderr);
+        assert!(
+            refused.stderr.contains("music: is not empty ("),
+            "{}",
+            refused.stderr
+        );
     }
 }
 
