@@ -100,7 +100,7 @@ fn wrong_secrets_and_strangers_are_named() {
         .err()
         .unwrap();
     assert!(
-        matches!(wrong.kind(), Kind::Usage(_)),
+        matches!(wrong.kind(), Kind::Secret(_)),
         "no padding: {wrong}"
     );
     let key = BASE64.encode_to_string([7; 32]);
