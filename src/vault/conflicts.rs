@@ -1,10 +1,19 @@
 //! What several devices wrote beside each other: merged when a library is opened, and settled before anybody sees it.
 
+use std::collections::HashSet;
+
 use super::Core;
 use crate::error::{Error, Result};
-use crate::index::record::Frame;
+use crate::index::record::{Frame, Id, Record};
 use crate::index::{Settling, Tree, replay};
 use crate::volume::Time;
+
+/// What was warned of: a mount that reads its index again settles the same conflicts each time.
+#[derive(Default)]
+pub(super) struct Told {
+    conflicts: HashSet<Id>,
+    lost: usize,
+}
 
 impl Core {
     /// After `count` leftovers were adopted: where several devices write, they were written beside what the index holds,
@@ -21,26 +30,26 @@ impl Core {
 
     /// Settles what a merge left in conflict, and records it, before anything is made on top.
     pub(super) fn settle_conflicts(&self) -> Result<()> {
-        let mut count = 0;
+        let mut told = Told::default();
         loop {
             let step = self.tree.write().settle();
             let Some(step) = step else { break };
-            count += note(&step);
+            told.note(&step);
             let mut journal = self.journal.lock();
             journal.append(&self.tree, step.wall, step.records)?;
             drop(journal);
             self.commit.changed();
         }
-        end(&mut self.tree.write(), count);
+        told.end(&mut self.tree.write(), 0);
         Ok(())
     }
 }
 
 /// The same for a mount that only reads: the tree alone changes, which nobody sees yet.
-pub(super) fn settle_in_memory(tree: &mut Tree) -> Result<()> {
-    let mut count = 0;
+pub(super) fn settle_in_memory(tree: &mut Tree, told: &mut Told) -> Result<()> {
+    let before = told.conflicts.len();
     while let Some(step) = tree.settle() {
-        count += note(&step);
+        told.note(&step);
         let frame = Frame {
             counter: tree.next_counter(),
             wall: step.wall,
@@ -51,29 +60,43 @@ pub(super) fn settle_in_memory(tree: &mut Tree) -> Result<()> {
         applied.map_err(|why| Error::damaged("index", why))?;
         tree.drop_removed(&frame.records);
     }
-    end(tree, count);
+    told.end(tree, before);
     Ok(())
 }
 
-/// How many names a step makes for what is in conflict.
-fn note(step: &Settling) -> usize {
-    let Some(name) = &step.conflict else { return 0 };
-    log::debug!("conflict: {}", name.escape_ascii());
-    1
-}
-
-/// Ends the settling, and says what came of it.
-fn end(tree: &mut Tree, count: usize) {
-    if count > 0 {
-        log::warn!(
-            "{count} files or folders were changed on two devices beside each other: both are there, one of each as \
-             \"NAME (conflict, DEVICE, DATE)\""
-        );
+impl Told {
+    /// How many conflicts there were so far.
+    #[cfg(test)]
+    pub fn count(&self) -> usize {
+        self.conflicts.len()
     }
-    let lost = tree.settled();
-    if lost > 0 {
-        log::warn!(
-            "{lost} files that another device changed were removed here meanwhile: these changes have no file"
-        );
+
+    /// Notes what a step gives a name for a conflict.
+    fn note(&mut self, step: &Settling) {
+        let Some(name) = &step.conflict else { return };
+        for record in &step.records {
+            if let Record::Link(link) = record
+                && self.conflicts.insert(link.link)
+            {
+                log::debug!("conflict: {}", name.escape_ascii());
+            }
+        }
+    }
+
+    /// Ends the settling, and says what came of it that was not said before.
+    fn end(&mut self, tree: &mut Tree, before: usize) {
+        let count = self.conflicts.len() - before;
+        if count > 0 {
+            log::warn!(
+                "{count} files or folders were changed on two devices beside each other: both are there, one of each as \
+                 \"NAME (conflict, DEVICE, DATE)\""
+            );
+        }
+        let lost = tree.settled();
+        if lost > std::mem::replace(&mut self.lost, lost) {
+            log::warn!(
+                "{lost} files that another device changed were removed here meanwhile: these changes have no file"
+            );
+        }
     }
 }

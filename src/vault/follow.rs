@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::Core;
-use super::conflicts::settle_in_memory;
+use super::conflicts::{Told, settle_in_memory};
 use crate::error::{Error, Kind, Result};
 use crate::index::{InodeIx, Tree, check_rollback, replay};
 use crate::store::{Area, ObjectId};
@@ -48,6 +48,8 @@ struct State {
     changed: Vec<Changed>,
     /// What was warned of last.
     warned: String,
+    /// The conflicts that were warned of.
+    told: Told,
 }
 
 /// The thread that looks.
@@ -116,6 +118,22 @@ impl Drop for Follower {
 }
 
 impl Core {
+    /// Settles, for a mount that only reads, what a merge left in conflict.
+    pub(super) fn settle_shown(&self) -> Result<()> {
+        let mut state = self.follow.state.lock();
+        settle_in_memory(&mut self.tree.write(), &mut state.told)
+    }
+
+    /// Looks whether the index has changed, as the thread does; answers how many conflicts were warned of.
+    #[cfg(test)]
+    pub(super) fn look_now(&self) -> usize {
+        let mut state = self.follow.state.lock();
+        state.is_followed = true;
+        self.reread(&mut state);
+        assert!(state.warned.is_empty(), "{}", state.warned);
+        state.told.count()
+    }
+
     /// A pack is missing: in a library that is followed, the index may say by now that it is not needed.
     pub(super) fn reread_for_missing(&self) {
         let mut state = self.follow.state.lock();
@@ -171,7 +189,7 @@ impl Core {
             log::warn!("the index is incomplete: {gap} is missing or changed");
         }
         let mut new = replayed.tree;
-        settle_in_memory(&mut new)?;
+        settle_in_memory(&mut new, &mut state.told)?;
         self.journal.lock().heads = replayed.heads;
         let old = {
             let mut tree = self.tree.write();

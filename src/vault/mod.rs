@@ -155,7 +155,7 @@ impl Vault {
             {
                 log::warn!("what the last mount left does not show: {e}");
             }
-            conflicts::settle_in_memory(&mut core.tree.write())?;
+            core.settle_shown()?;
             return Ok(Arc::new(Self {
                 core,
                 threads: None,

@@ -19,6 +19,7 @@ mod failures;
 mod features;
 mod files;
 mod fleet;
+mod follow;
 mod numbers;
 mod promises;
 mod races;
