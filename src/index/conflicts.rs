@@ -36,11 +36,28 @@ impl Tree {
             Some(records) => (records, None),
             None => self.settle_names().or_else(|| self.settle_contents())?,
         };
+        self.keep_stamps(&records);
         Some(Settling {
             records,
             wall,
             conflict,
         })
+    }
+
+    /// Keeps the stamps of links that are about to be moved: those of the settling itself tell who settles, and what
+    /// names follow from must be the same on every device.
+    fn keep_stamps(&mut self, records: &[Record]) {
+        for record in records {
+            let Record::Link(moved) = record else {
+                continue;
+            };
+            let inode = self.find_id(moved.inode.unwrap_or(moved.link));
+            let link = inode.and_then(|ix| self.find_link(ix, moved.link));
+            let at = link.map(|link| self.link(link).at);
+            if let (Some(at), Some(unsettled)) = (at, &mut self.unsettled) {
+                unsettled.placed.entry(moved.link).or_insert(at);
+            }
+        }
     }
 
     /// Whether segments were merged, and the settling has not ended.
@@ -116,11 +133,15 @@ impl Tree {
             let lost = *links.iter().find(|link| *link != last)?;
             let link = self.link(lost);
             let inode = self.inode(link.inode);
-            let at = match self.is_later(inode.version, link.at) {
-                true => inode.version,
-                false => link.at,
-            };
             let is_file = inode.kind != FileKind::Directory;
+            let unsettled = self.unsettled.as_ref()?;
+            let placed = unsettled.placed.get(&self.link_id(lost)).copied();
+            let placed = placed.unwrap_or(link.at);
+            // That of a directory is of whoever changed a name in it, be it to settle a conflict.
+            let at = match is_file && self.is_later(inode.version, placed) {
+                true => inode.version,
+                false => placed,
+            };
             let free = self.conflict_name(parent, &name, at, inode.ctime.into(), is_file);
             let parent = self.inode(parent).id();
             return Some((vec![self.move_link(lost, parent, free.clone())], Some(free)));

@@ -47,6 +47,8 @@ pub(super) struct Unsettled {
     pub contested: Vec<(InodeIx, Box<[u8]>)>,
     /// Directories that were moved: some may lie below themselves.
     pub moved: Vec<InodeIx>,
+    /// When links that the settling has moved were placed before.
+    pub placed: HashMap<Id, Stamp>,
     /// Versions of contents that lost.
     pub losers: BTreeMap<InodeIx, Vec<Loser>>,
     /// The latest clock of a merged record.

@@ -61,6 +61,33 @@ fn two_folders_of_one_name_are_one() {
     assert_eq!(names(&shown), expected);
 }
 
+/// What was settled once is in conflict again: the names that follow do not tell who settles.
+#[test]
+fn three_folders_of_one_name_are_one_and_all_give_the_same_names() {
+    let mut fleet = Device::fleet(3);
+    fleet[0].session(|v| put(v, "/old", b"old").unwrap());
+    for at in 1..3 {
+        fleet[at].pull(&fleet[0], &mut Dice(1), 4);
+    }
+    for (device, text) in fleet.iter_mut().zip([&b"a"[..], b"b", b"c"]) {
+        device.session(|v| {
+            mkdir(v, "/new").unwrap();
+            put(v, "/new/both", text).unwrap();
+        });
+    }
+    let shown = merged(&mut fleet);
+    assert_eq!(shown.len(), 5, "{:?}", shown.keys());
+    let is_of = |name: &String| {
+        (1..4).any(|id| name.contains(&format!("(conflict, 0{id}0{id}0{id}0{id}, ")))
+    };
+    assert_eq!(
+        shown.keys().filter(|name| is_of(name)).count(),
+        2,
+        "{:?}",
+        shown.keys()
+    );
+}
+
 #[test]
 fn an_editor_s_rename_on_both_keeps_both() {
     let save = |data: &'static [u8]| {
