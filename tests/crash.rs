@@ -1,6 +1,8 @@
 //! Crashes: the power goes, or the process is killed, at every operation on the store in turn. What is there
 //! afterwards must be the state at one moment between the last fsync and the crash; also when the power goes
 //! again while that crash is being mended.
+//!
+//! Crashes of one device among others: `src/vault/tests/crashes.rs`.
 
 mod support;
 

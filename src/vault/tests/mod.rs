@@ -14,6 +14,7 @@ use crate::volume::{Attr, Caller, FileKind, Handle, ROOT, RenameMode, SetAttr, V
 mod adoption;
 mod bases;
 mod beside;
+mod crashes;
 mod devices;
 mod failures;
 mod features;
