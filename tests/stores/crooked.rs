@@ -12,6 +12,8 @@ use std::time::{Duration, Instant, SystemTime};
 use fuser::*;
 use rustix::mount::{MountFlags, UnmountFlags};
 
+use super::PATIENCE;
+
 /// What it lacks.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Faults {
@@ -420,7 +422,8 @@ impl Filesystem for Crooked {
 /// It is mounted until this is dropped.
 pub struct Mounted {
     pub point: PathBuf,
-    _session: BackgroundSession,
+    /// Until it is ended.
+    session: Option<BackgroundSession>,
 }
 
 impl Mounted {
@@ -446,7 +449,7 @@ impl Mounted {
         );
         Self {
             point,
-            _session: session.and_then(Session::spawn).unwrap(),
+            session: Some(session.and_then(Session::spawn).unwrap()),
         }
     }
 }
@@ -454,5 +457,21 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         let _ = rustix::mount::unmount(&self.point, UnmountFlags::DETACH);
+        let Some(session) = self.session.take() else {
+            return;
+        };
+        // The kernel hangs up when nothing of it is open any more.
+        let started = Instant::now();
+        while !session.guard.is_finished() && started.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let has_ended = session.guard.is_finished();
+        assert!(
+            has_ended || std::thread::panicking(),
+            "somebody still has a file of it open"
+        );
+        if has_ended {
+            let _ = session.join();
+        }
     }
 }
