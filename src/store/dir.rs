@@ -178,6 +178,8 @@ impl DirStore {
     /// used from now on. A look at it, where nothing has changed.
     fn check_area(&self, area: Area) -> Result<bool> {
         let Some(known) = self.areas[area as usize].read().clone() else {
+            // One that was gone may be back.
+            drop(self.area(area));
             return Ok(false);
         };
         let name = area.name();
@@ -189,6 +191,11 @@ impl DirStore {
                 return Ok(false);
             }
             // The index is known, and is written again; for packs, whoever took them away has to bring them back.
+            // A new one would hide that no slot is there, and be in the way of the old one.
+            Err(Errno::NOENT) if area == Area::Key => {
+                *self.areas[area as usize].write() = None;
+                return Ok(true);
+            }
             Err(Errno::NOENT) if area == Area::Data => {
                 let what = "was removed or renamed while it is mounted";
                 let path = self.root.path.join(name);
@@ -435,7 +442,7 @@ impl Store for DirStore {
     fn check_place(&self) -> Result<Vec<Area>> {
         self.own()?.check()?;
         let mut replaced = Vec::new();
-        for area in [Area::Index, Area::Data] {
+        for area in Area::ALL {
             if self.check_area(area)? {
                 replaced.push(area);
             }

@@ -20,7 +20,7 @@ impl Core {
             let checked = match area {
                 Area::Index => self.check_index(),
                 Area::Data => self.check_data(),
-                Area::Key => Ok(()),
+                Area::Key => self.check_slots(),
             };
             if let Err(e) = checked {
                 log::error!("{e}");
@@ -98,6 +98,26 @@ impl Core {
         Err(Error::new(Kind::Displaced(what.into()), "data").hint(
             "put them back from where they were moved, or from a copy; `hushfs verify` names what is missing",
         ))
+    }
+
+    /// Where slots are gone, whoever needs them can only be told.
+    fn check_slots(&self) -> Result<()> {
+        let there = self.there(Area::Key)?;
+        let known = self.journal.lock().slots.0.clone();
+        let gone = known.iter().filter(|id| !there.contains(id)).count();
+        if gone == 0 {
+            return Ok(());
+        }
+        if !there.is_empty() {
+            log::warn!(
+                "key: was replaced by another folder while it is mounted, which lacks {gone} of the {} slots",
+                known.len()
+            );
+            return Ok(());
+        }
+        let what = "was removed or renamed while it is mounted: no password and no key file opens the library";
+        Err(Error::new(Kind::Displaced(what.into()), "key")
+            .hint("put it back, or add a password with `hushfs key add --recovery`"))
     }
 
     fn there(&self, area: Area) -> Result<HashSet<ObjectId>> {

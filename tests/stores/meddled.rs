@@ -228,6 +228,36 @@ fn data_that_is_gone_is_said_and_data_that_was_copied_is_used() {
 }
 
 #[test]
+fn slots_that_are_gone_are_said_once_and_can_be_put_back() {
+    if cannot_mount() {
+        return;
+    }
+    let mut bench = Bench::with_library();
+    bench.mount();
+    let key = bench.path("store/lib/key");
+    fs::rename(&key, bench.path("away")).unwrap();
+    assert!(bench.write("first", "one").is_err());
+    let said = "hushfs: key: was removed or renamed while it is mounted";
+    assert!(bench.log().contains(said), "{}", bench.log());
+    assert!(!key.exists(), "it would be in the way of the old one");
+    bench.write("first", "one").unwrap();
+    fs::rename(bench.path("away"), &key).unwrap();
+    bench.write("second", "two").unwrap();
+    // An equal one, and one that is empty.
+    copy(&bench, "store/lib/key", "copy");
+    fs::remove_dir_all(&key).unwrap();
+    fs::rename(bench.path("copy"), &key).unwrap();
+    bench.write("second", "two").unwrap();
+    fs::rename(&key, bench.path("away")).unwrap();
+    fs::create_dir(&key).unwrap();
+    assert!(bench.write("second", "two").is_err());
+    assert_eq!(bench.log().matches(said).count(), 2, "{}", bench.log());
+    fs::remove_dir(&key).unwrap();
+    fs::rename(bench.path("away"), &key).unwrap();
+    all_is_there(bench);
+}
+
+#[test]
 fn a_library_that_is_moved_goes_on_and_one_that_is_replaced_does_not() {
     let moved =
         |bench: &Bench| fs::rename(bench.path("store/lib"), bench.path("store/there")).unwrap();
