@@ -313,7 +313,12 @@ impl Tree {
 fn marked_name(name: &[u8], mark: &[u8], has_extension: bool) -> Vec<u8> {
     const EXTENSION_LEN_MAX: usize = 32;
     let dot = name.iter().rposition(|c| *c == b'.');
-    let dot = dot.filter(|dot| has_extension && *dot > 0 && name.len() - dot <= EXTENSION_LEN_MAX);
+    let is_extension = |dot: usize| {
+        let text = &name[dot..];
+        // The time in a mark has a dot, too.
+        text.len() <= EXTENSION_LEN_MAX && !text.contains(&b' ') && !text.contains(&b')')
+    };
+    let dot = dot.filter(|dot| has_extension && *dot > 0 && is_extension(*dot));
     let (stem, extension) = name.split_at(dot.unwrap_or(name.len()));
     let mut len = stem.len().min(NAME_LEN_MAX - mark.len() - extension.len());
     while len < stem.len() && len > 0 && stem[len] & 0xc0 == 0x80 {

@@ -105,16 +105,6 @@ pub(super) struct Block<'a> {
     pub changes: Vec<Change<'a>>,
 }
 
-/// A removal that yields.
-pub(super) struct Yielding {
-    /// Its place in the block.
-    place: usize,
-    /// Whose it is, and when.
-    pub by: (usize, Stamp),
-    /// The changes beside it.
-    pub beside: Vec<(usize, Stamp)>,
-}
-
 impl Block<'_> {
     /// Whether the writer of the record at `at` in branch `by` knew the one at `other` in branch `of`.
     pub fn knows(&self, (by, at): (usize, Stamp), (of, other): (usize, Stamp)) -> bool {
@@ -270,72 +260,6 @@ impl Tree {
         {
             unsettled.lost.insert(id);
         }
-    }
-
-    /// The removals that yield to what somebody did beside them to what they remove, by the inode that they would remove.
-    fn yielding_removals(&self, block: &Block) -> HashMap<Id, Vec<Yielding>> {
-        let mut touched: HashMap<Id, Vec<(usize, Stamp)>> = HashMap::new();
-        for change in &block.changes {
-            let here = (change.branch, change.at);
-            let mut touch = |id: Id| touched.entry(id).or_default().push(here);
-            match change.record {
-                Record::Inode(new) => touch(new.id),
-                Record::Link(l) => {
-                    touch(l.inode.unwrap_or(l.link));
-                    touch(l.parent);
-                }
-                // Reading is no change.
-                Record::Attr(a) if a.perm.is_some() || a.owner.is_some() => touch(a.inode),
-                Record::Content(c) => touch(c.inode),
-                Record::Xattr(x) => touch(x.inode),
-                _ => {}
-            }
-        }
-        let mut yielding: HashMap<Id, Vec<Yielding>> = HashMap::new();
-        for (place, change) in block.changes.iter().enumerate() {
-            let Record::Unlink(gone) = change.record else {
-                continue;
-            };
-            let by = (change.branch, change.at);
-            let id = gone.inode.unwrap_or(gone.link);
-            let all = touched.get(&id).into_iter().flatten().copied();
-            let beside: Vec<_> = all
-                .filter(|other| !block.knows(by, *other) && !block.knows(*other, by))
-                .collect();
-            if !beside.is_empty() || self.has_unknown(id, gone.link, &block.branches[by.0]) {
-                let removal = Yielding { place, by, beside };
-                yielding.entry(id).or_default().push(removal);
-            }
-        }
-        yielding
-    }
-
-    /// Whether what was applied before the block has a change of this inode that a writer with this knowledge did not
-    /// know: a base of another device may be ahead of it.
-    fn has_unknown(&self, inode: Id, link: Id, by: &Branch) -> bool {
-        let Some(ix) = self.find_id(inode) else {
-            return false;
-        };
-        // What a base was written beside, it may have already.
-        let is_unknown = |at: Stamp| at.segment != by.segment && !self.is_known(at, &by.known);
-        let inode = self.inode(ix);
-        let extra = inode.extra.as_deref();
-        let xattrs = extra
-            .iter()
-            .flat_map(|x| x.xattrs.iter().map(|(.., at)| *at));
-        let version = (inode.kind != FileKind::Directory).then_some(inode.version);
-        let registers = [
-            extra.and_then(|x| x.perm_at),
-            extra.and_then(|x| x.owner_at),
-            version,
-        ];
-        let place = self.find_link(ix, link).map(|l| self.link(l).at);
-        registers
-            .into_iter()
-            .chain([place])
-            .flatten()
-            .chain(xattrs)
-            .any(is_unknown)
     }
 
     /// Whether a stamp of what was applied before the block is covered by this knowledge.

@@ -12,6 +12,7 @@ mod links;
 mod merge;
 mod numbers;
 pub mod record;
+mod removals;
 mod replay;
 mod segment;
 mod slab;

@@ -147,10 +147,14 @@ impl Tree {
             return Some(*ix).filter(|ix| self.link(*ix).inode == inode);
         }
         // The link with the inode's id, which need not be the first.
+        self.links_of(inode).find(|ix| self.link_id(*ix) == link)
+    }
+
+    /// All links of an inode.
+    pub fn links_of(&self, inode: InodeIx) -> impl Iterator<Item = LinkIx> + '_ {
         let inode = self.inode(inode);
         let more = inode.extra.iter().flat_map(|x| &x.more_links);
-        let mut links = inode.first_link.iter().chain(more).copied();
-        links.find(|ix| self.link_id(*ix) == link)
+        inode.first_link.iter().chain(more).copied()
     }
 
     /// The id of a link.

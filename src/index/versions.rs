@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use super::apply::Refusal;
 use super::extents::Extents;
 use super::inode::*;
-use super::merge::{Block, Change, Known, Yielding};
+use super::merge::{Block, Change, Known};
 use super::record::*;
+use super::removals::Yielding;
 use super::tree::*;
 use crate::volume::{FILE_LEN_MAX, FileKind, Time};
 
@@ -187,9 +188,10 @@ impl Tree {
             v.branch
                 .is_some_and(|branch| block.knows(by, (branch, v.at)))
         };
-        // Who removed a file afterwards has given up its own last versions, unless somebody beside went on from them.
+        // A device that removed the file afterwards has given up its own last versions, unless another one went on from
+        // them.
         let is_given_up = |v: &Version| {
-            removals.iter().any(|removal| {
+            removals.iter().filter(|r| r.is_whole).any(|removal| {
                 let goes_on = |c: &(usize, Stamp)| c.1 == v.at || knows(*c, v);
                 knows(removal.by, v) && !removal.beside.iter().any(goes_on)
             })
@@ -264,9 +266,13 @@ impl Tree {
             .collect();
         let same =
             |a: &Version, b: &Version| a.plain_size == b.plain_size && a.extents == b.extents;
-        // The bytes of a version that another tip was made after are nothing of a tip's own: it was touched, say.
+        // The bytes of a version that other contents were made after are nothing of a tip's own: it was touched, say. A tip
+        // with the same bytes is no such contents: of two that were touched, one stays.
         let adds_nothing = |tip: usize| {
-            let others = || tips.iter().filter(|other| **other != tip);
+            let others = || {
+                tips.iter()
+                    .filter(|other| !same(&versions[**other], &versions[tip]))
+            };
             let seen = |v: &Version| others().any(|other| knows(&versions[*other], v));
             versions
                 .iter()

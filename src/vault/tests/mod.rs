@@ -28,6 +28,7 @@ mod room;
 mod storms;
 mod streams;
 mod unasked;
+mod versions;
 
 const CALLER: Caller = Caller {
     uid: 0,

@@ -1,0 +1,199 @@
+//! Versions of one file on several devices, and files with several names: what of them is there in the end.
+
+use super::fleet::{Device, Shown, find, merged, put, remove, rename, split};
+use super::*;
+use crate::volume::SetTime;
+
+fn touch(vault: &Vault, path: &str) {
+    let times = SetAttr {
+        mtime: Some(SetTime::At(Time { sec: 5, nsec: 0 })),
+        ..SetAttr::default()
+    };
+    let ino = find(vault, path).unwrap();
+    vault.setattr(ino, &times).unwrap();
+}
+
+fn chmod(vault: &Vault, path: &str) {
+    let perm = SetAttr {
+        perm: Some(0o600),
+        ..SetAttr::default()
+    };
+    let ino = find(vault, path).unwrap();
+    vault.setattr(ino, &perm).unwrap();
+}
+
+fn link(vault: &Vault, old: &str, new: &str) {
+    let ino = find(vault, old).unwrap();
+    let (dir, name) = split(new);
+    let dir = find(vault, dir).unwrap();
+    vault.link(ino, dir, OsStr::new(name)).unwrap();
+    vault.forget(ino, 1);
+}
+
+/// A fleet whose devices have all seen what the first one did.
+fn fleet(count: u8, before: impl FnOnce(&Vault)) -> Vec<Device> {
+    let mut fleet = Device::fleet(count);
+    fleet[0].session(before);
+    for at in 1..fleet.len() {
+        pull(&fleet, at, 0);
+    }
+    fleet
+}
+
+/// One device gets all that another has.
+fn pull(fleet: &[Device], to: usize, from: usize) {
+    fleet[to].pull(&fleet[from], &mut Dice(1), 4);
+}
+
+fn two(before: impl FnOnce(&Vault), a: impl FnOnce(&Vault), b: impl FnOnce(&Vault)) -> Shown {
+    let mut fleet = fleet(2, before);
+    fleet[0].session(a);
+    fleet[1].session(b);
+    merged(&mut fleet)
+}
+
+/// All contents, whatever they are called.
+fn contents(shown: &Shown) -> Vec<String> {
+    let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
+    let mut all: Vec<_> = shown.values().flatten().map(text).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn of_two_that_were_touched_one_stays_beside_what_a_third_wrote() {
+    let mut fleet = fleet(3, |v| put(v, "/doc", b"0").unwrap());
+    fleet[0].session(|v| put(v, "/doc", b"0A").unwrap());
+    pull(&fleet, 2, 0);
+    fleet[0].session(|v| touch(v, "/doc"));
+    fleet[2].session(|v| touch(v, "/doc"));
+    fleet[1].session(|v| put(v, "/doc", b"0B").unwrap());
+    assert_eq!(contents(&merged(&mut fleet)), ["0A", "0B"]);
+}
+
+#[test]
+fn a_third_version_leaves_what_two_have_settled() {
+    for exchanged in [false, true] {
+        let mut fleet = fleet(3, |v| put(v, "/doc", b"0").unwrap());
+        fleet[0].session(|v| put(v, "/doc", b"0A").unwrap());
+        fleet[2].session(|v| put(v, "/doc", b"0C").unwrap());
+        for _ in 0..=usize::from(exchanged) {
+            pull(&fleet, 0, 2);
+            pull(&fleet, 2, 0);
+            fleet[0].session(|_| ());
+            fleet[2].session(|_| ());
+        }
+        fleet[1].session(|v| put(v, "/doc", b"0B").unwrap());
+        assert_eq!(
+            contents(&merged(&mut fleet)),
+            ["0A", "0B", "0C"],
+            "{exchanged}"
+        );
+    }
+}
+
+#[test]
+fn one_of_two_names_is_removed_and_the_change_stays() {
+    let both = |v: &Vault| {
+        put(v, "/h", b"0").unwrap();
+        link(v, "/h", "/g");
+    };
+    let change: [fn(&Vault); 3] = [
+        |v| chmod(v, "/h"),
+        |v| touch(v, "/g"),
+        |v| rename(v, "/g", "/k").unwrap(),
+    ];
+    for change in change {
+        let shown = two(both, change, |v| {
+            put(v, "/g", b"0B").unwrap();
+            remove(v, "/h").unwrap();
+        });
+        assert_eq!(contents(&shown), ["0B"]);
+    }
+}
+
+#[test]
+fn a_name_that_came_and_went_on_one_device_does_not_show() {
+    let shown = two(
+        |v| put(v, "/g", b"0").unwrap(),
+        |v| touch(v, "/g"),
+        |v| {
+            put(v, "/g", b"0B").unwrap();
+            link(v, "/g", "/g.lock");
+            remove(v, "/g.lock").unwrap();
+        },
+    );
+    assert_eq!(shown, Shown::from([("/g".into(), Some(b"0B".to_vec()))]));
+}
+
+#[test]
+fn both_write_and_both_remove_one_name_of_two() {
+    let shown = two(
+        |v| {
+            put(v, "/h", b"0").unwrap();
+            link(v, "/h", "/g");
+        },
+        |v| {
+            put(v, "/g", b"0A").unwrap();
+            remove(v, "/h").unwrap();
+        },
+        |v| {
+            put(v, "/g", b"0B").unwrap();
+            remove(v, "/h").unwrap();
+        },
+    );
+    assert_eq!(contents(&shown), ["0A", "0B"]);
+    assert!(!shown.contains_key("/h"));
+}
+
+#[test]
+fn each_removes_another_name_and_the_file_stays() {
+    let names = |v: &Vault| {
+        put(v, "/h", b"0").unwrap();
+        link(v, "/h", "/g");
+    };
+    let shown = two(
+        names,
+        |v| remove(v, "/h").unwrap(),
+        |v| remove(v, "/g").unwrap(),
+    );
+    assert_eq!(contents(&shown), ["0"]);
+    // Who removes all names removes the file, unless it was changed meanwhile.
+    let remove_all = |v: &Vault| {
+        remove(v, "/h").unwrap();
+        remove(v, "/g").unwrap();
+    };
+    let shown = two(names, remove_all, |v| remove(v, "/g").unwrap());
+    assert_eq!(contents(&shown), [""; 0]);
+    let shown = two(names, remove_all, |v| put(v, "/g", b"0B").unwrap());
+    assert_eq!(contents(&shown), ["0B", "0B"]);
+    let shown = two(names, remove_all, |v| {
+        put(v, "/g", b"0B").unwrap();
+        remove(v, "/h").unwrap();
+    });
+    assert_eq!(shown, Shown::from([("/g".into(), Some(b"0B".to_vec()))]));
+}
+
+#[test]
+fn a_conflict_of_a_conflict_keeps_the_name_whole() {
+    let mut fleet = fleet(2, |v| put(v, "/Makefile", b"0").unwrap());
+    for round in ["1", "2"] {
+        let names: Vec<String> = fleet[0].shown().into_keys().collect();
+        for (device, mark) in fleet.iter_mut().zip(["A", "B"]) {
+            device.session(|v| {
+                for name in &names {
+                    put(v, name, format!("{name}{round}{mark}").as_bytes()).unwrap();
+                }
+            });
+        }
+        merged(&mut fleet);
+    }
+    for name in fleet[0].shown().keys() {
+        let marks = name.matches(" (conflict, ").count();
+        assert_eq!(name.matches(')').count(), marks, "{name}");
+        assert!(
+            marks == 0 || name.ends_with(')') || name.ends_with(" 2"),
+            "{name}"
+        );
+    }
+}
