@@ -422,6 +422,10 @@ impl Scene {
 
     /// Everybody mounts again, everything is exchanged, and checked. Answers what all show.
     fn end(mut self, operation: u64) -> Shown {
+        // Not every run has as many operations as the first: the crash may not have come.
+        if let Some(cut) = self.cut.take() {
+            self.fleet[cut.device].store.set_faults(Faults::default());
+        }
         for at in 0..self.fleet.len() {
             if std::mem::take(&mut self.is_away[at]) {
                 let device = &mut self.fleet[at];
