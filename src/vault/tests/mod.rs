@@ -21,6 +21,7 @@ mod features;
 mod files;
 mod fleet;
 mod follow;
+mod ledger;
 mod numbers;
 mod promises;
 mod races;
