@@ -175,10 +175,9 @@ impl Tree {
             return true;
         };
         if let Some(other) = self.child(parent, &to.name) {
-            // What another device placed there, in another base, is a conflict, and noted as one.
+            // What another base placed there may be gone by now, or is a conflict: it is noted as one.
             let set_at = self.link(other).at;
-            let is_conflict =
-                self.unsettled.is_some() && self.device_of(set_at) != self.device_of(at);
+            let is_conflict = !self.is_in_this_base(other);
             match self.is_later(at, set_at) {
                 _ if is_conflict => {}
                 false => return false,
@@ -286,11 +285,16 @@ impl Tree {
             Ok(Stamp::new(s.counter, segment))
         };
         match record {
-            Record::BaseInode(base) => self.apply_base_inode(base, &stamp, covers),
+            Record::BaseInode(base) => {
+                self.apply_base_inode(base, &stamp, covers)?;
+                self.note_inode_in_base(base);
+                Ok(())
+            }
             Record::BaseLink(base) => {
                 let at = stamp(base.at)?;
                 self.counter = self.counter.max(at.counter());
                 let parent = self.find_id(base.link.parent);
+                self.note_link_in_base(&base.link);
                 if !self.make_way(at, &base.link) {
                     return Ok(());
                 }
@@ -305,6 +309,7 @@ impl Tree {
                 let inode = self.find_id(base.link.inode.unwrap_or(base.link.link));
                 let ctime = inode.map(|i| (i, self.inode(i).ctime));
                 self.place(at, Time::default(), &base.link)?;
+                self.note_link_in_base(&base.link);
                 // The base has the times themselves.
                 if let Some((ix, ctime)) = ctime {
                     self.inode_mut(ix).ctime = ctime;
@@ -396,6 +401,7 @@ impl Tree {
             plain_size: base.plain_size,
             mtime: base.mtime,
             wall: base.ctime,
+            is_patched: false,
         };
         self.counter = self.counter.max(other.at.counter());
         self.merge_version(ix, other, covers);

@@ -253,7 +253,9 @@ impl Tree {
     ) -> Option<(Vec<Record>, Option<Vec<u8>>)> {
         let inode = self.inode(ix);
         let link = self.link(inode.first_link?);
-        let name = self.conflict_name(link.parent, &link.name, loser.at, loser.wall, true);
+        let note = if loser.is_patched { ", incomplete" } else { "" };
+        let mark = self.conflict_mark(loser.at, loser.wall, note);
+        let name = self.free_name(link.parent, &link.name, &mark, true);
         let new = Record::Inode(NewInode {
             id,
             kind: FileKind::Regular,
@@ -292,12 +294,22 @@ impl Tree {
         wall: Time,
         has_extension: bool,
     ) -> Vec<u8> {
+        let mark = self.conflict_mark(at, wall, "");
+        self.free_name(parent, name, &mark, has_extension)
+    }
+
+    /// What is added to the name of what was written at `at`.
+    fn conflict_mark(&self, at: Stamp, wall: Time, note: &str) -> String {
         let device = self.segments[at.segment as usize].device.to_string();
-        let mark = format!(" (conflict, {}, {})", &device[..8], utc_minute(wall));
+        format!(" (conflict, {}, {}{note})", &device[..8], utc_minute(wall))
+    }
+
+    /// `name` with a mark, and with a number where that is taken.
+    fn free_name(&self, parent: InodeIx, name: &[u8], mark: &str, has_extension: bool) -> Vec<u8> {
         let mut count = 1u64;
         loop {
             let mark = match count {
-                1 => mark.clone(),
+                1 => mark.to_owned(),
                 n => format!("{mark} {n}"),
             };
             let free = marked_name(name, mark.as_bytes(), has_extension);

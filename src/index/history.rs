@@ -173,6 +173,8 @@ pub struct History {
     pub gaps: Vec<String>,
     /// Devices that wrote two histories.
     pub forked: Vec<DeviceId>,
+    /// The bases are all of one history of each device.
+    pub bases_agree: bool,
     /// Leftovers that were adopted, and the segments that are there in their stead.
     pub adopted: Vec<(SegmentId, SegmentId)>,
     /// A segment with a feature without which nobody may write to the library.

@@ -15,6 +15,7 @@ use std::ops::Range;
 use super::apply::{COUNTER_MAX, Refusal};
 use super::inode::*;
 use super::record::*;
+use super::several_bases::InBases;
 use super::tree::*;
 use super::versions::Loser;
 use crate::store::DeviceId;
@@ -55,6 +56,8 @@ pub(super) struct Unsettled {
     pub wall: Time,
     /// What the bases cover that were applied so far.
     pub covered: Known,
+    /// Which of the bases has what, where several are in use.
+    pub in_bases: InBases,
     /// Inodes that records change and that are gone without a trace of who removed them.
     pub lost: HashSet<Id>,
 }
@@ -177,8 +180,14 @@ impl Tree {
                     }
                 }
                 _ => {
+                    let inode = inode.and_then(|id| self.find_id(id));
+                    let by = &block.branches[change.branch];
+                    let kept = inode.map(|ix| (ix, self.take_losers_unknown_to(ix, &[by])));
                     let applied = self.apply(change.at, change.wall, change.record);
                     applied.map_err(|why| (change.at.segment, why))?;
+                    if let Some((ix, kept)) = kept {
+                        self.add_losers(ix, kept);
+                    }
                 }
             }
             if let Some(unsettled) = &mut self.unsettled {
@@ -188,14 +197,17 @@ impl Tree {
         let mut forked: Vec<_> = forked.into_iter().collect();
         forked.sort();
         for (id, contents) in forked {
-            if let Some(ix) = self.find_id(id) {
-                self.merge_contents(
-                    ix,
-                    &block,
-                    &contents,
-                    yielding.get(&id).map_or(&[], Vec::as_slice),
-                )?;
-            }
+            let Some(ix) = self.find_id(id) else {
+                continue;
+            };
+            let by: Vec<&Branch> = contents
+                .iter()
+                .map(|place| &branches[block.changes[*place].branch])
+                .collect();
+            let kept = self.take_losers_unknown_to(ix, &by);
+            let removals = yielding.get(&id).map_or(&[][..], Vec::as_slice);
+            self.merge_contents(ix, &block, &contents, removals)?;
+            self.add_losers(ix, kept);
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ pub mod record;
 mod removals;
 mod replay;
 mod segment;
+mod several_bases;
 mod slab;
 mod tree;
 mod versions;

@@ -145,6 +145,9 @@ fn apply(
     };
     out.gaps
         .extend(out.needs.iter().filter(missing).map(name_of));
+    if history.bases_agree {
+        out.tree.remove_superseded();
+    }
     out.tree.drop_unlinked();
     Ok(out)
 }
@@ -226,6 +229,7 @@ fn apply_base(
         .iter()
         .map(|h| (h.device, h.number))
         .collect();
+    out.tree.begin_base(covers.clone());
     let name = reader.name().to_owned();
     let ending = reader.frames(|frame| {
         for record in &frame.records {

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use super::apply::Refusal;
 use super::extents::Extents;
 use super::inode::*;
-use super::merge::{Block, Change, Known};
+use super::merge::{Block, Branch, Change, Known};
 use super::record::*;
 use super::removals::Yielding;
 use super::tree::*;
@@ -22,6 +22,8 @@ pub(super) struct Loser {
     pub plain_size: u64,
     pub mtime: Time,
     pub wall: Time,
+    /// Parts of it that its writer did not write are of another version.
+    pub is_patched: bool,
 }
 
 /// A version of a file's contents in a block: the first is the one that all know.
@@ -56,6 +58,7 @@ impl Tree {
             plain_size: inode.plain_size,
             mtime: inode.mtime.into(),
             wall: inode.ctime.into(),
+            is_patched: false,
         };
         let (winner, loser) = match is_theirs_newer || self.is_later(other.at, own) {
             true => (other, mine),
@@ -308,6 +311,7 @@ impl Tree {
                 plain_size: v.plain_size,
                 mtime: v.mtime,
                 wall: v.wall,
+                is_patched: v.is_patched,
             });
         }
         let winner = &mut versions[kept[0]];
@@ -339,6 +343,29 @@ impl Tree {
         for e in extents.as_slice() {
             let live = &mut self.packs[e.pack as usize].live_plain_bytes;
             *live = live.saturating_add_signed(sign * i64::from(e.plain_len));
+        }
+    }
+
+    /// Takes out the versions of a file that lost before, and that none of these writers knew: whoever writes on top of
+    /// the others has kept those, or is one of them.
+    pub(super) fn take_losers_unknown_to(&mut self, ix: InodeIx, by: &[&Branch]) -> Vec<Loser> {
+        let losers = self.unsettled.as_mut().and_then(|u| u.losers.remove(&ix));
+        let is_known = |loser: &Loser| {
+            by.iter().any(|branch| {
+                branch.segment == loser.at.segment || self.is_known(loser.at, &branch.known)
+            })
+        };
+        let (known, unknown): (Vec<_>, Vec<_>) = losers.into_iter().flatten().partition(is_known);
+        self.add_losers(ix, known);
+        unknown
+    }
+
+    /// Adds versions that lost, and that are counted already.
+    pub(super) fn add_losers(&mut self, ix: InodeIx, losers: Vec<Loser>) {
+        if let Some(unsettled) = &mut self.unsettled
+            && !losers.is_empty()
+        {
+            unsettled.losers.entry(ix).or_default().extend(losers);
         }
     }
 

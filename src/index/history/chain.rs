@@ -56,6 +56,12 @@ impl<'a> Cover<'a> {
         (Self { bases: used }, superfluous)
     }
 
+    /// Whether the bases are all of one history of each device.
+    fn agrees(&self) -> bool {
+        let mut bases = self.bases.iter();
+        bases.all(|one| !self.bases.iter().any(|other| contradict(one, other)))
+    }
+
     fn heads(&self) -> impl Iterator<Item = &'a Head> {
         self.bases.iter().flat_map(|b| &b.opening.heads)
     }
@@ -233,6 +239,7 @@ pub fn history(opened: &[Opened], lost_bases: &[LostBase], unfounded: bool) -> H
         unwritable: opened.iter().find(|o| !o.writable).map(|o| o.published.id),
         covered: superfluous.iter().map(|o| o.published).collect(),
         bases: cover.bases.iter().map(|b| (*b).clone()).collect(),
+        bases_agree: cover.agrees(),
         ..History::default()
     };
     let mut devices: BTreeMap<DeviceId, Vec<&Opened>> = BTreeMap::new();

@@ -1,6 +1,6 @@
 //! Versions of one file on several devices, and files with several names: what of them is there in the end.
 
-use super::fleet::{Device, Shown, find, merged, put, remove, rename, split};
+use super::fleet::{Device, Shown, find, merged, mkdir, put, remove, rename, split};
 use super::*;
 use crate::volume::SetTime;
 
@@ -196,4 +196,100 @@ fn a_conflict_of_a_conflict_keeps_the_name_whole() {
             "{name}"
         );
     }
+}
+
+/// Writes a base, as many changes would have it.
+fn base(vault: &Vault) {
+    vault.core.publish().unwrap();
+    vault.core.write_base().unwrap();
+}
+
+fn save(vault: &Vault, data: &[u8]) {
+    put(vault, "/t", data).unwrap();
+    rename(vault, "/t", "/doc").unwrap();
+}
+
+#[test]
+fn a_base_that_is_still_there_brings_nothing_back_and_hides_nothing() {
+    for both_write_one in [false, true] {
+        let mut fleet = fleet(2, |v| {
+            put(v, "/doc", b"0").unwrap();
+            put(v, "/gone", b"gone").unwrap();
+            mkdir(v, "/d").unwrap();
+            put(v, "/d/in", b"in").unwrap();
+            put(v, "/kept", b"kept").unwrap();
+            base(v);
+        });
+        fleet[0].session(|v| {
+            save(v, b"0A");
+            remove(v, "/gone").unwrap();
+            remove(v, "/d/in").unwrap();
+            remove(v, "/d").unwrap();
+            remove(v, "/kept").unwrap();
+            base(v);
+        });
+        fleet[1].session(|v| {
+            put(v, "/doc", b"0B").unwrap();
+            chmod(v, "/kept");
+            if both_write_one {
+                base(v);
+            }
+        });
+        let shown = merged(&mut fleet);
+        assert_eq!(contents(&shown), ["0A", "0B", "kept"], "{:?}", shown.keys());
+        assert!(!shown.contains_key("/d") && shown.contains_key("/kept"));
+    }
+}
+
+#[test]
+fn one_of_two_names_that_a_base_lacks_is_gone() {
+    let mut fleet = fleet(2, |v| {
+        put(v, "/h", b"0").unwrap();
+        link(v, "/h", "/g");
+        base(v);
+    });
+    fleet[0].session(|v| {
+        remove(v, "/h").unwrap();
+        base(v);
+    });
+    fleet[1].session(|v| put(v, "/g", b"0B").unwrap());
+    let shown = merged(&mut fleet);
+    assert_eq!(shown, Shown::from([("/g".into(), Some(b"0B".to_vec()))]));
+}
+
+#[test]
+fn two_sessions_beside_a_base_leave_what_it_has() {
+    for _ in 0..8 {
+        let mut fleet = fleet(2, |v| put(v, "/doc", b"0").unwrap());
+        fleet[1].session(|v| put(v, "/doc", b"0B").unwrap());
+        fleet[1].session(|v| put(v, "/doc", b"0BB").unwrap());
+        fleet[0].session(|v| {
+            put(v, "/doc", b"0A").unwrap();
+            base(v);
+        });
+        assert_eq!(contents(&merged(&mut fleet)), ["0A", "0BB"]);
+    }
+}
+
+#[test]
+fn a_version_of_which_only_a_part_is_known_says_so() {
+    let mut fleet = fleet(2, |v| put(v, "/doc", b"one old two old ").unwrap());
+    fleet[1].session(|v| {
+        let ino = find(v, "/doc").unwrap();
+        let handle = v.open(ino, libc::O_RDWR).unwrap();
+        v.write(ino, handle, 16, b"B").unwrap();
+        v.flush(ino, handle).unwrap();
+        v.release(ino, handle);
+    });
+    fleet[0].session(|v| {
+        put(v, "/doc", b"ONE NEW TWO NEW ").unwrap();
+        base(v);
+    });
+    let shown = merged(&mut fleet);
+    assert_eq!(shown["/doc"].as_deref(), Some(&b"ONE NEW TWO NEW "[..]));
+    let other = shown
+        .keys()
+        .find(|name| name.contains("(conflict"))
+        .unwrap();
+    assert!(other.ends_with(", incomplete)"), "{other}");
 }
