@@ -458,11 +458,16 @@ pub fn check_rollback<'a>(
             have.number > seen.number || have.number == seen.number && have.sha256 == seen.sha256
         })
     };
-    let gone: Vec<String> = remembered
+    let mut gone: Vec<String> = Vec::new();
+    for name in remembered
         .iter()
         .filter(|seen| !is_there(seen))
         .map(name_of)
-        .collect();
+    {
+        if !gone.contains(&name) {
+            gone.push(name);
+        }
+    }
     if gone.is_empty() {
         return Ok(());
     }

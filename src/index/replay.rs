@@ -143,8 +143,12 @@ fn apply(
             .get(&need.device)
             .is_none_or(|have| have.number < need.number)
     };
-    out.gaps
-        .extend(out.needs.iter().filter(missing).map(name_of));
+    // Several may need the same one.
+    for gap in out.needs.iter().filter(missing).map(name_of) {
+        if !out.gaps.contains(&gap) {
+            out.gaps.push(gap);
+        }
+    }
     if history.bases_agree {
         out.tree.remove_superseded();
     }

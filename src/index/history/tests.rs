@@ -377,3 +377,15 @@ fn a_base_that_is_damaged_is_a_gap_unless_all_that_it_covers_is_there() {
         [format!("segment 1 of device {A}"), format!("base {base}")]
     );
 }
+
+#[test]
+fn what_is_gone_is_named_once() {
+    let seen = Head {
+        device: A,
+        number: 1,
+        sha256: [1; 32],
+    };
+    let e = check_rollback(&[seen, seen], std::iter::empty()).unwrap_err();
+    let named = e.to_string().matches("segment 1 of device").count();
+    assert_eq!(named, 1, "{e}");
+}
