@@ -152,6 +152,7 @@ impl Catalog {
                 catalog.manifests.push(manifest);
             }
         }
+        catalog.check_level(root)?;
         catalog.find_outer(root)?;
         catalog
             .manifests
@@ -174,6 +175,26 @@ impl Catalog {
             began: began(&root.join(index), node),
             sections,
             is_aws: OnceCell::new(),
+        }
+    }
+
+    /// Refuses the folder that a bucket is in: names in its manifests begin in the bucket.
+    fn check_level(&self, root: &Path) -> Result<()> {
+        const TRIED_MAX: usize = 64;
+        if self.base.as_os_str().is_empty() {
+            return Ok(());
+        }
+        let bucket = root.join(&self.base);
+        let is_below = |object: &Object| {
+            !root.join(&object.path).exists() && bucket.join(&object.path).exists()
+        };
+        match self.objects().take(TRIED_MAX).any(is_below) {
+            true => Err(Error::usage(format_args!(
+                "{}: the bucket is one level below this folder",
+                root.display()
+            ))
+            .hint(format_args!("give {}", bucket.display()))),
+            false => Ok(()),
         }
     }
 

@@ -80,6 +80,17 @@ fn a_backup_that_nothing_may_be_added_to_stays_as_it_is() {
 }
 
 #[test]
+fn the_folder_above_a_bucket_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let bucket = dir.path().join("backups");
+    copy(&case("medusa").join("under-way"), &bucket);
+    let refused = open_medusa(dir.path(), true).err().unwrap().to_string();
+    let expected = format!("(give {})", bucket.display());
+    assert!(refused.contains(&expected), "{refused}");
+    open_medusa(&bucket, true).unwrap();
+}
+
+#[test]
 fn the_folder_of_one_prefix_is_a_bucket() {
     for tenant in ["tenantA", "tenantB"] {
         let (dir, expected) = bucket("two-prefixes");
