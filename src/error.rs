@@ -112,7 +112,7 @@ pub enum Kind {
     Mount(Box<str>),
     /// The mount point cannot be one, or nothing is mounted there. Says which.
     MountPoint(Box<str>),
-    /// The process of a mount ended with this status, and said why.
+    /// The process of a mount ended with this status, and said why: here, or with no text, by itself.
     Ended(ExitStatus, Box<str>),
     /// The index is older than one that this machine has seen.
     RolledBack(Box<str>),
@@ -193,6 +193,13 @@ impl Error {
     #[must_use]
     pub fn hint(mut self, hint: impl fmt::Display) -> Self {
         self.hint = Some(hint.to_string().into());
+        self
+    }
+
+    /// Without what to do about it.
+    #[must_use]
+    pub fn without_hint(mut self) -> Self {
+        self.hint = None;
         self
     }
 
@@ -291,6 +298,16 @@ impl Error {
                 ExitStatus::Io
             }
             _ => ExitStatus::Failure,
+        }
+    }
+
+    /// The exit code by which mount(8), which calls the program as `mount.hushfs`, knows how it ended.
+    pub fn mount_8_code(&self) -> u8 {
+        match self.exit_status() {
+            ExitStatus::Success => 0,
+            ExitStatus::Usage => 1,
+            ExitStatus::Io => 2,
+            _ => 32,
         }
     }
 

@@ -4,7 +4,6 @@
 //! a mount we are the only writer.
 
 use std::any::Any;
-use std::ffi::OsStr;
 use std::io;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
@@ -27,14 +26,17 @@ mod asker;
 mod faults;
 mod mapped;
 mod ops;
+mod shown;
 mod types;
 mod uncached;
 mod watch;
+mod xattrs;
 
 use asker::Asker;
 use faults::Faults;
 use mapped::{Mapped, seems_empty};
-use types::{Shown, TTL, file_attr, xattr_mode};
+pub use shown::ShownAs;
+use types::{Shown, TTL, file_attr};
 use uncached::Uncached;
 use watch::{Running, Watch, Watcher};
 
@@ -102,6 +104,7 @@ impl Session {
         device: OwnedFd,
         name: Option<String>,
         patience: Patience,
+        shown_as: ShownAs,
     ) -> Result<Self> {
         let failed = |e| Error::new(Kind::Io(e), "/dev/fuse");
         let watched_device = device.try_clone().map_err(failed)?;
@@ -112,6 +115,7 @@ impl Session {
             faults: Arc::new(Faults::new(Arc::downgrade(&volume))),
             volume,
             name,
+            shown_as,
             read_only: AtomicBool::new(false),
             offers: OnceLock::new(),
             uncached: Uncached::default(),
@@ -199,6 +203,7 @@ struct Shared {
     faults: Arc<Faults>,
     volume: Arc<dyn Volume>,
     name: Option<String>,
+    shown_as: ShownAs,
     /// Set by the first panic: whatever it left half done, nothing is written on top.
     read_only: AtomicBool,
     /// Set by the first session.
@@ -230,8 +235,13 @@ impl Shared {
             return Ok(());
         }
         let offered = config.capabilities();
+        // By access lists the kernel would check something else than what is shown.
+        let wanted = match self.shown_as.differs() {
+            true => WANTED - InitFlags::FUSE_POSIX_ACL,
+            false => WANTED,
+        };
         // Nothing here is refused: flags are among those offered, numbers within fuser's bounds.
-        let set = config.add_capabilities(WANTED & offered).is_ok()
+        let set = config.add_capabilities(wanted & offered).is_ok()
             && config.set_max_write(WRITE_LEN_MAX).is_ok()
             && config.set_max_background(BACKGROUND_MAX).is_ok()
             && config.set_time_granularity(Duration::from_nanos(1)).is_ok();
@@ -293,6 +303,7 @@ impl Shared {
             true => Duration::ZERO,
             false => TTL,
         };
+        self.shown_as.show(&mut attr);
         Shown {
             attr: file_attr(&attr),
             generation: Generation(attr.generation.into()),
@@ -344,46 +355,21 @@ impl Shared {
             let is_nothing = *change == SetAttr::default();
             if is_nothing {
                 let (attr, asker) = (v.getattr(ino)?, Asker::of(req));
-                if asker.is_ordinary() && attr.uid != asker.uid {
+                let owner = self.shown_as.uid.unwrap_or(attr.uid);
+                if asker.is_ordinary() && owner != asker.uid {
                     return Ok(attr);
                 }
             }
+            let Some(change) = self.to_store(v, ino, change)? else {
+                return v.getattr(ino);
+            };
             // The attributes that are answered have the new mode, so the kernel need not be told.
             if change.plain_size.is_some() {
                 drop_privileges(v, ino, |attr| Asker::of(req).set_id_on_write(attr))?;
             } else if is_nothing || change.uid.or(change.gid).is_some() {
                 drop_privileges(v, ino, |attr| Asker::of(req).set_id_on_chown(attr))?;
             }
-            v.setattr(ino, change)
-        })
-    }
-
-    /// Sets an extended attribute, and takes the set-group-id bit where the kernel leaves that to us: an access list
-    /// comes from somebody who is not in the file's group.
-    fn set_xattr(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        (name, value): (&OsStr, &[u8]),
-        flags: i32,
-    ) -> Result<(), Errno> {
-        const ACCESS_LIST: &str = "system.posix_acl_access";
-        const S_ISGID: u16 = 0o2000;
-        self.change("setxattr", ino, |v, ino| {
-            let mode = xattr_mode(flags)?;
-            if name == ACCESS_LIST {
-                let attr = v.getattr(ino)?;
-                let is_marked = attr.perm & S_ISGID != 0;
-                let asker = is_marked.then(|| Asker::of(req));
-                if asker.is_some_and(|a| a.is_ordinary() && !a.is_in_group(attr.gid)) {
-                    let without = SetAttr {
-                        perm: Some(attr.perm & !S_ISGID),
-                        ..SetAttr::default()
-                    };
-                    v.setattr(ino, &without)?;
-                }
-            }
-            v.setxattr(ino, name, value, mode)
+            v.setattr(ino, &change)
         })
     }
 

@@ -22,7 +22,7 @@
 //! store    where ciphertext lies: a directory; for tests memory, and one that crashes
 //! crypto   keys, slots, derivation, sealing; no I/O
 //! overdue  requests that are answered although the store is not done
-//! logged   names of files in messages
+//! logged   where the log goes, and names of files in it
 //! error    one error type, one errno table, one table of exit codes
 //! ```
 //!

@@ -1,9 +1,70 @@
-//! Names in the log. They are plaintext: they go where the user who mounts sends the log, a terminal or a file, and not
-//! to the system's log, which lies on a disk and which others may read. There, names are at level debug only.
+//! Where the log goes, and names in it.
+//!
+//! Names are plaintext: they go where the user who mounts sends the log, a terminal or a file, and not to the system's
+//! log, which lies on a disk and which others may read. There, names are at level debug only.
 
+use std::fmt::Display;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use env_logger::fmt::Formatter;
 use rustix::fs::FileType;
 
 use crate::volume::Ino;
+
+/// The file that the log is appended to.
+static FILE: OnceLock<File> = OnceLock::new();
+
+/// The log goes to the file, and nowhere else: a mount answers, and nobody waits for it at a terminal.
+static ONLY_TO_FILE: AtomicBool = AtomicBool::new(false);
+
+/// Has the log appended to a file, which is created for its owner alone.
+pub(crate) fn to_file(path: &Path) -> io::Result<()> {
+    let mut options = File::options();
+    let file = options.append(true).create(true).mode(0o600).open(path)?;
+    FILE.set(file)
+        .map_err(|_| io::Error::from(io::ErrorKind::AlreadyExists))
+}
+
+/// The file that the log goes to, if there is one.
+pub(crate) fn file() -> Option<&'static File> {
+    FILE.get()
+}
+
+/// From now on the log goes to its file only, if there is one.
+pub(crate) fn only_to_file() {
+    ONLY_TO_FILE.store(true, Ordering::Relaxed);
+}
+
+/// Writes a line of the log: to the file, with the time, and to standard error, which is `out`, where that is to have it.
+pub(crate) fn write(out: &mut Formatter, line: impl Display) -> io::Result<()> {
+    if let Some(mut file) = file() {
+        // At once, so that no line of another thread comes between.
+        let line = format!("{} {line}\n", out.timestamp_seconds());
+        file.write_all(line.as_bytes())?;
+        if ONLY_TO_FILE.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+    }
+    writeln!(out, "{line}")
+}
+
+/// Puts the error that ends the program into the log's file. Whether standard error is something else, and is to be told
+/// by the caller.
+pub(crate) fn ends_with(error: impl Display) -> bool {
+    let Some(file) = file() else { return true };
+    only_to_file();
+    log::error!("{error}");
+    let number = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+    let is_file = |stat: rustix::fs::Stat| {
+        file.metadata().map(number).ok() == Some((stat.st_dev, stat.st_ino))
+    };
+    !rustix::fs::fstat(io::stderr()).is_ok_and(is_file)
+}
 
 /// What a message calls a file: by its path from the root, or where that must not or cannot be said, by its number.
 pub(crate) fn file_name(ino: Ino, path: Option<Vec<u8>>) -> String {
@@ -26,11 +87,12 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().map(shown).collect()
 }
 
-/// Whether names may be logged. The system's log is reached by a socket: that of syslog, or a service's of journald.
+/// Whether names may be logged. A file for the log is the user's. The system's log is reached by a socket: that of syslog, or a service's of journald.
 fn may_name() -> bool {
     let to_system = rustix::fs::fstat(std::io::stderr())
         .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket);
-    !to_system || log::log_enabled!(log::Level::Debug)
+    let to_file = file().is_some() && ONLY_TO_FILE.load(Ordering::Relaxed);
+    to_file || !to_system || log::log_enabled!(log::Level::Debug)
 }
 
 #[cfg(test)]

@@ -3,14 +3,13 @@
 //! We mount ourselves and hand fuser the open device: fuser 0.18, left to unmount, takes away whatever is at the
 //! mount point once our own mount is gone, a stranger's included.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::crypto::{MasterKey, random_id};
 use crate::error::{Error, Kind, Result};
 use crate::index::{Tree, check_rollback, replay};
+use crate::logged;
 use crate::state::Place;
 use crate::store::{Access, DeviceId, DirStore, Watched};
 use crate::vault::{self, Vault};
@@ -24,19 +23,22 @@ mod session;
 mod unmount;
 
 pub use attach::Options;
-pub use point::{check, clear_dead};
+pub use background::keeps_log;
+pub use point::{check, check_apart, clear_dead, library_at};
 pub use session::serve;
 pub use unmount::{unmount, unmount_by_force};
 
 /// How many files may be open at once, where the system lets us: each open pack is one.
 const OPEN_FILES: u64 = 65_536;
 
-/// All that a mount needs.
+/// All that a mount of a library of ours needs.
 pub struct Plan {
     /// The directory of the library.
     pub library: PathBuf,
     /// Where it shall appear.
     pub mountpoint: PathBuf,
+    /// How the kernel treats it.
+    pub options: Options,
     /// Its key.
     pub master: Arc<MasterKey>,
     /// This device's id in it.
@@ -45,56 +47,30 @@ pub struct Plan {
     pub place: Option<Place>,
     /// Serve in this process, rather than in one of its own.
     pub foreground: bool,
-    /// Nothing is written.
-    pub read_only: bool,
     /// Mount it also where another device has it mounted on this machine.
     pub force: bool,
-    /// Other users may use the mount, too.
-    pub allow_other: bool,
     /// Bytes of decrypted blocks to keep.
     pub cache_bytes: usize,
     /// An index older than this machine has seen is accepted.
     pub accept_rollback: bool,
-    /// Set-user-id bits mean nothing below the mount point.
-    pub nosuid: bool,
-    /// Device nodes cannot be opened below the mount point.
-    pub nodev: bool,
-    /// Nothing can be executed below the mount point.
-    pub noexec: bool,
-    /// What the kernel's table names as the source, in place of the library's folder.
-    pub source: Option<OsString>,
-    /// What the kernel's table names as the type, behind `fuse.`.
-    pub subtype: Option<OsString>,
-    /// So long a request waits for the store before it is answered with EIO.
-    pub timeout: Option<Duration>,
 }
 
-/// Mounts a library. In the foreground it returns when the mount has ended; else as soon as the mount answers.
+/// Mounts a library. In the foreground it returns when the mount has ended; else as soon as the mount answers. `announce`
+/// is called once the mount answers, with the library's folder and the mount point.
 ///
-/// In the background everything happens in a child process. If that fails it has said why, and this process
-/// exits with its exit code: the function does not return. So there must be no other thread yet.
-pub fn run(plan: Plan) -> Result<()> {
-    let library = point::resolve(&plan.library)?;
-    let mountpoint = plan.mountpoint.clone();
-    let options = Options {
-        read_only: plan.read_only,
-        allow_other: plan.allow_other,
-        nosuid: plan.nosuid,
-        nodev: plan.nodev,
-        noexec: plan.noexec,
-        source: plan.source.clone(),
-        subtype: plan.subtype.clone(),
-        store: None,
-        timeout: plan.timeout,
-    };
-    let foreground = plan.foreground;
-    run_volume(&library, &mountpoint, &options, foreground, |library| {
+/// In the background everything happens in a child process; if that fails, it has said why. So there must be no other
+/// thread yet.
+pub fn run(plan: Plan, announce: impl FnOnce(&Path, &Path)) -> Result<()> {
+    let (library, mountpoint) = (plan.library.clone(), plan.mountpoint.clone());
+    let (options, foreground) = (plan.options.clone(), plan.foreground);
+    let open = |library: &Path| {
         if !foreground {
             plan.master.lock();
         }
         let vault: Arc<dyn Volume> = open(plan, library)?;
         Ok(vault)
-    })
+    };
+    run_volume(&library, &mountpoint, &options, foreground, open, announce)
 }
 
 /// Mounts what `open` opens, in the process that will serve it, given the resolved path of its library: as [`run`]
@@ -105,38 +81,48 @@ pub fn run_volume(
     options: &Options,
     foreground: bool,
     open: impl FnOnce(&Path) -> Result<Arc<dyn Volume>>,
+    announce: impl FnOnce(&Path, &Path),
 ) -> Result<()> {
     let library = point::resolve(library)?;
-    let mountpoint = point::check(mountpoint, &library)?;
+    let mountpoint = point::check(mountpoint, &library, options.nonempty)?;
     raise_open_files();
     share_one_heap();
-    let ready = if foreground {
-        None
-    } else {
+    let mut ready = None;
+    if !foreground {
         match background::fork()? {
             background::Side::Parent(child) => {
                 // This copy of the key is not needed any more.
                 drop(open);
-                return child.wait();
+                child.wait()?;
+                announce(&library, &mountpoint);
+                return Ok(());
             }
-            background::Side::Child(ready) => Some(ready),
+            background::Side::Child(child) => ready = Some(child),
         }
-    };
-    let volume = open(&library)?;
-    let mut options = options.clone();
-    options.store = Some(library.display().to_string());
-    options.source.get_or_insert(library.into_os_string());
-    serve(volume, &mountpoint, &options, || {
-        if let Some(ready) = ready {
-            ready.tell();
-        }
-    })
+    }
+    let served = open(&library).and_then(|volume| {
+        let mut options = options.clone();
+        options.store = Some(library.display().to_string());
+        let source = library.clone().into_os_string();
+        options.source.get_or_insert(source);
+        serve(volume, &mountpoint, &options, || {
+            match ready.take() {
+                Some(ready) => ready.tell(),
+                None => announce(&library, &mountpoint),
+            }
+            logged::only_to_file();
+        })
+    });
+    if let (Err(e), Some(ready)) = (&served, ready) {
+        ready.fail(e.exit_status());
+    }
+    served
 }
 
 fn open(mut plan: Plan, library: &Path) -> Result<Arc<Vault>> {
     let master = Arc::clone(&plan.master);
     // Who only reads is shown all that is there at once: what is missing would not be an error.
-    let mut accept_rollback = plan.accept_rollback && plan.read_only;
+    let mut accept_rollback = plan.accept_rollback && plan.options.read_only;
     let mut is_renewed = false;
     loop {
         let e = match open_as(&plan, library, &master, accept_rollback) {
@@ -174,15 +160,21 @@ fn open_as(
     master: &Arc<MasterKey>,
     accept_rollback: bool,
 ) -> Result<Arc<Vault>> {
-    let access = match plan.read_only {
+    let access = match plan.options.read_only {
         true => Access::ReadOwn(plan.device),
         false => Access::Write(plan.device),
     };
-    let store = DirStore::open(library, access)?;
+    let store = DirStore::open(library, access).map_err(|e| match point::mount_of(library) {
+        Some(point) if matches!(e.kind(), Kind::InUse) => e.hint(format_args!(
+            "it is already mounted at {}: unmount it first",
+            point.display()
+        )),
+        _ => e,
+    })?;
     // With the lock of this device: of two that come at once, one at least sees the other.
     check_alone(plan, &store, library)?;
     let options = vault::Options {
-        read_only: plan.read_only,
+        read_only: plan.options.read_only,
         cache_bytes: plan.cache_bytes,
         accept_rollback,
         published_only: false,
@@ -197,6 +189,10 @@ fn open_as(
         place,
         &options,
     )
+    .map_err(|e| match e.kind() {
+        Kind::RolledBack(_) => e.about(library.display()),
+        _ => e,
+    })
 }
 
 /// Refuses a library that another device has mounted on this machine, unless that is meant.
@@ -212,8 +208,8 @@ fn check_alone(plan: &Plan, store: &DirStore, library: &Path) -> Result<()> {
         "device {}, another user or container perhaps, has it mounted on this machine",
         other.device
     );
-    if plan.read_only || plan.force {
-        let when = match plan.read_only {
+    if plan.options.read_only || plan.force {
+        let when = match plan.options.read_only {
             true => "some seconds after it wrote that to the library",
             false => "after the next mount",
         };

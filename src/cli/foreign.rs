@@ -96,11 +96,12 @@ impl ForeignArgs {
                 let slots = library.objects(Area::Key, SLOTS_LISTED_MAX);
                 match detect(dir, slots.is_ok_and(|slots| !slots.is_empty())) {
                     Ok(kind) => kind,
-                    Err(e) if matches!(e.kind(), Kind::NotLibrary) => FormatKind::Vault,
+                    Err(e) if matches!(e.kind(), Kind::NotLibrary) => return Ok(None),
                     Err(e) => return Err(e),
                 }
             }
         };
+        self.check_fit(kind)?;
         if kind == FormatKind::Mms {
             // Before anybody is asked for a password.
             mms::check(dir, &self.mms())?;
@@ -108,15 +109,31 @@ impl ForeignArgs {
         Ok(Some(kind).filter(|kind| *kind != FormatKind::Vault))
     }
 
-    /// Whether it is only to be read, whatever is wished.
-    pub fn only_reads(&self, kind: FormatKind) -> Result<bool> {
-        let backups = self.view.as_deref() == Some("backups");
-        if backups && kind != FormatKind::Medusa {
-            return Err(Error::usage(
-                "view=backups is for buckets of Cassandra Medusa",
-            ));
+    /// Refuses what is typed for libraries of another kind, and would change nothing.
+    fn check_fit(&self, kind: FormatKind) -> Result<()> {
+        use FormatKind::{Images, Medusa, Mms};
+        let given = [
+            (Medusa, "--medusa-ini", self.medusa_ini.is_some()),
+            (Medusa, "--view", self.view.is_some()),
+            (Images, "--env-file", self.env_file.is_some()),
+            (Images, "--encrypt-all", self.encrypt_all),
+            (Mms, "--mms-key", self.mms_key.is_some()),
+            (Mms, "--mms-index", self.mms_index.is_some()),
+            (Mms, "--mms-path", self.mms_path.is_some()),
+            (Mms, "--allow-plain", self.allow_plain),
+        ];
+        let misfit = |(of, _, is_given): &(FormatKind, &str, bool)| *is_given && *of != kind;
+        match given.into_iter().find(misfit) {
+            None => Ok(()),
+            Some((of, name, _)) => Err(Error::usage(format_args!(
+                "{name}: is for {of}, and this is {kind}"
+            ))),
         }
-        Ok(backups)
+    }
+
+    /// Whether it is only to be read, whatever is wished.
+    pub fn only_reads(&self) -> bool {
+        self.view.as_deref() == Some("backups")
     }
 
     /// Has `open` try its secret, and asks for one if none is given: again, if it is wrong. `open` is also told whether
@@ -233,7 +250,7 @@ impl ForeignArgs {
             }
             FormatKind::Medusa => {
                 let medusa = Medusa::open(dir, secret, cache_bytes, read_only)?;
-                match self.only_reads(kind)? {
+                match self.only_reads() {
                     true => Box::new(BackupsView::new(medusa)),
                     false => Box::new(medusa),
                 }

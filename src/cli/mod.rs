@@ -4,7 +4,6 @@
 //! what is printed or logged.
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -13,8 +12,8 @@ use clap::{Parser, Subcommand};
 use log::Level;
 
 use crate::crypto::harden_process;
-use crate::error::{ExitStatus, Result};
-use crate::logged::printable;
+use crate::error::{ExitStatus, Kind, Result};
+use crate::logged::{self, printable};
 
 mod convert;
 mod docs;
@@ -58,7 +57,7 @@ given; otherwise from a systemd credential, the terminal, or a line of standard 
 
 /// An encrypted library, mounted as a normal folder.
 #[derive(Parser, Debug)]
-#[command(name = "hushfs", version, about, after_help = AFTER_HELP, disable_help_subcommand = true)]
+#[command(name = "hushfs", version, about, after_help = AFTER_HELP)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -70,7 +69,11 @@ enum Command {
     Init(init::InitArgs),
     /// Mount a library
     Mount(mount::MountArgs),
+    /// Mount a library as mount(8) asks for it
+    #[command(name = MOUNT_HELPER, hide = true)]
+    MountHelper(mount::HelperArgs),
     /// Unmount a library, and wait until everything is written
+    #[command(visible_alias = "unmount")]
     Umount(umount::UmountArgs),
     /// Change the password (no file is re-encrypted)
     Passwd(passwd::PasswdArgs),
@@ -88,6 +91,9 @@ enum Command {
     /// Make man pages and completions
     #[command(hide = true)]
     Docs(docs::DocsArgs),
+    /// Print the version
+    #[command(hide = true)]
+    Version,
 }
 
 /// Runs the program.
@@ -96,24 +102,30 @@ pub fn main() -> ExitCode {
     ignore_file_size_signal();
     start_log();
     let typed = arguments(std::env::args_os().collect());
-    let done = match Cli::try_parse_from(typed) {
+    let is_helper = typed.get(1).is_some_and(|verb| verb == MOUNT_HELPER);
+    let done = match Cli::try_parse_from(&typed) {
         Ok(cli) => run(&cli.command),
         Err(e) if e.use_stderr() => {
-            let _ = without_values(e).print();
-            return ExitCode::from(ExitStatus::Usage as u8);
+            let _ = with_tip(without_values(e), &typed).print();
+            Err(Kind::Ended(ExitStatus::Usage, "".into()).into())
         }
         Err(help) => help.print().map_err(output::failed),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => output::report(&e).into(),
-    }
+    let Err(e) = done else {
+        return ExitCode::SUCCESS;
+    };
+    let code = output::report(&e);
+    ExitCode::from(match is_helper {
+        true => e.mount_8_code(),
+        false => code,
+    })
 }
 
 fn run(command: &Command) -> Result<()> {
     match command {
         Command::Init(args) => init::run(args),
         Command::Mount(args) => mount::run(args),
+        Command::MountHelper(args) => mount::run_for_mount_8(args),
         Command::Umount(args) => umount::run(args),
         Command::Passwd(args) => passwd::run(args),
         Command::Key(args) => key::run(args),
@@ -121,19 +133,34 @@ fn run(command: &Command) -> Result<()> {
         Command::Verify(args) => verify::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Docs(args) => docs::run(args),
+        Command::Version => output::print_line(concat!("hushfs ", env!("CARGO_PKG_VERSION"))),
     }
 }
 
+/// What the program is when it is called as `mount.hushfs`.
+const MOUNT_HELPER: &str = "mount.hushfs";
+
 /// As `/sbin/mount.hushfs` or `/sbin/mount.fuse.hushfs` (links to this program), which mount(8) calls for fstab(5), it is
-/// `hushfs mount`.
+/// `hushfs mount` with some options more.
 fn arguments(mut typed: Vec<OsString>) -> Vec<OsString> {
     let name = typed
         .first()
         .and_then(|program| Path::new(program).file_name());
-    if name.is_some_and(|name| name == "mount.hushfs" || name == "mount.fuse.hushfs") {
-        typed.insert(1, "mount".into());
+    if name.is_some_and(|name| name == MOUNT_HELPER || name == "mount.fuse.hushfs") {
+        typed.insert(1, MOUNT_HELPER.into());
     }
     typed
+}
+
+/// With `-f` other programs stay in the foreground.
+fn with_tip(mut error: clap::Error, typed: &[OsString]) -> clap::Error {
+    let is_mount = typed.get(1).is_some_and(|verb| verb == "mount");
+    let unknown = ContextValue::String("-f".to_string());
+    if is_mount && error.get(ContextKind::InvalidArg) == Some(&unknown) {
+        let tip = ContextValue::String("--foreground".to_string());
+        error.insert(ContextKind::SuggestedArg, tip);
+    }
+    error
 }
 
 /// A value where none belongs may be a secret that somebody thought could be given here: it is not repeated, for
@@ -173,16 +200,14 @@ fn is_unwanted_answer(record: &log::Record<'_>) -> bool {
 fn start_log() {
     let env = env_logger::Env::new().filter_or("HUSHFS_LOG", "warn");
     env_logger::Builder::from_env(env)
-        .format(|out, record| match record.level() {
+        .format(|out, record| match (record.level(), record.args()) {
             _ if is_unwanted_answer(record) => Ok(()),
-            Level::Error => writeln!(out, "hushfs: {}", record.args()),
-            Level::Warn => writeln!(out, "hushfs: warning: {}", record.args()),
-            level => writeln!(
-                out,
-                "hushfs: {level} {}: {}",
-                record.target(),
-                record.args()
-            ),
+            (Level::Error, text) => logged::write(out, format_args!("hushfs: {text}")),
+            (Level::Warn, text) => logged::write(out, format_args!("hushfs: warning: {text}")),
+            (level, text) => {
+                let target = record.target();
+                logged::write(out, format_args!("hushfs: {level} {target}: {text}"))
+            }
         })
         .init();
 }
@@ -239,11 +264,11 @@ mod tests {
         let typed = |words: &[&str]| arguments(words.iter().map(OsString::from).collect());
         assert_eq!(
             typed(&["/sbin/mount.hushfs", "a"]),
-            ["/sbin/mount.hushfs", "mount", "a"]
+            ["/sbin/mount.hushfs", "mount.hushfs", "a"]
         );
         assert_eq!(
             typed(&["mount.fuse.hushfs", "a"]),
-            ["mount.fuse.hushfs", "mount", "a"]
+            ["mount.fuse.hushfs", "mount.hushfs", "a"]
         );
         assert_eq!(typed(&["hushfs", "info"]), ["hushfs", "info"]);
     }

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 
 use crate::error::{Error, Kind, Result};
+use crate::logged;
 
 /// Writes to standard output; on return the system has it.
 pub fn print(text: impl Display) -> Result<()> {
@@ -24,9 +25,14 @@ pub fn failed(e: io::Error) -> Error {
 }
 
 /// Tells of an error, and says with which code to exit. That nobody reads standard output any more (`| head`) is not
-/// worth a word.
+/// worth a word, nor what another process has said already.
 pub fn report(e: &Error) -> u8 {
-    if !matches!(e.kind(), Kind::Io(io) if io.kind() == ErrorKind::BrokenPipe) {
+    let is_said = match e.kind() {
+        Kind::Io(io) => io.kind() == ErrorKind::BrokenPipe,
+        Kind::Ended(_, text) => text.is_empty(),
+        _ => false,
+    };
+    if !is_said && logged::ends_with(e) {
         tell(e);
     }
     e.exit_status() as u8

@@ -9,10 +9,10 @@ use crate::error::Result;
 /// What was typed.
 #[derive(Args, Debug)]
 pub struct UmountArgs {
-    /// Where the library is mounted, or the library
+    /// Mount point, or the library's folder
     #[arg(value_name = "MOUNTPOINT")]
     mountpoint: PathBuf,
-    /// Detach it at once, also where the store does not answer or programs use it, and say what is lost
+    /// Detach it immediately, even if the store does not answer or programs use it, and report what is lost
     #[arg(long)]
     force: bool,
 }

@@ -15,11 +15,11 @@ use fuser::{
     Request, TimeOrNow, WriteFlags,
 };
 
+use super::Adapter;
 use super::asker::Asker;
 use super::types::*;
-use super::{Adapter, SESSION_ATTRIBUTE};
 use crate::error::Kind;
-use crate::volume::{Attr, Handle, Ino, ROOT, SetAttr, SetId, Volume};
+use crate::volume::{Attr, Handle, Ino, SetAttr, SetId, Volume};
 
 /// Bytes of a page.
 const PAGE_LEN: usize = 4096;
@@ -107,7 +107,14 @@ impl Filesystem for Adapter {
         let reply = self.watch.hold(req, reply);
         let made = self.change("mknod", parent, |v, parent| {
             let kind = file_kind(mode)?;
-            v.mknod(parent, name, kind, perm(mode), rdev, caller(req, umask))
+            v.mknod(
+                parent,
+                name,
+                kind,
+                self.perm_of_new(mode),
+                rdev,
+                self.caller(req, umask),
+            )
         });
         self.entry(reply, (parent, name), made);
     }
@@ -123,7 +130,12 @@ impl Filesystem for Adapter {
     ) {
         let reply = self.watch.hold(req, reply);
         let made = self.change("mkdir", parent, |v, parent| {
-            v.mkdir(parent, name, perm(mode), caller(req, umask))
+            v.mkdir(
+                parent,
+                name,
+                self.perm_of_new(mode),
+                self.caller(req, umask),
+            )
         });
         self.entry(reply, (parent, name), made);
     }
@@ -150,7 +162,12 @@ impl Filesystem for Adapter {
     ) {
         let reply = self.watch.hold(req, reply);
         let made = self.change("symlink", parent, |v, parent| {
-            v.symlink(parent, name, target.as_os_str().as_bytes(), caller(req, 0))
+            v.symlink(
+                parent,
+                name,
+                target.as_os_str().as_bytes(),
+                self.caller(req, 0),
+            )
         });
         self.entry(reply, (parent, name), made);
     }
@@ -172,7 +189,7 @@ impl Filesystem for Adapter {
                 name,
                 Ino(new_parent.0),
                 new_name,
-                rename_mode(flags, caller(req, 0))?,
+                rename_mode(flags, self.caller(req, 0))?,
             )
         });
         self.changed(reply, &[(parent, name), (new_parent, new_name)], moved);
@@ -208,7 +225,13 @@ impl Filesystem for Adapter {
     ) {
         let reply = self.watch.hold(req, reply);
         let made = self.change("create", parent, |v, parent| {
-            v.create(parent, name, perm(mode), flags, caller(req, umask))
+            v.create(
+                parent,
+                name,
+                self.perm_of_new(mode),
+                flags,
+                self.caller(req, umask),
+            )
         });
         self.created(reply, (parent, name), flags, made);
     }
@@ -389,12 +412,7 @@ impl Filesystem for Adapter {
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let reply = self.watch.hold(req, reply);
-        let value = match &self.name {
-            Some(session) if ino.0 == ROOT.0 && name == SESSION_ATTRIBUTE => {
-                Ok(session.clone().into_bytes())
-            }
-            _ => self.call("getxattr", ino, |v, ino| v.getxattr(ino, name)),
-        };
+        let value = self.get_xattr(ino, name);
         if let Some(reply) = reply.claim() {
             answer_xattr(reply, size, value);
         }
@@ -402,15 +420,15 @@ impl Filesystem for Adapter {
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let reply = self.watch.hold(req, reply);
-        let names = self.call("listxattr", ino, |v, ino| v.listxattr(ino));
+        let names = self.list_xattrs(req, ino);
         if let Some(reply) = reply.claim() {
-            answer_xattr(reply, size, names.map(|names| shown_names(req, names)));
+            answer_xattr(reply, size, names);
         }
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let reply = self.watch.hold(req, reply);
-        reply.answer(self.change("removexattr", ino, |v, ino| v.removexattr(ino, name)));
+        reply.answer(self.remove_xattr(ino, name));
     }
 
     fn ioctl(

@@ -14,7 +14,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use crate::error::{Error, Kind, Result, io_text};
-use crate::fuse::READ_LEN_MAX;
+use crate::fuse::{READ_LEN_MAX, ShownAs};
 
 /// What the kernel's table calls a mount of ours, unless another subtype was asked for.
 pub(super) const FS_TYPE: &str = "fuse.hushfs";
@@ -46,6 +46,10 @@ pub struct Options {
     pub store: Option<String>,
     /// So long a request waits for the store before it is answered with EIO; else 30 s.
     pub timeout: Option<Duration>,
+    /// The mount point may have something in it, which is hidden then.
+    pub nonempty: bool,
+    /// How owners and permission bits are shown.
+    pub shown_as: ShownAs,
 }
 
 impl Options {

@@ -1,4 +1,7 @@
 //! A process of its own for the mount.
+//!
+//! It leaves the terminal's session only when the mount answers: until then, what is typed at the terminal ends it,
+//! too, and it may mount over a trigger of autofs(5), which knows who serves it by the process group.
 
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -8,6 +11,7 @@ use std::os::unix::net::UnixDatagram;
 use rustix::process::{Pid, WaitOptions};
 
 use crate::error::{Error, ExitStatus, Kind, Result};
+use crate::logged;
 
 /// Which of the two processes this is.
 pub(super) enum Side {
@@ -36,11 +40,7 @@ pub(super) fn fork() -> Result<Side> {
     // SAFETY: no other thread runs (see above), so the child may do whatever the parent could have done.
     match unsafe { libc::fork() } {
         -1 => Err(failed(io::Error::last_os_error())),
-        0 => {
-            // Out of the terminal's session: its hang-up, and signals typed there, are not meant for the mount.
-            rustix::process::setsid().map_err(|e| failed(e.into()))?;
-            Ok(Side::Child(Ready { pipe: writer }))
-        }
+        0 => Ok(Side::Child(Ready { pipe: writer })),
         pid => {
             let pid = Pid::from_raw(pid).expect("fork gives the parent a positive id");
             Ok(Side::Parent(Child { pid, ready: reader }))
@@ -49,34 +49,35 @@ pub(super) fn fork() -> Result<Side> {
 }
 
 impl Child {
-    /// Waits until the mount answers. If the child ends first it has printed why, and this process ends the same
-    /// way: it does not return.
+    /// Waits until the mount answers. If it does not, the child has printed why.
     pub(super) fn wait(mut self) -> Result<()> {
-        if self.ready.read_exact(&mut [0]).is_ok() {
+        let mut code = [0];
+        let is_told = self.ready.read_exact(&mut code).is_ok();
+        if is_told && code == [ExitStatus::Success as u8] {
             return Ok(());
         }
         let status = rustix::io::retry_on_intr(|| {
             rustix::process::waitpid(Some(self.pid), WaitOptions::empty())
         });
-        let status = status.ok().flatten().map(|(_, status)| status);
-        match status.and_then(|s| s.exit_status()) {
-            Some(code) if code != 0 => std::process::exit(code),
-            Some(_) => Ok(()),
-            None => {
-                let why = status
-                    .and_then(|s| s.terminating_signal())
-                    .map_or_else(String::new, |s| format!(" (signal {s})"));
-                Err(Error::from(Kind::Mount(
-                    format!("the background process was killed{why}").into(),
-                )))
-            }
+        if is_told {
+            let status = ExitStatus::from_code(code[0]).unwrap_or(ExitStatus::Failure);
+            return Err(Kind::Ended(status, "".into()).into());
         }
+        let status = status.ok().flatten().map(|(_, status)| status);
+        let why = status
+            .and_then(|s| s.terminating_signal())
+            .map_or_else(String::new, |s| format!(" (signal {s})"));
+        Err(Error::from(Kind::Mount(
+            format!("the background process was killed{why}").into(),
+        )))
     }
 }
 
 impl Ready {
     /// Lets the parent go, and what the process has from the terminal.
     pub(super) fn tell(mut self) {
+        // Out of the terminal's session: its hang-up, and signals typed there, are not meant for the mount.
+        let _ = rustix::process::setsid();
         // A working directory would keep its filesystem from being unmounted.
         let _ = rustix::process::chdir("/");
         let null = File::options()
@@ -88,16 +89,32 @@ impl Ready {
             let _ = rustix::stdio::dup2_stdin(null);
             let _ = rustix::stdio::dup2_stdout(null);
             // A pipe must be let go: who started us may wait for its end. A file was meant for the log.
-            if !is_file(io::stderr()) {
+            if let Some(file) = logged::file() {
+                let _ = rustix::stdio::dup2_stderr(file);
+            } else if !is_file(io::stderr()) {
                 let _ = syslog().map_or_else(
                     |_| rustix::stdio::dup2_stderr(null),
                     rustix::stdio::dup2_stderr,
                 );
             }
         }
-        // The parent may be gone; nobody then waits.
-        let _ = self.pipe.write_all(&[ExitStatus::Success as u8]);
+        self.send(ExitStatus::Success);
     }
+
+    /// Says how the process will end, as the mount does not answer.
+    pub(super) fn fail(mut self, status: ExitStatus) {
+        self.send(status);
+    }
+
+    /// The parent may be gone; nobody then waits.
+    fn send(&mut self, status: ExitStatus) {
+        let _ = self.pipe.write_all(&[status as u8]);
+    }
+}
+
+/// Whether the log of a mount in the background is kept anywhere, when it is told no file.
+pub fn keeps_log() -> bool {
+    is_file(io::stderr()) || syslog().is_ok()
 }
 
 fn is_file(fd: impl AsFd) -> bool {

@@ -170,39 +170,67 @@ pub fn clear_dead(mountpoint: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Refuses what cannot be a mount point for `library` (a resolved path): a file, a place where FUSE is mounted already, and
-/// where one lies in the other. Answers its resolved path.
-pub fn check(mountpoint: &Path, library: &Path) -> Result<PathBuf> {
-    let refuse = |why: &str| Err(Error::new(Kind::Mount(why.into()), mountpoint.display()));
-    let point = resolve(mountpoint)?;
+/// Refuses what cannot be a mount point for `library` (a resolved path): what is no folder, a place where FUSE is mounted
+/// already, where one lies in the other, and what has something in it, unless `nonempty`. Answers its resolved path.
+pub fn check(mountpoint: &Path, library: &Path, nonempty: bool) -> Result<PathBuf> {
+    let refuse = |why: &str| Error::new(Kind::MountPoint(why.into()), mountpoint.display());
+    let point = resolve(mountpoint).map_err(|e| match e.kind() {
+        Kind::NotFound => refuse("there is no such folder").hint("--create creates it"),
+        _ => e,
+    })?;
     if let Some(entry) = top(&point)?.filter(Entry::is_fuse) {
         // Attributes may still be cached; what statfs(2) says never is.
         if rustix::fs::statfs(&point).err() == Some(rustix::io::Errno::NOTCONN) {
-            return refuse("a mount is here whose process has died")
-                .map_err(|e| e.hint(format_args!("umount {}", mountpoint.display())));
+            let why = Kind::Mount("a mount is here whose process has died".into());
+            return Err(Error::new(why, mountpoint.display())
+                .hint(format_args!("umount {}", mountpoint.display())));
         }
-        return Err(
-            Error::new(Kind::InUse, mountpoint.display()).hint(format_args!(
-                "{} is mounted there already",
-                entry.fs_type.display()
-            )),
-        );
+        return Err(Error::new(Kind::InUse, mountpoint.display()).hint(
+            match entry.source == library {
+                true => "the library is mounted there already".into(),
+                false => format!("{} is mounted there already", entry.fs_type.display()),
+            },
+        ));
     }
     let meta = std::fs::metadata(&point).map_err(|e| Error::io(e, mountpoint))?;
     if !meta.is_dir() {
-        return Err(Error::new(Kind::NotDirectory, mountpoint.display()));
+        return Err(refuse("is not a folder"));
     }
-    // Each would need the other first: the mount would wait for itself.
-    if point.starts_with(library) {
-        return refuse("the mount point lies in the library");
-    }
-    if library.starts_with(&point) {
-        return refuse("the library lies in the mount point");
-    }
-    if point.as_os_str().as_bytes().contains(&0) {
-        return refuse("a path cannot hold a zero byte");
+    check_apart(&point, library)?;
+    // As with other FUSE filesystems, `lost+found` counts.
+    let mut inside = std::fs::read_dir(&point).map_err(|e| Error::io(e, mountpoint))?;
+    if !nonempty && inside.next().is_some() {
+        return Err(Error::new(Kind::NotEmpty, mountpoint.display()).hint(
+            "the mount would hide its files: use an empty folder, or mount with -o nonempty",
+        ));
     }
     Ok(point)
+}
+
+/// Refuses a mount point in the library, and one that the library is in: each would need the other first, and the mount
+/// would wait for itself. Both are resolved paths.
+pub fn check_apart(point: &Path, library: &Path) -> Result<()> {
+    let where_it_is = match (point.starts_with(library), library.starts_with(point)) {
+        (true, _) => "the mount point is inside the library",
+        (_, true) => "the library is inside the mount point",
+        _ => return Ok(()),
+    };
+    let text = format!("{}: {where_it_is}", point.display());
+    Err(Error::usage(text).hint("choose a folder next to the library"))
+}
+
+/// The folder of the library that is mounted at `path`, if that is a mount of ours.
+pub fn library_at(path: &Path) -> Option<PathBuf> {
+    let point = beside_parent(path)?;
+    let entry = top(&point).ok()?.filter(Entry::is_hushfs)?;
+    Some(entry.source)
+}
+
+/// Where the library in the folder `library` (a resolved path) was last mounted, if it is.
+pub(super) fn mount_of(library: &Path) -> Option<PathBuf> {
+    let mut table = table().ok()?.into_iter();
+    let found = table.rfind(|e| e.is_fuse() && e.source == library)?;
+    Some(found.point)
 }
 
 /// The mount of ours at `path`, or else the newest one of the library there: as umount(8) finds what is mounted.
@@ -212,7 +240,13 @@ pub(super) fn mounted(path: &Path) -> Result<Entry> {
     // What is mounted at the path itself is not asked: its process may be stopped.
     let point = match beside_parent(path).filter(|point| table.iter().any(|e| e.point == *point)) {
         Some(point) => point,
-        None => resolve(path).map_err(|e| e.hint(HINT))?,
+        None => resolve(path).map_err(|e| match e.kind() {
+            Kind::NotFound => {
+                let why = Kind::MountPoint("there is no such folder".into());
+                Error::new(why, path.display()).hint(HINT)
+            }
+            _ => e.hint(HINT),
+        })?,
     };
     let at = |e: &Entry| e.point == point;
     // Whatever its subtype: it was asked for by where it is.
@@ -265,26 +299,19 @@ mod tests {
         std::fs::create_dir(&inner).unwrap();
         std::fs::create_dir(&beside).unwrap();
         std::fs::write(base.join("file"), "").unwrap();
-        assert!(matches!(
-            check(&inner, &base).unwrap_err().kind(),
-            Kind::Mount(_)
-        ));
-        assert!(matches!(
-            check(&base, &inner).unwrap_err().kind(),
-            Kind::Mount(_)
-        ));
-        assert!(matches!(
-            check(&base, &base).unwrap_err().kind(),
-            Kind::Mount(_)
-        ));
-        assert!(matches!(
-            check(&base.join("file"), &inner).unwrap_err().kind(),
-            Kind::NotDirectory
-        ));
-        assert!(matches!(
-            check(&base.join("none"), &inner).unwrap_err().kind(),
-            Kind::NotFound
-        ));
-        assert_eq!(check(&beside, &inner).unwrap(), beside);
+        let refused = |point: &Path, library| {
+            let error = check(point, library, false).unwrap_err();
+            error.exit_status() as u8
+        };
+        for (point, library) in [(&inner, &base), (&base, &inner), (&base, &base)] {
+            assert_eq!(refused(point, library), 2);
+        }
+        assert_eq!(refused(&base.join("file"), &inner), 8);
+        assert_eq!(refused(&base.join("none"), &inner), 8);
+        assert_eq!(check(&beside, &inner, false).unwrap(), beside);
+        std::fs::create_dir(beside.join("lost+found")).unwrap();
+        let full = check(&beside, &inner, false).unwrap_err();
+        assert!(matches!(full.kind(), Kind::NotEmpty), "{full}");
+        assert_eq!(check(&beside, &inner, true).unwrap(), beside);
     }
 }

@@ -83,7 +83,9 @@ fn mount_and_wait(
                 mount.end(&ended);
             }
         });
-        let result = fuse::Session::start(volume, device, name, patience).and_then(|session| {
+        let shown_as = options.shown_as;
+        let session = fuse::Session::start(volume, device, name, patience, shown_as);
+        let result = session.and_then(|session| {
             // It has agreed with the kernel, and answers. It is not asked: a thread that waits for a request of its own
             // process cannot be killed, and would keep the device open for which the kernel waits in turn.
             mount.read_ahead();

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 mod codes;
 mod keys;
+mod mount;
 mod output;
 mod secrets;
 mod terminal;
@@ -325,15 +326,16 @@ fn library_and_mount_point_are_apart() {
         let words = format!("mount --password-file pw lib {point}");
         assert_eq!(bench.fails(&words), 2, "{words}");
     }
-    assert_eq!(bench.fails("mount --password-file pw lib missing"), 8);
-}
-
-#[test]
-fn a_mount_for_show_asks_for_nothing() {
-    let bench = Bench::new();
-    let fake = "mount lib mnt -f -t hushfs -o fsname=x,user=joe,X-mount.mkdir";
-    assert_eq!(bench.run(fake).code, 0);
-    assert_eq!(bench.fails("mount lib mnt -f -o fsname"), 2);
+    for (point, said) in [
+        ("missing", "--create creates it"),
+        ("pw", "is not a folder"),
+        ("full", "-o nonempty"),
+    ] {
+        fs::create_dir_all(bench.path("full/lost+found")).unwrap();
+        let ended = bench.run(&format!("mount --password-file pw lib {point}"));
+        assert_eq!(ended.code, 8, "{}", ended.stderr);
+        assert!(ended.stderr.contains(said), "{}", ended.stderr);
+    }
 }
 
 #[test]

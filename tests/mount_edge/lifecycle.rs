@@ -121,12 +121,12 @@ fn mount_points_in_use_are_refused() {
     }
     let library = tempfile::tempdir().unwrap();
     let mut m = Mount::new();
-    let error = mount::check(&m.point, library.path()).unwrap_err();
+    let error = mount::check(&m.point, library.path(), false).unwrap_err();
     assert!(matches!(error.kind(), Kind::InUse), "{error}");
     // Its process dies: nobody serves it, and that is said, and it can still be unmounted.
     m.signal(Signal::KILL);
     m.ended();
-    let error = mount::check(&m.point, library.path())
+    let error = mount::check(&m.point, library.path(), false)
         .unwrap_err()
         .to_string();
     assert!(
@@ -135,7 +135,7 @@ fn mount_points_in_use_are_refused() {
     );
     mount::unmount(&m.point).unwrap();
     assert!(!is_mounted(&m.point));
-    mount::check(&m.point, library.path()).unwrap();
+    mount::check(&m.point, library.path(), false).unwrap();
 }
 
 #[test]

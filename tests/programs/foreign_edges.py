@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The edges of the foreign formats below a real mount and at the command line: the path of a music library, several keys,
 names that no folder shows, what lies in clear, backups that nothing is added to, and files that are refused."""
+import errno
 import hashlib
 import json
 import os
@@ -8,7 +9,7 @@ import shutil
 import subprocess
 from contextlib import contextmanager
 
-from common import PROGRAM, REPO, Library, check, content, main, run, same, workplace
+from common import PROGRAM, REPO, Library, check, content, fails, main, root_only, run, same, workplace
 
 CASES = REPO / "tests/vectors/foreign/cases"
 TABLE = "10.0.0.2/{}/data/ks/users-a1b2c3d4e5f60718293a4b5c6d7e8f90"
@@ -87,6 +88,18 @@ def test_a_path_that_contradicts_the_objects_is_refused():
             check("lie under \"music/\"" in text, text)
         lib.mount("--mms-path", "data/", "--read-only")
         same(sorted(os.listdir(lib.mnt / "music")), ["first.mp3", "sub"], "songs")
+
+
+def test_owner_is_shown():
+    root_only()
+    with library("mms-lib/key-and-key2") as lib:
+        lib.mount("--uid", "12345", "-o", "gid=54321,umask=077")
+        song = lib.mnt / "music" / "first.mp3"
+        for path in lib.mnt, song:
+            same(os.stat(path)[4:6], (12345, 54321), f"the owner of {path}")
+            same(os.stat(path).st_mode & 0o077, 0, f"what others may do with {path}")
+        os.chown(song, 12345, 54321)
+        fails(errno.EPERM, lambda: os.chown(song, 0, 0), "giving a file away")
 
 
 def test_several_keys_and_no_index():

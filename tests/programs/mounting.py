@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
 """The ways to begin and to end a mount, and what the exit codes say."""
 import errno
+import hashlib
 import itertools
 import os
 import pty
+import pwd
+import re
 import resource
 import select
 import shutil
@@ -12,7 +15,7 @@ import subprocess
 import termios
 import time
 from pathlib import Path
-from common import PROGRAM, Library, check, content, drop_caches, main, mounts, root_only, run, same, stored_bytes, until, workplace
+from common import PROGRAM, Library, check, content, drop_caches, fails, main, mounts, root_only, run, same, stored_bytes, until, workplace
 
 DATA = content("mounting", 200_000)
 
@@ -136,7 +139,12 @@ def test_refusals(library):
     elsewhere.mkdir()
     right = ["--password-file", library.password_file]
     library.hushfs("init", *right, library.dir, ok=(8,))
-    library.hushfs("mount", *right, library.dir, elsewhere, ok=(6,), timeout=30)
+    said = library.hushfs("mount", *right, library.dir, elsewhere, ok=(6,), timeout=30)
+    check(f"already mounted at {library.mnt}" in said, f"where it is mounted is not said: {said}")
+    said = library.hushfs("mount", *right, library.dir, library.mnt, ok=(6,), timeout=30)
+    check("mounted there already" in said, said)
+    said = library.hushfs("mount", *right, library.mnt, elsewhere, ok=(4,), timeout=30)
+    check(f"give its folder, {library.dir}" in said, f"a mount that is given as a library: {said}")
     library.umount()
     (other / "a file").write_bytes(b"not a library")
     library.hushfs("init", *right, other, ok=(8,))
@@ -144,7 +152,161 @@ def test_refusals(library):
     library.hushfs("mount", "--password-file", wrong, library.dir, elsewhere, ok=(3,))
     library.hushfs("mount", "--no-such-option", library.dir, elsewhere, ok=(2,))
     library.hushfs("umount", elsewhere, ok=(8,))
+    library.hushfs("mount", *right, library.dir, library.base / "missing", ok=(8,))
+    library.hushfs("mount", *right, library.dir, library.password_file, ok=(8,))
+    library.hushfs("mount", *right, library.dir, other, ok=(8,))
     same(mounts(elsewhere), [], "mounts")
+
+
+@with_library
+def test_not_empty(library):
+    """A folder with something in it is hidden only when that is asked for."""
+    library.init()
+    bare = library.mnt / "bare"
+    bare.write_bytes(b"in clear")
+    argv = ["mount", "--password-file", library.password_file, library.dir, library.mnt]
+    check("-o nonempty" in library.hushfs(*argv, ok=(8,)), "how to mount nevertheless is not said")
+    library.hushfs(*argv, "--create", ok=(8,))
+    same(mounts(library.mnt), [], "mounts")
+    library.hushfs(*argv, "-o", "nonempty")
+    same(os.listdir(library.mnt), [], "names")
+    library.hushfs("umount", library.mnt)
+    same(bare.read_bytes(), b"in clear", "what was hidden")
+
+
+@with_library
+def test_success_is_said(library):
+    """What is mounted where, and how it is ended; and nothing of it under --quiet."""
+    library.init()
+    library.mnt.rmdir()
+    library.mnt = library.base / "it's music"
+    library.mnt.mkdir()
+    argv = [PROGRAM, "mount", "--password-file", library.password_file, library.dir, library.mnt]
+    end = f"hushfs umount '{library.base}/it'\\''s music'"
+
+    def printed(*options, **kw):
+        done = subprocess.run([*argv, *options], env=library.env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=60, **kw)
+        same(done.returncode, 0, f"exit code of {options}: {done.stderr}")
+        check(library.answers(), "it does not answer")
+        run("sh", "-c", end.replace("hushfs", str(PROGRAM)), env=library.env)
+        return done
+
+    said = printed(stdout=subprocess.PIPE)
+    same(said.stdout.decode(), f"{library.dir} mounted on {library.mnt} (end with: {end})\n", "standard output")
+    has_log = os.path.exists("/dev/log")
+    check(has_log or b"--log-file" in said.stderr, f"that no log is kept is not said: {said.stderr}")
+    for quiet in "--quiet", "-oquiet":
+        said = printed(quiet, stdout=subprocess.PIPE)
+        same((said.stdout, said.stderr), (b"", b""), f"output under {quiet}")
+    # What is mounted is mounted, whether or not that can be printed.
+    with open("/dev/full", "w") as full:
+        printed(stdout=full)
+    library.mount()
+    until(lambda: "end with: " in library.log.read_text(), "it is said in the foreground")
+    library.umount()
+
+
+@with_library
+def test_log_file(library):
+    """The log of a mount in the background is in the file, with times and names; that of one that fails, too."""
+    library.init()
+    library.mount()
+    (library.mnt / "song").write_bytes(DATA)
+    library.umount()
+    for pack in (library.dir / "data").iterdir():
+        damaged = bytearray(pack.read_bytes())
+        damaged[len(damaged) // 3] ^= 1
+        pack.chmod(0o600)
+        pack.write_bytes(damaged)
+    log = library.base / "log"
+    for foreground in (False, True):
+        if foreground:
+            library.mount("--log-file", log)
+        else:
+            said = library.hushfs("mount", "--password-file", library.password_file, "--log-file", log, library.dir, library.mnt)
+            check("syslog" not in said, said)
+        fails(errno.EIO, (library.mnt / "song").read_bytes, "reading what is damaged")
+        library.hushfs("umount", library.mnt)
+        if foreground:
+            same(library.process.wait(30), 0, "exit code")
+            library.process = None
+            check("song" not in library.log.read_text(), "the log is on standard error, too")
+        lines = log.read_text().splitlines()
+        check(len([line for line in lines if "read of song" in line]) == 1 + foreground, f"the log: {lines}")
+        for line in lines:
+            check(re.match(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ hushfs: ", line), f"a line without a time: {line}")
+    same(log.stat().st_mode & 0o777, 0o600, "the mode of the log")
+
+
+def as_user(who, *argv, **kw):
+    """Runs a program as another user, who has no other group."""
+    return run("setpriv", "--reuid", who.pw_uid, "--regid", who.pw_gid, "--clear-groups", *argv, **kw)
+
+
+def owner_and_mode(path):
+    found = os.lstat(path)
+    return (found.st_uid, found.st_gid, oct(found.st_mode & 0o7777))
+
+
+def test_owner_is_shown(library):
+    """With --uid and --gid a library of root is another user's, as far as the mount goes; what is stored stays."""
+    root_only()
+    nobody, daemon = pwd.getpwnam("nobody"), pwd.getpwnam("daemon")
+    mine = (nobody.pw_uid, nobody.pw_gid)
+    names = {"secret": 0o600, "program": 0o6755, "listed": 0o640, "given": 0o644}
+    for name, mode in names.items():
+        (library.mnt / name).write_bytes(DATA)
+        os.chown(library.mnt / name, 12345 if name == "given" else 0, 0)
+        (library.mnt / name).chmod(mode)
+    (library.mnt / "folder").mkdir(mode=0o700)
+    os.symlink("secret", library.mnt / "link")
+    run("setfacl", "-m", "u:daemon:rw", library.mnt / "listed")
+    acl = run("getfacl", "-n", "listed", cwd=library.mnt)
+    library.remount("--allow-other", "--uid", str(mine[0]), "-o", f"gid={mine[1]},suid")
+    for name in (".", "link", "folder", *names):
+        same(owner_and_mode(library.mnt / name)[:2], mine, f"the owner of {name}")
+    same(owner_and_mode(library.mnt / "program"), (*mine, "0o755"), "a program with set-id bits")
+    same(owner_and_mode(library.mnt / "link")[2], "0o777", "the mode of a link")
+    same(as_user(nobody, "sha256sum", library.mnt / "secret").split()[0], hashlib.sha256(DATA).hexdigest(), "what nobody reads")
+    as_user(daemon, "cat", library.mnt / "secret", ok=(1,))
+    as_user(daemon, "cat", library.mnt / "listed", ok=(1,))
+    as_user(nobody, "sh", "-c", 'umask 022; echo new >folder/new; mkdir folder/sub; mknod folder/fifo p; ln -s x folder/x; echo more >>given; '
+            'chmod 640 secret; chmod 4700 program; chown nobody:nogroup secret; mv given folder', cwd=library.mnt)
+    same(owner_and_mode(library.mnt / "secret"), (*mine, "0o640"), "a file after chmod")
+    as_user(nobody, "chown", "daemon", library.mnt / "secret", ok=(1,))
+    before = os.stat(library.mnt / "listed").st_ctime_ns
+    os.chown(library.mnt / "listed", *mine)
+    same(os.stat(library.mnt / "listed").st_ctime_ns, before, "ctime after a change of nothing")
+    for uid, gid in ((0, -1), (-1, 0), (mine[0], 0)):
+        fails(errno.EPERM, lambda: os.chown(library.mnt / "listed", uid, gid), "giving a file away")
+    access = "system.posix_acl_access"
+    fails(errno.EOPNOTSUPP, lambda: os.getxattr(library.mnt / "listed", access), "an access list")
+    same(os.listxattr(library.mnt / "listed"), [], "attributes")
+    run("setfacl", "-m", "u:daemon:rw", library.mnt / "secret", ok=(1,))
+    run("setfacl", "-b", library.mnt / "listed", ok=(0, 1))
+    library.remount()
+    expected = {"secret": (0, 0, "0o640"), "program": (0, 0, "0o6700"), "folder": (0, 0, "0o700"), "folder/new": (0, 0, "0o644"), "folder/sub": (0, 0, "0o755"),
+                "folder/fifo": (0, 0, "0o644"), "folder/x": (0, 0, "0o777"), "folder/given": (12345, 0, "0o644")}
+    same({name: owner_and_mode(library.mnt / name) for name in expected}, expected, "what is stored")
+    same(run("getfacl", "-n", "listed", cwd=library.mnt), acl, "the access list that is stored")
+
+
+def test_umask_is_shown(library):
+    root_only()
+    nobody = pwd.getpwnam("nobody")
+    for name, mode in {"file": 0o664, "program": 0o4755, "folder": 0o1777}.items():
+        (library.mnt / name).mkdir() if name == "folder" else (library.mnt / name).write_bytes(DATA)
+        (library.mnt / name).chmod(mode)
+    library.remount("--allow-other", "--umask", "027")
+    shown = {"file": (0, 0, "0o640"), "program": (0, 0, "0o4750"), "folder": (0, 0, "0o1750")}
+    same({name: owner_and_mode(library.mnt / name) for name in shown}, shown, "modes")
+    as_user(nobody, "cat", library.mnt / "file", ok=(1,))
+    as_user(nobody, "touch", library.mnt / "folder" / "new", ok=(1,))
+    (library.mnt / "file").chmod(0o600)
+    (library.mnt / "folder" / "new").mkdir(mode=0o777)
+    library.remount()
+    stored = {"file": (0, 0, "0o624"), "program": (0, 0, "0o4755"), "folder": (0, 0, "0o1777"), "folder/new": (0, 0, "0o755")}
+    same({name: owner_and_mode(library.mnt / name) for name in stored}, stored, "what is stored")
 
 
 def test_second_reader(library):
@@ -212,8 +374,12 @@ def test_late_segments(library):
     for segment in late:
         segment.rename(library.base / segment.name)
     argv = ["mount", "--password-file", library.password_file, library.dir, library.mnt]
-    check("--accept-rollback" in library.hushfs(*argv, ok=(5,)), "how to mount nevertheless is not said")
+    said = library.hushfs(*argv, ok=(5,))
+    check("--accept-rollback" in said, "how to mount nevertheless is not said")
+    check(f"{library.dir}: the index is older" in said, f"which library is not said: {said}")
     library.mount("--accept-rollback")
+    said = [line for line in library.log.read_text().splitlines() if "continuing anyway" in line]
+    check(said and not any("--accept-rollback" in line for line in said), f"how it goes on: {said}")
     write("meanwhile")
     for segment in late:
         (library.base / segment.name).rename(segment)

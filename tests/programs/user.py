@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """An ordinary user: no capability, fusermount3 from the package fuse3. Run as root, it becomes `nobody` for that."""
+import errno
 import os
 import pwd
 import shutil
 import stat
 import subprocess
 import sys
-from common import PROGRAM, Library, check, content, main, mounts, run, same, workplace
+from common import PROGRAM, Library, check, content, fails, main, mounts, run, same, workplace
 
 
 def a_day(library):
@@ -53,8 +54,47 @@ def a_day(library):
     same(mounts(library.mnt), [], "mounts")
 
 
+def roots_library(base):
+    """A library as root writes it on another machine, and then hands over."""
+    library = Library(base)
+    try:
+        library.init()
+        library.mount()
+        (library.mnt / "secret").write_bytes(content("secret", 100_000))
+        (library.mnt / "secret").chmod(0o600)
+        (library.mnt / "folder").mkdir(mode=0o700)
+        library.umount()
+    finally:
+        library.close()
+
+
+def in_roots_library(base):
+    """Without --uid it is out of reach; with, it is one's own."""
+    library, who = Library(base), (os.geteuid(), os.getegid())
+    try:
+        library.mount()
+        fails(errno.EACCES, (library.mnt / "secret").read_bytes, "reading a file of root's")
+        library.umount()
+        library.mount("--uid", str(who[0]), "--gid", str(who[1]))
+        same((library.mnt / "secret").read_bytes(), content("secret", 100_000), "a file of root's")
+        (library.mnt / "folder" / "new").write_bytes(b"new")
+        (library.mnt / "secret").chmod(0o644)
+        for name in "secret", "folder/new":
+            found = os.stat(library.mnt / name)
+            same((found.st_uid, found.st_gid), who, f"the owner of {name}")
+        library.umount()
+        library.mount()
+        same((library.mnt / "secret").read_bytes(), content("secret", 100_000), "what everybody may read now")
+        same(os.stat(library.mnt / "secret").st_uid, 0, "the owner that is stored")
+        library.umount()
+    finally:
+        library.close()
+
+
 def test_ordinary_user():
     if os.geteuid() != 0:
+        if "HUSHFS_TEST_ROOTS" in os.environ:
+            in_roots_library(os.environ["HUSHFS_TEST_ROOTS"])
         library = Library(workplace("user"))
         try:
             a_day(library)
@@ -70,8 +110,10 @@ def test_ordinary_user():
         for name in ("common.py", "user.py"):
             shutil.copy(os.path.join(os.path.dirname(__file__), name), base / name)
         (base / "work").mkdir()
-        os.chown(base / "work", nobody.pw_uid, nobody.pw_gid)
-        env = dict(os.environ, HUSHFS=str(base / "hushfs"), HUSHFS_TEST_WORK=str(base / "work"), HOME=str(base / "work"), TMPDIR=str(base / "work"))
+        roots_library(base / "work" / "roots")
+        run("chown", "-R", f"{nobody.pw_uid}:{nobody.pw_gid}", base / "work")
+        env = dict(os.environ, HUSHFS=str(base / "hushfs"), HUSHFS_TEST_WORK=str(base / "work"), HOME=str(base / "work"), TMPDIR=str(base / "work"),
+                   HUSHFS_TEST_ROOTS=str(base / "work" / "roots"))
         env.pop("HUSHFS_TEST_TALLY", None)
         # The system's Python: one in root's home is out of nobody's reach.
         python = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
