@@ -53,7 +53,7 @@ impl ShownAs {
 
     /// What is to be stored of a change to a file of which `stored` is stored. To give a file to who has it is no change;
     /// to anybody else, it cannot be given.
-    fn to_store(&self, stored: &Attr, change: &SetAttr) -> Result<SetAttr> {
+    fn to_store(self, stored: &Attr, change: &SetAttr) -> Result<SetAttr> {
         let owner = |shown: Option<u32>, asked: Option<u32>| match (shown, asked) {
             (Some(shown), Some(asked)) if shown != asked => Err(Error::from(Kind::NotPermitted)),
             (Some(_), _) => Ok(None),

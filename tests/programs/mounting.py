@@ -198,6 +198,14 @@ def test_success_is_said(library):
     for quiet in "--quiet", "-oquiet":
         said = printed(quiet, stdout=subprocess.PIPE)
         same((said.stdout, said.stderr), (b"", b""), f"output under {quiet}")
+    # mount(8), which calls it by another name, says so itself.
+    plain, helper = argv[0], library.base / "mount.hushfs"
+    helper.symlink_to(PROGRAM)
+    argv[:5] = [helper, "-o", f"password-file={library.password_file}", library.dir]
+    said = printed("-n", stdout=subprocess.PIPE)
+    same((said.stdout, said.stderr), (b"", b""), "output for mount(8)")
+    check(b"end with: " in printed("-v", stdout=subprocess.PIPE).stdout, "nothing is said to mount(8) with -v")
+    argv[:4] = [plain, "mount", "--password-file", library.password_file, library.dir]
     # What is mounted is mounted, whether or not that can be printed.
     with open("/dev/full", "w") as full:
         printed(stdout=full)
@@ -377,6 +385,9 @@ def test_late_segments(library):
     said = library.hushfs(*argv, ok=(5,))
     check("--accept-rollback" in said, "how to mount nevertheless is not said")
     check(f"{library.dir}: the index is older" in said, f"which library is not said: {said}")
+    (library.base / "mount.hushfs").symlink_to(PROGRAM)
+    same(run(library.base / "mount.hushfs", library.dir, library.mnt, "-o", f"password-file={library.password_file}", env=library.env, ok=(32,)),
+         said, "what mount(8) is told")
     library.mount("--accept-rollback")
     said = [line for line in library.log.read_text().splitlines() if "continuing anyway" in line]
     check(said and not any("--accept-rollback" in line for line in said), f"how it goes on: {said}")
