@@ -92,7 +92,7 @@ class Library:
         self.base, self.options, self.program, self.process = Path(base), tuple(options), program, None
         self.dir, self.mnt = self.base / "library", self.base / "mnt"
         self.password_file = self.base / "password"
-        self.log = self.base / "mount.log"
+        self.log, self.out = self.base / "mount.log", self.base / "mount.out"
         self.mnt.mkdir(parents=True, exist_ok=True)
         self.password_file.write_text(PASSWORD + "\n")
         self.password_file.chmod(0o600)
@@ -108,8 +108,8 @@ class Library:
 
     def mount(self, *options):
         argv = [self.program, "mount", "--foreground", "--password-file", self.password_file, *self.options, *options, self.dir, self.mnt]
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.env)
+        with open(self.log, "ab") as log, open(self.out, "wb") as out:
+            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=self.env)
         until(lambda: self.process.poll() is not None or self.answers(), "the mount answers", 60)
         check(self.process.poll() is None, f"mount ended with {self.process.returncode}")
 

@@ -210,7 +210,7 @@ def test_success_is_said(library):
     with open("/dev/full", "w") as full:
         printed(stdout=full)
     library.mount()
-    until(lambda: "end with: " in library.log.read_text(), "it is said in the foreground")
+    until(lambda: "end with: " in library.out.read_text(), "it is said in the foreground")
     library.umount()
 
 
