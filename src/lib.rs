@@ -2,8 +2,8 @@
 //!
 //! What is stored (the *library*: a directory, or a synced copy of one) is ciphertext only. What programs
 //! see below the mount point is an ordinary POSIX filesystem. This page is the map: the parts, the ways through
-//! them, and what is promised. The storage format is in `man/hushfs-format.5`, the threat model in
-//! `man/hushfs-security.7`: there, and only there.
+//! them, and what is promised. The storage format is in `man/hushfs-format.5`, the formats of other programs in
+//! `man/hushfs-foreign.5`, the threat model in `man/hushfs-security.7`: there, and only there.
 //!
 //! # The parts
 //!

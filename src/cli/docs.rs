@@ -15,7 +15,12 @@ use crate::error::{Error, Result};
 mod text;
 
 /// The pages that are written by hand: folder, name, text.
-const PAGES: [(&str, &str, &str); 4] = [
+const PAGES: [(&str, &str, &str); 5] = [
+    (
+        "man5",
+        "hushfs-foreign.5",
+        include_str!("../../man/hushfs-foreign.5"),
+    ),
     (
         "man5",
         "hushfs-format.5",

@@ -374,6 +374,7 @@ fn man_pages_and_completions_are_made() {
     }
     assert!(bench.path("man/man1/hushfs-key-add.1").exists());
     for page in [
+        "man5/hushfs-foreign.5",
         "man5/hushfs-format.5",
         "man7/hushfs-foreign.7",
         "man7/hushfs-security.7",
