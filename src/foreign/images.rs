@@ -1,5 +1,5 @@
-//! The prompt-nest image store: AES-256-CBC a file, `X.enc`, and its type in clear beside it, `X.enc.meta` (format
-//! page, section 3).
+//! The prompt-nest image store: AES-256-CBC a file, `X.enc`, and its type in clear beside it, `X.enc.meta`
+//! (`man/hushfs-foreign.5`: PROMPT-NEST).
 //!
 //! Nothing is authenticated: changed bytes give changed pictures, in silence. The key is one SHA-256 of a text.
 //!
@@ -43,7 +43,7 @@ const ENC: &str = ".enc";
 const META: &str = ".enc.meta";
 /// The longest description that is read, in bytes.
 const META_LEN_MAX: u64 = 64 << 10;
-/// The key's text where none is set (format page, 3.1).
+/// The key's text where none is set (`man/hushfs-foreign.5`: Store key).
 pub const DEFAULT_KEY: &str = "your-32-character-secret-key-here!";
 /// The attribute that shows a file's type.
 const MIME_ATTRIBUTE: &str = "user.mime_type";
@@ -52,7 +52,7 @@ const SAMPLE_MAX: usize = 64;
 /// The folder of prompt styles.
 const STYLES: &str = "prompt-styles";
 
-/// The description of an encrypted file (format page, 3.4).
+/// The description of an encrypted file (`man/hushfs-foreign.5`: Descriptions).
 #[derive(Serialize, Deserialize)]
 struct Meta {
     #[serde(rename = "originalExtension", default)]
@@ -74,7 +74,7 @@ pub struct Images {
     were_clear: Mutex<HashSet<PathBuf>>,
 }
 
-/// The AES key that a text makes (format page, 3.1).
+/// The AES key that a text makes (`man/hushfs-foreign.5`: Store key).
 pub fn key_of(text: &[u8]) -> Key {
     let text = if text.is_empty() {
         DEFAULT_KEY.as_bytes()

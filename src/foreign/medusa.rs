@@ -1,4 +1,5 @@
-//! Cassandra Medusa with client-side encryption: Fernet frames, names and manifests in clear (format page, section 2).
+//! Cassandra Medusa with client-side encryption: Fernet frames, names and manifests in clear
+//! (`man/hushfs-foreign.5`: CASSANDRA MEDUSA).
 //!
 //! Each frame is authenticated, its file and place are not: frames swapped or taken from elsewhere are found by the
 //! manifest's sizes and digests alone, and the manifest itself is in clear and not authenticated. It also shows the

@@ -1,4 +1,5 @@
-//! Minio Music Server: AES-128-CBC in segments, a key file, an encrypted index (format page, section 1).
+//! Minio Music Server: AES-128-CBC in segments, a key file, an encrypted index
+//! (`man/hushfs-foreign.5`: MINIO MUSIC SERVER).
 //!
 //! Nothing is authenticated: changed bytes, swapped segments and a rolled-back index are not noticed. The password
 //! goes through one SHA-256. Names can be guessed from their MD5; equal segments of a file show.
@@ -38,7 +39,8 @@ pub use segments::{SegmentReader, SegmentSeal, cipher_len};
 /// The longest object name that S3 takes, in bytes.
 const OBJECT_NAME_LEN_MAX: usize = 1024;
 
-/// What the server encrypts, by extension; of the audio files it also keeps titles (format page, 1.6).
+/// What the server encrypts, by extension; of the audio files it also keeps titles
+/// (`man/hushfs-foreign.5`: Media types).
 const AUDIO: &[&str] = &[
     "mp3", "aiff", "ape", "wma", "wmv", "asf", "flac", "mp2", "mpc", "mp4", "m4a", "m4v", "ogg",
     "oga", "mogg", "wav", "wv",
@@ -93,7 +95,7 @@ impl Mms {
         self.stage.as_ref().ok_or_else(|| Kind::ReadOnly.into())
     }
 
-    /// Where the encrypted object of a file lies (format page, 1.1).
+    /// Where the encrypted object of a file lies (`man/hushfs-foreign.5`: Music names).
     fn object_name(&self, path: &str) -> String {
         let digest: [u8; 16] = Md5::digest(path.as_bytes()).into();
         let hex: String = digest.iter().map(|b| format!("{b:02x}")).collect();
@@ -414,7 +416,7 @@ impl Format for Mms {
     }
 }
 
-/// The text after the last dot of the name, in lower case (format page, 1.6).
+/// The text after the last dot of the name, in lower case (`man/hushfs-foreign.5`: Media types).
 fn extension(path: &Path) -> Box<str> {
     let name = path.to_string_lossy();
     match name.rsplit_once('.') {
@@ -429,7 +431,7 @@ fn text(path: &Path) -> Result<&str> {
     })
 }
 
-/// The key that a password makes, which opens the key file alone (format page, 1.2).
+/// The key that a password makes, which opens the key file alone (`man/hushfs-foreign.5`: Music keys).
 fn password_key(password: &[u8]) -> Key {
     let hash: Zeroizing<[u8; 32]> = Zeroizing::new(Sha256::digest(password).into());
     let (front, _) = hash

@@ -1,4 +1,4 @@
-//! Names and types (format page, 3.3 and 3.4).
+//! Names and types (`man/hushfs-foreign.5`: Image names, Descriptions).
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -58,7 +58,7 @@ pub(super) fn extname(name: &OsStr) -> String {
     }
 }
 
-/// As the original serves a file without a description (format page, 3.5).
+/// As the original serves a file without a description (`man/hushfs-foreign.5`: Image types).
 pub(super) fn mime_by_name(path: &Path) -> &'static str {
     let extension = extname(path.file_name().unwrap_or_default()).to_lowercase();
     match &*extension {

@@ -1,4 +1,4 @@
-//! An encrypted file: a vector, then one run of AES-256-CBC (format page, 3.2).
+//! An encrypted file: a vector, then one run of AES-256-CBC (`man/hushfs-foreign.5`: Encrypted images).
 
 use std::fs::File;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 /// The shortest encrypted file: a vector and one block.
 pub const CIPHER_LEN_MIN: u64 = 2 * BLOCK_LEN as u64;
 
-/// Encrypts a file as one run (format page, 3.2).
+/// Encrypts a file as one run (`man/hushfs-foreign.5`: Encrypted images).
 pub struct ImageSeal {
     key: Key,
     iv: Iv,

@@ -1,5 +1,5 @@
 //! The bucket as its backups: each with the files that its manifest names, under the names that a restore gives them
-//! (format page, 2.6). To be read only: copying out of it is a restore.
+//! (`man/hushfs-foreign.5`: Medusa behaviour). To be read only: copying out of it is a restore.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

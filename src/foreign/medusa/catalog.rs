@@ -320,7 +320,7 @@ impl Catalog {
     }
 
     /// Another file of the table that a restore puts where it puts this one: in the folder of the table, whatever folders
-    /// they are in there, but for those of secondary indexes and of nodes (format page, 2.3).
+    /// they are in there, but for those of secondary indexes and of nodes (`man/hushfs-foreign.5`: Medusa names).
     pub fn restored_to_the_same_place(&self, name: &DataName<'_>, path: &str) -> Option<&str> {
         let place = name.restored_to();
         let manifests = self.manifests.iter().filter(|m| match name.backup {

@@ -1,4 +1,5 @@
-//! Fernet frames: a length, a token, again and again (format page, 2.1 and 2.2). How they are sealed, opened, found.
+//! Fernet frames: a length, a token, again and again
+//! (`man/hushfs-foreign.5`: Medusa key, Frames). How they are sealed, opened, found.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -185,7 +186,7 @@ pub fn looks_like_frames(head: &[u8]) -> bool {
     head.len() >= 10 && head[0] == 0 && &head[4..10] == b"gAAAAA"
 }
 
-/// Whether a file that starts so is one of the AWS Encryption SDK (format page, 2.7).
+/// Whether a file that starts so is one of the AWS Encryption SDK (`man/hushfs-foreign.5`: AWS form).
 pub fn looks_like_aws(head: &[u8]) -> bool {
     // Version 2 and the one suite with commitment that Medusa's later heads use.
     head.starts_with(&[AWS_SDK, 0x05, 0x78]) || head.starts_with(&[AWS_SDK, 0x04, 0x78])

@@ -1,4 +1,4 @@
-//! Manifests: what belongs to a backup (format page, 2.4), and JSON as Python writes it.
+//! Manifests: what belongs to a backup (`man/hushfs-foreign.5`: Manifests), and JSON as Python writes it.
 
 use std::io;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What the name of an object says (format page, 2.3 and 2.5).
+//! What the name of an object says (`man/hushfs-foreign.5`: Medusa names, Unencrypted files).
 
 use std::path::Path;
 
@@ -59,7 +59,7 @@ impl<'a> DataName<'a> {
     }
 
     /// Where a restore puts it, below the folder of its table: the folder of a secondary index or of nodes is kept, any
-    /// other is not (format page, 2.3).
+    /// other is not (`man/hushfs-foreign.5`: Medusa names).
     pub fn restored_to(&self) -> (Option<&'a str>, &'a str) {
         let is_kept = |folder: &&str| folder.starts_with('.') || folder.ends_with("nodes");
         (self.folder.filter(is_kept), self.file)
@@ -111,7 +111,8 @@ pub fn in_metadata(path: &Path) -> bool {
 }
 
 /// Whether the original, restoring, takes a file of this name for its own, which is in clear: its patterns are not
-/// anchored at their end (format page, 2.5). The two that it never backs up are among them, too.
+/// anchored at their end
+/// (`man/hushfs-foreign.5`: Unencrypted files). The two that it never backs up are among them, too.
 pub fn restores_undecrypted(file: &str) -> bool {
     let begins = |start: &str, end: &str| {
         file.strip_prefix(start)

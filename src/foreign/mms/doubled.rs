@@ -1,5 +1,5 @@
-//! Files that were encrypted twice: the server lost its index, and took the objects that it had made for songs (format
-//! page, 1.7). What is shown of such a file is what its innermost layer holds.
+//! Files that were encrypted twice: the server lost its index, and took the objects that it had made for songs
+//! (`man/hushfs-foreign.5`: Music server). What is shown of such a file is what its innermost layer holds.
 //!
 //! The vector of an inner layer went with the old index. But where the song's original still lay in the library, the
 //! server encrypted that anew, under the same object name, before or after it came to the old object. If before, the

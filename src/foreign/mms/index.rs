@@ -1,4 +1,4 @@
-//! The encrypted index: a line in clear, then an encrypted record a line (format page, 1.5).
+//! The encrypted index: a line in clear, then an encrypted record a line (`man/hushfs-foreign.5`: Music index).
 
 use std::cell::OnceCell;
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! Where the parts of a library are, its key file, and making one (format page, 1.1 to 1.3).
+//! Where the parts of a library are, its key file, and making one (`man/hushfs-foreign.5`: Music names, Music keys).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -214,7 +214,7 @@ fn index_version(path: &Path) -> Option<u64> {
     Some(header.version)
 }
 
-/// The library's internal key, out of its key file (format page, 1.3).
+/// The library's internal key, out of its key file (`man/hushfs-foreign.5`: Music keys).
 fn read_key(path: &Path, password: &[u8]) -> Result<InternalKey> {
     let file = parse_key_file(path)?;
     let wrong = || {

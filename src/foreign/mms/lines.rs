@@ -1,4 +1,5 @@
-//! The lines of an index: each a record, encrypted under its own vector (format page, 1.5).
+//! The lines of an index: each a record, encrypted under its own vector
+//! (`man/hushfs-foreign.5`: Music index, Music records).
 
 use std::borrow::Cow;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! What the names of a library's objects begin with: `pathMusic` of the server's config.js (format page, 1.1).
+//! What the names of a library's objects begin with: `pathMusic` of the server's config.js
+//! (`man/hushfs-foreign.5`: Music names).
 //!
 //! The server drops from its index whatever does not lie under its path, and the vectors of those songs are gone with
 //! it. So the path is never guessed: the names of the objects tell it, or whoever mounts does. It is no folder: it may

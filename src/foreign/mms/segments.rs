@@ -1,4 +1,5 @@
-//! Encrypted objects: segments, each encrypted on its own under the file's vector (format page, 1.4).
+//! Encrypted objects: segments, each encrypted on its own under the file's vector
+//! (`man/hushfs-foreign.5`: Music objects).
 
 use std::fs::File;
 use std::ops::Range;
@@ -15,7 +16,7 @@ pub const SEGMENT_PLAIN_LEN: usize = 1008;
 pub const SEGMENT_CIPHER_LEN: usize = 1024;
 /// Segments that are encrypted, or read, at once: as many as a request of 256 KiB touches.
 const BATCH: usize = 262;
-/// The bytes that an object of `plain_len` bytes has (format page, 1.4).
+/// The bytes that an object of `plain_len` bytes has (`man/hushfs-foreign.5`: Music objects).
 pub fn cipher_len(plain_len: u64) -> u64 {
     let full = plain_len / SEGMENT_PLAIN_LEN as u64 * SEGMENT_CIPHER_LEN as u64;
     match plain_len % SEGMENT_PLAIN_LEN as u64 {
@@ -24,7 +25,7 @@ pub fn cipher_len(plain_len: u64) -> u64 {
     }
 }
 
-/// Encrypts a file, segment for segment (format page, 1.4).
+/// Encrypts a file, segment for segment (`man/hushfs-foreign.5`: Music objects).
 pub struct SegmentSeal {
     /// The library's internal key.
     pub key: Key,

@@ -1,4 +1,5 @@
-//! What a record says of an audio file beside its name: title, artist, length and so on (format page, 1.5).
+//! What a record says of an audio file beside its name: title, artist, length and so on
+//! (`man/hushfs-foreign.5`: Music records).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

@@ -24,7 +24,7 @@ fn with_path(path: &str) -> mms::Options {
     }
 }
 
-/// The internal key of a library, by the format page and not by what reads it otherwise.
+/// The internal key of a library, by `man/hushfs-foreign.5` and not by what reads it otherwise.
 fn internal_key(root: &Path, password: &str) -> Key {
     let file: Value = serde_json::from_slice(&fs::read(root.join("key")).unwrap()).unwrap();
     let decoded = |name: &str| BASE64.decode_to_vec(file[name].as_str().unwrap()).unwrap();
