@@ -10,6 +10,7 @@
 
 mod cbor;
 mod decoder;
+mod foreign;
 mod page;
 
 use std::collections::BTreeMap;
