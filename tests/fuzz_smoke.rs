@@ -147,6 +147,25 @@ fn what_once_failed_does_not() {
     }
 }
 
+/// A target of the fuzzer is one of these, and the other way round.
+#[test]
+fn no_program_is_forgotten() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/fuzz_targets");
+    let programs = std::fs::read_dir(folder).unwrap().map(|entry| {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_string();
+        assert!(
+            text.contains(&format!("hushfs_fuzz::{name}(data)")),
+            "{name}"
+        );
+        name
+    });
+    let programs: std::collections::BTreeSet<String> = programs.collect();
+    let all = targets::ALL.iter().map(|(name, _)| name.to_string());
+    assert_eq!(programs, all.collect());
+}
+
 macro_rules! smoke_tests {
     ($($name:ident),*) => {$(
         #[test]
@@ -163,4 +182,19 @@ macro_rules! smoke_tests {
     };
 }
 
-smoke_tests!(slot, pack, segment, records, tree, state, acl, padding);
+smoke_tests!(
+    slot,
+    pack,
+    segment,
+    records,
+    tree,
+    state,
+    acl,
+    padding,
+    mms_index,
+    mms_library,
+    medusa_frames,
+    medusa_manifest,
+    images_file,
+    foreign_settings
+);
