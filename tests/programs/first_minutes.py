@@ -105,6 +105,7 @@ def first_minutes(lines, library, environment):
             same(mounts(library.mnt), ["fuse.hushfs"], f"mounts after `{line}`")
             same(len(codes), 1, f"recovery codes shown by `{line}`: {shown!r}")
             check(shown.index(codes[0]) < shown.lower().index("write it down"), f"nothing says to write the code down: {shown!r}")
+            check(f"mounted on {library.mnt}" in shown and f"hushfs umount {library.mnt}" in shown, f"`{line}` does not say what is mounted: {shown!r}")
             was_mounted = True
         elif " umount " in line:
             same(mounts(library.mnt), [], f"mounts after `{line}`")

@@ -64,6 +64,11 @@ pub const EXAMPLES: &[(&str, &str, &str)] = &[
         "hushfs init ~/library",
     ),
     (
+        "hushfs-init",
+        "The same in a script, with the recovery code in a file:",
+        "hushfs init --password-file ~/password --new-recovery-file ~/library.code ~/library",
+    ),
+    (
         "hushfs-mount",
         "Mount a library in the background:",
         "hushfs mount ~/library ~/music",
@@ -77,6 +82,16 @@ pub const EXAMPLES: &[(&str, &str, &str)] = &[
         "hushfs-mount",
         "Let other users read and write, subject to the permissions of the files, and wait longer for a slow network:",
         "hushfs mount --allow-other -o timeout=120 /srv/library /srv/music",
+    ),
+    (
+        "hushfs-mount",
+        "Show all files as those of user and group 1000, whoever wrote them:",
+        "hushfs mount --uid 1000 --gid 1000 ~/library ~/music",
+    ),
+    (
+        "hushfs-mount",
+        "Print nothing, and append the log to a file:",
+        "hushfs mount --quiet --log-file ~/hushfs.log ~/library ~/music",
     ),
     (
         "hushfs-mount",
