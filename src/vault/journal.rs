@@ -203,6 +203,8 @@ impl Journal {
     fn write(&mut self, tree: &RwLock<Tree>, frame: &mut Frame) -> Result<()> {
         if let Some((old, new)) = self.replace_spoiled(tree)? {
             rename_segment(&mut frame.records, old, new);
+            // The copy is durable, but its packs may not be.
+            frame.durable_before = self.durable == self.appended;
         }
         self.open
             .as_mut()
@@ -257,6 +259,8 @@ impl Journal {
         reader.frames(|mut frame| {
             if to.frames() < expected {
                 rename_segment(&mut frame.records, old, new);
+                // That was true of the old file. A power cut may tear this one anywhere until it is synced.
+                frame.durable_before = false;
                 to.append(&frame)?;
             }
             Ok(())

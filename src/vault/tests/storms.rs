@@ -207,3 +207,28 @@ fn wherever_collection_is_cut_short_what_is_published_is_whole() {
         assert!(is_cut || ahead > 5, "nothing was cut at {ahead}");
     }
 }
+
+#[test]
+fn a_copy_of_a_segment_that_a_power_cut_tears_hides_nothing() {
+    use Step::{Fail, Fsync, Put};
+    for ahead in 0..10 {
+        let mut storm = Storm::new();
+        // A frame fails, so the next one goes into a copy; of that the sync fails.
+        let steps = [
+            Put(1),
+            Fail(2, false),
+            Fsync,
+            Put(1),
+            Put(1),
+            Fail(ahead, false),
+            Put(1),
+        ];
+        for step in &steps {
+            storm.apply(step);
+        }
+        for cut in 0..50 {
+            let after = storm.bench.after_power_cut(cut).unwrap();
+            storm.check(&after, "after a power cut");
+        }
+    }
+}
