@@ -6,7 +6,7 @@
 //! What lies in clear (pictures from before encryption, styles) stays so when it is changed: the app finds it by its
 //! whole name, and with `.enc` behind that no more.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -70,8 +70,8 @@ pub struct Images {
     proof: Option<bool>,
     /// Everything that is written is encrypted, also where it takes the place of something in clear.
     encrypts_all: bool,
-    /// Names of files in clear that were renamed or removed: editors do so before they write the file anew.
-    were_clear: Mutex<HashSet<PathBuf>>,
+    /// Names of files in clear that were renamed to those of backups: editors do so before they write the file anew.
+    were_clear: Mutex<HashMap<PathBuf, PathBuf>>,
 }
 
 /// The AES key that a text makes (`man/hushfs-foreign.5`: Store key).
@@ -297,7 +297,7 @@ impl Format for Images {
     fn in_clear(&self, shown: &Path) -> bool {
         let is_there = || {
             let meta = self.root.join(shown).symlink_metadata();
-            meta.is_ok_and(|meta| meta.is_file()) || self.were_clear.lock().contains(shown)
+            meta.is_ok_and(|meta| meta.is_file()) || self.was_clear(shown)
         };
         !self.encrypts_all && (self.is_style(shown) || is_there())
     }
@@ -332,8 +332,8 @@ impl Format for Images {
 
     fn rename(&self, entry: &Entry, from: &Path, to: &Path, old: Option<&Entry>) -> Result<Entry> {
         self.admit(to)?;
-        let in_clear = self.becomes_clear(entry, to, old);
-        self.note_clear(from, entry);
+        let in_clear = self.becomes_clear(entry, (from, to), old);
+        self.note_clear(from, to, entry);
         if in_clear == entry.sealed {
             return self.rename_recoded(entry, (from, to), old, in_clear);
         }
@@ -376,10 +376,8 @@ impl Format for Images {
         Ok(entries)
     }
 
-    fn remove(&self, shown: &Path, entry: &Entry) -> Result<()> {
-        self.writer()?.commit(Self::removal(entry).collect())?;
-        self.note_clear(shown, entry);
-        Ok(())
+    fn remove(&self, _shown: &Path, entry: &Entry) -> Result<()> {
+        self.writer()?.commit(Self::removal(entry).collect())
     }
 
     fn verify(&self, report: &mut Report<'_>) -> Result<()> {

@@ -7,7 +7,7 @@
 //! holds none of them.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -26,6 +26,7 @@ use crate::volume::*;
 mod attrs;
 mod content;
 mod names;
+pub(super) mod temporary;
 mod tree;
 mod volume;
 
@@ -119,6 +120,14 @@ impl Mirror {
         }
     }
 
+    /// Whether a file may have a name that the format does not take: that of a file which its program will rename, when
+    /// it is whole, to one that the format takes.
+    fn may_be_renamed(&self, shown: &Path) -> bool {
+        let name = shown.file_name().unwrap_or_default();
+        let takes = |name: OsString| self.format.admit(&shown.with_file_name(name)).is_ok();
+        temporary::is_nameless(name) || temporary::final_names(name).into_iter().any(takes)
+    }
+
     /// Whether a file has a name; one that has none may be forgotten already.
     fn is_linked(&self, ino: Ino) -> bool {
         self.tree.read().node(ino).is_ok_and(|node| node.linked)
@@ -185,7 +194,8 @@ impl Mirror {
         }
         let shown = self.path(ino)?;
         if self.format.admit(&shown).is_err() {
-            // Held for the name that it will get: see `create`.
+            // Held for the name that it will get: see `create`. Who syncs it before it is renamed is told no error, as
+            // the rename makes it durable.
             return Ok(());
         }
         self.account(content, |content| content.complete(&*self.format, &shown))?;
@@ -259,7 +269,8 @@ impl Mirror {
         }
     }
 
-    /// Puts everything that was written into the library; what its format does not take is named and dropped.
+    /// Puts everything that was written into the library. What was never given a name that its format takes is dropped:
+    /// an error that names it.
     fn publish_all(&self) -> Result<()> {
         let open: Vec<_> = {
             let files = self.files.lock();
@@ -269,34 +280,38 @@ impl Mirror {
                 .collect()
         };
         let mut result = Ok(());
+        let mut dropped = Vec::new();
         for (ino, file) in open {
             let mut content = file.lock();
             if let Err(e) = self.publish(ino, &mut content) {
                 log::error!("{}: {e}", self.path(ino).unwrap_or_default().display());
                 result = Err(e);
-            }
-            if content.changed() && self.is_linked(ino) {
-                let path = self.path(ino).unwrap_or_default();
-                log::warn!(
-                    "{}: dropped: its name was never one that this library takes",
-                    path.display()
+            } else if content.changed() && self.is_linked(ino) {
+                let path = self.path(ino).unwrap_or_default().display().to_string();
+                log::error!(
+                    "{path}: not stored: it has the name of an unfinished file, which the library does not take"
                 );
+                dropped.push(path);
             }
+        }
+        if !dropped.is_empty() && result.is_ok() {
+            dropped.sort();
+            result = Err(unstored(&dropped));
         }
         result
     }
 }
 
-/// Whether a name looks like one that a program gives to what it is still writing, before it renames it.
-pub(super) fn looks_temporary(name: &OsStr) -> bool {
-    let name = name.as_bytes();
-    let ends = [
-        &b".part"[..],
-        b".partial",
-        b".tmp",
-        b".temp",
-        b".crdownload",
-        b"~",
-    ];
-    name.starts_with(b".") || ends.iter().any(|end| name.ends_with(end))
+/// Files were dropped, as they had the names of unfinished ones to the end.
+fn unstored(paths: &[String]) -> Error {
+    /// Names that are told at once.
+    const TOLD: usize = 10;
+    let others = match paths.len().saturating_sub(TOLD) {
+        0 => String::new(),
+        others => format!(" and {others} others"),
+    };
+    let names = paths[..paths.len().min(TOLD)].join(", ");
+    Error::new(Kind::NotPermitted, format_args!("{names}{others}")).hint(
+        "not stored: unfinished files, which the library does not take under these names, and nothing renamed them",
+    )
 }

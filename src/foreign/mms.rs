@@ -4,6 +4,7 @@
 //! Nothing is authenticated: changed bytes, swapped segments and a rolled-back index are not noticed. The password
 //! goes through one SHA-256. Names can be guessed from their MD5; equal segments of a file show.
 
+use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use super::cipher::{BLOCK_LEN, Iv, Key, random_iv};
+use super::mirror::temporary;
 use super::report::Report;
 use super::sealer::{InClear, Seal, Sealed};
 use super::stage::{Stage, Step};
@@ -128,6 +130,26 @@ impl Mms {
         let path = self.root.join(shown);
         let is_file = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file());
         is_file.then(|| Step::Remove(shown.to_path_buf()))
+    }
+
+    /// Something in a folder that is none of the files shown there: a key file, an index, an object of this library or
+    /// another one.
+    fn hidden_below(&self, folder: &Path, files: &[(PathBuf, Entry)]) -> Result<Option<PathBuf>> {
+        let top = self.root.join(folder);
+        if !top.is_dir() {
+            return Ok(None);
+        }
+        let shown: HashSet<&Path> = files.iter().map(|(path, _)| &**path).collect();
+        let mut hidden = super::strangers(&top)?
+            .pop()
+            .map(|(name, _)| folder.join(name));
+        super::walk(&top, &mut |below, is_dir| {
+            let path = folder.join(below);
+            if !is_dir && !shown.contains(&*path) {
+                hidden = Some(path);
+            }
+        })?;
+        Ok(hidden)
     }
 
     /// A record with another path, and so another object.
@@ -262,7 +284,8 @@ impl Format for Mms {
             );
         }
         let name = shown.file_name().unwrap_or_default();
-        if super::mirror::looks_temporary(name) {
+        let is_media = |name| self.is_media(&shown.with_file_name(name));
+        if temporary::is_nameless(name) || temporary::final_names(name).into_iter().any(is_media) {
             return refuse("what is not whole yet does not lie in clear");
         }
         Ok(())
@@ -311,6 +334,7 @@ impl Format for Mms {
         let (index_steps, changed) = self.index_steps(&index, vec![Edit::Put { old, json }])?;
         let mut steps = vec![Step::Place(sealed.temp, object.clone().into())];
         steps.extend(index_steps);
+        steps.extend(unnamed_step(&index, &changed, path));
         steps.extend(self.original_step(shown));
         stage.commit(steps)?;
         *index = changed;
@@ -340,6 +364,7 @@ impl Format for Mms {
         let (index_steps, changed) = self.index_steps(&index, edits)?;
         let mut steps = vec![Step::Move(entry.stored.clone(), object.clone().into())];
         steps.extend(index_steps);
+        steps.extend(unnamed_step(&index, &changed, text(to)?));
         steps.extend(
             [from, to]
                 .into_iter()
@@ -377,10 +402,17 @@ impl Format for Mms {
             edits.push(edit);
             entries.push(self.entry(object, entry.plain_size.unwrap_or(0)));
         }
-        // The folder itself moves first: nothing encrypted lies in it but where it is the music folder itself.
         if self.prefix().starts_with(&format!("{}/", text(from)?)) {
             return Err(Error::new(Kind::NotPermitted, from.display())
                 .hint("it is the folder of the library's objects"));
+        }
+        // The folder itself moves first, so nothing may lie in it but what is shown.
+        if let Some(hidden) = self.hidden_below(from, files)? {
+            let hint = format!(
+                "it holds {}, which is not shown and has to stay",
+                hidden.display()
+            );
+            return Err(Error::new(Kind::NotPermitted, from.display()).hint(hint));
         }
         if self.root.join(from).is_dir() {
             steps.insert(0, Step::Move(from.to_path_buf(), to.to_path_buf()));
@@ -414,6 +446,15 @@ impl Format for Mms {
     fn verify(&self, report: &mut Report<'_>) -> Result<()> {
         verify::run(self, report)
     }
+}
+
+/// The step that removes the object which the record of a path named, where it has another name now, as after a change
+/// of the library's path: the server would take it for a song, and encrypt it.
+fn unnamed_step(before: &Index, after: &Index, path: &str) -> Option<Step> {
+    let object = &before.get(path)?.object;
+    let now = after.get(path).map(|record| &record.object);
+    let is_named = now == Some(object) || after.objects().any(|named| named == &**object);
+    (!is_named).then(|| Step::Remove(PathBuf::from(&**object)))
 }
 
 /// The text after the last dot of the name, in lower case (`man/hushfs-foreign.5`: Media types).

@@ -7,7 +7,7 @@ use super::run::ImageSeal;
 use super::{ENC, Images, Meta, types};
 use crate::error::{Error, Kind, Result};
 use crate::foreign::cipher::random_iv;
-use crate::foreign::mirror::looks_temporary;
+use crate::foreign::mirror::temporary::{is_backup_of, is_temporary_of};
 use crate::foreign::sealer::{InClear, Seal, Sealed, Sealer};
 use crate::foreign::stage::Step;
 use crate::foreign::{Entry, Format, Reader};
@@ -20,11 +20,20 @@ const HEAD_LEN: u64 = 4096;
 const WERE_CLEAR_MAX: usize = 10_000;
 
 impl Images {
-    /// Whether a file that is now to be at `to` lies there in clear: as what it replaces does.
-    pub(super) fn becomes_clear(&self, entry: &Entry, to: &Path, old: Option<&Entry>) -> bool {
+    /// Whether a file that is now to be at `to` lies there in clear: as what it replaces does. One that is encrypted stays
+    /// so, unless its name was a temporary one of `to`.
+    pub(super) fn becomes_clear(
+        &self,
+        entry: &Entry,
+        (from, to): (&Path, &Path),
+        old: Option<&Entry>,
+    ) -> bool {
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_owned();
+        let is_whole = entry.sealed && !is_temporary_of(&name(from), &name(to));
         let as_before = match old {
+            _ if is_whole => false,
             Some(old) => !old.sealed,
-            None => !entry.sealed || self.were_clear.lock().contains(to),
+            None => !entry.sealed || self.was_clear(to),
         };
         match self.encrypts_all {
             true => as_before && !entry.sealed,
@@ -32,12 +41,20 @@ impl Images {
         }
     }
 
-    /// Notes that the name of a file in clear is free now.
-    pub(super) fn note_clear(&self, shown: &Path, entry: &Entry) {
+    /// Notes that a file in clear was renamed, if its new name is that of a backup of it.
+    pub(super) fn note_clear(&self, from: &Path, to: &Path, entry: &Entry) {
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_owned();
         let mut names = self.were_clear.lock();
-        if !entry.sealed && names.len() < WERE_CLEAR_MAX {
-            names.insert(shown.to_path_buf());
+        if !entry.sealed && is_backup_of(&name(to), &name(from)) && names.len() < WERE_CLEAR_MAX {
+            names.insert(from.to_path_buf(), to.to_path_buf());
         }
+    }
+
+    /// Whether a file of this name was in clear, and still is under the name of a backup.
+    pub(super) fn was_clear(&self, shown: &Path) -> bool {
+        let names = self.were_clear.lock();
+        let backup = names.get(shown).map(|backup| self.root.join(backup));
+        backup.is_some_and(|backup| backup.symlink_metadata().is_ok_and(|meta| meta.is_file()))
     }
 
     /// The steps that remove a stored file and what describes it.
@@ -127,7 +144,7 @@ impl Images {
             .ok()
             .flatten()
             .map(|meta| meta.mime_type);
-        let stays = extname(&from) == extname(&to_name) && !looks_temporary(&from);
+        let stays = extname(&from) == extname(&to_name) && !is_temporary_of(&from, &to_name);
         match declared.filter(|mime| stays && mime != types::UNKNOWN) {
             Some(mime) => Ok(mime),
             None => {

@@ -17,8 +17,8 @@ struct Move {
 }
 
 impl Mirror {
-    /// Makes a file. A name that the format does not take is refused, unless it looks like that of a file which its
-    /// program will rename when it is whole: that is kept, encrypted, until it has its name.
+    /// Makes a file. A name that the format does not take is refused, unless it is that of a file which its program will
+    /// rename, when it is whole, to one that it takes: that is kept, encrypted, until it has its name.
     pub(super) fn create_file(
         &self,
         parent: Ino,
@@ -30,7 +30,7 @@ impl Mirror {
         check_name(name)?;
         let shown = self.path(parent)?.join(name);
         if let Err(e) = self.format.admit(&shown)
-            && !looks_temporary(name)
+            && !self.may_be_renamed(&shown)
         {
             log::warn!("{}: refused: {e}", shown.display());
             return Err(e);
@@ -218,7 +218,7 @@ impl Mirror {
             // Not written out yet: now it is, under its new name.
             (None, Some(content)) => {
                 if self.format.admit(&plan.to).inspect_err(refused).is_err() {
-                    if looks_temporary(plan.to.file_name().unwrap_or_default()) && old.is_none() {
+                    if self.may_be_renamed(&plan.to) && old.is_none() {
                         return Ok(());
                     }
                     self.format.admit(&plan.to)?;

@@ -92,7 +92,17 @@ pub fn find(
 /// The same, where the index has no records.
 fn without_objects(root: &Path, given: Option<&str>, read_only: bool) -> Result<Option<String>> {
     let known = match given {
-        Some(given) => Some(given.to_string()),
+        Some(given) => {
+            if let Ok(Some(kept)) = kept(root)
+                && kept != given
+            {
+                log::warn!(
+                    "{}: the path {given:?} was given, and {kept:?} was kept of it until now: if the server has another one, it loses what is written",
+                    root.display()
+                );
+            }
+            Some(given.to_string())
+        }
         None => kept(root)?,
     };
     if known.is_none() && !read_only {
@@ -121,7 +131,9 @@ pub fn kept(root: &Path) -> Result<Option<String>> {
         other => other?,
     };
     let text = String::from_utf8(bytes).ok();
-    let path = text.as_deref().map(|text| text.trim_end_matches('\n'));
+    let path = text
+        .as_deref()
+        .map(|text| text.trim_end_matches(['\r', '\n']));
     match path.map(check) {
         Some(Ok(path)) => Ok(Some(path.into())),
         _ => Err(Error::damaged(file.display(), "it holds no path")
