@@ -19,7 +19,9 @@ use crate::cache::BlockCache;
 use crate::error::{Error, Kind, Result};
 
 mod backups;
+mod base;
 mod catalog;
+mod folder;
 pub mod frames;
 mod ini;
 pub mod manifest;
@@ -28,11 +30,11 @@ mod reader;
 mod verify;
 
 pub use backups::BackupsView;
-pub use catalog::looks_like;
+pub use base::looks_like;
 use catalog::{Catalog, Known};
 use frames::{FernetKey, FrameSeal, Frames};
 pub use ini::key_in_ini;
-use manifest::{DigestForm, Draft, NewObject, Object};
+use manifest::{DigestForm, Draft, NewObject, Object, Section};
 use names::{DataName, in_metadata, is_manifest, restores_undecrypted};
 pub use reader::FrameReader;
 
@@ -183,6 +185,7 @@ impl Medusa {
     /// The manifests that say of an object what is so now: they change with it. For a new one, the backup's, or the
     /// newest of a pool. [`Kind::NotPermitted`] where one of them is of a backup that nothing may be added to.
     fn keepers(&self, catalog: &Catalog, name: &DataName<'_>, path: &str) -> Result<Vec<usize>> {
+        catalog.check_change(name)?;
         let len = std::fs::metadata(self.root.join(path)).map(|meta| meta.len());
         let current = |known: &&Known| len.as_ref().is_ok_and(|len| *len == known.object.size);
         let mut keepers: Vec<usize> = catalog
@@ -232,7 +235,25 @@ impl Medusa {
             }
             drafts.push((*at, draft));
         }
+        steps.extend(self.prefix_step(catalog, &drafts)?);
         Ok((steps, drafts))
+    }
+
+    /// The step that keeps the prefix, where no manifest names an object any more that tells it.
+    fn prefix_step(&self, catalog: &Catalog, drafts: &Drafts) -> Result<Option<Step>> {
+        let names_any = |sections: &[Section]| sections.iter().any(|s| !s.objects.is_empty());
+        let changed = |at: usize| drafts.iter().find(|(changed, _)| *changed == at);
+        let mut manifests = catalog.manifests.iter().enumerate();
+        let is_told = manifests.any(|(at, manifest)| match changed(at) {
+            Some((_, draft)) => names_any(&draft.objects()),
+            None => names_any(&manifest.sections),
+        });
+        if is_told || drafts.is_empty() {
+            return Ok(None);
+        }
+        let bytes = format!("{}\n", catalog.outer());
+        let temp = self.writer()?.create_with(bytes.as_bytes())?;
+        Ok(Some(Step::Place(temp, base::KEPT.into())))
     }
 
     fn commit(&self, catalog: &mut Catalog, steps: Vec<Step>, drafts: Drafts) -> Result<()> {
@@ -260,6 +281,9 @@ impl Format for Medusa {
             if is_dir {
                 return add(Listed::Folder(stored));
             }
+            if path == Path::new(base::KEPT) {
+                return;
+            }
             let sealed = catalog.data_name(path).is_some();
             add(Listed::File(
                 stored.clone(),
@@ -270,6 +294,9 @@ impl Format for Medusa {
                 },
             ));
         })?;
+        for broken in &catalog.broken {
+            add(broken.listed());
+        }
         // What a manifest names and is not there is shown, too: reading it says that it is missing.
         for object in catalog.objects() {
             let stored = PathBuf::from(&object.path);
@@ -438,8 +465,15 @@ impl Format for Medusa {
         Ok(moved)
     }
 
+    fn rename_dir(&self, from: &Path, to: &Path, files: &[(PathBuf, Entry)]) -> Result<Vec<Entry>> {
+        self.move_folder(from, to, files)
+    }
+
     fn remove(&self, shown: &Path, entry: &Entry) -> Result<()> {
         let mut catalog = self.catalog.lock();
+        if let Some(name) = catalog.data_name(shown) {
+            catalog.check_change(&name)?;
+        }
         let path = shown.to_str().unwrap_or_default();
         let named: Vec<usize> = catalog
             .known(path)

@@ -72,6 +72,9 @@ impl Format for BackupsView {
 
     fn list(&self, add: &mut dyn FnMut(Listed)) -> Result<()> {
         let catalog = self.medusa.catalog.lock();
+        for broken in &catalog.broken {
+            add(broken.listed());
+        }
         for manifest in &catalog.manifests {
             let top = Path::new(&manifest.node).join(&manifest.backup);
             for section in &manifest.sections {

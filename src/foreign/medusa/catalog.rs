@@ -6,9 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::ByPath;
+use super::base::{self, folders};
 use super::manifest::{self, Object, Section};
 use super::names::DataName;
 use crate::error::{Error, Kind, Result};
+use crate::foreign::Listed;
 
 /// A backup of a node.
 #[derive(Debug, Clone)]
@@ -75,66 +77,51 @@ pub struct Known {
 pub struct Catalog {
     /// The prefix of a shared bucket, below the folder that is mounted; usually none.
     base: PathBuf,
-    /// The prefix, or its beginning, where what is mounted is the folder of it: names in manifests begin with that.
-    outer: String,
+    /// The prefix, or its beginning, where what is mounted is the folder of it: names in manifests begin with that. None
+    /// where nothing tells.
+    outer: Option<String>,
     /// Backups, the earliest first.
     pub manifests: Vec<Manifest>,
     by_path: ByPath,
     /// Backups that were begun, and never completed.
     pub unfinished: Vec<String>,
+    /// Backups whose manifest cannot be read.
+    pub broken: Vec<Broken>,
 }
 
-/// Whether a folder holds backups of Medusa.
-pub fn looks_like(root: &Path) -> bool {
-    bases(root).next().is_some()
+/// A backup whose manifest cannot be read. Nothing of it is changed, as nobody knows what that would do to it.
+#[derive(Debug, Clone)]
+pub struct Broken {
+    /// The node.
+    pub node: String,
+    /// The name of the backup.
+    pub backup: String,
+    /// Its files are in the pool of the node's differential backups.
+    differential: bool,
+    /// Where the manifest is.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub why: String,
 }
 
-/// The prefixes below which there are backups.
-fn bases(root: &Path) -> impl Iterator<Item = PathBuf> {
-    let folders = fs::read_dir(root).into_iter().flatten().flatten();
-    let below = folders.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()));
-    let below = below.map(|e| PathBuf::from(e.file_name()));
-    let is_base = |base: &PathBuf| {
-        let base = root.join(base);
-        base.join("index/backup_index").is_dir() || has_manifest(&base)
-    };
-    std::iter::once(PathBuf::new()).chain(below).filter(is_base)
-}
-
-fn has_manifest(base: &Path) -> bool {
-    let below = |path: PathBuf| {
-        fs::read_dir(path)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|e| e.path())
-    };
-    below(base.to_path_buf())
-        .flat_map(below)
-        .any(|backup| backup.join("meta/manifest.json").is_file())
+impl Broken {
+    /// As what a listing cannot show: the files are there, and nothing tells which they should be.
+    pub fn listed(&self) -> Listed {
+        let why = format!("{}: its files cannot be held to it", self.why);
+        Listed::NotShown(self.path.display().to_string(), why)
+    }
 }
 
 impl Catalog {
-    /// Reads every manifest. One that does not parse is an error: writing would lose what it says.
+    /// Reads every manifest. One that does not parse is set aside.
     pub fn read(root: &Path) -> Result<Self> {
-        let mut bases = bases(root);
-        let base = bases.next().unwrap_or_default();
-        if let Some(other) = bases.next() {
-            return Err(Error::usage(format_args!(
-                "{}: there are backups below {:?} and below {:?}",
-                root.display(),
-                base,
-                other
-            ))
-            .hint("mount the folder of one prefix; or else, all below one"));
-        }
-        drop(bases);
         let mut catalog = Self {
-            base,
-            outer: String::new(),
+            base: base::find(root)?,
+            outer: None,
             manifests: Vec::new(),
             by_path: ByPath::new(),
             unfinished: Vec::new(),
+            broken: Vec::new(),
         };
         let top = root.join(&catalog.base);
         for node in folders(&top)?.into_iter().filter(|node| node != "index") {
@@ -147,7 +134,21 @@ impl Catalog {
                     }
                     continue;
                 }
-                let sections = manifest::read(&root.join(&path))?;
+                let sections = match manifest::read(&root.join(&path)) {
+                    Err(e) if matches!(e.kind(), Kind::Damaged(_)) => {
+                        log::error!("{e}: nothing of this backup can be changed");
+                        let broken = Broken {
+                            differential: root.join(meta).join("differential").is_file(),
+                            why: e.to_string(),
+                            node: node.clone(),
+                            backup,
+                            path,
+                        };
+                        catalog.broken.push(broken);
+                        continue;
+                    }
+                    other => other?,
+                };
                 let manifest = catalog.manifest(root, &node, &backup, sections);
                 catalog.manifests.push(manifest);
             }
@@ -190,7 +191,7 @@ impl Catalog {
         };
         match self.objects().take(TRIED_MAX).any(is_below) {
             true => Err(Error::usage(format_args!(
-                "{}: the bucket is one level below this folder",
+                "{}: the bucket is below this folder",
                 root.display()
             ))
             .hint(format_args!("give {}", bucket.display()))),
@@ -222,7 +223,10 @@ impl Catalog {
                 }
             }
         }
-        self.outer = found.unwrap_or_default();
+        self.outer = match found {
+            Some(found) => Some(found),
+            None => base::kept(root)?,
+        };
         let mut manifests = std::mem::take(&mut self.manifests);
         for manifest in &mut manifests {
             self.take_outer(&mut manifest.sections);
@@ -232,11 +236,11 @@ impl Catalog {
     }
 
     fn take_outer(&self, sections: &mut [Section]) {
-        if self.outer.is_empty() {
+        let Some(outer) = self.outer.as_deref().filter(|outer| !outer.is_empty()) else {
             return;
-        }
+        };
         for object in sections.iter_mut().flat_map(|section| &mut section.objects) {
-            if let Some(path) = object.path.strip_prefix(&self.outer) {
+            if let Some(path) = object.path.strip_prefix(outer) {
                 object.path = path.into();
             }
         }
@@ -244,7 +248,39 @@ impl Catalog {
 
     /// The name of a stored file as manifests have it.
     pub fn named(&self, path: &str) -> String {
-        format!("{}{path}", self.outer)
+        format!("{}{path}", self.outer())
+    }
+
+    /// What names in manifests begin with, above the folder that is mounted.
+    pub fn outer(&self) -> &str {
+        self.outer.as_deref().unwrap_or_default()
+    }
+
+    /// [`Kind::NotPermitted`] where a file cannot be changed: its manifest cannot be read.
+    pub fn check_change(&self, name: &DataName<'_>) -> Result<()> {
+        let is_in = |broken: &&Broken| {
+            broken.node == name.node
+                && match name.backup {
+                    Some(backup) => broken.backup == backup,
+                    None => broken.differential,
+                }
+        };
+        match self.broken.iter().find(is_in) {
+            None => Ok(()),
+            Some(broken) => {
+                let hint = format!(
+                    "the manifest of the backup {} cannot be read, so nothing of it is changed",
+                    broken.backup
+                );
+                Err(Error::new(Kind::NotPermitted, name.file).hint(hint))
+            }
+        }
+    }
+
+    /// The backup that cannot be read and that a file belongs to.
+    pub fn is_of_broken(&self, path: &Path) -> bool {
+        self.data_name(path)
+            .is_some_and(|name| self.check_change(&name).is_err())
     }
 
     fn index(&mut self) {
@@ -294,9 +330,11 @@ impl Catalog {
                     .iter()
                     .any(|name| *name == format!("{node}/{backup}"))
             };
+            let mut broken = self.broken.iter();
             self.manifests
                 .iter()
                 .any(|m| m.node == node && m.backup == backup)
+                || broken.any(|b| b.node == node && b.backup == backup)
                 || unfinished()
         })
     }
@@ -354,6 +392,10 @@ impl Catalog {
     /// [`Kind::NotPermitted`] where there is none. None is made: Medusa takes a backup that has one for complete, and
     /// restores what it names, and no more.
     pub fn manifest_for(&self, name: &DataName<'_>) -> Result<usize> {
+        if self.outer.is_none() {
+            let hint = "no manifest names an object, so nothing tells what the names in them begin with: mount the bucket at its top, or let Medusa make a backup";
+            return Err(Error::new(Kind::NotPermitted, name.file).hint(hint));
+        }
         let belongs = |m: &Manifest| {
             m.node == name.node
                 && match name.backup {
@@ -382,6 +424,7 @@ impl Catalog {
     /// A manifest was removed.
     pub fn forget(&mut self, path: &Path) {
         self.manifests.retain(|manifest| manifest.path != path);
+        self.broken.retain(|broken| broken.path != path);
         self.index();
     }
 }
@@ -395,22 +438,6 @@ fn outer<'a>(path: &'a str, starts: &[String]) -> &'a str {
         .iter()
         .find_map(|start| path.find(&format!("/{start}")));
     found.map_or("", |at| &path[..=at])
-}
-
-fn folders(path: &Path) -> Result<Vec<String>> {
-    let at = |e| Error::io(e, path);
-    let mut names = Vec::new();
-    for entry in fs::read_dir(path).map_err(at)? {
-        let entry = entry.map_err(at)?;
-        if entry.file_type().map_err(at)?.is_dir()
-            && let Ok(name) = entry.file_name().into_string()
-            && name != super::super::stage::STAGE_DIR
-        {
-            names.push(name);
-        }
-    }
-    names.sort_unstable();
-    Ok(names)
 }
 
 /// When a backup began, by the file in the index that is named so.

@@ -1,6 +1,6 @@
 //! Holds every object to what the manifests say of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -47,6 +47,13 @@ pub fn run(medusa: &Medusa, report: &mut Report<'_>) -> Result<()> {
             "this backup was begun and never completed: it has no manifest",
         );
     }
+    for broken in &catalog.broken {
+        let text = format!(
+            "{}: the files of the backup {} cannot be held to it",
+            broken.why, broken.backup
+        );
+        report.problem(broken.path.display(), text);
+    }
     for (backup, one, other) in catalog.restored_over_each_other() {
         let text = format!("a restore of the backup {backup} puts {other} in its place");
         report.problem(one, text);
@@ -60,6 +67,11 @@ pub fn run(medusa: &Medusa, report: &mut Report<'_>) -> Result<()> {
             );
         }
     }
+    let unchecked: HashSet<PathBuf> = objects
+        .keys()
+        .filter(|path| catalog.is_of_broken(path))
+        .cloned()
+        .collect();
     let names: Vec<String> = catalog.manifests.iter().map(|m| m.backup.clone()).collect();
     drop(catalog);
     let len = |path: &PathBuf| {
@@ -72,7 +84,14 @@ pub fn run(medusa: &Medusa, report: &mut Report<'_>) -> Result<()> {
     report.total(objects.keys().map(len).sum());
     for (path, known) in &objects {
         report.count_file();
-        check(medusa, path, known, &names, report);
+        if !(known.is_empty() && unchecked.contains(path)) {
+            check(medusa, path, known, &names, report);
+        } else if let Some(e) = look(medusa, path, true, report)
+            .and_then(|seen| seen.plain)
+            .err()
+        {
+            report.problem(path.display(), e);
+        }
     }
     Ok(())
 }
