@@ -43,6 +43,9 @@ pub fn add(json: &mut Map<String, Value>, extension: &str, reader: &Arc<dyn Read
     let is_mpeg = match kind {
         Some(FileType::Mpeg) => true,
         Some(FileType::Aac) | None => matches!(extension, "mp3" | "mp2"),
+        Some(FileType::Wav) => {
+            matches!(extension, "mp3" | "mp2") && is_mpeg_in_wav(&**reader, start)
+        }
         Some(_) => false,
     };
     let (tags, sound) = if is_mpeg {
@@ -107,6 +110,13 @@ fn file_type(reader: &dyn Reader, start: u64) -> Option<FileType> {
     FileType::from_buffer(&head)
 }
 
+/// Whether a WAV file holds MPEG audio, by its first chunk.
+fn is_mpeg_in_wav(reader: &dyn Reader, start: u64) -> bool {
+    let mut head = [0; 22];
+    let read = reader.plain_size() >= start + 22 && reader.read_exact_at(start, &mut head).is_ok();
+    read && head[12..16] == *b"fmt " && matches!(head[20..22], [0x50 | 0x55, 0])
+}
+
 /// The same tags, or an APE tag if they say nothing: the server does not read that, and shows the song without.
 fn or_ape(tags: Tags, reader: &Arc<dyn Reader>, start: u64, has_v1: bool) -> Tags {
     if !tags.is_empty() {
@@ -136,7 +146,9 @@ fn by_type(tags: Tags, kind: Option<FileType>, reader: &Arc<dyn Reader>) -> (Tag
         }
         _ => tags,
     };
-    let parsed = parsed.or_else(|| parse(reader, kind, options().read_tags(false)));
+    let parsed = parsed
+        .or_else(|| parse(reader, kind, options().read_tags(false)))
+        .or_else(|| parse(reader, kind, options().read_properties(false)));
     let Some(file) = parsed else {
         return (tags, Sound::default());
     };

@@ -193,22 +193,29 @@ impl Tags {
             b"TALB" | b"TAL\0" => self.take_text(Single::Album, value, version),
             b"TPE1" | b"TP1\0" => self.take_text(Single::Artist, value, version),
             b"TYER" | b"TYE\0" => self.take_year(leading_number(value), version),
-            b"TDRC" | b"TDRV" => {
-                let start: String = value.chars().take(4).collect();
-                let year = leading_number(&start).filter(|year| *year != 0);
-                self.year = year.or(self.year);
-            }
+            b"TDRC" | b"TDRV" => self.take_date(value),
             _ => {}
         }
     }
 
-    /// Artists, as some programs keep them apart.
+    /// The year of a date, the later one counting, whatever else says one before it.
+    fn take_date(&mut self, date: &str) {
+        let start: String = date.chars().take(4).collect();
+        let year = leading_number(&start).filter(|year| *year != 0);
+        self.year = year.or(self.year);
+    }
+
+    /// Artists, as some programs keep them apart, and what a plug-in takes from Discogs.
     fn take_user_text(&mut self, text: &str, version: Version) {
-        if let Some(("Artists", values)) = text.split_once('\0') {
-            let separator = if version == Version::V24 { '\0' } else { '/' };
-            let values = values.split(separator).map(|value| trim(value).to_string());
-            self.artists
-                .extend(values.filter(|value| !value.is_empty()));
+        match text.split_once('\0') {
+            Some(("Artists" | "DISCOGS_ARTISTS" | "DISCOGS_ARTIST_NAME", values)) => {
+                let separator = if version == Version::V24 { '\0' } else { '/' };
+                let values = values.split(separator).map(|value| trim(value).to_string());
+                self.artists
+                    .extend(values.filter(|value| !value.is_empty()));
+            }
+            Some(("DISCOGS_RELEASED", date)) => self.take_date(trim(date)),
+            _ => {}
         }
     }
 

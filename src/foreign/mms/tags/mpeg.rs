@@ -132,7 +132,8 @@ pub fn read(reader: &dyn Reader, start: u64, has_v1: bool) -> Option<Audio> {
         }
         frames_at_sync = frames;
         let Some(header) = file.four(found).and_then(Header::parse) else {
-            at = found + 1;
+            // The server passes over both bytes, even where the second one begins a frame.
+            at = found + 2;
             continue;
         };
         frames += 1;
