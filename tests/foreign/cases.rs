@@ -80,7 +80,7 @@ fn a_file_that_was_refused_and_deleted_leaves_nothing() {
             let (attr, handle) = volume
                 .create(
                     folder,
-                    OsStr::new(".cover.jpg.Xy"),
+                    OsStr::new(".goutputstream-AB12CD"),
                     0o644,
                     libc::O_RDWR,
                     CALLER,
@@ -94,7 +94,9 @@ fn a_file_that_was_refused_and_deleted_leaves_nothing() {
             volume.flush(attr.ino, handle).unwrap();
             volume.release(attr.ino, handle);
             volume.forget(attr.ino, 1);
-            volume.unlink(folder, OsStr::new(".cover.jpg.Xy")).unwrap();
+            volume
+                .unlink(folder, OsStr::new(".goutputstream-AB12CD"))
+                .unwrap();
             assert!(
                 stored(dir.path()).keys().eq(before.keys()),
                 "{name}: something is left in the store"
@@ -104,6 +106,114 @@ fn a_file_that_was_refused_and_deleted_leaves_nothing() {
         drop(volume);
         assert!(!dir.path().join(".hushfs-tmp").exists(), "{name}");
     }
+}
+
+/// Where each format takes files, and names in it that nothing renames to one that it takes.
+fn never_renamed() -> [(&'static str, Open, &'static str, Vec<String>); 3] {
+    let strings = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+    let (long, longer) = (".".to_string() + &"n".repeat(250), "n".repeat(247) + ".tmp");
+    let music = [
+        ".lyrics.txt",
+        ".nomedia",
+        "notes.txt~",
+        ".ratings",
+        "cover.jpg.part",
+        ".cover.jpg.Ab12Cd",
+        "song.mp3.txt",
+    ];
+    let top = "node1.example.internal/diff-2";
+    [
+        ("mms/run1-bucket", open_mms, "music", strings(&music)),
+        (
+            "medusa/store/backups",
+            open_medusa,
+            top,
+            strings(&[".notes", "y.tmp"]),
+        ),
+        (
+            "imagestore",
+            open_images,
+            "dam",
+            vec![".x.enc".into(), long, longer],
+        ),
+    ]
+}
+
+#[test]
+fn a_name_that_nothing_will_rename_is_refused() {
+    for (name, open, folder, refused) in never_renamed() {
+        let dir = library(name);
+        let volume = Mirror::new(open(dir.path(), false).unwrap()).unwrap();
+        let before = stored(dir.path());
+        for file in refused {
+            let e = write(&*volume, &format!("{folder}/{file}"), b"x").unwrap_err();
+            assert!(
+                matches!(e.errno(), libc::EPERM | libc::ENAMETOOLONG),
+                "{name} {file}: {e}"
+            );
+        }
+        volume.close().unwrap();
+        assert!(stored(dir.path()).keys().eq(before.keys()), "{name}");
+    }
+}
+
+#[test]
+fn a_file_that_may_be_renamed_is_held_and_named_when_it_is_not() {
+    let dir = library("mms/run1-bucket");
+    let volume = Mirror::new(open_mms(dir.path(), false).unwrap()).unwrap();
+    let (music, _) = parent(&*volume, "music/x");
+    let held = [
+        ".song.mp3.Ab12Cd",
+        "song.mp3~",
+        "song.mp3.part",
+        ".syncthing.song.mp3.tmp",
+        "~syncthing~song.mp3.tmp",
+        "song.mp3.crdownload",
+        ".#song.mp3",
+        "song.mp3.1a2b3c4d.partial",
+        ".goutputstream-AB12CD",
+    ];
+    for name in held {
+        let name = OsStr::new(name);
+        let (attr, handle) = volume
+            .create(music, name, 0o644, libc::O_RDWR, CALLER)
+            .unwrap();
+        volume
+            .write(attr.ino, handle, 0, name.as_encoded_bytes())
+            .unwrap();
+        // As `rsync --fsync` does it.
+        let (done, synced) = std::sync::mpsc::channel();
+        volume.fsync(
+            attr.ino,
+            handle,
+            Box::new(move |result| done.send(result).unwrap()),
+        );
+        synced.recv().unwrap().unwrap();
+        volume.flush(attr.ino, handle).unwrap();
+        volume.release(attr.ino, handle);
+        volume
+            .rename(
+                music,
+                name,
+                music,
+                OsStr::new("song.mp3"),
+                RenameMode::Replace,
+            )
+            .unwrap();
+        assert_eq!(
+            read(&*volume, "music/song.mp3").unwrap(),
+            name.as_encoded_bytes()
+        );
+    }
+    for name in ["song.mp3.part", ".song.mp3.Ab12Cd"] {
+        write(&*volume, &format!("music/{name}"), b"not whole").unwrap();
+    }
+    let e = volume.close().unwrap_err().to_string();
+    for name in ["music/song.mp3.part", "music/.song.mp3.Ab12Cd"] {
+        assert!(e.contains(name), "{e}");
+        volume.unlink(music, OsStr::new(&name[6..])).unwrap();
+    }
+    volume.close().unwrap();
 }
 
 #[test]

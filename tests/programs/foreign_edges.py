@@ -81,7 +81,13 @@ def test_the_path_of_a_music_library_is_kept():
         same(stored(lib), {"key", "music.index", ".hushfs-mms-path", f"media/music/{object_of('media/music/new.mp3')}"}, "what is stored")
 
 
-def test_a_path_that_contradicts_the_objects_is_refused():
+def test_a_path_that_contradicts_what_is_known():
+    with library() as lib:
+        lib.hushfs("init", "--format=mms", "--password-file", lib.password_file, lib.dir)
+        lib.mount("--mms-path", "data/")
+        lib.umount()
+        text = lib.log.read_text()
+        check('"data/" was given, and "music/" was kept' in text, text)
     with library("mms-lib/key-and-key2") as lib:
         for options in (("--mms-path", "data/"), ("-o", "mms-path=media/music/"), ("--mms-path", "/")):
             text = lib.hushfs("mount", *options, "--password-file", lib.password_file, lib.dir, lib.mnt, ok=(2,))
@@ -142,17 +148,28 @@ def test_what_was_refused_leaves_nothing_and_the_mount_ends_well():
                 (source / name).write_bytes(data)
             lib.mount()
             before = stored(lib)
+            unfinished = lib.mnt / folder / ".goutputstream-AB12CD"
             for _ in range(3):
-                (lib.mnt / folder / ".x.tmp").write_bytes(content(4, 9_000_000))
-                os.unlink(lib.mnt / folder / ".x.tmp")
+                unfinished.write_bytes(content(4, 9_000_000))
+                os.unlink(unfinished)
+            for name in (".nomedia", ".lyrics.txt", "notes.txt~", ".x.tmp"):
+                refused(lib.mnt / folder / name)
+            # What is refused stays where it is.
+            code = subprocess.run(["mv", source / "notes.pdf", lib.mnt / folder / ".notes.pdf"], stderr=subprocess.DEVNULL).returncode
+            check(code != 0 and (source / "notes.pdf").exists(), "mv says so, and keeps the source")
             same(sum(p.stat().st_size for p in (lib.dir / ".hushfs-tmp").iterdir()), 0, "bytes of what was deleted")
             code = subprocess.run(["rsync", "-a", f"{source}/", f"{lib.mnt}/{folder}/"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
             check(code != 0, "rsync says that some were refused")
             same(sum(p.stat().st_size for p in (lib.dir / ".hushfs-tmp").iterdir()), 0, "bytes of what was refused")
-            # One that is still there at the end.
-            (lib.mnt / folder / ".y.tmp").write_bytes(b"y")
             run(PROGRAM, "umount", lib.mnt, env=lib.env)
             same(lib.process.wait(60), 0, "exit code of the mount")
+            lib.process = None
+            lib.mount()
+            # One that is still there at the end.
+            unfinished.write_bytes(b"y")
+            ended = subprocess.run([PROGRAM, "umount", lib.mnt], env=lib.env, capture_output=True, text=True)
+            check(ended.returncode != 0 and unfinished.name in ended.stderr, f"{ended}")
+            same(lib.process.wait(60), ended.returncode, "exit code of the mount")
             lib.process = None
             new = {f"music/{object_of('music/01.mp3')}"} if folder == "music" else set()
             same(stored(lib), before | new, "what is stored")
@@ -205,6 +222,31 @@ def test_a_key_that_is_not_set_is_said_with_what_the_app_uses():
             env_file.chmod(0o600)
             text = lib.hushfs("verify", "--env-file", env_file, lib.dir, ok=(3,))
             check("IMAGE_ENCRYPTION_KEY is not set" in text and "your-32-character-secret-key-here!" in text, text)
+
+
+def test_prefixes_and_broken_manifests():
+    key = json.loads((CASES / "medusa/expected.json").read_text())["cut-manifest"]["key_secret_base64"]
+    with library("medusa/prefixes-of-two-depths", key) as lib:
+        new = lib.base / "new"
+        new.write_text("new password")
+        new.chmod(0o600)
+        for name, argv in (("verify", [lib.dir]), ("convert", ["--new-password-file", new, lib.dir, lib.base / "vault"])):
+            text = lib.hushfs(name, "--format=medusa", "--password-file", lib.password_file, *argv, ok=(2,))
+            check('"org/b"' in text, text)
+    with library("medusa/nested-prefix", key) as lib:
+        text = verb(lib, "verify", "--format=medusa", ok=(0,))
+        check("4 files, 0 problems" in text, text)
+    with library("medusa/cut-manifest", key) as lib:
+        new = lib.base / "new"
+        new.write_text("new password")
+        new.chmod(0o600)
+        text = verb(lib, "verify", ok=(5,))
+        check("n1/full1/meta/manifest.json" in text and "files, 1 problem" in text, text)
+        text = lib.hushfs("convert", "--password-file", lib.password_file, "--new-password-file", new, lib.dir, lib.base / "vault", ok=(5,))
+        check("n1/full1/meta/manifest.json" in text, text)
+        lib.mount("--read-only", "-o", "view=backups")
+        table = lib.mnt / "n1/full2/ks/users-a1b2c3d4e5f60718293a4b5c6d7e8f90"
+        same(len((table / "nb-1-big-Data.db").read_bytes()), 4000, "bytes of the other backup")
 
 
 def test_backups_that_nothing_is_added_to():

@@ -187,6 +187,41 @@ fn what_was_encrypted_stays_so_and_all_is_where_that_is_wanted() {
     );
 }
 
+#[test]
+fn what_was_encrypted_takes_no_place_in_clear() {
+    let private = "lora_1770000000001_5.png";
+    // Moved over a picture in clear, over the name of one that was removed, and copied there.
+    for how in ["over it", "after it", "copied"] {
+        let (dir, expected) = image_store();
+        let key = expected["key"].as_str().unwrap().as_bytes();
+        let volume = Mirror::new(Box::new(Images::open(dir.path(), key, false).unwrap())).unwrap();
+        let (loras, _) = parent(&*volume, "loras/x");
+        let (from, to) = (OsStr::new(private), OsStr::new("old_plain.png"));
+        let secret = read(&*volume, &format!("loras/{private}")).unwrap();
+        if how != "over it" {
+            volume.unlink(loras, to).unwrap();
+        }
+        match how {
+            "copied" => write(&*volume, "loras/old_plain.png", &secret).unwrap(),
+            _ => volume
+                .rename(loras, from, loras, to, RenameMode::Replace)
+                .unwrap(),
+        }
+        assert_eq!(read(&*volume, "loras/old_plain.png").unwrap(), secret);
+        volume.close().unwrap();
+        let names = names_in(dir.path(), "loras");
+        assert!(
+            !names.iter().any(|name| name == "old_plain.png"),
+            "{how}: {names:?}"
+        );
+        assert!(
+            names.iter().any(|name| name == "old_plain.png.enc"),
+            "{how}: {names:?}"
+        );
+        assert_eq!(problems(volume.format()), Vec::<String>::new());
+    }
+}
+
 fn names_in(root: &Path, folder: &str) -> Vec<String> {
     let entries = fs::read_dir(root.join(folder)).unwrap();
     let mut names: Vec<String> = entries

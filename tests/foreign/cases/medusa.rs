@@ -205,3 +205,207 @@ fn backups_may_be_called_data_or_index_and_tables_have_one_folder() {
         );
     }
 }
+
+/// A bucket of the table that has a key of its own.
+fn open_bucket(name: &str, below: &str, read_only: bool) -> (tempfile::TempDir, Result<Medusa>) {
+    let (dir, expected) = bucket(name);
+    let key = expected["key_secret_base64"].as_str().unwrap();
+    let opened = Medusa::open(&dir.path().join(below), key.as_bytes(), 1 << 20, read_only);
+    (dir, opened)
+}
+
+#[test]
+fn prefixes_are_found_however_deep_they_are() {
+    let refused = open_bucket("prefixes-of-two-depths", "", true)
+        .1
+        .err()
+        .unwrap();
+    assert!(matches!(refused.kind(), Kind::Usage(_)), "{refused}");
+    let told = refused.to_string();
+    assert!(
+        told.contains("\"a\"") && told.contains("\"org/b\""),
+        "{told}"
+    );
+    for (name, below, top) in [
+        ("nested-prefix", "", "org/ten/"),
+        ("nested-prefix", "org/ten", ""),
+        ("nested-prefix", "org", "ten/"),
+        ("prefixes-of-two-depths", "org", "b/"),
+    ] {
+        let (_dir, opened) = open_bucket(name, below, false);
+        let volume = Mirror::new(Box::new(opened.unwrap())).unwrap();
+        assert_eq!(
+            problems(volume.format()),
+            Vec::<String>::new(),
+            "{name} {below}"
+        );
+        let table = format!("{top}n1/full1/data/ks/users-a1b2c3d4e5f60718293a4b5c6d7e8f90");
+        assert_eq!(
+            read(&*volume, &format!("{table}/nb-1-big-Data.db"))
+                .unwrap()
+                .len(),
+            4000
+        );
+        write(&*volume, &format!("{table}/new.db"), b"new").unwrap();
+        volume.close().unwrap();
+        assert_eq!(
+            problems(volume.format()),
+            Vec::<String>::new(),
+            "{name} {below}"
+        );
+    }
+}
+
+#[test]
+fn a_prefix_is_kept_when_no_manifest_tells_it() {
+    let users = "n1/full1/data/ks/users-a1b2c3d4e5f60718293a4b5c6d7e8f90";
+    let (dir, opened) = open_bucket("nested-prefix", "org/ten", false);
+    let volume = Mirror::new(Box::new(opened.unwrap())).unwrap();
+    for file in [
+        "nb-1-big-Data.db",
+        "nb-1-big-TOC.txt",
+        "nb-1-big-Digest.crc32",
+        ".by_mail/nb-1-big-Data.db",
+    ] {
+        let (folder, name) = parent(&*volume, &format!("{users}/{file}"));
+        volume.unlink(folder, OsStr::new(&name)).unwrap();
+    }
+    volume.close().unwrap();
+    drop(volume);
+    let (root, manifest) = (dir.path().join("org/ten"), "n1/full1/meta/manifest.json");
+    assert!(
+        !fs::read_to_string(root.join(manifest))
+            .unwrap()
+            .contains("path")
+    );
+    let key = table("medusa", "expected.json")["nested-prefix"]["key_secret_base64"].clone();
+    let open = || {
+        let medusa = Medusa::open(&root, key.as_str().unwrap().as_bytes(), 1 << 20, false);
+        Mirror::new(Box::new(medusa.unwrap())).unwrap()
+    };
+    let volume = open();
+    assert!(
+        find(&*volume, ".hushfs-medusa-prefix").is_err(),
+        "it is not shown"
+    );
+    write(&*volume, &format!("{users}/new.db"), b"new").unwrap();
+    volume.close().unwrap();
+    let text = fs::read_to_string(root.join(manifest)).unwrap();
+    assert!(
+        text.contains(&format!("\"org/ten/{users}/new.db\"")),
+        "{text}"
+    );
+    drop(volume);
+    // Where nothing ever told it, nothing is written.
+    fs::remove_file(root.join(".hushfs-medusa-prefix")).unwrap();
+    for path in [manifest, "index/backup_index/full1/manifest_n1.json"] {
+        fs::write(root.join(path), b"[]").unwrap();
+    }
+    let volume = open();
+    let refused = write(&*volume, &format!("{users}/other.db"), b"new").unwrap_err();
+    assert_eq!(refused.errno(), libc::EPERM, "{refused}");
+}
+
+#[test]
+fn one_broken_manifest_closes_its_backup_alone() {
+    let users = "data/ks/users-a1b2c3d4e5f60718293a4b5c6d7e8f90";
+    let (dir, opened) = open_bucket("cut-manifest", "", false);
+    let volume = Mirror::new(Box::new(opened.unwrap())).unwrap();
+    let path = |backup: &str, file: &str| format!("n1/{backup}/{users}/{file}");
+    for backup in ["full1", "full2"] {
+        assert_eq!(
+            read(&*volume, &path(backup, "nb-1-big-Data.db"))
+                .unwrap()
+                .len(),
+            4000
+        );
+    }
+    let before = stored(dir.path());
+    let (folder, name) = parent(&*volume, &path("full1", "nb-1-big-Data.db"));
+    let name = OsStr::new(&name);
+    let refused = [
+        write(&*volume, &path("full1", "nb-1-big-Data.db"), b"x"),
+        write(&*volume, &path("full1", "new.db"), b"x"),
+        volume.unlink(folder, name),
+        volume.rename(
+            folder,
+            name,
+            folder,
+            OsStr::new("y.db"),
+            RenameMode::Replace,
+        ),
+    ];
+    for refused in refused {
+        assert_eq!(refused.unwrap_err().errno(), libc::EPERM);
+    }
+    volume.close().unwrap();
+    assert!(stored(dir.path()) == before, "something has changed");
+    write(&*volume, &path("full2", "new.db"), b"new").unwrap();
+    volume.close().unwrap();
+    let manifest = "n1/full1/meta/manifest.json";
+    let found = problems(volume.format());
+    assert!(found.len() == 1 && found[0].contains(manifest), "{found:?}");
+    assert!(volume.left_out().iter().any(|(name, _)| name == manifest));
+    drop(volume);
+    let key = table("medusa", "expected.json")["cut-manifest"]["key_secret_base64"].clone();
+    let medusa = Medusa::open(dir.path(), key.as_str().unwrap().as_bytes(), 1 << 20, true);
+    let backups = Mirror::new(Box::new(BackupsView::new(medusa.unwrap()))).unwrap();
+    let shown = "n1/full2/ks/users-a1b2c3d4e5f60718293a4b5c6d7e8f90/new.db";
+    assert_eq!(read(&*backups, shown).unwrap(), b"new");
+    assert!(backups.left_out().iter().any(|(name, _)| name == manifest));
+}
+
+#[test]
+fn a_folder_that_moves_stays_in_every_backup_that_names_its_files() {
+    let dir = library("medusa/store/backups");
+    let (pool, from, to) = (
+        "node1.example.internal/data/media",
+        "users-11112222333344445555666677778888",
+        "moved-11112222333344445555666677778888",
+    );
+    let manifest = |backup: &str| {
+        let path = format!("node1.example.internal/{backup}/meta/manifest.json");
+        fs::read_to_string(dir.path().join(path)).unwrap()
+    };
+    let count =
+        |backup: &str, folder: &str| manifest(backup).matches(&format!("{folder}/")).count();
+    let backups = ["diff-1", "diff-2"];
+    let before = backups.map(|backup| count(backup, from));
+    assert!(before.iter().all(|count| *count > 1), "{before:?}");
+    let volume = Mirror::new(open_medusa(dir.path(), false).unwrap()).unwrap();
+    let folder = find(&*volume, pool).unwrap();
+    volume
+        .rename(
+            folder,
+            OsStr::new(from),
+            folder,
+            OsStr::new(to),
+            RenameMode::Replace,
+        )
+        .unwrap();
+    // One that a later backup has overwritten is named where it was.
+    let lost = |backup: &str| count(backup, from);
+    assert_eq!(lost("diff-2"), 0);
+    for (backup, before) in backups.iter().zip(before) {
+        assert_eq!(count(backup, to) + lost(backup), before, "{backup}");
+    }
+    assert!(lost("diff-1") <= 1);
+    let found = new_problems(volume.format());
+    assert!(
+        found.iter().all(|p| p.contains("nb-1-big-Index.db")),
+        "{found:?}"
+    );
+    volume.close().unwrap();
+    // In another node, or out of the data, it is copied: each file is entered where it belongs.
+    let top = find(&*volume, "node1.example.internal").unwrap();
+    let e = volume
+        .rename(
+            folder,
+            OsStr::new(to),
+            top,
+            OsStr::new("x"),
+            RenameMode::Replace,
+        )
+        .unwrap_err();
+    assert!(matches!(e.errno(), libc::EXDEV | libc::EPERM), "{e}");
+}

@@ -476,3 +476,168 @@ fn an_odd_frame_costs_other_types_nothing_either() {
         assert_eq!(record["duration"], 1, "{name}");
     }
 }
+
+/// Opens one of the libraries whose options are in the table, in a folder of its own.
+fn open_with_options(name: &str) -> (tempfile::TempDir, Arc<Mirror>, Value) {
+    let expected = table("mms-lib", "expected.json")[name].clone();
+    let given: Vec<&str> = expected["options"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|option| option.as_str().unwrap())
+        .collect();
+    let value = |name: &str| {
+        let at = given.iter().position(|option| *option == name)?;
+        Some(given[at + 1].to_string())
+    };
+    let options = mms::Options {
+        key: value("--mms-key"),
+        index: value("--mms-index"),
+        ..Default::default()
+    };
+    let password = expected["password"].as_str().unwrap();
+    let (dir, volume) = open_library(name, &options, password, false).unwrap();
+    (dir, volume, expected)
+}
+
+fn move_to(volume: &Mirror, from: &str, to: &str) -> Result<()> {
+    let ((from, name), (to, new_name)) = (parent(volume, from), parent(volume, to));
+    volume.rename(
+        from,
+        OsStr::new(&name),
+        to,
+        OsStr::new(&new_name),
+        RenameMode::Replace,
+    )
+}
+
+#[test]
+fn a_folder_that_holds_what_is_not_shown_stays() {
+    for (name, moves) in [
+        (
+            "two-libraries",
+            &[("data", "data2"), ("data", "music/data")][..],
+        ),
+        ("two-libraries-nested", &[("music/kids", "music/children")]),
+        ("key-in-a-folder", &[("conf", "conf2")]),
+        ("key-in-the-music", &[("music/conf", "music/x")]),
+        ("widened-path", &[("music/rock", "music/x")]),
+    ] {
+        let (dir, volume, expected) = open_with_options(name);
+        let before = stored(dir.path());
+        for (from, to) in moves {
+            let refused = move_to(&volume, from, to).unwrap_err();
+            assert_eq!(refused.errno(), libc::EPERM, "{name}: {refused}");
+        }
+        assert!(stored(dir.path()) == before, "{name}: something has moved");
+        for (path, digest) in expected["songs"].as_object().unwrap() {
+            assert_eq!(
+                sha256(&read(&*volume, path).unwrap()),
+                digest.as_str().unwrap()
+            );
+        }
+        write(&*volume, "music/c.mp3", b"la").unwrap();
+        volume.close().unwrap();
+        assert!(!dir.path().join(".hushfs-tmp/intent").exists(), "{name}");
+    }
+    // A folder that holds songs of this library alone has its new name.
+    let (_dir, volume, _) = open_with_options("two-libraries");
+    let (music, _) = parent(&*volume, "music/x");
+    volume.mkdir(music, OsStr::new("a"), 0o755, CALLER).unwrap();
+    write(&*volume, "music/a/b.mp3", b"la").unwrap();
+    move_to(&volume, "music/a", "music/z").unwrap();
+    assert_eq!(read(&*volume, "music/z/b.mp3").unwrap(), b"la");
+}
+
+#[test]
+fn no_object_stays_that_no_record_names() {
+    let (dir, volume, _) = open_with_options("widened-path");
+    let jazz = read(&*volume, "music/jazz.mp3").unwrap();
+    write(&*volume, "music/rock/0.mp3", &jazz).unwrap();
+    write_pieces(&*volume, "music/rock/1.mp3", &[(3, b"x")]).unwrap();
+    move_to(&volume, "music/jazz.mp3", "music/rock/3.mp3").unwrap();
+    assert_eq!(read(&*volume, "music/rock/3.mp3").unwrap(), jazz);
+    volume.close().unwrap();
+    assert_eq!(problems(volume.format()), Vec::<String>::new());
+    let objects = stored(dir.path())
+        .into_keys()
+        .filter(|path| path.extension() == Some(OsStr::new("encrypt")));
+    assert_eq!(objects.count(), 4);
+}
+
+#[test]
+fn a_kept_path_may_have_the_line_end_of_windows() {
+    let dir = tempfile::tempdir().unwrap();
+    mms::init(dir.path(), &with_path("media/music/"), b"pw").unwrap();
+    fs::write(dir.path().join(".hushfs-mms-path"), b"media/music/\r\n").unwrap();
+    let format = Mms::open(dir.path(), b"pw", &Default::default(), false).unwrap();
+    let volume = Mirror::new(Box::new(format)).unwrap();
+    write(&*volume, "media/music/new.mp3", b"la").unwrap();
+    let digest = hex(&<md5::Md5 as md5::Digest>::digest(b"media/music/new.mp3"));
+    assert!(
+        dir.path()
+            .join(format!("media/music/{digest}.encrypt"))
+            .is_file()
+    );
+}
+
+/// A FLAC file that is cut in its padding, and a WAV file of ADPCM, of whose sound the parser knows nothing.
+fn of_unknown_sound() -> [(&'static str, Vec<u8>); 2] {
+    let comment = |text: &str| [&(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+    let comments = ["TITLE=Title", "ARTIST=Artist"].map(comment).concat();
+    let tags = [&comment("")[..], &2u32.to_le_bytes(), &comments].concat();
+    let block = |kind: u8, len: usize, data: &[u8]| {
+        [&[kind], &(len as u32).to_be_bytes()[1..], data].concat()
+    };
+    let mut info = [0; 34];
+    info[10..18].copy_from_slice(&[0x0a, 0xc4, 0x40, 0xf0, 0, 0, 0x40, 0]);
+    let blocks = [
+        block(0, info.len(), &info),
+        block(4, tags.len(), &tags),
+        block(0x81, 8192, &[0; 100]),
+    ];
+    let flac = [b"fLaC".to_vec(), blocks.concat()].concat();
+    let chunk = |id: &[u8], data: &[u8]| [id, &(data.len() as u32).to_le_bytes(), data].concat();
+    let adpcm = [
+        0x11, 0, 1, 0, 0x44, 0xac, 0, 0, 0x93, 0x56, 0, 0, 0, 4, 4, 0, 2, 0, 0xf9, 7,
+    ];
+    let list = [
+        b"INFO".to_vec(),
+        chunk(b"INAM", b"Title\0"),
+        chunk(b"IART", b"Artist\0\0"),
+    ];
+    let body = [
+        b"WAVE".to_vec(),
+        chunk(b"fmt ", &adpcm),
+        chunk(b"fact", &44_100u32.to_le_bytes()),
+        chunk(b"LIST", &list.concat()),
+        chunk(b"data", &[0; 1024]),
+    ];
+    [
+        ("music/cut.flac", flac),
+        ("music/adpcm.wav", chunk(b"RIFF", &body.concat())),
+    ]
+}
+
+#[test]
+fn a_sound_that_is_not_understood_costs_no_tags() {
+    let dir = tempfile::tempdir().unwrap();
+    mms::init(dir.path(), &Default::default(), b"pw").unwrap();
+    let format = Mms::open(dir.path(), b"pw", &Default::default(), false).unwrap();
+    let volume = Mirror::new(Box::new(format)).unwrap();
+    for (name, bytes) in of_unknown_sound() {
+        write(&*volume, name, &bytes).unwrap();
+        let (key, path) = (
+            internal_key(dir.path(), "pw"),
+            dir.path().join("music.index"),
+        );
+        let index = Index::read(&path, &key).unwrap();
+        let record = index.json(&path, &key, name).unwrap();
+        let texts = (record.get("title"), record.get("artist"));
+        assert_eq!(
+            texts,
+            (Some(&"Title".into()), Some(&"Artist".into())),
+            "{name}"
+        );
+    }
+}
