@@ -216,7 +216,7 @@ fn a_copy_of_a_segment_that_a_power_cut_tears_hides_nothing() {
         // A frame fails, so the next one goes into a copy; of that the sync fails.
         let steps = [
             Put(1),
-            Fail(2, false),
+            Fail(5, false),
             Fsync,
             Put(1),
             Put(1),
