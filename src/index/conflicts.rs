@@ -299,13 +299,19 @@ impl Tree {
     }
 
     /// What is added to the name of what was written at `at`.
-    fn conflict_mark(&self, at: Stamp, wall: Time, note: &str) -> String {
+    pub(super) fn conflict_mark(&self, at: Stamp, wall: Time, note: &str) -> String {
         let device = self.segments[at.segment as usize].device.to_string();
         format!(" (conflict, {}, {}{note})", &device[..8], utc_minute(wall))
     }
 
     /// `name` with a mark, and with a number where that is taken.
-    fn free_name(&self, parent: InodeIx, name: &[u8], mark: &str, has_extension: bool) -> Vec<u8> {
+    pub(super) fn free_name(
+        &self,
+        parent: InodeIx,
+        name: &[u8],
+        mark: &str,
+        has_extension: bool,
+    ) -> Vec<u8> {
         let mut count = 1u64;
         loop {
             let mark = match count {

@@ -17,7 +17,7 @@ use super::inode::*;
 use super::record::*;
 use super::several_bases::InBases;
 use super::tree::*;
-use super::versions::Loser;
+use super::versions::{Loser, covers_all};
 use crate::store::DeviceId;
 use crate::volume::{FileKind, Time};
 
@@ -182,7 +182,7 @@ impl Tree {
                 _ => {
                     let inode = inode.and_then(|id| self.find_id(id));
                     let by = &block.branches[change.branch];
-                    let kept = inode.map(|ix| (ix, self.take_losers_unknown_to(ix, &[by])));
+                    let kept = inode.map(|ix| (ix, self.take_losers_unknown_to(ix, by)));
                     let applied = self.apply(change.at, change.wall, change.record);
                     applied.map_err(|why| (change.at.segment, why))?;
                     if let Some((ix, kept)) = kept {
@@ -200,14 +200,8 @@ impl Tree {
             let Some(ix) = self.find_id(id) else {
                 continue;
             };
-            let by: Vec<&Branch> = contents
-                .iter()
-                .map(|place| &branches[block.changes[*place].branch])
-                .collect();
-            let kept = self.take_losers_unknown_to(ix, &by);
             let removals = yielding.get(&id).map_or(&[][..], Vec::as_slice);
             self.merge_contents(ix, &block, &contents, removals)?;
-            self.add_losers(ix, kept);
         }
         Ok(())
     }
@@ -245,7 +239,13 @@ impl Tree {
                 rdev: 0,
                 target: Vec::new(),
             };
-            let name = self.conflict_name(ROOT_IX, b"recovered", change.at, change.wall, true);
+            let note = if covers_all(content) {
+                ""
+            } else {
+                ", incomplete"
+            };
+            let mark = self.conflict_mark(change.at, change.wall, note);
+            let name = self.free_name(ROOT_IX, b"recovered", &mark, true);
             let place = LinkAt {
                 link: id,
                 inode: None,

@@ -8,6 +8,9 @@ use super::record::{Id, Record};
 use super::tree::Tree;
 use crate::volume::FileKind;
 
+/// So often it is tried which removals yield: each round settles those that depend on the ones before.
+const ROUNDS_MAX: usize = 8;
+
 /// A removal that yields.
 pub(super) struct Yielding {
     /// Its place in the block.
@@ -60,9 +63,11 @@ impl Names {
     }
 }
 
-/// What was changed in a block, and where: inodes (`true`), and links.
-fn touched(block: &Block) -> HashMap<(bool, Id), Vec<(usize, Stamp)>> {
-    let mut touched: HashMap<_, Vec<_>> = HashMap::new();
+/// What was changed in a block, and by which changes: inodes (`true`), and links.
+type Touched = HashMap<(bool, Id), Vec<(usize, Stamp)>>;
+
+fn touched(block: &Block) -> Touched {
+    let mut touched = Touched::new();
     for change in &block.changes {
         let here = (change.branch, change.at);
         let mut touch = |is_inode: bool, id: Id| {
@@ -95,41 +100,72 @@ impl Tree {
         let names = Names::of(block);
         let mut yielding: HashMap<Id, Vec<Yielding>> = HashMap::new();
         for (id, removals) in &names.removed {
-            let is_whole = self.are_whole(&names, *id, removals, block);
-            let mut applied = Vec::new();
-            for (removal, is_whole) in removals.iter().zip(is_whole) {
-                let by = removal.by;
-                let of = if is_whole { *id } else { removal.link };
-                let all = touched.get(&(is_whole, of)).into_iter().flatten().copied();
-                let beside: Vec<_> = all
-                    .filter(|other| !block.knows(by, *other) && !block.knows(*other, by))
-                    .collect();
-                let branch = &block.branches[by.0];
-                let yields =
-                    !beside.is_empty() || self.has_unknown(*id, removal.link, branch, is_whole);
-                let removed = Yielding {
-                    place: removal.place,
-                    by,
-                    beside,
-                    is_whole,
-                };
-                if yields {
-                    yielding.entry(*id).or_default().push(removed);
-                } else {
-                    applied.push((removal.link, removed));
+            // Which removals yield depends on which others do: a name whose removal yielded is still there.
+            let mut void = HashSet::new();
+            for _ in 0..ROUNDS_MAX {
+                let found = self.judge(&names, (*id, removals), block, (&touched, &void));
+                let now = found.iter().map(|removal| removal.place).collect();
+                yielding.insert(*id, found);
+                if std::mem::replace(&mut void, now) == void {
+                    break;
                 }
             }
-            yielding
-                .entry(*id)
-                .or_default()
-                .extend(self.last_name(&names, *id, applied));
         }
         yielding.retain(|_, removals| !removals.is_empty());
         yielding
     }
 
+    /// The removals of an inode's names that yield, if those at the places `void` of the block do.
+    fn judge(
+        &self,
+        names: &Names,
+        (id, removals): (Id, &[Named]),
+        block: &Block,
+        (touched, void): (&Touched, &HashSet<usize>),
+    ) -> Vec<Yielding> {
+        let is_whole = self.are_whole(names, id, removals, block, void);
+        let (mut yielding, mut applied) = (Vec::new(), Vec::new());
+        for (removal, whole) in removals.iter().zip(&is_whole) {
+            let by = removal.by;
+            // Whoever changed it and then removed it, too, did not mean it to stay.
+            let is_withdrawn = |change: &(usize, Stamp)| {
+                removals.iter().zip(&is_whole).any(|(other, is_whole)| {
+                    *is_whole && !void.contains(&other.place) && block.knows(other.by, *change)
+                })
+            };
+            let of = if *whole { id } else { removal.link };
+            let all = touched.get(&(*whole, of)).into_iter().flatten().copied();
+            let beside: Vec<_> = all
+                .filter(|other| !block.knows(by, *other) && !block.knows(*other, by))
+                .filter(|other| !is_withdrawn(other))
+                .collect();
+            let branch = &block.branches[by.0];
+            let yields = !beside.is_empty() || self.has_unknown(id, removal.link, branch, *whole);
+            let removed = Yielding {
+                place: removal.place,
+                by,
+                beside,
+                is_whole: *whole,
+            };
+            if yields {
+                yielding.push(removed);
+            } else {
+                applied.push((removal.link, removed));
+            }
+        }
+        yielding.extend(self.last_name(names, id, applied));
+        yielding
+    }
+
     /// Of each removal of a name of an inode, whether it removes the inode.
-    fn are_whole(&self, names: &Names, id: Id, removals: &[Named], block: &Block) -> Vec<bool> {
+    fn are_whole(
+        &self,
+        names: &Names,
+        id: Id,
+        removals: &[Named],
+        block: &Block,
+        void: &HashSet<usize>,
+    ) -> Vec<bool> {
         /// More names than this are not told apart.
         const NAMES_MAX: usize = 500;
         if removals.len() > NAMES_MAX {
@@ -137,7 +173,7 @@ impl Tree {
         }
         let last: Vec<&Named> = removals
             .iter()
-            .filter(|removal| self.is_last_name(names, id, removal, block))
+            .filter(|removal| self.is_last_name(names, id, removal, block, void))
             .collect();
         // A device that goes on to remove the last one meant all of them.
         let is_whole = |removal: &Named| {
@@ -180,7 +216,14 @@ impl Tree {
     }
 
     /// Whether a removal takes the last name of an inode that its writer knew.
-    fn is_last_name(&self, names: &Names, id: Id, removal: &Named, block: &Block) -> bool {
+    fn is_last_name(
+        &self,
+        names: &Names,
+        id: Id,
+        removal: &Named,
+        block: &Block,
+        void: &HashSet<usize>,
+    ) -> bool {
         let made = names.made.get(&id).map_or(&[][..], Vec::as_slice);
         let removed = names.removed.get(&id).map_or(&[][..], Vec::as_slice);
         let is_known = |link: Id| {
@@ -193,9 +236,12 @@ impl Tree {
             !is_new || of_link.any(|made| block.knows(removal.by, made.by))
         };
         let is_gone = |link: Id| {
-            removed
-                .iter()
-                .any(|other| other.link == link && block.knows(removal.by, other.by))
+            // One that another device removed, and that yielded, was still there when this was written.
+            let writer = |by: (usize, Stamp)| block.branches[by.0].writer;
+            removed.iter().any(|other| {
+                let counts = !void.contains(&other.place) || writer(other.by) == writer(removal.by);
+                counts && other.link == link && block.knows(removal.by, other.by)
+            })
         };
         let all = self.names_of(names, id);
         let mut others = all.iter().filter(|link| **link != removal.link);

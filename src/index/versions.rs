@@ -36,6 +36,8 @@ struct Version {
     wall: Time,
     /// It was made on a version that is not to be had: what it did not write itself is of another one.
     is_patched: bool,
+    /// It lost in a block before.
+    has_lost: bool,
 }
 
 impl Tree {
@@ -162,16 +164,20 @@ impl Tree {
             mtime: inode.mtime.into(),
             wall: inode.ctime.into(),
             is_patched: false,
+            has_lost: false,
         }];
+        // A later session may go on from one that lost against what its writer did not know.
+        versions.extend(self.lost_versions(ix));
         for change in places.iter().map(|i| block.changes[*i]) {
             let refused = |why| (change.at.segment, why);
             match change.record {
                 Record::Content(content) => {
                     let (made_on, is_named) = self.made_on(content, change, &versions, block);
                     let built = self.next_version(content, change, &versions[made_on]);
+                    let built = built.map_err(refused)?;
                     versions.push(Version {
-                        is_patched: !is_named && !covers_all(content),
-                        ..built.map_err(refused)?
+                        is_patched: !covers_all(content) && (built.is_patched || !is_named),
+                        ..built
                     });
                 }
                 Record::Relocate(moved) => {
@@ -248,7 +254,24 @@ impl Tree {
             mtime: content.mtime.unwrap_or(change.wall),
             wall: change.wall,
             is_patched: base.is_patched,
+            has_lost: false,
         })
+    }
+
+    /// The versions of a file that lost in a block before.
+    fn lost_versions(&self, ix: InodeIx) -> Vec<Version> {
+        let losers = self.unsettled.as_ref().and_then(|u| u.losers.get(&ix));
+        let version = |loser: &Loser| Version {
+            at: loser.at,
+            branch: None,
+            extents: loser.extents.clone(),
+            plain_size: loser.plain_size,
+            mtime: loser.mtime,
+            wall: loser.wall,
+            is_patched: loser.is_patched,
+            has_lost: true,
+        };
+        losers.into_iter().flatten().map(version).collect()
     }
 
     fn choose(&mut self, ix: InodeIx, block: &Block, mut versions: Vec<Version>) {
@@ -292,7 +315,8 @@ impl Tree {
         } else {
             with_own.clone()
         };
-        candidates.sort_by_key(|tip| (!versions[*tip].is_patched, *tip));
+        let rank = |v: &Version| (!v.is_patched, !v.has_lost);
+        candidates.sort_by_key(|tip| (rank(&versions[*tip]), *tip));
         // From the latest on: of equal ones the latest stays.
         for tip in candidates.iter().rev() {
             if kept.iter().all(|k| !same(&versions[*k], &versions[*tip])) {
@@ -346,15 +370,12 @@ impl Tree {
         }
     }
 
-    /// Takes out the versions of a file that lost before, and that none of these writers knew: whoever writes on top of
-    /// the others has kept those, or is one of them.
-    pub(super) fn take_losers_unknown_to(&mut self, ix: InodeIx, by: &[&Branch]) -> Vec<Loser> {
+    /// Takes out the versions of a file that lost before, and that this writer did not know: whoever writes on top of the
+    /// others has kept those, or is one of them.
+    pub(super) fn take_losers_unknown_to(&mut self, ix: InodeIx, by: &Branch) -> Vec<Loser> {
         let losers = self.unsettled.as_mut().and_then(|u| u.losers.remove(&ix));
-        let is_known = |loser: &Loser| {
-            by.iter().any(|branch| {
-                branch.segment == loser.at.segment || self.is_known(loser.at, &branch.known)
-            })
-        };
+        let is_known =
+            |loser: &Loser| by.segment == loser.at.segment || self.is_known(loser.at, &by.known);
         let (known, unknown): (Vec<_>, Vec<_>) = losers.into_iter().flatten().partition(is_known);
         self.add_losers(ix, known);
         unknown
@@ -381,7 +402,7 @@ impl Tree {
 }
 
 /// Whether contents say where every byte of the file lies.
-fn covers_all(content: &Content) -> bool {
+pub(super) fn covers_all(content: &Content) -> bool {
     let mut end = 0;
     for splice in &content.splices {
         if splice.plain_offset != end {

@@ -79,7 +79,9 @@ impl<'a> Cover<'a> {
 
     /// The segment that a base was made of, where its stamps name it.
     fn stamped(&self, device: DeviceId, number: u64) -> Option<ObjectId> {
-        let mut stamps = self.bases.iter().flat_map(|b| stamps(b));
+        // The segment that was open beside a base is in its list, too: a crash may have taken it.
+        let covering = self.bases.iter().filter(|b| number_in(b, device) >= number);
+        let mut stamps = covering.flat_map(|b| stamps(b));
         let found = stamps.find(|s| s.device == device && s.number == number)?;
         Some(found.segment)
     }

@@ -302,3 +302,96 @@ fn a_version_of_which_only_a_part_is_known_says_so() {
         .unwrap();
     assert!(other.ends_with(", incomplete)"), "{other}");
 }
+
+#[test]
+fn sessions_go_on_from_a_version_that_a_base_does_not_have() {
+    // What the second session does: a touch says nothing of the contents.
+    let second: [fn(&Vault); 2] = [|v| touch(v, "/doc"), |v| append(v, "/doc", b"2")];
+    for second in second {
+        let mut fleet = fleet(2, |v| put(v, "/doc", b"0").unwrap());
+        fleet[1].session(|v| append(v, "/doc", b"B"));
+        fleet[1].session(second);
+        fleet[0].session(|v| {
+            append(v, "/doc", b"A");
+            base(v);
+        });
+        let shown = merged(&mut fleet);
+        assert!(
+            contents(&shown).iter().any(|text| text.contains('B')),
+            "{:?}",
+            contents(&shown)
+        );
+        assert_eq!(shown["/doc"].as_deref(), Some(&b"0A"[..]));
+    }
+}
+
+#[test]
+fn a_mixture_of_two_versions_does_not_take_the_name() {
+    let mut fleet = fleet(2, |v| put(v, "/doc", b"0").unwrap());
+    fleet[1].session(|v| {
+        append(v, "/doc", b"B");
+        append(v, "/doc", b"2");
+    });
+    fleet[0].session(|v| {
+        put(v, "/doc", b"A").unwrap();
+        base(v);
+    });
+    let shown = merged(&mut fleet);
+    assert_eq!(shown["/doc"].as_deref(), Some(&b"A"[..]));
+    let mixed = shown
+        .keys()
+        .find(|name| name.contains("(conflict"))
+        .unwrap();
+    assert!(mixed.ends_with(", incomplete)"), "{mixed}");
+}
+
+#[test]
+fn a_removal_that_yielded_has_removed_no_name() {
+    for changes_it in [false, true] {
+        let mut fleet = fleet(3, |v| put(v, "/f", b"0").unwrap());
+        fleet[1].session(|v| remove(v, "/f").unwrap());
+        fleet[0].session(|v| put(v, "/f", b"0A").unwrap());
+        pull(&fleet, 0, 1);
+        fleet[0].session(|v| {
+            link(v, "/f", "/f.lock");
+            remove(v, "/f.lock").unwrap();
+        });
+        fleet[2].session(|v| match changes_it {
+            true => put(v, "/f", b"0C").unwrap(),
+            false => chmod(v, "/f"),
+        });
+        let shown = merged(&mut fleet);
+        assert!(
+            contents(&shown).contains(&"0A".into()),
+            "{:?}",
+            contents(&shown)
+        );
+        assert!(!shown.contains_key("/f.lock"));
+    }
+}
+
+#[test]
+fn what_both_changed_and_then_removed_is_gone() {
+    let work = |v: &Vault| {
+        chmod(v, "/f");
+        remove(v, "/f").unwrap();
+    };
+    let shown = two(|v| put(v, "/f", b"0").unwrap(), work, work);
+    assert_eq!(shown, Shown::new());
+}
+
+#[test]
+fn what_was_removed_stays_away_while_an_older_base_is_there() {
+    let mut fleet = fleet(2, |v| {
+        put(v, "/doc", b"0").unwrap();
+        base(v);
+    });
+    fleet[0].session(|v| put(v, "/doc", b"1").unwrap());
+    pull(&fleet, 1, 0);
+    fleet[1].session(|v| remove(v, "/doc").unwrap());
+    fleet[0].session(|v| {
+        put(v, "/other", b"other").unwrap();
+        base(v);
+    });
+    assert_eq!(contents(&merged(&mut fleet)), ["other"]);
+}
