@@ -12,6 +12,7 @@ use rustix::fs::{Advice, AtFlags, FallocateFlags, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::folder::{FILE_FLAGS, FILE_MODE};
+use super::marks::Marks;
 use super::{Growing, Object, ObjectId, STREAM_ALIGNMENT};
 use crate::error::{Error, Kind, Result};
 
@@ -181,6 +182,8 @@ pub(super) struct GrowingFile {
     identity: Mutex<Option<Identity>>,
     /// It is so long at least.
     len: AtomicU64,
+    /// What it must still hold.
+    marks: Mutex<Marks>,
     /// The folder that it lies in, whose sync makes its name durable.
     folder: Arc<OwnedFd>,
     /// The name is durable.
@@ -193,6 +196,8 @@ pub(super) struct GrowingFile {
     write_failed: AtomicBool,
     /// A sync failed. The kernel forgets the pages that it could not write, so a later sync would say yes without them.
     sync_failed: AtomicBool,
+    /// Somebody else wrote to it.
+    overwritten: AtomicBool,
 }
 
 impl GrowingFile {
@@ -210,12 +215,14 @@ impl GrowingFile {
             writing: Mutex::default(),
             identity: Mutex::new(Some(identity)),
             len: AtomicU64::new(0),
+            marks: Mutex::default(),
             folder,
             named: AtomicBool::new(false),
             allocated: AtomicU64::new(0),
             durable: AtomicU64::new(0),
             write_failed: AtomicBool::new(false),
             sync_failed: AtomicBool::new(false),
+            overwritten: AtomicBool::new(false),
         })
     }
 
@@ -319,7 +326,35 @@ impl GrowingFile {
         self.allocate_ahead(data.len(), end);
         write_all(&self.file.fd, data, cipher_offset).map_err(|e| io_error(e, &self.file.name))?;
         self.len.fetch_max(end, Ordering::AcqRel);
+        self.marks.lock().note(data, cipher_offset);
         Ok(())
+    }
+
+    /// Makes sure that the file still holds what was written to it, as far as that shows. Where it does not, no sync
+    /// succeeds any more.
+    pub(super) fn check_contents(&self) -> Result<()> {
+        if self.overwritten.load(Ordering::Acquire) {
+            return Err(self.was_overwritten());
+        }
+        if self.identity.lock().is_none() {
+            return Ok(());
+        }
+        let (marks, expected) = (self.marks.lock().clone(), self.len.load(Ordering::Acquire));
+        if self.cipher_len()? >= expected && marks.are_in(&self.file.fd) {
+            self.marks.lock().were_seen(&marks);
+            return Ok(());
+        }
+        self.overwritten.store(true, Ordering::Release);
+        self.sync_failed.store(true, Ordering::Release);
+        Err(self.was_overwritten())
+    }
+
+    fn was_overwritten(&self) -> Error {
+        let what = "was overwritten or cut short while it is mounted, and cannot be written again";
+        Error::new(Kind::Displaced(what.into()), self.path.display()).hint(
+            "copy what was written lately to another place, then unmount. A sync tool, or a backup that is put back, must \
+             leave out the folder new/",
+        )
     }
 
     fn try_sync(&self) -> Result<()> {
@@ -404,6 +439,7 @@ impl Growing for GrowingFile {
     }
 
     fn sync(&self) -> Result<()> {
+        self.check_contents()?;
         if self.sync_failed.load(Ordering::Acquire) {
             return Err(self.poisoned());
         }

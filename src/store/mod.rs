@@ -13,6 +13,7 @@ mod descriptors;
 mod dir;
 mod file;
 mod folder;
+mod marks;
 mod memory;
 mod neighbours;
 mod own;

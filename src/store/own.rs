@@ -239,8 +239,8 @@ impl Own {
         }
     }
 
-    /// Makes sure that all that grows lies below the library's path, and writes again what does not. Costs one look at
-    /// each file.
+    /// Makes sure that all that grows lies below the library's path, and writes again what does not; and that it is what
+    /// was written. Costs a look at each file, and some at its contents.
     pub fn check(&self) -> Result<()> {
         let is_lost = |file: &Arc<GrowingFile>| {
             let is_there = file.is_at(rustix::fs::CWD, file.path());
@@ -248,6 +248,7 @@ impl Own {
         };
         // Asked without the lock: who creates a file must not wait for the store's answer.
         let growing: Vec<Arc<GrowingFile>> = self.growing.lock().values().cloned().collect();
+        growing.iter().try_for_each(|file| file.check_contents())?;
         match growing.iter().any(is_lost) {
             true => self.write_again(),
             false if growing.is_empty() => self.root.check().map(drop),

@@ -132,6 +132,57 @@ fn what_is_cut_short_is_not_said_to_be_durable() {
     }
 }
 
+/// Copies an older state of the files that grow over them, in place: as `cp -r backup/. library/` does.
+fn put_back(bench: &Bench, from: &str) {
+    let copied = Command::new("cp")
+        .arg("-r")
+        .arg(bench.path(from).join("."))
+        .arg(bench.path("store/lib/new"))
+        .status();
+    assert!(copied.unwrap().success());
+}
+
+#[test]
+fn what_is_overwritten_in_place_is_not_said_to_be_durable() {
+    let emptied = |bench: &Bench| {
+        for file in fs::read_dir(bench.new_folder()).unwrap() {
+            let file = File::options().write(true).open(file.unwrap().path());
+            file.unwrap().set_len(0).unwrap();
+        }
+    };
+    let older = |bench: &Bench| {
+        copy(bench, "store/lib/new", "copy");
+        bench.write("later", "later").unwrap();
+        put_back(bench, "copy");
+    };
+    // No sync comes between the copy and its return.
+    let unsynced = |bench: &Bench| {
+        copy(bench, "store/lib/new", "copy");
+        fs::write(bench.path("mnt/later"), "later").unwrap();
+        put_back(bench, "copy");
+    };
+    let foreign = |bench: &Bench| {
+        for file in fs::read_dir(bench.new_folder()).unwrap() {
+            let path = file.unwrap().path();
+            let len = fs::metadata(&path).unwrap().len() as usize;
+            let file = File::options().write(true).open(path);
+            io::Write::write_all(&mut file.unwrap(), &vec![b'x'; len]).unwrap();
+        }
+    };
+    let meddle: [&dyn Fn(&Bench); 4] = [&emptied, &older, &unsynced, &foreign];
+    for meddle in meddle {
+        let Some((bench, second)) = after(meddle) else {
+            return;
+        };
+        assert!(second.is_err());
+        let log = bench.log();
+        assert!(
+            log.contains("was overwritten or cut short") && log.contains("new/"),
+            "{log}"
+        );
+    }
+}
+
 #[test]
 fn a_mount_that_is_closed_after_meddling_has_everything() {
     for folder in ["new", "index"] {
