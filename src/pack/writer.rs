@@ -48,6 +48,8 @@ pub struct PackWriter {
     /// Sealed blocks on their way; kept from run to run, at most [`WRITE_LEN`] bytes.
     sealed: Vec<u8>,
     spoiled: bool,
+    /// The pack must not be shorter than this.
+    cipher_len_min: u64,
 }
 
 /// A pack with catalogue, padding and trailer; not yet synced or published.
@@ -82,7 +84,46 @@ impl PackWriter {
             catalogue: Catalogue::default(),
             sealed: Vec::new(),
             spoiled: false,
+            cipher_len_min: PACK_LEN_FLOOR,
         })
+    }
+
+    /// Gives a pack an end that a crash left without one: behind the last of these runs, which are in the order of
+    /// their places. What lies behind them is written over.
+    pub fn end_leftover(
+        file: Arc<dyn Growing>,
+        master: &MasterKey,
+        device: DeviceId,
+        runs: &[(Run, Note<'_>)],
+    ) -> Result<FinishedPack> {
+        let id = file.id();
+        let mut writer = Self {
+            id,
+            device,
+            key: master.object_key(&Header::new(Magic::Pack, id)),
+            cipher_len: HEADER_LEN as u32,
+            written_back: 0,
+            catalogue: Catalogue::default(),
+            sealed: Vec::new(),
+            spoiled: false,
+            cipher_len_min: file.cipher_len()?.max(PACK_LEN_FLOOR),
+            file,
+        };
+        let ends = runs
+            .iter()
+            .map(|(run, _)| run.cipher_offset + run.cipher_len());
+        writer.cipher_len = ends.fold(writer.cipher_len, u32::max);
+        for (run, note) in runs {
+            writer.catalogue.add(run, note);
+        }
+        // By now, paths may be longer than they were when place was kept for them.
+        if !writer.has_place_for_end() {
+            writer.catalogue = Catalogue::default();
+            for (run, note) in runs {
+                writer.catalogue.add(run, &Note { path: &[], ..*note });
+            }
+        }
+        writer.finish()
     }
 
     /// Its id.
@@ -98,6 +139,12 @@ impl PackWriter {
     /// Bytes written so far.
     pub fn cipher_len(&self) -> u32 {
         self.cipher_len
+    }
+
+    fn has_place_for_end(&self) -> bool {
+        let catalogue = self.catalogue.plain_len_max();
+        let end = self.cipher_len as usize + catalogue + SEAL_OVERHEAD + TRAILER_CIPHER_LEN;
+        catalogue <= CATALOGUE_PLAIN_MAX && end <= PACK_CIPHER_LEN as usize
     }
 
     /// Bytes of plaintext that the next run may have, catalogue and trailer counted in; 0: finish it.
@@ -223,11 +270,10 @@ impl PackWriter {
 
         let true_cipher_len =
             catalogue_cipher_offset + catalogue_cipher_len + TRAILER_CIPHER_LEN as u32;
-        let cipher_len = padme_len(u64::from(true_cipher_len), PACK_LEN_FLOOR) as u32;
-        debug_assert!(
-            cipher_len <= PACK_CIPHER_LEN,
-            "room() keeps place for the end"
-        );
+        let cipher_len = padme_len(u64::from(true_cipher_len), self.cipher_len_min) as u32;
+        if cipher_len > PACK_CIPHER_LEN {
+            return Err(Error::new(Kind::TooBig, self.file.name()));
+        }
         let padding = (cipher_len - true_cipher_len) as usize;
         end.resize(end.len() + padding, 0);
         random(&mut end[catalogue_cipher_len as usize..])?;

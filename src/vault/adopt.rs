@@ -1,8 +1,9 @@
 //! Adoption: what a crash left in this device's `new/` folder.
 //!
 //! Leftover segments are copied, in their order, into new ones that are published at once; contents that lie in
-//! packs which were never finished are copied with them, as far as it counts (`judge`). Nothing is ever added to a
-//! leftover. On a full disk what is of no use goes first, and a copy that could not be finished goes again.
+//! packs which were never finished are copied with them, as far as it counts (`judge`). Nothing is added to a
+//! leftover. On a full disk what is of no use goes first, and a copy that could not be finished goes again; packs are
+//! then given an end where they are (`full_disk`).
 
 use std::collections::HashSet;
 
@@ -83,7 +84,7 @@ impl Core {
         Ok(())
     }
 
-    fn show(&self, judged: &Judged) -> Result<()> {
+    pub(super) fn show(&self, judged: &Judged) -> Result<()> {
         let mut tree = self.tree.write();
         if self.others.are_there() {
             tree.expect_conflicts();
@@ -107,53 +108,8 @@ impl Core {
         Error::damaged(format_args!("new/{}/{}", self.device, segment.id), why)
     }
 
-    /// Where there is no room to adopt what a crash left: removes published packs that nothing needs once what is left
-    /// counts, what an adoption that was cut short published, and segments that a base covers. Whether that was
-    /// anything. Nothing is adopted with this tree.
-    pub(super) fn free_for_adoption(
-        &self,
-        accept: bool,
-        renamed: &[(ObjectId, ObjectId)],
-    ) -> Result<bool> {
-        if !self.may_collect() {
-            return Ok(false);
-        }
-        let Some(judged) = self.judge_leftovers(accept, renamed)? else {
-            return Ok(false);
-        };
-        self.show(&judged)?;
-        let named = judged.named(&judged.segments);
-        let mut garbage = Vec::new();
-        for (id, _) in self.store.list(Area::Data)? {
-            let info = self.tree.read().find_pack(id).copied();
-            let is_garbage = match info {
-                Some(info) => info.live_plain_bytes == 0,
-                None => self.is_own_pack(id),
-            };
-            // What a frame names has to open for the frame to count, whatever became of it later.
-            if is_garbage && !named.contains(&id) {
-                garbage.push(id);
-            }
-        }
-        let covers = !self.garbage.covered().is_empty();
-        if garbage.is_empty() && !covers {
-            return Ok(false);
-        }
-        // Durable before: else a crash would bring back a name without contents.
-        for id in self.needed(&judged) {
-            self.store.open_leftover(id)?.sync()?;
-        }
-        for id in &garbage {
-            log::info!("data/{id}: nothing refers to it, removed");
-            self.packs.forget(*id);
-            self.store.remove(Area::Data, *id)?;
-        }
-        self.remove_covered()?;
-        Ok(true)
-    }
-
     /// What of the folder is needed: segments, and the packs that frames name.
-    fn needed(&self, judged: &Judged) -> HashSet<ObjectId> {
+    pub(super) fn needed(&self, judged: &Judged) -> HashSet<ObjectId> {
         let mut needed = judged.named(&judged.segments);
         needed.extend(judged.segments.iter().map(|s| s.id));
         needed.retain(|id| judged.found.contains(id));

@@ -41,6 +41,7 @@ pub(crate) mod file;
 mod files;
 mod flush;
 mod follow;
+mod full_disk;
 mod handles;
 mod ids;
 mod index;

@@ -29,10 +29,11 @@ impl Threads {
         let former = core.take_over_former()?;
         core.adopt_leftovers(options.accept_rollback, adopted)
             .map_err(|e| match e.is_no_space() {
-                true => e.hint(
-                    "make room: up to 64 MiB are needed to take over what the last mount left. Nothing is lost, and \
+                true => e.hint(format_args!(
+                    "make room: {} MiB are needed to take over what the last mount left. Nothing is lost, and \
                      --read-only shows all of it meanwhile",
-                ),
+                    core.adoption_bytes().div_ceil(1 << 20)
+                )),
                 false => e,
             })?;
         if former.is_some() {
