@@ -1,5 +1,6 @@
 //! The folder of a library, as far as the commands need it: its slots.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -112,6 +113,59 @@ impl Library {
         [Area::Index, Area::Data]
             .iter()
             .any(|area| self.dir.join(area.name()).is_dir())
+    }
+
+    /// What to say where objects of a library are there, and nothing that could be a slot.
+    pub fn key_has_not_arrived(&self) -> Option<Error> {
+        let has_objects = |area| {
+            self.objects(area, usize::MAX)
+                .is_ok_and(|all| !all.is_empty())
+        };
+        if !has_objects(Area::Index) && !has_objects(Area::Data) {
+            return None;
+        }
+        let key = self.dir.join(Area::Key.name());
+        let what = match fs::symlink_metadata(&key) {
+            Err(_) => "the folder `key` is missing".into(),
+            Ok(meta) if meta.is_file() => {
+                "`key` is a file, and in a library it has to be a folder".into()
+            }
+            Ok(meta) if meta.is_symlink() && fs::metadata(&key).is_err() => {
+                "`key` is a symbolic link to something that is not there".into()
+            }
+            Ok(_) => self.key_without_slots(&key),
+        };
+        let text = format!("its key has not arrived yet: {what}");
+        let error = Error::new(Kind::RolledBack(text.into()), self.dir.display());
+        Some(error.hint(
+            "wait for the sync to finish, or restore the folder `key` from a copy; --recovery opens the library with the \
+             recovery code",
+        ))
+    }
+
+    /// What is in `key/` in the place of slots.
+    fn key_without_slots(&self, key: &Path) -> String {
+        let entries = fs::read_dir(key).into_iter().flatten().flatten();
+        let mut names: Vec<_> = entries.map(|e| (e.file_name(), e.file_type())).collect();
+        names.sort_by(|a, b| a.0.cmp(&b.0));
+        let is_slot = |name: &OsString| name.to_str().and_then(ObjectId::parse).is_some();
+        // One that would be a slot, first.
+        let in_place = names
+            .iter()
+            .find(|(name, _)| is_slot(name))
+            .or(names.first());
+        let Some((name, kind)) = in_place else {
+            return "the folder `key` is empty".into();
+        };
+        let name = name.to_string_lossy();
+        let name = name.escape_debug();
+        match kind {
+            Ok(kind) if kind.is_symlink() => {
+                format!("key/{name} is a symbolic link, and links are not followed in a library")
+            }
+            Ok(kind) if !kind.is_file() => format!("key/{name} is not a regular file"),
+            _ => format!("no file in `key` has the name of a slot; there is key/{name}"),
+        }
     }
 
     /// The objects of an area with their lengths in bytes, in the order of their names; more than `count_max` are an

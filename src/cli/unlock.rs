@@ -193,6 +193,9 @@ impl Library {
                 "restore it from a copy; --recovery opens the library with the recovery code";
             return Err(if damaged(&e) { e.hint(hint) } else { e });
         }
+        if let Some(lacking) = self.key_has_not_arrived() {
+            return Err(lacking);
+        }
         let hint = if self.has_contents() {
             "no file in its key folder is a slot: --recovery opens it with the recovery code"
         } else {

@@ -173,6 +173,51 @@ fn the_recovery_code_opens_without_any_slot() {
 }
 
 #[test]
+fn a_key_that_has_not_arrived_is_waited_for() {
+    let (bench, _) = Bench::with_library();
+    fs::create_dir(bench.path("src")).unwrap();
+    fs::write(bench.path("src/file"), "content").unwrap();
+    let made =
+        bench.run("convert --plain --new-password-file pw --new-recovery-file code src copy");
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    let (key, away) = (bench.path("copy/key"), bench.path("away"));
+    fs::rename(&key, &away).unwrap();
+    let says = |what: &str| {
+        for words in [
+            "info --password-file pw copy",
+            "verify --password-file pw copy",
+        ] {
+            let ended = bench.run(words);
+            assert_eq!(ended.code, 5, "{}", ended.stderr);
+            for part in [what, "has not arrived", "wait for the sync", "--recovery"] {
+                assert!(ended.stderr.contains(part), "{part}: {}", ended.stderr);
+            }
+        }
+    };
+    says("the folder `key` is missing");
+    std::os::unix::fs::symlink("nowhere", &key).unwrap();
+    says("is a symbolic link");
+    fs::remove_file(&key).unwrap();
+    fs::write(&key, "junk").unwrap();
+    says("`key` is a file");
+    fs::remove_file(&key).unwrap();
+    fs::create_dir(&key).unwrap();
+    says("the folder `key` is empty");
+    let name = fs::read_dir(&away)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .file_name();
+    fs::write(key.join("a.txt"), "").unwrap();
+    std::os::unix::fs::symlink(away.join(&name), key.join(&name)).unwrap();
+    says("is a symbolic link");
+    fs::remove_file(key.join(&name)).unwrap();
+    fs::create_dir(key.join(&name)).unwrap();
+    says("is not a regular file");
+}
+
+#[test]
 fn a_recovery_code_is_checked_against_what_is_stored() {
     let (bench, foreign) = Bench::with_library();
     fs::create_dir(bench.path("src")).unwrap();
