@@ -28,8 +28,14 @@ pub fn unmount(path: &Path) -> Result<()> {
     };
     // What cannot be written must not be met only when it is too late to go on.
     if let Some(farewell) = farewell.as_ref().filter(|f| !f.write_out(PATIENCE, false)) {
-        let unwritten = farewell.unwritten().filter(|text| !text.is_empty());
-        let unwritten = unwritten.map_or_else(String::new, |text| format!(" Not written: {text}."));
+        let unwritten = match farewell.unwritten() {
+            None => String::new(),
+            Some(text) if text.is_empty() => {
+                " The store has been given everything, and has not said yet that all of it is kept."
+                    .into()
+            }
+            Some(text) => format!(" Not written: {text}."),
+        };
         return Err(
             Error::new(Kind::NoAnswer("its store".into()), entry.point.display()).hint(
                 format_args!("it stays mounted.{unwritten} `umount --force` detaches it at once"),
