@@ -13,7 +13,7 @@ use super::segment::{Extent, SegmentReader};
 use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey, SLOT_LEN, Slot};
 use crate::error::{Error, Kind, Result};
 use crate::state::Head;
-use crate::store::{Area, DeviceId, ObjectId, Store};
+use crate::store::{Absent, Area, DeviceId, ObjectId, Store};
 
 mod chain;
 #[cfg(test)]
@@ -113,6 +113,8 @@ pub enum What {
     Part(Error),
     /// Nothing that this library's key opens.
     Strange(Error),
+    /// Not there itself: something stands for it.
+    Absent(Absent),
     /// What a later version wrote, or somebody who wants it to look so.
     Later(Error),
 }
@@ -141,6 +143,12 @@ impl Ignored {
             What::Strange(e) => format!(
                 "{e}; nothing in it opens with this library's key, and it is passed over: if it is the library's, {WAIT}"
             ),
+            What::Absent(absent) => {
+                format!(
+                    "index/{}: {absent}; it counts as not arrived: {WAIT}",
+                    absent.name
+                )
+            }
             What::Later(e) => e.to_string(),
         }
     }
@@ -211,6 +219,10 @@ impl Survey {
                 Err(e) => return Err(e),
             }
         }
+        for absent in store.absent(Area::Index)? {
+            let (id, what) = (absent.id, What::Absent(absent));
+            survey.ignored.push(Ignored { id, what });
+        }
         survey.find_copies();
         survey.check_key(store, master)?;
         survey.add_digests(store);
@@ -238,7 +250,7 @@ impl Survey {
             What::Strange(e) => Some(e),
             _ => None,
         });
-        let is_ours = |i: &Ignored| !matches!(i.what, What::Strange(_));
+        let is_ours = |i: &Ignored| !matches!(i.what, What::Strange(_) | What::Absent(_));
         match strange {
             Some(e)
                 if self.opened.is_empty()

@@ -21,7 +21,7 @@ use super::descriptors::{Closer, Descriptors};
 use super::file::{Identity, StoredFile, io_error, sync_folder};
 use super::folder::{FILE_FLAGS, FILE_MODE, Folder, Root, make_folder, rename_new, unlink};
 use super::own::Own;
-use super::{Area, DeviceId, Growing, Object, ObjectId, Space, Store, probe};
+use super::{Absent, Area, DeviceId, Growing, Object, ObjectId, Space, Store, probe};
 use crate::error::{Error, Kind, Result};
 
 /// Most objects that an area may hold: a folder that somebody filled with names must not eat all memory.
@@ -152,7 +152,7 @@ impl DirStore {
     }
 
     /// An area's folder; none where it is not there.
-    fn area(&self, area: Area) -> Result<Option<Arc<Folder>>> {
+    pub(super) fn area(&self, area: Area) -> Result<Option<Arc<Folder>>> {
         let slot = &self.areas[area as usize];
         if let Some(folder) = &*slot.read() {
             return Ok(Some(Arc::clone(folder)));
@@ -341,6 +341,10 @@ impl Store for DirStore {
             Some(folder) => self.objects(folder.fd.as_fd(), area.name()),
             None => Ok(Vec::new()),
         }
+    }
+
+    fn absent(&self, area: Area) -> Result<Vec<Absent>> {
+        self.find_absent(area)
     }
 
     fn open(&self, area: Area, id: ObjectId) -> Result<Arc<dyn Object>> {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Kind, Result};
 
+mod absent;
 mod descriptors;
 mod dir;
 mod file;
@@ -23,6 +24,7 @@ mod probe;
 mod tests;
 mod watched;
 
+pub use absent::Absent;
 pub use descriptors::Closer;
 pub use dir::{Access, DirStore};
 pub use memory::{Faults, MemoryStore};
@@ -168,12 +170,18 @@ pub trait Growing: Object {
     /// Makes what is written so far, and the file's name in `new/`, durable. After an error nothing may be added, and
     /// no later sync succeeds: [`Kind::Poisoned`].
     fn sync(&self) -> Result<()>;
+    /// Says that nothing in it counts any more: whatever becomes of it, [`Store::check_place`] is silent about it.
+    fn give_up(&self) {}
 }
 
 /// Where ciphertext lies. All methods may be called from several threads.
 pub trait Store: Send + Sync {
     /// Every object of an area with its length in bytes. Files that no object could be called are passed over.
     fn list(&self, area: Area) -> Result<Vec<(ObjectId, u64)>>;
+    /// What stands for objects of an area that are not there, as far as that can be told.
+    fn absent(&self, _area: Area) -> Result<Vec<Absent>> {
+        Ok(Vec::new())
+    }
     /// Opens an object. One that is not there is [`Kind::Missing`].
     fn open(&self, area: Area, id: ObjectId) -> Result<Arc<dyn Object>>;
     /// Adds a small object, whole and durable on return.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Area, Closer, DeviceId, Growing, Object, ObjectId, Space, Store};
+use super::{Absent, Area, Closer, DeviceId, Growing, Object, ObjectId, Space, Store};
 use crate::error::{Error, Kind, Result};
 use crate::overdue;
 use crate::volume::Silence;
@@ -176,6 +176,11 @@ impl Store for Watched {
         let _call = self.calls.begin();
         self.store.list(area)
     }
+    fn absent(&self, area: Area) -> Result<Vec<Absent>> {
+        let _waiting = overdue::wait()?;
+        let _call = self.calls.begin();
+        self.store.absent(area)
+    }
     fn open(&self, area: Area, id: ObjectId) -> Result<Arc<dyn Object>> {
         let _waiting = overdue::wait()?;
         let _call = self.calls.begin();
@@ -325,6 +330,9 @@ impl Growing for WatchedFile {
     fn sync(&self) -> Result<()> {
         let _call = self.calls.begin_write();
         self.file.sync()
+    }
+    fn give_up(&self) {
+        self.file.give_up();
     }
 }
 

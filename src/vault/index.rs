@@ -93,7 +93,10 @@ fn listed(ignored: &[Ignored]) -> String {
     let problems = ignored.iter().filter(|i| i.is_problem());
     let names: Vec<String> = problems
         .take(NAMED_MAX)
-        .map(|i| format!("index/{}", i.id))
+        .map(|i| match &i.what {
+            What::Absent(absent) => format!("index/{}", absent.name),
+            _ => format!("index/{}", i.id),
+        })
         .collect();
     names.join(", ")
 }

@@ -109,17 +109,57 @@ def test_strays(library):
                 print(what, flush=True)
                 opens(library, "file")
                 opens(library, "file", options=())
-                if kind in ("an empty file", "random bytes", "another library's", "a copy under another name") and area != "data":
+                is_no_file = kind in ("a folder", "a dangling link", "a link", "a pipe")
+                if kind in ("an empty file", "random bytes", "another library's", "a copy under another name") and area != "data" or is_no_file and area == "index":
                     check(name in said(library), f"{what}: nothing is said")
                 ask(library, "info")
                 text = ask(library, "verify", ok=(0, 5))
-                is_harmless = kind in ("a copy under another name", "a copy (1)", "a folder", "a dangling link", "a link", "a pipe") or (kind, area) == ("a slot", "key")
+                is_harmless = kind in ("a copy under another name", "a copy (1)") or is_no_file and area != "index" or (kind, area) == ("a slot", "key")
                 check(("0 problems" in text) == is_harmless, f"{what}: {text}")
                 check(is_harmless or name in text, f"{what}: {text}")
             finally:
                 stray = library.dir / area / name
                 stray.rmdir() if stray.is_dir() and not stray.is_symlink() else stray.unlink()
     foreign.close()
+
+
+@with_library
+def test_newest_segment_is_no_file(library):
+    """What stands for the newest segment is named: a link, a folder, a pipe, a cloud's placeholder, another name."""
+    index = library.dir / "index"
+    write(library, "first")
+    before = set(index.iterdir())
+    write(library, "second")
+    (segment,) = set(index.iterdir()) - before
+    away = library.dir.parent / "segment"
+    fresh = Library(workplace("fresh"))
+    fresh.dir = library.dir
+    os.rename(segment, away)
+    for name, make in (
+            (segment.name, lambda path: path.symlink_to(away)),
+            (segment.name, lambda path: path.symlink_to("nowhere")),
+            (segment.name, lambda path: path.mkdir()),
+            (segment.name, os.mkfifo),
+            (f".{segment.name}.icloud", Path.touch),
+            (f"{segment.name} (1)", lambda path: shutil.copy(away, path)),
+            (f"{segment.name}.cloud", Path.touch),
+            (segment.name.upper(), lambda path: shutil.copy(away, path))):
+        path = index / name
+        make(path)
+        opens(fresh, "first")
+        text = said(fresh)
+        check(f"index/{name}: " in text and "not arrived" in text, f"{name}: {text}")
+        text = library.hushfs("mount", "--password-file", library.password_file, library.dir, library.mnt, ok=(5,))
+        check(f"index/{name}" in text and "wait for the sync" in text, f"{name}: {text}")
+        for verb, ok in ("verify", 5), ("info", 0):
+            text = ask(fresh, verb, ok=(ok,))
+            check(f"index/{name}: " in text, f"{verb} with {name}: {text}")
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    os.rename(away, segment)
+    # Beside the segment itself they say nothing.
+    (index / f".{segment.name}.icloud").touch()
+    opens(library, "first", "second", options=())
+    check("index/" not in said(library), "a placeholder beside its file")
 
 
 @with_library

@@ -1,0 +1,137 @@
+//! What stands for an object that is not there: a link, as git-annex makes them, or what programs that keep files in a
+//! cloud leave in a file's place, or a name that was changed on the way.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use rustix::fs::{AtFlags, Dir, FileType};
+
+use super::dir::DirStore;
+use super::{Area, ObjectId};
+use crate::error::Result;
+
+/// More are not named.
+const NAMED_MAX: usize = 1000;
+/// Names of files that are on their way end so.
+const TEMPORARY: [&str; 3] = [".tmp", ".part", ".partial"];
+
+/// Something in an area that stands for an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Absent {
+    /// The object.
+    pub id: ObjectId,
+    /// Its name, in its area's folder.
+    pub name: String,
+    what: What,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Link,
+    NoFile,
+    OtherName,
+}
+
+impl fmt::Display for Absent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.what {
+            What::Link => write!(
+                f,
+                "is a symbolic link, and links are not followed in a library"
+            ),
+            What::NoFile => write!(f, "is not a regular file"),
+            What::OtherName => write!(
+                f,
+                "has another name than the file that it is or stands for, {}, which is not there",
+                self.id
+            ),
+        }
+    }
+}
+
+impl DirStore {
+    /// See [`Store::absent`](super::Store::absent).
+    pub(super) fn find_absent(&self, area: Area) -> Result<Vec<Absent>> {
+        let Some(folder) = self.area(area)? else {
+            return Ok(Vec::new());
+        };
+        let (mut there, mut found) = (HashSet::new(), Vec::new());
+        let entries = self.root.descriptors.open(|| Dir::read_from(&folder.fd));
+        for entry in entries.map_err(|e| self.root.error(e, area.name()))? {
+            let entry = entry.map_err(|e| self.root.error(e, area.name()))?;
+            let Ok(name) = entry.file_name().to_str() else {
+                continue;
+            };
+            let kind = || match entry.file_type() {
+                FileType::Unknown => {
+                    let flags = AtFlags::SYMLINK_NOFOLLOW;
+                    let stat = rustix::fs::statat(&folder.fd, entry.file_name(), flags);
+                    stat.map_or(FileType::Unknown, |s| FileType::from_raw_mode(s.st_mode))
+                }
+                known => known,
+            };
+            let (id, what) = match (ObjectId::parse(name), stands_for(name)) {
+                (Some(id), _) => match kind() {
+                    // Gone meanwhile, or nothing is known of it.
+                    FileType::RegularFile | FileType::Unknown => {
+                        there.insert(id);
+                        continue;
+                    }
+                    FileType::Symlink => (id, What::Link),
+                    _ => (id, What::NoFile),
+                },
+                (None, Some(id)) => (id, What::OtherName),
+                (None, None) => continue,
+            };
+            if found.len() < NAMED_MAX {
+                let name = name.to_owned();
+                found.push(Absent { id, name, what });
+            }
+        }
+        found.retain(|absent| !there.contains(&absent.id));
+        Ok(found)
+    }
+}
+
+/// The object whose placeholder has this name, or a copy of which: `.ID.icloud`, `ID (1)`, `ID.cloud`, an id in upper
+/// case. Not where it is a file on its way.
+fn stands_for(name: &str) -> Option<ObjectId> {
+    let placeholder = name
+        .strip_prefix('.')
+        .and_then(|n| n.strip_suffix(".icloud"));
+    let name = placeholder.unwrap_or(name);
+    let (id, rest) = name.split_at_checked(32)?;
+    if rest.starts_with(char::is_alphanumeric) || TEMPORARY.iter().any(|t| rest.ends_with(t)) {
+        return None;
+    }
+    ObjectId::parse(&id.to_ascii_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_placeholder_is_known_by_its_name() {
+        let id = "0123456789abcdef0123456789abcdef";
+        for name in [
+            format!(".{id}.icloud"),
+            format!("{id} (1)"),
+            format!("{id}.sync-conflict-1"),
+            id.to_uppercase(),
+        ] {
+            assert_eq!(stands_for(&name), ObjectId::parse(id), "{name}");
+        }
+        for name in [
+            format!(".{id}.Ab3dEf"),
+            format!(".syncthing.{id}.tmp"),
+            format!("{id}.partial"),
+            format!("{id}0"),
+            format!("._{id}"),
+            id[1..].to_owned(),
+            "ä".repeat(32),
+        ] {
+            assert_eq!(stands_for(&name), None, "{name}");
+        }
+    }
+}
