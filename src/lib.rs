@@ -71,7 +71,8 @@
 //!
 //! 1. After close(2), or the answer to any operation on names and attributes, killing the process loses nothing. After
 //!    fsync(2), cutting the power loses nothing. The state after a crash is that of one moment after the last fsync.
-//!    Where somebody removes or replaces files of the library meanwhile, fsync(2) writes again what it can, or fails.
+//!    Where somebody removes, replaces or overwrites files of the library meanwhile, fsync(2) writes again what it can,
+//!    or fails.
 //! 2. Every byte that comes from the store is authenticated before it is used.
 //! 3. Plaintext, of names or contents, is never written to a disk. Names of files are logged where the log is a terminal
 //!    or a file of the user's; in the system's log, at the level debug only.

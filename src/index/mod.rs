@@ -8,6 +8,7 @@ mod encoding;
 pub mod extents;
 mod history;
 mod inode;
+mod kept;
 mod links;
 mod merge;
 mod numbers;

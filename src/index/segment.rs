@@ -8,6 +8,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::encoding::{from_cbor, to_cbor};
+use super::kept::Kept;
 use super::record::{Closing, Frame, Opening, SegmentId};
 use crate::crypto::{
     HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, random, random_id,
@@ -52,6 +53,8 @@ pub struct SegmentWriter {
     cipher_len: u64,
     digest: Sha256,
     buffer: Vec<u8>,
+    /// All that was written; of a base, which may be long and has no need of it, nothing.
+    kept: Vec<u8>,
     spoiled: bool,
 }
 
@@ -82,6 +85,7 @@ impl SegmentWriter {
             cipher_len: 0,
             digest: Sha256::new(),
             buffer: header.encode().to_vec(),
+            kept: Vec::new(),
             spoiled: false,
         };
         let written = writer.write_message(Part::Frame, &to_cbor(opening));
@@ -110,6 +114,13 @@ impl SegmentWriter {
     /// Frames written, the opening counted in.
     pub fn frames(&self) -> u64 {
         self.frames
+    }
+    /// What was written to it, whatever has become of the file.
+    pub fn kept(&self) -> Arc<dyn Object> {
+        Arc::new(Kept {
+            name: self.file.name(),
+            bytes: self.kept.clone(),
+        })
     }
     /// Whether a write failed: nothing may be added.
     pub fn is_spoiled(&self) -> bool {
@@ -198,6 +209,9 @@ impl SegmentWriter {
         written?;
         self.digest.update(&self.buffer);
         self.cipher_len += self.buffer.len() as u64;
+        if self.number != 0 {
+            self.kept.extend_from_slice(&self.buffer);
+        }
         self.buffer.clear();
         self.buffer.shrink_to(1 << 20);
         Ok(())

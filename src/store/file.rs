@@ -198,6 +198,8 @@ pub(super) struct GrowingFile {
     sync_failed: AtomicBool,
     /// Somebody else wrote to it.
     overwritten: AtomicBool,
+    /// See [`Growing::give_up`].
+    given_up: AtomicBool,
 }
 
 impl GrowingFile {
@@ -223,7 +225,12 @@ impl GrowingFile {
             write_failed: AtomicBool::new(false),
             sync_failed: AtomicBool::new(false),
             overwritten: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
         })
+    }
+
+    pub(super) fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Acquire)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -350,10 +357,10 @@ impl GrowingFile {
     }
 
     fn was_overwritten(&self) -> Error {
-        let what = "was overwritten or cut short while it is mounted, and cannot be written again";
+        let what = "was overwritten or cut short while it is mounted";
         Error::new(Kind::Displaced(what.into()), self.path.display()).hint(
-            "copy what was written lately to another place, then unmount. A sync tool, or a backup that is put back, must \
-             leave out the folder new/",
+            "what is still known of it is written again, and what is lost is logged. A sync tool, or a backup that is put \
+             back, must leave out the folder new/",
         )
     }
 
@@ -420,6 +427,10 @@ impl Growing for GrowingFile {
             // On a full disk the part that was written, and what was allocated ahead, is wanted for something else.
             let _ = retry_on_intr(|| rustix::fs::ftruncate(&self.file.fd, cipher_offset));
         })
+    }
+
+    fn give_up(&self) {
+        self.given_up.store(true, Ordering::Release);
     }
 
     fn write_back(&self, cipher_offset: u64, cipher_len: u64) {

@@ -92,3 +92,51 @@ impl Marks {
         self.stride = 1;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn a_hole_shows_however_many_writes_there_were() {
+        const LEN: usize = 100;
+        let file = tempfile::tempfile().unwrap();
+        let fd = OwnedFd::from(file.try_clone().unwrap());
+        let mut marks = Marks::default();
+        let write = |marks: &mut Marks, i: usize| {
+            let data: Vec<u8> = (0..LEN).map(|at| (i * 31 + at * 7) as u8 | 1).collect();
+            file.write_all_at(&data, (i * LEN) as u64).unwrap();
+            marks.note(&data, (i * LEN) as u64);
+        };
+        for i in 0..1000 {
+            write(&mut marks, i);
+        }
+        assert!(marks.marks.len() <= MARKS_MAX && marks.are_in(&fd));
+        let cut = |from: u64| {
+            let file_len = file.metadata().unwrap().len();
+            let mut rest = vec![0; (file_len - from) as usize];
+            file.read_exact_at(&mut rest, from).unwrap();
+            file.set_len(from).unwrap();
+            rest
+        };
+        // The last part goes, and more is written behind it.
+        for from in [0, 48_000, 90_000] {
+            let rest = cut(from);
+            assert!(!marks.are_in(&fd), "{from}");
+            file.set_len(200_000).unwrap();
+            assert!(!marks.are_in(&fd), "{from}");
+            file.write_all_at(&rest, from).unwrap();
+            assert!(marks.are_in(&fd));
+        }
+        // What was seen needs no more than its beginning and its end.
+        let seen = marks.clone();
+        write(&mut marks, 1000);
+        marks.were_seen(&seen);
+        assert!(marks.marks.len() <= 3 && marks.are_in(&fd));
+        cut(95_000);
+        file.set_len(200_000).unwrap();
+        assert!(!marks.are_in(&fd));
+    }
+}

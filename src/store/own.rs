@@ -247,7 +247,14 @@ impl Own {
             !is_there.unwrap_or(false)
         };
         // Asked without the lock: who creates a file must not wait for the store's answer.
-        let growing: Vec<Arc<GrowingFile>> = self.growing.lock().values().cloned().collect();
+        let growing: Vec<Arc<GrowingFile>> = {
+            let growing = self.growing.lock();
+            growing
+                .values()
+                .filter(|f| !f.is_given_up())
+                .cloned()
+                .collect()
+        };
         growing.iter().try_for_each(|file| file.check_contents())?;
         match growing.iter().any(is_lost) {
             true => self.write_again(),
@@ -269,7 +276,7 @@ impl Own {
         let relative = |id: ObjectId| Path::new(&self.name).join(id.to_string());
         let mut lost = Vec::new();
         for (id, file) in &*growing {
-            if !file.is_at(&self.root.fd, &relative(*id))? {
+            if !file.is_given_up() && !file.is_at(&self.root.fd, &relative(*id))? {
                 lost.push((id, file));
             }
         }

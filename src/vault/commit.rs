@@ -330,14 +330,14 @@ impl Core {
                 let journal = self.journal.lock();
                 if journal.durable >= journal.appended {
                     drop(journal);
-                    return self.check_place();
+                    return self.check_place().inspect_err(|_| self.replace_ruined());
                 }
                 journal.sync_point()
             };
             let synced = self.sync_packs_and(segment.as_deref());
             if synced.is_ok() {
                 // Durable, and where nobody will find it: not what was asked for.
-                self.check_place()?;
+                self.check_place().inspect_err(|_| self.replace_ruined())?;
             }
             let mut journal = self.journal.lock();
             if let Err(e) = synced {
@@ -350,6 +350,14 @@ impl Core {
             if journal.synced(segment.as_deref(), appended) {
                 return Ok(());
             }
+        }
+    }
+
+    /// What is not what was written any more, and was synced before, goes the way of what cannot be synced.
+    fn replace_ruined(&self) {
+        self.contents.put_back_unsynced(self.contents.growing());
+        if let Err(e) = self.journal.lock().replace_unsyncable(&self.tree) {
+            log::warn!("{e}");
         }
     }
 

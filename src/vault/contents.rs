@@ -232,7 +232,11 @@ impl Contents {
 
     /// A sync can do without this pack: nothing in it counts any more.
     pub fn forget_unsynced(&self, id: PackId) {
-        self.inner.lock().unsynced.remove(&id);
+        let mut inner = self.inner.lock();
+        let unsynced = inner.unsynced.remove(&id);
+        if let Some(file) = unsynced.or_else(|| inner.spoiled.get(&id).cloned()) {
+            file.give_up();
+        }
     }
 
     /// Nothing refers to this failed pack any more.
@@ -281,6 +285,14 @@ impl Contents {
                 cipher_len: p.cipher_len,
             })
             .collect()
+    }
+
+    /// The files of the packs that are not published and did not fail.
+    pub fn growing(&self) -> Vec<Arc<dyn Growing>> {
+        let inner = self.inner.lock();
+        let open = inner.open.as_ref().map(PackWriter::file);
+        let finished = inner.finished.iter().map(|pack| pack.file.clone());
+        open.into_iter().chain(finished).collect()
     }
 
     /// Publishes the finished packs among `packs`, which are synced.

@@ -17,7 +17,7 @@ use crate::index::{
 };
 use crate::overdue;
 use crate::state::Head;
-use crate::store::{DeviceId, Growing, ObjectId, Store};
+use crate::store::{DeviceId, Growing, Object, ObjectId, Store};
 use crate::volume::Time;
 
 /// Room that is kept back, so that a deletion can be recorded on a full disk.
@@ -230,12 +230,13 @@ impl Journal {
             return Ok(None);
         };
         let (old, expected) = (open.writer.id(), open.writer.frames());
+        let kept = open.writer.kept();
         let opening = self.opening(open.writer.number(), None);
         let mut writer = SegmentWriter::create(&*self.store, &self.master, &opening)?;
         let new = writer.id();
         // The old file holds what was promised, and is removed: the new one has to be durable before.
         let copied = self
-            .copy_frames(old, expected, &mut writer)
+            .copy_frames((old, kept), expected, &mut writer)
             .and_then(|()| writer.file().sync());
         if let Err(e) = copied {
             self.store.discard(new)?;
@@ -252,10 +253,14 @@ impl Journal {
     }
 
     /// The frames that count: one whose write failed may be there nevertheless.
-    fn copy_frames(&self, old: ObjectId, expected: u64, to: &mut SegmentWriter) -> Result<()> {
+    fn copy_frames(
+        &self,
+        (old, kept): (ObjectId, Arc<dyn Object>),
+        expected: u64,
+        to: &mut SegmentWriter,
+    ) -> Result<()> {
         let new = to.id();
-        let file = self.store.open_leftover(old)?;
-        let reader = SegmentReader::open(file, old, &self.master, SegmentExtent::Leftover)?;
+        let reader = SegmentReader::open(kept, old, &self.master, SegmentExtent::Leftover)?;
         reader.frames(|mut frame| {
             if to.frames() < expected {
                 rename_segment(&mut frame.records, old, new);

@@ -126,7 +126,7 @@ fn what_is_cut_short_is_not_said_to_be_durable() {
     if let Some((bench, _)) = after(cut) {
         let log = bench.log();
         assert!(
-            log.contains("cannot be written again") && log.contains("new/"),
+            log.contains("was overwritten or cut short") && log.contains("new/"),
             "{log}"
         );
     }
@@ -170,8 +170,8 @@ fn what_is_overwritten_in_place_is_not_said_to_be_durable() {
         }
     };
     let meddle: [&dyn Fn(&Bench); 4] = [&emptied, &older, &unsynced, &foreign];
-    for meddle in meddle {
-        let Some((bench, second)) = after(meddle) else {
+    for (i, meddle) in meddle.into_iter().enumerate() {
+        let Some((mut bench, second)) = after(meddle) else {
             return;
         };
         assert!(second.is_err());
@@ -180,6 +180,29 @@ fn what_is_overwritten_in_place_is_not_said_to_be_durable() {
             log.contains("was overwritten or cut short") && log.contains("new/"),
             "{log}"
         );
+        // It goes on, with all but the contents that are in no file any more.
+        let started = Instant::now();
+        while bench.write("third", "three").is_err() {
+            assert!(started.elapsed() < PATIENCE, "{}", bench.log());
+            thread::sleep(Duration::from_millis(100));
+        }
+        bench.kill();
+        bench.mount();
+        assert_eq!(bench.read("third"), "three");
+        let is_older = (1..3).contains(&i);
+        for (name, text) in [("first", "one"), ("second", "two"), ("later", "later")] {
+            match fs::read_to_string(bench.path("mnt").join(name)) {
+                Ok(read) => assert_eq!(read, text),
+                Err(e) if name == "later" && e.kind() == io::ErrorKind::NotFound => {
+                    assert!(!is_older, "{name}: {e}");
+                }
+                Err(e) => {
+                    assert_eq!(e.raw_os_error(), Some(libc::EIO), "{name}: {e}");
+                    assert!(name != "first" || !is_older, "what was put back");
+                }
+            }
+        }
+        bench.umounts();
     }
 }
 
