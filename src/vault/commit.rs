@@ -39,6 +39,8 @@ pub struct Shared {
     has_changes: AtomicBool,
     /// Something could not be written for want of room, so what is dead has to go.
     room_wanted: AtomicBool,
+    /// Contents were lost that nobody may have been told of.
+    has_lost: AtomicBool,
 }
 
 #[derive(Default)]
@@ -126,6 +128,11 @@ impl Shared {
         self.wake.notify_one();
     }
 
+    /// Contents were lost: who unmounts is told.
+    pub fn note_loss(&self) {
+        self.has_lost.store(true, Ordering::Release);
+    }
+
     /// There was no room to write something. Unlike [`Shared::request_room`] for who cannot wait.
     pub fn want_room(&self) {
         if !self.room_wanted.swap(true, Ordering::AcqRel) {
@@ -183,7 +190,17 @@ impl Committer {
             log::warn!("{e}");
         }
         core.journal.lock().discard_empty()?;
-        flushed.and(collected).and(gone.map_or(Ok(()), Err))
+        let lost = match core.commit.has_lost.swap(false, Ordering::AcqRel) {
+            true => Err(Error::damaged(
+                "contents",
+                "some were lost while it was mounted; the log lists them",
+            )),
+            false => Ok(()),
+        };
+        flushed
+            .and(collected)
+            .and(gone.map_or(Ok(()), Err))
+            .and(lost)
     }
 
     /// Ends the thread, with all that waits answered.

@@ -70,6 +70,7 @@ impl Core {
                     let name = logged::file_name(ino, self.path_of(ino));
                     log::error!("{name}: bytes {from} to {to} are lost: {e}");
                     lost.push((ino, from, to));
+                    self.commit.note_loss();
                     if let Some(file) = self.opened(ino) {
                         // Who closes it is told.
                         let mut state = file.state.lock();

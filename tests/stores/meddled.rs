@@ -180,6 +180,17 @@ fn what_is_overwritten_in_place_is_not_said_to_be_durable() {
             log.contains("was overwritten or cut short") && log.contains("new/"),
             "{log}"
         );
+        // Who unmounts is told of what is lost.
+        if i == 0 {
+            let ended = bench.umount();
+            assert!(
+                ended.code == 5 && ended.stderr.contains("lost"),
+                "{}",
+                ended.stderr
+            );
+            bench.mount();
+            bench.write("third", "three").unwrap();
+        }
         // It goes on, with all but the contents that are in no file any more.
         let started = Instant::now();
         while bench.write("third", "three").is_err() {

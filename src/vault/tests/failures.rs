@@ -443,6 +443,10 @@ fn what_is_lost_in_a_failed_pack_does_not_hold_up_every_sync() {
     bench.vault.flush(lost, handle).unwrap();
     bench.vault.release(lost, handle);
     bench.core().publish().unwrap();
+    // So is who unmounts.
+    let told = [(); 2].map(|()| bench.vault.close().map_err(|e| e.to_string()));
+    assert!(told[0].as_ref().unwrap_err().contains("the log lists them"));
+    assert_eq!(told[1], Ok(()));
     for _ in 0..2 {
         assert!(bench.read("later").unwrap() == [2; 3000]);
         assert!(bench.read("kept").unwrap() == [3; 20_000]);
