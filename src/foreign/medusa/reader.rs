@@ -420,11 +420,14 @@ mod tests {
             let at = (frame * FRAME_PLAIN_LEN) as u64;
             reader.read_exact_at(at, &mut byte).unwrap();
         }
-        for frame in 0..FRAMES - 1 {
+        for frame in 0..FRAMES - 2 {
             let at = (frame * FRAME_PLAIN_LEN) as u64;
             reader.read_exact_at(at, &mut byte).unwrap();
         }
-        // The thread may have come to the last frame, which it was given before its turn.
+        // With the last but one, the thread comes to the last frame, which it was given before its turn: perhaps before
+        // this read has its answer.
+        let at = ((FRAMES - 2) * FRAME_PLAIN_LEN) as u64;
+        let _ = reader.read_exact_at(at, &mut byte);
         let order = reader.order.as_ref().unwrap();
         let end = Instant::now() + Duration::from_secs(60);
         while order.working.load(Ordering::Acquire) {
