@@ -162,7 +162,7 @@ def test_copy(library):
     check("room back" in said(copy), "what a new device means is not said")
     same(len(states(library)), 2, "state files")
     check(info(library, copy.dir)["device"] != info(library)["device"], "the copy has the library's device")
-    check("give" in info(library, copy.dir)["collects not because"], "info does not say what it means")
+    check("frees no space" in info(library, copy.dir)["collects not because"], "info does not say what it means")
     copy.log.unlink()
     copy.mount()
     (copy.mnt / "again").write_bytes(DATA)
