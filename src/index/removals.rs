@@ -11,6 +11,9 @@ use crate::volume::FileKind;
 /// So often it is tried which removals yield: each round settles those that depend on the ones before.
 const ROUNDS_MAX: usize = 8;
 
+/// More removals of one inode's names than this are not told apart: comparing each with each would take too long.
+const NAMES_MAX: usize = 500;
+
 /// A removal that yields.
 pub(super) struct Yielding {
     /// Its place in the block.
@@ -129,7 +132,8 @@ impl Tree {
             let by = removal.by;
             // Whoever changed it and then removed it, too, did not mean it to stay.
             let is_withdrawn = |change: &(usize, Stamp)| {
-                removals.iter().zip(&is_whole).any(|(other, is_whole)| {
+                let mut others = removals.iter().zip(&is_whole).take(NAMES_MAX);
+                others.any(|(other, is_whole)| {
                     *is_whole && !void.contains(&other.place) && block.knows(other.by, *change)
                 })
             };
@@ -166,8 +170,6 @@ impl Tree {
         block: &Block,
         void: &HashSet<usize>,
     ) -> Vec<bool> {
-        /// More names than this are not told apart.
-        const NAMES_MAX: usize = 500;
         if removals.len() > NAMES_MAX {
             return vec![true; removals.len()];
         }
