@@ -99,7 +99,7 @@ impl Tree {
                 continue;
             }
             let is_removed = self.is_superseded(inode);
-            let keeps_a_name = self.links_of(inode).any(|link| !links.contains(&link));
+            let keeps_a_name = links.len() < self.links_of(inode).count();
             let was_removed = self.lacks_in_a_base(inode);
             if is_removed || keeps_a_name && !was_removed {
                 links.into_iter().for_each(|link| self.take_link(link));
