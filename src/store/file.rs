@@ -198,6 +198,8 @@ pub(super) struct GrowingFile {
     sync_failed: AtomicBool,
     /// Somebody else wrote to it.
     overwritten: AtomicBool,
+    /// A sync has looked at its contents since [`GrowingFile::check_unless_synced`] did.
+    checked: AtomicBool,
     /// See [`Growing::give_up`].
     given_up: AtomicBool,
 }
@@ -225,6 +227,7 @@ impl GrowingFile {
             write_failed: AtomicBool::new(false),
             sync_failed: AtomicBool::new(false),
             overwritten: AtomicBool::new(false),
+            checked: AtomicBool::new(false),
             given_up: AtomicBool::new(false),
         })
     }
@@ -337,23 +340,33 @@ impl GrowingFile {
         Ok(())
     }
 
-    /// Makes sure that the file still holds what was written to it, as far as that shows. Where it does not, no sync
-    /// succeeds any more.
-    pub(super) fn check_contents(&self) -> Result<()> {
+    /// Makes sure that the file still holds what was written to it, as far as that shows, and answers its length. Where
+    /// it does not, no sync succeeds any more.
+    fn check_contents(&self) -> Result<u64> {
         if self.overwritten.load(Ordering::Acquire) {
             return Err(self.was_overwritten());
         }
+        let found = self.cipher_len()?;
         if self.identity.lock().is_none() {
-            return Ok(());
+            return Ok(found);
         }
         let (marks, expected) = (self.marks.lock().clone(), self.len.load(Ordering::Acquire));
-        if self.cipher_len()? >= expected && marks.are_in(&self.file.fd) {
+        // Appended to since: only where it was cut short is it too short now, too.
+        if (found >= expected || self.cipher_len()? >= expected) && marks.are_in(&self.file.fd) {
             self.marks.lock().were_seen(&marks);
-            return Ok(());
+            return Ok(found);
         }
         self.overwritten.store(true, Ordering::Release);
         self.sync_failed.store(true, Ordering::Release);
         Err(self.was_overwritten())
+    }
+
+    /// Makes sure of its contents where no sync has done so since this was asked last.
+    pub(super) fn check_unless_synced(&self) -> Result<()> {
+        if self.checked.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.check_contents().map(drop)
     }
 
     fn was_overwritten(&self) -> Error {
@@ -450,13 +463,13 @@ impl Growing for GrowingFile {
     }
 
     fn sync(&self) -> Result<()> {
-        self.check_contents()?;
+        let written = self.check_contents()?;
         if self.sync_failed.load(Ordering::Acquire) {
             return Err(self.poisoned());
         }
-        let written = self.cipher_len()?;
         self.try_sync()
             .inspect_err(|_| self.sync_failed.store(true, Ordering::Release))?;
+        self.checked.store(true, Ordering::Release);
         self.durable.fetch_max(written, Ordering::AcqRel);
         Ok(())
     }

@@ -255,7 +255,9 @@ impl Own {
                 .cloned()
                 .collect()
         };
-        growing.iter().try_for_each(|file| file.check_contents())?;
+        growing
+            .iter()
+            .try_for_each(|file| file.check_unless_synced())?;
         match growing.iter().any(is_lost) {
             true => self.write_again(),
             false if growing.is_empty() => self.root.check().map(drop),

@@ -351,7 +351,7 @@ impl Core {
                 }
                 journal.sync_point()
             };
-            let synced = self.sync_packs_and(segment.as_deref());
+            let synced = self.sync_packs_and(segment.as_ref());
             if synced.is_ok() {
                 // Durable, and where nobody will find it: not what was asked for.
                 self.check_place().inspect_err(|_| self.replace_ruined())?;
@@ -378,9 +378,15 @@ impl Core {
         }
     }
 
-    fn sync_packs_and(&self, segment: Option<&dyn Growing>) -> Result<()> {
+    fn sync_packs_and(&self, segment: Option<&Arc<dyn Growing>>) -> Result<()> {
         let unsynced = self.contents.take_unsynced();
-        let synced = sync_all(segment, &unsynced.files);
+        let sync_packs = || unsynced.files.iter().try_for_each(|pack| pack.sync());
+        let synced = match segment {
+            // On a disk the two waits are one: the filesystem below commits both together.
+            Some(segment) if !unsynced.files.is_empty() => self.side_sync.sync(segment, sync_packs),
+            Some(segment) => segment.sync(),
+            None => sync_packs(),
+        };
         match &synced {
             Ok(()) => unsynced.uncache(),
             Err(_) => self.contents.put_back_unsynced(unsynced.files),
@@ -460,7 +466,7 @@ impl Core {
         }
         let closed = journal.close_segment(&self.tree)?;
         let (segment, appended) = journal.sync_point();
-        self.sync_packs_and(segment.as_deref())?;
+        self.sync_packs_and(segment.as_ref())?;
         journal.synced(segment.as_deref(), appended);
         if let Some(closed) = closed {
             journal.closed(closed);
@@ -484,21 +490,4 @@ fn answer(waiting: Vec<Done>, synced: Result<()>) {
             Some((false, text)) => Err(Error::damaged("fsync", text)),
         });
     }
-}
-
-fn sync_all(segment: Option<&dyn Growing>, packs: &[Arc<dyn Growing>]) -> Result<()> {
-    let sync_packs = || packs.iter().try_for_each(|p| p.sync());
-    let Some(segment) = segment.filter(|_| !packs.is_empty()) else {
-        return sync_packs().and(segment.map_or(Ok(()), |s| s.sync()));
-    };
-    std::thread::scope(|scope| {
-        // On a disk the two waits are one: the filesystem below commits both together.
-        let beside = std::thread::Builder::new().spawn_scoped(scope, || segment.sync());
-        let result = sync_packs();
-        result.and(match beside {
-            Ok(beside) => beside.join().unwrap_or_else(|_| Err(Kind::Poisoned.into())),
-            // No thread is to be had: one after the other.
-            Err(_) => segment.sync(),
-        })
-    })
 }

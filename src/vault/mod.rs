@@ -52,6 +52,7 @@ mod names;
 mod place;
 mod read;
 mod salvage;
+mod side_sync;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -72,6 +73,7 @@ use files::Files;
 use handles::Handles;
 use ids::Ids;
 use journal::{Journal, Start};
+use side_sync::SideSync;
 use stream::Streams;
 use threads::{Adopted, Threads};
 use transaction::Draft;
@@ -123,6 +125,7 @@ pub(crate) struct Core {
     ids: Ids,
     budget: Budget,
     commit: commit::Shared,
+    side_sync: SideSync,
     streams: Streams,
     garbage: Garbage,
     bases: Bases,
@@ -261,6 +264,7 @@ impl Core {
             ids: Ids::default(),
             budget: Budget::default(),
             commit: commit::Shared::default(),
+            side_sync: SideSync::default(),
             streams: Streams::default(),
             garbage: Garbage::new(replayed.covered),
             bases: Bases::new(replayed.bases, replayed.base_bytes),
