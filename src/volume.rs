@@ -489,4 +489,7 @@ pub trait Volume: Send + Sync {
     fn close(&self) -> Result<()> {
         Ok(())
     }
+    /// Called after [`Volume::close`] where the process ends next: memory that takes long to free may be left to the
+    /// system, which takes it back at once.
+    fn leave_memory(&self) {}
 }

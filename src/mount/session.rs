@@ -36,7 +36,8 @@ const READ_AHEAD_KIB: u32 = 4096;
 /// SIGHUP. `ready` is called once the mount answers.
 ///
 /// The volume is closed in any case, once, when nothing can reach it any more, and what that fails at is the
-/// error. The reference given should be the last: it is let go before those who wait for the end are told.
+/// error. The reference given should be the last: it is dropped before those who wait for the end are told. The process
+/// should end soon after.
 pub fn serve(
     volume: Arc<dyn Volume>,
     mountpoint: &Path,
@@ -47,6 +48,7 @@ pub fn serve(
     let name = farewell.as_ref().map(|f| f.name.clone());
     let served = mount_and_wait(Arc::clone(&volume), mountpoint, options, name, ready);
     let closed = volume.close();
+    volume.leave_memory();
     drop(volume);
     if let (Err(_), Err(e)) = (&served, &closed) {
         log::error!("closing {}: {e}", mountpoint.display());

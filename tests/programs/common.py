@@ -15,6 +15,7 @@ import errno
 import hashlib
 import inspect
 import os
+import select
 import shutil
 import signal
 import stat
@@ -85,6 +86,18 @@ def until(condition, what, timeout=30):
         time.sleep(0.01)
 
 
+def wait(process, seconds):
+    """The exit code of `process`, as soon as it has ended. `Popen.wait` with a timeout looks ever more seldom, so what it
+    takes is a power of two of milliseconds."""
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        ended, _, _ = select.select([pidfd], [], [], seconds)
+    finally:
+        os.close(pidfd)
+    check(ended, f"process {process.pid} has not ended after {seconds} s")
+    return process.wait()
+
+
 class Library:
     """A library in `base/library`, mounted at `base/mnt` by a process of ours in the foreground."""
 
@@ -130,7 +143,7 @@ class Library:
                 break
             time.sleep(0.05)
         check(done.returncode == 0, f"umount: {done.stdout.decode(errors='replace')}")
-        code = self.process.wait(60)
+        code = wait(self.process, 60)
         self.process = None
         same(code, 0, "exit code of the mount")
 
