@@ -6,7 +6,8 @@ use std::sync::Arc;
 use divan::{Bencher, black_box};
 use hushfs::crypto::MasterKey;
 use hushfs::index::extents::{Extent, Extents, Piece};
-use hushfs::store::{MemoryStore, ObjectId};
+use hushfs::object::ObjectId;
+use hushfs::store::MemoryStore;
 use hushfs::vault::{Options, Vault};
 use hushfs::volume::{Caller, FileKind, ROOT, Volume};
 

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hushfs::crypto::MasterKey;
-use hushfs::store::{Access, DirStore, ObjectId};
+use hushfs::object::ObjectId;
+use hushfs::store::{Access, DirStore};
 use hushfs::vault::{Options, Vault};
 use hushfs::volume::{Caller, FileKind, ROOT, Volume};
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use divan::{Bencher, black_box};
 use hushfs::crypto::MasterKey;
-use hushfs::store::{Faults, MemoryStore, ObjectId};
+use hushfs::object::ObjectId;
+use hushfs::store::{Faults, MemoryStore};
 use hushfs::vault::{Options, Vault};
 use hushfs::volume::{Caller, FileKind, Handle, Ino, ROOT, Volume};
 

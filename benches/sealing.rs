@@ -6,8 +6,9 @@ use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use hushfs::cache::{BlockCache, BlockKey};
 use hushfs::crypto::{Header, Magic, MasterKey, SEAL_OVERHEAD};
+use hushfs::object::{Area, ObjectId};
 use hushfs::pack::{BLOCK_PLAIN_LEN, Note, PackReader, PackWriter, Run};
-use hushfs::store::{Access, Area, DirStore, ObjectId, Store};
+use hushfs::store::{Access, DirStore, Store};
 
 const BLOCK: usize = BLOCK_PLAIN_LEN as usize;
 const NOTE: Note<'_> = Note {

@@ -22,6 +22,7 @@
 //! store    where ciphertext lies: a directory; for tests memory, and one that crashes
 //! crypto   keys, slots, derivation, sealing; no I/O
 //! overdue  requests that are answered although the store is not done
+//! object   ids of objects, and the areas that they lie in
 //! logged   where the log goes, and names of files in it
 //! error    one error type, one errno table, one table of exit codes
 //! ```
@@ -103,6 +104,7 @@ pub mod fuse;
 pub mod index;
 mod logged;
 pub mod mount;
+pub mod object;
 pub mod overdue;
 pub mod pack;
 pub mod state;

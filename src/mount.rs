@@ -10,8 +10,9 @@ use crate::crypto::{MasterKey, random_id};
 use crate::error::{Error, Kind, Result};
 use crate::index::{Tree, check_rollback, replay};
 use crate::logged;
+use crate::object::DeviceId;
 use crate::state::Place;
-use crate::store::{Access, DeviceId, DirStore, Watched};
+use crate::store::{Access, DirStore, Watched};
 use crate::vault::{self, Vault};
 use crate::volume::{Time, Volume};
 

@@ -28,7 +28,7 @@ use rustix::fs::{CWD, RenameFlags};
 
 use crate::crypto::{Fingerprint, random_id};
 use crate::error::{Error, Kind, Result};
-use crate::store::{DeviceId, ObjectId};
+use crate::object::{DeviceId, ObjectId};
 
 mod find;
 

@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hushfs::crypto::{MasterKey, Secret, Slot};
-use hushfs::store::{Access, Area, DirStore, ObjectId, Store};
+use hushfs::object::{Area, ObjectId};
+use hushfs::store::{Access, DirStore, Store};
 use hushfs::vault::{Options, Vault};
 use hushfs::volume::{Attr, Caller, FileKind, Ino, ROOT, Volume, Whence};
 use sha2::{Digest, Sha256};

@@ -7,7 +7,8 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 
 use hushfs::error::{Error, Result};
-use hushfs::store::{Area, Faults, MemoryStore, ObjectId};
+use hushfs::object::{Area, ObjectId};
+use hushfs::store::{Faults, MemoryStore};
 use hushfs::vault::Vault;
 use hushfs::volume::*;
 use support::{CALLER, Library, Tree, walk};

@@ -10,9 +10,10 @@ use std::sync::OnceLock;
 use hushfs::crypto::{HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, Slot};
 use hushfs::index::record::*;
 use hushfs::index::{BaseCursor, ROOT_IX, SegmentExtent, SegmentReader, Tree, from_cbor, to_cbor};
+use hushfs::object::{Area, ObjectId};
 use hushfs::pack::{PackReader, padme_len};
 use hushfs::state::Place;
-use hushfs::store::{Area, MemoryStore, ObjectId, Store};
+use hushfs::store::{MemoryStore, Store};
 use hushfs::vault::acl::Acl;
 use hushfs::volume::{Attr, FileKind, Ino, Time};
 

@@ -15,7 +15,7 @@ use crate::foreign::images::Images;
 use crate::foreign::medusa::{BackupsView, Medusa};
 use crate::foreign::mms::{self, Mms};
 use crate::foreign::{Format, FormatKind, detect, images, medusa};
-use crate::store::Area;
+use crate::object::Area;
 
 /// The longest settings file of another program that is read, in bytes.
 const SETTINGS_LEN_MAX: u64 = 1 << 20;

@@ -18,8 +18,9 @@ use super::unlock::Unlocked;
 use crate::crypto::FORMAT_VERSION;
 use crate::error::{Error, Kind, Result};
 use crate::index::{Replayed, Tree, replay};
+use crate::object::{Area, DeviceId, ObjectId};
 use crate::state::Head;
-use crate::store::{Access, Area, DeviceId, DirStore, ObjectId, Store, is_in_use};
+use crate::store::{Access, DirStore, Store, is_in_use};
 use crate::volume::Time;
 
 /// More files than these are not counted: of 64 MiB packs they are 64 TiB.

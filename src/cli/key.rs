@@ -15,7 +15,7 @@ use super::secret::{NewPasswordArgs, OpenArgs, confirm, read_key_file};
 use super::unlock::opened_by;
 use crate::crypto::{KEY_FILE_LEN_MIN, MasterKey, Secret, Slot, SlotKind, random};
 use crate::error::{Error, Kind, Result};
-use crate::store::ObjectId;
+use crate::object::ObjectId;
 
 /// What was typed.
 #[derive(Args, Debug)]

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::crypto::{KdfParams, MasterKey, SLOT_LEN, Secret, Slot, random_id};
 use crate::error::{Error, Kind, Result, io_text};
+use crate::object::{Area, ObjectId};
 use crate::state::{replace_durably, sync_dir};
-use crate::store::{Area, ObjectId};
 
 /// The folder for files that still grow.
 pub const NEW: &str = "new";

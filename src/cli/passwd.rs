@@ -12,7 +12,7 @@ use super::secret::{NewPasswordArgs, OpenArgs};
 use super::unlock::opened_by;
 use crate::crypto::SlotKind;
 use crate::error::{Error, Kind, Result};
-use crate::store::ObjectId;
+use crate::object::ObjectId;
 
 /// What was typed.
 #[derive(Args, Debug)]

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use super::library::{Library, Slots};
 use crate::crypto::{MasterKey, random_id};
 use crate::error::{Error, Kind, Result};
+use crate::object::DeviceId;
 use crate::state::{self, Found, Place, Remembered};
-use crate::store::DeviceId;
 
 /// As what this machine uses a library.
 #[derive(Debug)]

@@ -5,9 +5,10 @@ use super::secret::{OpenArgs, Opener, confirm, is_terminal};
 use crate::crypto::{KdfParams, MasterKey, Secret, Slot, SlotKind};
 use crate::error::{Error, ExitStatus, Kind, Result};
 use crate::index::{SegmentExtent, SegmentReader};
+use crate::object::{Area, ObjectId};
 use crate::pack::PackReader;
 use crate::state::{self, Found};
-use crate::store::{Access, Area, DirStore, ObjectId, Store};
+use crate::store::{Access, DirStore, Store};
 
 /// So many segments, and packs, are tried with a recovery code.
 const CHECKED_MAX: usize = 100;

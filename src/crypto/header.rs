@@ -1,7 +1,7 @@
 //! The 48 bytes in front of every object, all of which go into its key.
 
 use crate::error::{Error, Kind, Result};
-use crate::store::ObjectId;
+use crate::object::ObjectId;
 
 /// Bytes of a header.
 pub const HEADER_LEN: usize = 48;

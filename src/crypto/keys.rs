@@ -11,7 +11,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::{Header, Magic, SealKey, recovery};
 use crate::error::{Error, Kind, Result, io_text};
-use crate::store::ObjectId;
+use crate::object::ObjectId;
 
 /// The salt of the one HKDF-Extract over the master key (RFC 5869, section 3.1): ours alone.
 const EXTRACT_SALT: &[u8] = b"hushfs master key";
@@ -194,7 +194,7 @@ pub fn random(out: &mut [u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::ObjectId;
+    use crate::object::ObjectId;
 
     fn key(byte: u8) -> MasterKey {
         MasterKey::with(|master| {

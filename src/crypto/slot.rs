@@ -28,7 +28,7 @@ use super::aead::{SEAL_OVERHEAD, SealKey};
 use super::kdf::stretch;
 use super::{HEADER_LEN, Header, KdfParams, Magic, MasterKey, random};
 use crate::error::{Error, Kind, Result};
-use crate::store::{Area, ObjectId};
+use crate::object::{Area, ObjectId};
 
 /// Bytes of a slot file.
 pub const SLOT_LEN: usize = CHECKSUM.end;

@@ -12,7 +12,8 @@ use super::extents::{Extent, Extents, Piece};
 use super::inode::*;
 use super::record::*;
 use super::tree::*;
-use crate::pack::{PACK_CIPHER_LEN, PackId, Run};
+use crate::object::PackId;
+use crate::pack::{PACK_CIPHER_LEN, Run};
 use crate::volume::{FILE_LEN_MAX, FileKind, NAME_LEN_MAX, TARGET_LEN_MAX, Time, XATTR_LEN_MAX};
 
 /// Why a record cannot be.

@@ -2,10 +2,11 @@
 //! never synced. Anything else that is missing there was durable, and something has damaged it.
 
 use super::encoding::from_cbor;
-use super::record::{Frame, SegmentId};
+use super::record::Frame;
 use super::segment::{FRAME_PLAIN_LEN_MAX, LENGTH_SEALED_LEN, Part, aad};
 use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey};
 use crate::error::Result;
+use crate::object::SegmentId;
 use crate::store::Object;
 
 /// Bytes that are looked at together.

@@ -5,8 +5,8 @@ use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 use super::apply::COUNTER_MAX;
 use super::record::{Id, Number, Record};
 use crate::cbor::members;
+use crate::object::ObjectId;
 use crate::state::Head;
-use crate::store::ObjectId;
 use crate::volume::{FileKind, Time};
 
 impl<C> Encode<C> for Id {

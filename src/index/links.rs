@@ -83,7 +83,7 @@ impl Tree {
     }
 
     /// Whose record set a register.
-    pub(super) fn device_of(&self, at: Stamp) -> crate::store::DeviceId {
+    pub(super) fn device_of(&self, at: Stamp) -> crate::object::DeviceId {
         self.segments[at.segment as usize].device
     }
 

@@ -18,7 +18,7 @@ use super::record::*;
 use super::several_bases::InBases;
 use super::tree::*;
 use super::versions::{Loser, covers_all};
-use crate::store::DeviceId;
+use crate::object::DeviceId;
 use crate::volume::{FileKind, Time};
 
 /// The newest segment of each device that a writer had applied.

@@ -6,16 +6,13 @@
 use minicbor::{Decode, Encode};
 
 pub use super::numbers::{BaseNumber, Number};
+use crate::object::{DeviceId, PackId, SegmentId, SlotId};
 use crate::pack::Run;
 use crate::state::Head;
-use crate::store::ObjectId;
 use crate::volume::{FileKind, Time};
 pub use base::{BaseInode, BaseLink, BaseStamp, BaseXattr};
 
 mod base;
-
-/// The id of a segment.
-pub type SegmentId = ObjectId;
 
 /// The random 128-bit id of an inode or a link; an inode's first link has the inode's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,7 +46,7 @@ pub struct WireStamp {
 pub struct Opening {
     /// Who writes.
     #[n(0)]
-    pub device: ObjectId,
+    pub device: DeviceId,
     /// Which of the writer's segments, from 1; a base has no number: 0.
     #[n(1)]
     pub number: u64,
@@ -61,10 +58,10 @@ pub struct Opening {
     pub newest_base: Option<BaseRef>,
     /// The slots that there are.
     #[n(4)]
-    pub slots: Vec<ObjectId>,
+    pub slots: Vec<SlotId>,
     /// The slots that were removed.
     #[n(5)]
-    pub removed_slots: Vec<ObjectId>,
+    pub removed_slots: Vec<SlotId>,
     /// In a base: the segments that stamps of its records name by their place in this list. For a base, `heads`
     /// is what it covers.
     #[n(6)]
@@ -96,7 +93,7 @@ pub struct StampSegment {
     pub segment: SegmentId,
     /// Its writer.
     #[n(1)]
-    pub device: ObjectId,
+    pub device: DeviceId,
     /// Its number.
     #[n(2)]
     pub number: u64,
@@ -161,7 +158,7 @@ pub enum Record {
     Pack(#[n(0)] PackLen),
     /// Packs that nothing refers to any more.
     #[n(8)]
-    Condemn(#[n(0)] Vec<ObjectId>),
+    Condemn(#[n(0)] Vec<PackId>),
     /// Bases only: an inode with its registers.
     #[n(16)]
     BaseInode(#[n(0)] Box<BaseInode>),
@@ -287,7 +284,7 @@ pub struct Content {
     pub mtime: Option<Time>,
     /// The packs that `splices` name by their place in this list.
     #[n(4)]
-    pub packs: Vec<ObjectId>,
+    pub packs: Vec<PackId>,
     /// Ranges that lie elsewhere now, ascending, disjoint.
     #[n(5)]
     pub splices: Vec<Splice>,
@@ -305,7 +302,7 @@ pub struct Relocate {
     pub version: WireStamp,
     /// As in [`Content`].
     #[n(2)]
-    pub packs: Vec<ObjectId>,
+    pub packs: Vec<PackId>,
     /// As in [`Content`].
     #[n(3)]
     pub splices: Vec<Splice>,
@@ -348,7 +345,7 @@ pub struct Source {
 #[derive(Debug, Default)]
 pub struct Splices {
     /// The packs.
-    pub packs: Vec<ObjectId>,
+    pub packs: Vec<PackId>,
     /// The splices.
     pub list: Vec<Splice>,
 }
@@ -411,7 +408,7 @@ pub struct XattrChange {
 pub struct PackLen {
     /// The pack.
     #[n(0)]
-    pub pack: ObjectId,
+    pub pack: PackId,
     /// All its bytes.
     #[n(1)]
     pub cipher_len: u32,

@@ -9,13 +9,14 @@ use sha2::{Digest, Sha256};
 
 use super::encoding::{from_cbor, to_cbor};
 use super::kept::Kept;
-use super::record::{Closing, Frame, Opening, SegmentId};
+use super::record::{Closing, Frame, Opening};
 use crate::crypto::{
     HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, random, random_id,
 };
 use crate::error::{Error, Result};
+use crate::object::{DeviceId, SegmentId};
 use crate::pack::padme_len;
-use crate::store::{DeviceId, Growing, Object, Store};
+use crate::store::{Growing, Object, Store};
 
 /// A segment is published when it is this long, in bytes.
 pub const SEGMENT_CIPHER_LEN: u64 = 4 * 1024 * 1024;

@@ -12,9 +12,9 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::inode::*;
 use super::merge::Unsettled;
-use super::record::{Id, ROOT_ID, SegmentId, StampSegment, WireStamp};
+use super::record::{Id, ROOT_ID, StampSegment, WireStamp};
 use super::slab::Slab;
-use crate::pack::PackId;
+use crate::object::{PackId, SegmentId};
 use crate::volume::{Attr, FileKind, Ino, Time};
 
 /// What the index says of a pack.

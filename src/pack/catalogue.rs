@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use minicbor::{Decoder, Encoder};
 
-use super::{Note, PACK_CIPHER_LEN, PackId, Run};
+use super::{Note, PACK_CIPHER_LEN, Run};
 use crate::cbor::{elements, members};
 use crate::crypto::HEADER_LEN;
+use crate::object::PackId;
 
 /// Bytes at which a catalogue is full. Reached only by packs of very small runs; bounds the writer's memory.
 pub(super) const CATALOGUE_PLAIN_MAX: usize = 4 << 20;

@@ -4,7 +4,7 @@
 //! (`man/hushfs-format.5`, section PACKS).
 
 use crate::crypto::SEAL_OVERHEAD;
-use crate::store::ObjectId;
+use crate::object::PackId;
 
 mod catalogue;
 mod padding;
@@ -19,9 +19,6 @@ pub use padding::padme_len;
 pub use pool::Packs;
 pub use reader::{PackReader, Trailer};
 pub use writer::{FinishedPack, Note, PackWriter};
-
-/// The id of a pack.
-pub type PackId = ObjectId;
 
 /// Bytes of plaintext in a full block.
 pub const BLOCK_PLAIN_LEN: u32 = 16 * 1024;

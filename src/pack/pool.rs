@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::{PackId, PackReader};
+use super::PackReader;
 use crate::crypto::MasterKey;
 use crate::error::{Kind, Result};
-use crate::store::{Area, Object, Store};
+use crate::object::{Area, PackId};
+use crate::store::{Object, Store};
 
 /// Open packs, a bounded number of them; the longest unused is closed first.
 pub struct Packs {

@@ -4,10 +4,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::catalogue::{self, CatalogueEntry};
-use super::{MessageKind, PACK_CIPHER_LEN, PackId, Run, message_aad};
+use super::{MessageKind, PACK_CIPHER_LEN, Run, message_aad};
 use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey};
 use crate::error::{Error, Result};
-use crate::store::{DeviceId, Object, ObjectId};
+use crate::object::{DeviceId, ObjectId, PackId};
+use crate::store::Object;
 
 const TRAILER_PLAIN_LEN: usize = 32;
 /// Bytes of the sealed trailer.

@@ -7,7 +7,8 @@ use super::catalogue::{CATALOGUE_PLAIN_MAX, NOTE_LEN_MAX};
 use super::*;
 use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey};
 use crate::error::{Kind, Result};
-use crate::store::{Area, DeviceId, Faults, MemoryStore, Store};
+use crate::object::{Area, DeviceId, ObjectId};
+use crate::store::{Faults, MemoryStore, Store};
 
 mod tamper;
 

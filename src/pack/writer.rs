@@ -5,14 +5,14 @@ use std::sync::Arc;
 use super::catalogue::{CATALOGUE_PLAIN_MAX, Catalogue, NOTE_LEN_MAX};
 use super::reader::{TRAILER_CIPHER_LEN, Trailer};
 use super::{
-    BLOCK_CIPHER_LEN, BLOCK_PLAIN_LEN, MessageKind, PACK_CIPHER_LEN, PackId, Run, message_aad,
-    padme_len,
+    BLOCK_CIPHER_LEN, BLOCK_PLAIN_LEN, MessageKind, PACK_CIPHER_LEN, Run, message_aad, padme_len,
 };
 use crate::crypto::{
     HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, random, random_id,
 };
 use crate::error::{Error, Kind, Result};
-use crate::store::{DeviceId, Growing, Store};
+use crate::object::{DeviceId, PackId};
+use crate::store::{Growing, Store};
 
 /// Shortest pack, so that one that holds a single small file does not show its length.
 const PACK_LEN_FLOOR: u64 = 64 * 1024;

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use super::{Place, Remembered, canonical, state_dir};
 use crate::crypto::Fingerprint;
 use crate::error::{Error, Kind, Result};
-use crate::store::ObjectId;
+use crate::object::ObjectId;
 
 /// So long a remembered place is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);

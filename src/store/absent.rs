@@ -7,8 +7,8 @@ use std::fmt;
 use rustix::fs::{AtFlags, Dir, FileType};
 
 use super::dir::DirStore;
-use super::{Area, ObjectId};
 use crate::error::Result;
+use crate::object::{Area, ObjectId};
 
 /// More are not named.
 const NAMED_MAX: usize = 1000;

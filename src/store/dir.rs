@@ -21,8 +21,9 @@ use super::descriptors::{Closer, Descriptors};
 use super::file::{Identity, StoredFile, io_error, sync_folder};
 use super::folder::{FILE_FLAGS, FILE_MODE, Folder, Root, make_folder, rename_new, unlink};
 use super::own::Own;
-use super::{Absent, Area, DeviceId, Growing, Object, ObjectId, Space, Store, probe};
+use super::{Absent, Growing, Object, Space, Store, probe};
 use crate::error::{Error, Kind, Result};
+use crate::object::{Area, DeviceId, ObjectId};
 
 /// Most objects that an area may hold: a folder that somebody filled with names must not eat all memory.
 const OBJECTS_MAX: usize = 4 << 20;

@@ -13,8 +13,9 @@ use rustix::io::{Errno, retry_on_intr};
 
 use super::folder::{FILE_FLAGS, FILE_MODE};
 use super::marks::Marks;
-use super::{Growing, Object, ObjectId, STREAM_ALIGNMENT};
+use super::{Growing, Object, STREAM_ALIGNMENT};
 use crate::error::{Error, Kind, Result};
+use crate::object::ObjectId;
 
 /// Longest range that one hint asks the kernel for: it cuts longer ones at the device's read-ahead, 128 KiB at least.
 const PREFETCH_STEP: u64 = 128 * 1024;

@@ -19,8 +19,9 @@ use self::faults::Fate;
 pub use self::faults::Faults;
 use self::file::{MemoryFile, Random};
 use self::handle::Handle;
-use super::{Area, Growing, Object, ObjectId, Space, Store};
+use super::{Growing, Object, Space, Store};
 use crate::error::{Error, Kind, Result};
+use crate::object::{Area, DeviceId, ObjectId};
 
 type File = Arc<Mutex<MemoryFile>>;
 type Folder = BTreeMap<ObjectId, File>;
@@ -415,7 +416,7 @@ impl Store for MemoryStore {
         Ok(Vec::new())
     }
 
-    fn take_over(&self, _device: super::DeviceId) -> Result<bool> {
+    fn take_over(&self, _device: DeviceId) -> Result<bool> {
         Ok(true) // all devices have one folder here
     }
 

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Kind, Result};
+use crate::object::{Area, DeviceId, ObjectId};
 
 mod absent;
 mod descriptors;
@@ -39,67 +40,6 @@ pub fn index_has_not_arrived(subject: impl fmt::Display) -> Error {
     Error::new(Kind::RolledBack(text.into()), subject).hint(
         "wait for the sync to finish, or restore the folder `index`, a real folder of this name, from a copy",
     )
-}
-
-/// The random 128-bit name of an object, in lower-case hex where it is a file name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct ObjectId(pub [u8; 16]);
-
-/// The id of a device that writes to the library.
-pub type DeviceId = ObjectId;
-
-impl ObjectId {
-    /// Reads the 32 hex digits of a file name; anything else, upper case included, is not an object's name.
-    pub fn parse(name: &str) -> Option<Self> {
-        let mut id = [0; 16];
-        let digits = name.as_bytes();
-        if digits.len() != 32 {
-            return None;
-        }
-        for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
-            *byte = hex_digit(pair[0])? << 4 | hex_digit(pair[1])?;
-        }
-        Some(Self(id))
-    }
-}
-
-fn hex_digit(c: u8) -> Option<u8> {
-    match c {
-        b'0'..=b'9' => Some(c - b'0'),
-        b'a'..=b'f' => Some(c - b'a' + 10),
-        _ => None,
-    }
-}
-
-impl fmt::Display for ObjectId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
-    }
-}
-
-/// One of the three synced parts of a library.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Area {
-    /// Slots: the wrapped master key.
-    Key,
-    /// Index segments.
-    Index,
-    /// Packs.
-    Data,
-}
-
-impl Area {
-    /// All of them.
-    pub const ALL: [Area; 3] = [Area::Key, Area::Index, Area::Data];
-
-    /// The folder's name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Area::Key => "key",
-            Area::Index => "index",
-            Area::Data => "data",
-        }
-    }
 }
 
 /// Room in the store, in bytes, and what statfs(2) says of inodes. Where the store does not know, as much as can be said:

@@ -11,8 +11,8 @@ use super::dir::DirStore;
 use super::folder::{FILE_FLAGS, Folder, unlink};
 use super::own::{is_held, lock};
 use super::owner::{is_at_work, may_be_at_work};
-use super::{DeviceId, ObjectId};
 use crate::error::{Kind, Result};
+use crate::object::{DeviceId, ObjectId};
 use crate::store::file::sync_folder;
 
 /// Another device's folder in `new/`.

@@ -15,12 +15,13 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Dir, FlockOperation, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
+use super::Growing;
 use super::file::{BEGUN, GrowingFile, Identity, StoredFile, io_error, sync_folder};
 use super::folder::{FILE_FLAGS, FILE_MODE, Folder, Root, make_folder, rename_new, unlink};
 use super::neighbours::{open_lock, somebody_holds};
 use super::owner::Owner;
-use super::{Area, DeviceId, Growing, ObjectId};
 use crate::error::{Error, Kind, Result};
+use crate::object::{Area, DeviceId, ObjectId};
 
 /// A lock is tried so often again, and after so long: who looks whether a library is mounted holds it for a moment.
 const LOCK_TRIES: u32 = 10;

@@ -16,11 +16,11 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 use sha2::{Digest, Sha256};
 
-use super::ObjectId;
 use super::file::io_error;
 use super::folder::{FILE_FLAGS, FILE_MODE, unlink};
 use crate::crypto::random_id;
 use crate::error::{Error, Kind, Result};
+use crate::object::ObjectId;
 
 /// The file's name.
 const OWNER: &str = "owner";

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Absent, Area, Closer, DeviceId, Growing, Object, ObjectId, Space, Store};
+use super::{Absent, Closer, Growing, Object, Space, Store};
 use crate::error::{Error, Kind, Result};
+use crate::object::{Area, DeviceId, ObjectId};
 use crate::overdue;
 use crate::volume::Silence;
 

@@ -16,9 +16,9 @@ use crate::error::{Error, Kind, Result};
 use crate::index::extents::Extent;
 use crate::index::record::{Frame, PackLen, Record, Splice, Splices, StampSegment};
 use crate::index::{Published, SegmentWriter};
-use crate::pack::{PackId, PackReader};
+use crate::object::{Area, ObjectId, PackId};
+use crate::pack::PackReader;
 use crate::state::Head;
-use crate::store::{Area, ObjectId};
 
 impl Core {
     /// Adopts what there is; afterwards the folder is empty. With `accept`, what something damaged is given up.

@@ -17,8 +17,9 @@ use parking_lot::Mutex;
 use rustix::mm::Advice;
 
 use crate::error::{Error, Kind, Result};
+use crate::object::PackId;
 use crate::overdue;
-use crate::pack::{PackId, Packs};
+use crate::pack::Packs;
 use crate::store::STREAM_ALIGNMENT;
 
 /// A huge page on x86-64, and on aarch64 with small pages of 4 KiB. A disk fills one faster than as many small ones: a

@@ -6,9 +6,9 @@ use parking_lot::Mutex;
 
 use super::Core;
 use crate::error::Result;
-use crate::index::record::{BaseRef, Frame, Opening, Record, SegmentId};
+use crate::index::record::{BaseRef, Frame, Opening, Record};
 use crate::index::{BaseCursor, ClosedSegment, Published, SegmentWriter, StampTable};
-use crate::store::ObjectId;
+use crate::object::{ObjectId, SegmentId};
 use crate::volume::Time;
 
 /// Fewer bytes of segments than this are not worth a base: they replay in milliseconds.

@@ -9,9 +9,8 @@ use crate::cache::{BlockCache, BlockKey, CacheStats};
 use crate::crypto::SEAL_OVERHEAD;
 use crate::error::Result;
 use crate::index::extents::Extent;
-use crate::pack::{
-    BLOCK_CIPHER_LEN, BLOCK_PLAIN_LEN, PACK_CIPHER_LEN, PackId, PackReader, Packs, Run,
-};
+use crate::object::PackId;
+use crate::pack::{BLOCK_CIPHER_LEN, BLOCK_PLAIN_LEN, PACK_CIPHER_LEN, PackReader, Packs, Run};
 
 /// Sealed bytes are read in pieces of at most this many, so that a large read takes little memory: 256 KiB of blocks,
 /// which is a request of the kernel's, and the one that it may begin within.

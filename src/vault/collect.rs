@@ -8,8 +8,8 @@ use super::Core;
 use crate::error::{Kind, Result};
 use crate::index::record::Record;
 use crate::index::{PackInfo, Published};
-use crate::pack::{PackId, PackReader};
-use crate::store::Area;
+use crate::object::{Area, PackId};
+use crate::pack::PackReader;
 
 /// What may be removed once the index that says so is published. Does not own the decision what is garbage: the tree
 /// has it.

@@ -8,9 +8,10 @@ use parking_lot::Mutex;
 use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
 use crate::index::record::{Id, PackLen, Splices};
+use crate::object::{Area, DeviceId, PackId};
 use crate::overdue;
-use crate::pack::{FinishedPack, Note, PackId, PackWriter, Packs};
-use crate::store::{Area, DeviceId, Growing, Store};
+use crate::pack::{FinishedPack, Note, PackWriter, Packs};
+use crate::store::{Growing, Store};
 
 /// All packs of this mount that are not published.
 pub struct Contents {

@@ -9,7 +9,7 @@ use super::contents::Subject;
 use crate::error::{Kind, Result};
 use crate::index::Stamp;
 use crate::index::record::{Record, Relocate, Splices};
-use crate::pack::PackId;
+use crate::object::PackId;
 use crate::volume::Ino;
 
 /// A file whose extents are shorter on average is rewritten, in bytes.

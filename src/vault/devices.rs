@@ -9,10 +9,10 @@ use parking_lot::Mutex;
 use super::Core;
 use crate::crypto::Fingerprint;
 use crate::error::{Error, Kind, Result};
-use crate::index::record::SegmentId;
 use crate::index::{Published, Replayed, SegmentExtent, SegmentReader};
+use crate::object::{Area, DeviceId, SegmentId};
 use crate::state::{Head, Place, Remembered};
-use crate::store::{Area, DeviceId, Store};
+use crate::store::Store;
 
 /// So many of this device's newest segments are remembered by their ids when they are published.
 const WROTE_MAX: usize = 2;

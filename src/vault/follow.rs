@@ -18,7 +18,7 @@ use super::Core;
 use super::conflicts::{Told, settle_in_memory};
 use crate::error::{Error, Kind, Result};
 use crate::index::{InodeIx, Tree, check_rollback, replay};
-use crate::store::{Area, ObjectId};
+use crate::object::{Area, ObjectId};
 use crate::volume::{Changed, FileKind, Ino, OnChange};
 
 /// So often the folder of the index is listed.

@@ -9,8 +9,8 @@ use super::judge::Judged;
 use crate::crypto::Magic;
 use crate::error::Result;
 use crate::index::record::{Id, Record};
-use crate::pack::{Note, PackId, PackWriter, Run};
-use crate::store::{Area, ObjectId};
+use crate::object::{Area, ObjectId, PackId};
+use crate::pack::{Note, PackWriter, Run};
 
 /// Whose a run is.
 struct Owner {

@@ -3,11 +3,11 @@
 use super::{Options, accept};
 use crate::crypto::{HEADER_LEN, Magic, MasterKey};
 use crate::error::{Error, Kind, Result};
-use crate::index::record::SegmentId;
 use crate::index::{Ignored, Replayed, WAIT, What, check_rollback};
+use crate::object::{Area, ObjectId, SegmentId};
 use crate::pack::PackReader;
 use crate::state::Head;
-use crate::store::{Area, ObjectId, Store, index_has_not_arrived};
+use crate::store::{Store, index_has_not_arrived};
 
 /// More files that do not count are not named one by one.
 const NAMED_MAX: usize = 20;

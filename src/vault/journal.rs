@@ -15,9 +15,10 @@ use crate::index::record::{BaseRef, Frame, Opening, Record, StampSegment};
 use crate::index::{
     ClosedSegment, Published, SEGMENT_CIPHER_LEN, SegmentExtent, SegmentReader, SegmentWriter, Tree,
 };
+use crate::object::{DeviceId, ObjectId};
 use crate::overdue;
 use crate::state::Head;
-use crate::store::{DeviceId, Growing, Object, ObjectId, Store};
+use crate::store::{Growing, Object, Store};
 use crate::volume::Time;
 
 /// Room that is kept back, so that a deletion can be recorded on a full disk.

@@ -12,8 +12,7 @@ use super::journal::rename_segment;
 use super::leftovers::{LeftSegment, Leftovers, is_torn};
 use crate::error::{Error, Kind, Result};
 use crate::index::record::{Frame, PackLen, Record};
-use crate::pack::PackId;
-use crate::store::{Area, ObjectId};
+use crate::object::{Area, ObjectId, PackId};
 
 /// What a crash left, of which it is known what counts. Nothing is changed yet.
 pub(super) struct Judged {

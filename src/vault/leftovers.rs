@@ -8,8 +8,9 @@ use crate::crypto::{HEADER_LEN, Header, Magic};
 use crate::error::{Error, Kind, Result};
 use crate::index::record::{Frame, Opening};
 use crate::index::{Behind, SegmentExtent, SegmentReader};
-use crate::pack::{PackId, PackReader};
-use crate::store::{DeviceId, Growing, ObjectId};
+use crate::object::{DeviceId, ObjectId, PackId};
+use crate::pack::PackReader;
+use crate::store::Growing;
 
 #[derive(Default)]
 pub(super) struct Leftovers {

@@ -17,9 +17,10 @@ use crate::crypto::MasterKey;
 use crate::error::{Kind, Result};
 use crate::index::record::Record;
 use crate::index::{InodeIx, Tree, replay};
+use crate::object::DeviceId;
 use crate::pack::Packs;
 use crate::state::Place;
-use crate::store::{DeviceId, Store};
+use crate::store::Store;
 use crate::volume::{Ino, Time};
 
 pub mod acl;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::Core;
 use crate::error::{Error, Kind, Result};
-use crate::store::{Area, ObjectId};
+use crate::object::{Area, ObjectId};
 
 impl Core {
     /// Asked before anybody is told that something is durable: an error where that would not be true.

@@ -6,7 +6,7 @@ use super::Core;
 use super::ahead::Access;
 use crate::error::{Kind, Result};
 use crate::index::extents::Extent;
-use crate::pack::PackId;
+use crate::object::PackId;
 use crate::volume::{Ino, Whence};
 
 /// Extents of a file, with the packs that they name.

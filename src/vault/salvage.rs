@@ -4,7 +4,8 @@ use super::Core;
 use crate::error::{Kind, Result};
 use crate::index::record::Record;
 use crate::logged;
-use crate::pack::{BLOCK_PLAIN_LEN, PackId};
+use crate::object::PackId;
+use crate::pack::BLOCK_PLAIN_LEN;
 use crate::volume::Ino;
 
 impl Core {

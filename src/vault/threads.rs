@@ -6,7 +6,7 @@ use super::commit::Committer;
 use super::stream::Streamer;
 use super::{Core, Options};
 use crate::error::Result;
-use crate::index::record::SegmentId;
+use crate::object::SegmentId;
 
 /// Leftovers that were adopted, each with the segment that is there in its stead.
 pub(super) type Adopted = Vec<(SegmentId, SegmentId)>;

@@ -3,8 +3,8 @@
 use super::Vault;
 use crate::error::{Error, Kind, Result};
 use crate::index::{Published, SegmentExtent, SegmentReader};
-use crate::pack::{PackId, PackReader};
-use crate::store::Area;
+use crate::object::{Area, PackId};
+use crate::pack::PackReader;
 
 impl Vault {
     /// Says what is wrong with the index, opens trailer and catalogue of every published pack, holds its length against the index, and opens all of the

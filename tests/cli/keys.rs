@@ -341,7 +341,7 @@ fn a_slot_that_costs_much_is_not_tried_unasked() {
         passes: 1,
         lanes: 4,
     };
-    let id = hushfs::store::ObjectId([0xcc; 16]);
+    let id = hushfs::object::ObjectId([0xcc; 16]);
     let secret = Secret::Password(b"xyzzy two".to_vec().into());
     let slot = Slot::seal(id, &master, &secret, costly, "").unwrap();
     fs::write(bench.path(&format!("lib/key/{id}")), slot).unwrap();

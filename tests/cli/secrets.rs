@@ -240,7 +240,7 @@ fn passwd_leaves_no_slot_that_the_old_password_opens() {
     let (bench, code) = Bench::with_library();
     // As an earlier version added it.
     let master = MasterKey::from_recovery_code(&code).unwrap();
-    let id = hushfs::store::ObjectId([0xcc; 16]);
+    let id = hushfs::object::ObjectId([0xcc; 16]);
     let secret = Secret::Password(b"xyzzy one".to_vec().into());
     let slot = Slot::seal(id, &master, &secret, KdfParams::default(), "laptop").unwrap();
     fs::write(bench.path(&format!("lib/key/{id}")), slot).unwrap();
@@ -354,7 +354,7 @@ fn a_password_that_really_ends_in_a_carriage_return_is_tried_as_it_is_first() {
     use hushfs::crypto::{KdfParams, MasterKey, Secret, Slot};
     let (bench, code) = Bench::with_library();
     let master = MasterKey::from_recovery_code(&code).unwrap();
-    let id = hushfs::store::ObjectId([0xcc; 16]);
+    let id = hushfs::object::ObjectId([0xcc; 16]);
     let secret = Secret::Password(b"xyzzy two\r".to_vec().into());
     let slot = Slot::seal(id, &master, &secret, KdfParams::default(), "").unwrap();
     fs::write(bench.path(&format!("lib/key/{id}")), slot).unwrap();

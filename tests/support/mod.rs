@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use hushfs::crypto::MasterKey;
 use hushfs::error::Result;
-use hushfs::store::{MemoryStore, ObjectId};
+use hushfs::object::ObjectId;
+use hushfs::store::MemoryStore;
 use hushfs::vault::{Options, Vault};
 use hushfs::volume::{Attr, Caller, FileKind, Handle, Ino, ROOT, Volume};
 

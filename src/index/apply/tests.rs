@@ -1,7 +1,7 @@
 //! Records that cannot be, and what hostile ones must not do.
 
 use super::*;
-use crate::store::ObjectId;
+use crate::object::ObjectId;
 
 const FILE: Id = Id(0x77);
 const SEGMENT: ObjectId = ObjectId([9; 16]);

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::{History, LostBase, Opened, Published, Writer, name_of};
 use crate::index::record::StampSegment;
+use crate::object::{DeviceId, ObjectId};
 use crate::state::Head;
-use crate::store::{DeviceId, ObjectId};
 
 /// More missing segments than these are not named.
 const NAMED_MAX: usize = 16;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::index::{from_cbor, to_cbor};
-use crate::store::ObjectId;
+use crate::object::ObjectId;
 use crate::volume::{FileKind, Time};
 
 /// Four with one number, two with numbers that nobody may have, and one that has what is given to others first.

@@ -3,7 +3,7 @@
 use minicbor::{Decode, Encode};
 
 use super::{BaseNumber, LinkAt, NewInode, Splice};
-use crate::store::ObjectId;
+use crate::object::PackId;
 use crate::volume::Time;
 
 /// A stamp in a base: counter, and place in the opening's list of segments.
@@ -57,7 +57,7 @@ pub struct BaseInode {
     pub plain_size: u64,
     /// As in [`Content`](super::Content).
     #[n(11)]
-    pub packs: Vec<ObjectId>,
+    pub packs: Vec<PackId>,
     /// Its extents.
     #[n(12)]
     pub splices: Vec<Splice>,

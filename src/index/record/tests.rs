@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::index::encoding::{from_cbor, to_cbor};
+use crate::object::ObjectId;
 
 #[test]
 fn a_frame_comes_back_as_it_was() {

@@ -1,7 +1,8 @@
 //! Segments that contradict themselves.
 
 use super::*;
-use crate::store::{Area, MemoryStore, ObjectId};
+use crate::object::{Area, ObjectId};
+use crate::store::MemoryStore;
 
 fn opening(number: u64) -> Opening {
     Opening {

@@ -9,7 +9,8 @@ use parking_lot::Mutex;
 use super::faults::Fate;
 use super::{File, Place, State, name_of};
 use crate::error::{Error, Kind, Result};
-use crate::store::{Growing, Object, ObjectId};
+use crate::object::ObjectId;
+use crate::store::{Growing, Object};
 
 /// An open file.
 pub(super) struct Handle {

@@ -100,7 +100,7 @@ fn a_pack_that_was_collected_is_not_asked_for() {
     bench.unlink("copy");
     bench.unlink("from");
     bench.core().collect().unwrap();
-    assert!(bench.store.objects(crate::store::Area::Data).is_empty());
+    assert!(bench.store.objects(crate::object::Area::Data).is_empty());
     let ino = bench.put("after", b"after");
     bench.fsync(ino).unwrap();
     bench.mkdir("last");
@@ -116,11 +116,11 @@ fn a_full_pack_that_is_adopted_can_be_collected() {
     bench.core().contents.finish_open().unwrap();
     bench.fsync(ino).unwrap();
     bench.kill().unwrap();
-    assert_eq!(bench.store.objects(crate::store::Area::Data).len(), 1);
+    assert_eq!(bench.store.objects(crate::object::Area::Data).len(), 1);
     assert!(bench.read("f").unwrap() == [1; 5000]);
     bench.unlink("f");
     bench.core().collect().unwrap();
-    assert!(bench.store.objects(crate::store::Area::Data).is_empty());
+    assert!(bench.store.objects(crate::object::Area::Data).is_empty());
 }
 
 /// Changes a byte of the open segment, at this part of its length.
@@ -260,7 +260,10 @@ fn a_full_pack_whose_adoption_is_cut_short_can_be_collected() {
     bench.fsync(ino).unwrap();
     let pack = bench.core().contents.finished()[0].pack;
     bench.store = bench.store.after_kill();
-    bench.store.publish(pack, crate::store::Area::Data).unwrap();
+    bench
+        .store
+        .publish(pack, crate::object::Area::Data)
+        .unwrap();
     bench.kill().unwrap();
     assert!(bench.read("f").unwrap() == [1; 5000]);
     assert!(
@@ -275,7 +278,7 @@ fn a_full_pack_whose_adoption_is_cut_short_can_be_collected() {
     );
     bench.unlink("f");
     bench.core().collect().unwrap();
-    assert!(bench.store.objects(crate::store::Area::Data).is_empty());
+    assert!(bench.store.objects(crate::object::Area::Data).is_empty());
 }
 
 #[test]
@@ -293,7 +296,7 @@ fn behind_a_damaged_frame_only_what_was_durable_matters() {
 fn what_is_of_no_known_kind_stays() {
     let mut bench = Bench::new();
     bench.mkdir("d");
-    let strange = crate::store::ObjectId([7; 16]);
+    let strange = crate::object::ObjectId([7; 16]);
     let file = bench.store.create(strange).unwrap();
     file.write_at(&[b'?'; 100], 0).unwrap();
     for _ in 0..2 {

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use super::*;
-use crate::store::Area;
+use crate::object::Area;
 
 /// Makes a base due: many short segments.
 fn make_base_due(bench: &Bench) {

@@ -6,7 +6,7 @@ use super::fleet::*;
 use super::ledger::{Deed, Ledger};
 use super::*;
 use crate::error::Error;
-use crate::store::Area;
+use crate::object::Area;
 
 /// One step of a plan.
 #[derive(Debug, Clone, Copy)]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::fleet::*;
 use super::*;
-use crate::store::{Area, ObjectId};
+use crate::object::{Area, ObjectId};
 
 /// Two devices that start from what the first made; each does its part without the other's, and both are merged.
 fn beside(before: impl FnOnce(&Vault), a: impl FnOnce(&Vault), b: impl FnOnce(&Vault)) -> Shown {

@@ -3,7 +3,7 @@
 use super::journal::RESERVE_BYTES;
 use super::*;
 use crate::index::{SegmentExtent, SegmentReader};
-use crate::store::Area;
+use crate::object::Area;
 use crate::volume::Fallocate;
 
 /// Work, a publication of which one operation fails, more work, an end: everything is there afterwards.
@@ -88,8 +88,8 @@ fn deleting_works_on_a_full_disk_whatever_failed_before() {
     // Full to the last byte: the journal itself cannot grow.
     let free = bench.store.space().unwrap().available_bytes;
     bench.store.insert_object(
-        crate::store::Area::Data,
-        crate::store::ObjectId([9; 16]),
+        crate::object::Area::Data,
+        crate::object::ObjectId([9; 16]),
         vec![0; free as usize],
     );
     for i in 0..3 {
@@ -331,7 +331,7 @@ fn what_is_dead_makes_room_where_there_is_none_to_publish() {
     bench.store.reserve(0).unwrap();
     leave_room(&bench, 5_000);
     bench.core().collect().unwrap();
-    let packs = bench.store.objects(crate::store::Area::Data);
+    let packs = bench.store.objects(crate::object::Area::Data);
     assert!(packs.is_empty(), "{packs:?}");
     assert!(bench.stat("old").is_none());
     assert!(bench.read("kept").unwrap() == vec![2; 1 << 20]);
@@ -392,7 +392,7 @@ fn an_unmount_gives_the_reserve_back() {
     bench.core().publish().unwrap();
     bench.unlink("f");
     bench.vault.close().unwrap();
-    assert!(bench.store.objects(crate::store::Area::Data).is_empty());
+    assert!(bench.store.objects(crate::object::Area::Data).is_empty());
     // Only segments are there now.
     assert!(bench.store.space().unwrap().available_bytes > free);
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::crypto::{Features, HEADER_LEN, Header, Magic, SEAL_OVERHEAD, SealKey};
-use crate::store::{Area, ObjectId};
+use crate::object::{Area, ObjectId};
 
 const TRAILER_CIPHER_LEN: usize = 60;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::store::{Area, ObjectId};
+use crate::object::{Area, ObjectId};
 
 /// Its copy of the library, and its mount.
 pub struct Device {

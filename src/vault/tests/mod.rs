@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::index::record::Id;
-use crate::pack::PackId;
+use crate::object::PackId;
 use crate::store::{Faults, MemoryStore};
 use crate::volume::{Attr, Caller, FileKind, Handle, ROOT, RenameMode, SetAttr, Volume};
 
@@ -219,7 +219,7 @@ fn open_with(code: &str, store: &MemoryStore, options: &Options) -> Result<Arc<V
     Vault::open(
         Arc::new(store.clone()),
         MasterKey::from_recovery_code(code).unwrap(),
-        crate::store::ObjectId([0xde; 16]),
+        crate::object::ObjectId([0xde; 16]),
         None,
         options,
     )

@@ -141,7 +141,7 @@ fn what_is_deleted_makes_room_for_adoption() {
     bench.put("kept", &vec![3; 1 << 20]);
     bench.unlink("gone");
     bench.unlink("old");
-    let packs = bench.store.objects(crate::store::Area::Data).len();
+    let packs = bench.store.objects(crate::object::Area::Data).len();
     let mut freed = 0;
     for cut in 0..30 {
         let store = bench.store.after_kill();
@@ -154,7 +154,7 @@ fn what_is_deleted_makes_room_for_adoption() {
         });
         let opened = open(&bench.code, &store);
         assert!(cut > 0 || opened.is_ok());
-        let is_freed = store.objects(crate::store::Area::Data).len() < packs;
+        let is_freed = store.objects(crate::object::Area::Data).len() < packs;
         // What makes a pack superfluous is durable before that is removed.
         let store = match is_freed {
             true => store.after_power_cut(cut),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::store::Area;
+use crate::object::Area;
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -153,7 +153,7 @@ fn check_published(code: &str, store: &MemoryStore) {
     };
     open_with(code, store, &options).unwrap();
     let master = Arc::new(MasterKey::from_recovery_code(code).unwrap());
-    let device = crate::store::ObjectId([0xde; 16]);
+    let device = crate::object::ObjectId([0xde; 16]);
     let store: Arc<dyn Store> = Arc::new(store.clone());
     let (core, _) = Core::load(&store, &master, device, None, &options).unwrap();
     let there: Vec<PackId> = store

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::error::Kind;
-use crate::store::Area;
+use crate::object::Area;
 
 const REQUEST: usize = 128 << 10;
 const MIB: usize = 1 << 20;

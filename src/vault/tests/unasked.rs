@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::store::Area;
+use crate::object::Area;
 
 /// Whether all that was written is on the disk.
 fn is_durable(bench: &Bench) -> bool {
