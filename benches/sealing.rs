@@ -68,7 +68,9 @@ fn write_pack(store: &dyn Store, master: &MasterKey, plain: &[u8]) -> Run {
     }
     let done = writer.finish().expect("there is room");
     done.file.sync().expect("the disk works");
-    store.publish(done.id, Area::Data).expect("the disk works");
+    store
+        .publish(done.id.object(), Area::Data)
+        .expect("the disk works");
     first.expect("a pack holds a run")
 }
 
@@ -87,7 +89,7 @@ fn read_warm_blocks(bencher: Bencher<'_, '_>, blocks: u32) {
     let master = master();
     let run = write_pack(&store, &master, &vec![7; 4 << 20]);
     let object = store
-        .open(Area::Data, run.pack)
+        .open(Area::Data, run.pack.object())
         .expect("it was just published");
     let reader = PackReader::open(object, run.pack, &master).expect("it was just written");
     let range = run.cipher_range(0..blocks);

@@ -8,13 +8,6 @@ pub struct ObjectId(pub [u8; 16]);
 
 /// The id of a device that writes to the library.
 pub type DeviceId = ObjectId;
-/// The id of a slot.
-pub type SlotId = ObjectId;
-/// The id of a pack.
-pub type PackId = ObjectId;
-/// The id of an index segment, or of a base.
-pub type SegmentId = ObjectId;
-
 impl ObjectId {
     /// Reads the 32 hex digits of a file name; anything else, upper case included, is not an object's name.
     pub fn parse(name: &str) -> Option<Self> {
@@ -43,6 +36,53 @@ impl fmt::Display for ObjectId {
         self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
     }
 }
+
+/// The id of one kind of object, which cannot be passed for another kind's.
+macro_rules! id_of_kind {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        pub struct $name(pub ObjectId);
+
+        impl $name {
+            /// As the store knows it.
+            pub fn object(self) -> ObjectId {
+                self.0
+            }
+        }
+
+        impl From<ObjectId> for $name {
+            fn from(id: ObjectId) -> Self {
+                Self(id)
+            }
+        }
+
+        impl From<$name> for ObjectId {
+            fn from(id: $name) -> Self {
+                id.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+id_of_kind!(
+    /// The id of a slot, in [`Area::Key`].
+    SlotId
+);
+id_of_kind!(
+    /// The id of an index segment or a base, in [`Area::Index`].
+    SegmentId
+);
+id_of_kind!(
+    /// The id of a pack, in [`Area::Data`].
+    PackId
+);
 
 /// One of the three synced parts of a library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

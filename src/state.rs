@@ -28,7 +28,7 @@ use rustix::fs::{CWD, RenameFlags};
 
 use crate::crypto::{Fingerprint, random_id};
 use crate::error::{Error, Kind, Result};
-use crate::object::{DeviceId, ObjectId};
+use crate::object::{DeviceId, ObjectId, SegmentId};
 
 mod find;
 
@@ -64,7 +64,7 @@ pub struct Remembered {
     /// Under this id this device wrote before: what lies in that folder of `new/` is to be taken over.
     pub former: Option<DeviceId>,
     /// The ids of this device's newest segments, the one that is about to be published last.
-    pub wrote: Vec<ObjectId>,
+    pub wrote: Vec<SegmentId>,
     /// The newest segments seen.
     pub heads: Vec<Head>,
 }
@@ -339,7 +339,7 @@ fn parse(text: &[u8]) -> Result<Remembered, String> {
         };
         remembered.former = optional("former ").transpose()?;
         while let Some(wrote) = optional("wrote ") {
-            remembered.wrote.push(wrote?);
+            remembered.wrote.push(SegmentId(wrote?));
         }
     }
     remembered.heads = lines
@@ -375,7 +375,7 @@ mod tests {
             device: ObjectId([0xd0; 16]),
             place: Some("/of/a library%".into()),
             former: (heads > 0).then_some(ObjectId([0xf0; 16])),
-            wrote: vec![ObjectId([0x33; 16]); heads.min(2)],
+            wrote: vec![SegmentId(ObjectId([0x33; 16])); heads.min(2)],
             heads: (0..heads)
                 .map(|i| Head {
                     device: ObjectId([i as u8; 16]),

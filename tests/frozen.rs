@@ -74,7 +74,7 @@ fn unlock(library: &Path) -> MasterKey {
     let slots = store.list(Area::Key).unwrap();
     assert_eq!(slots.len(), 1);
     let bytes = fs::read(library.join("key").join(slots[0].0.to_string())).unwrap();
-    let slot = Slot::parse(slots[0].0, &bytes).unwrap();
+    let slot = Slot::parse(slots[0].0.into(), &bytes).unwrap();
     slot.open(&Secret::Password(Zeroizing::new(PASSWORD.to_vec())))
         .unwrap()
 }

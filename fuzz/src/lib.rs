@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use hushfs::crypto::{HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, Slot};
 use hushfs::index::record::*;
 use hushfs::index::{BaseCursor, ROOT_IX, SegmentExtent, SegmentReader, Tree, from_cbor, to_cbor};
-use hushfs::object::{Area, ObjectId};
+use hushfs::object::{Area, ObjectId, PackId};
 use hushfs::pack::{PackReader, padme_len};
 use hushfs::state::Place;
 use hushfs::store::{MemoryStore, Store};
@@ -57,7 +57,7 @@ fn master() -> &'static MasterKey {
 
 /// A slot file.
 pub fn slot(data: &[u8]) {
-    let Ok(slot) = Slot::parse(ID, data) else {
+    let Ok(slot) = Slot::parse(ID.into(), data) else {
         return;
     };
     // Not opened by a password: what parses may cost a gigabyte, as it may by the bounds that are documented.
@@ -113,7 +113,7 @@ fn read_pack(file: &[u8]) {
         .put(Area::Data, ID, file)
         .expect("a store in memory takes it");
     let object = store.open(Area::Data, ID).expect("it was just put there");
-    let Ok(reader) = PackReader::open(object, ID, master()) else {
+    let Ok(reader) = PackReader::open(object, ID.into(), master()) else {
         return;
     };
     let _ = reader.trailer();
@@ -188,7 +188,7 @@ fn read_segment(file: &[u8]) {
         .expect("a store in memory takes it");
     for extent in [SegmentExtent::Published, SegmentExtent::Leftover] {
         let object = store.open(Area::Index, ID).expect("it was just put there");
-        let Ok(reader) = SegmentReader::open(object, ID, master(), extent) else {
+        let Ok(reader) = SegmentReader::open(object, ID.into(), master(), extent) else {
             continue;
         };
         let is_base = reader.opening().stamp_segments.clone();
@@ -220,7 +220,7 @@ fn read_segment(file: &[u8]) {
 
 fn stamp_segment(number: u8) -> StampSegment {
     StampSegment {
-        segment: ObjectId([number; 16]),
+        segment: ObjectId([number; 16]).into(),
         device: ID,
         number: u64::from(number),
     }
@@ -342,7 +342,7 @@ impl Choices<'_> {
     fn stamp(&mut self) -> WireStamp {
         WireStamp {
             counter: self.number().min(1 << 62),
-            segment: ObjectId([self.byte() & 3; 16]),
+            segment: ObjectId([self.byte() & 3; 16]).into(),
         }
     }
 
@@ -365,9 +365,9 @@ impl Choices<'_> {
         }
     }
 
-    fn packs(&mut self) -> Vec<ObjectId> {
+    fn packs(&mut self) -> Vec<PackId> {
         (0..self.byte() & 3)
-            .map(|_| ObjectId([self.byte() & 3; 16]))
+            .map(|_| PackId(ObjectId([self.byte() & 3; 16])))
             .collect()
     }
 
@@ -451,7 +451,7 @@ impl Choices<'_> {
                 value: (self.byte() & 1 == 0).then(|| self.name()),
             }),
             14 => Record::Pack(PackLen {
-                pack: ObjectId([self.byte() & 3; 16]),
+                pack: ObjectId([self.byte() & 3; 16]).into(),
                 cipher_len: self.number() as u32,
             }),
             _ => Record::Condemn(self.packs()),

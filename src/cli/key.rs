@@ -15,7 +15,7 @@ use super::secret::{NewPasswordArgs, OpenArgs, confirm, read_key_file};
 use super::unlock::opened_by;
 use crate::crypto::{KEY_FILE_LEN_MIN, MasterKey, Secret, Slot, SlotKind, random};
 use crate::error::{Error, Kind, Result};
-use crate::object::ObjectId;
+use crate::object::SlotId;
 
 /// What was typed.
 #[derive(Args, Debug)]
@@ -299,7 +299,7 @@ pub fn still_open<'a>(left: impl Iterator<Item = &'a Slot>, master: Option<&Mast
 }
 
 /// The one slot, readable or not, whose id begins as typed.
-fn find(slots: &Slots, typed: &str) -> Result<ObjectId> {
+fn find(slots: &Slots, typed: &str) -> Result<SlotId> {
     let all = slots.good.iter().map(|slot| slot.id);
     let all = all.chain(slots.bad.iter().map(|(id, _)| *id));
     let mut found = all.filter(|id| !typed.is_empty() && id.to_string().starts_with(typed));
@@ -317,6 +317,7 @@ fn find(slots: &Slots, typed: &str) -> Result<ObjectId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::object::ObjectId;
 
     #[test]
     fn times_are_dates() {
@@ -335,13 +336,13 @@ mod tests {
 
     #[test]
     fn a_slot_is_found_by_the_beginning_of_its_id() {
-        let bad = |byte| (ObjectId([byte; 16]), Error::from(Kind::Missing));
+        let bad = |byte| (SlotId(ObjectId([byte; 16])), Error::from(Kind::Missing));
         let slots = Slots {
             good: Vec::new(),
             bad: vec![bad(0xaa), bad(0xab)],
             copies: Vec::new(),
         };
-        assert_eq!(find(&slots, "ab").unwrap(), ObjectId([0xab; 16]));
+        assert_eq!(find(&slots, "ab").unwrap(), SlotId(ObjectId([0xab; 16])));
         for typed in ["a", "", "b", "AB", "../"] {
             assert!(find(&slots, typed).is_err(), "{typed}");
         }

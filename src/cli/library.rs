@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::crypto::{KdfParams, MasterKey, SLOT_LEN, Secret, Slot, random_id};
 use crate::error::{Error, Kind, Result, io_text};
-use crate::object::{Area, ObjectId};
+use crate::object::{Area, ObjectId, SlotId};
 use crate::state::{replace_durably, sync_dir};
 
 /// The folder for files that still grow.
@@ -28,9 +28,9 @@ pub struct Slots {
     /// Those that parse.
     pub good: Vec<Slot>,
     /// Those that do not, and why.
-    pub bad: Vec<(ObjectId, Error)>,
+    pub bad: Vec<(SlotId, Error)>,
     /// Copies of a good one under another name, and what they are copies of.
-    pub copies: Vec<(ObjectId, ObjectId)>,
+    pub copies: Vec<(SlotId, SlotId)>,
 }
 
 impl Library {
@@ -88,6 +88,7 @@ impl Library {
         };
         let mut moved = Vec::new();
         for (id, _) in self.objects(Area::Key, SLOTS_MAX)? {
+            let id = SlotId(id);
             let bytes = self.read_slot(id);
             let parsed = bytes.as_deref().map(|bytes| Slot::parse(id, bytes));
             match (parsed, bytes.as_deref().map(Slot::named)) {
@@ -211,7 +212,7 @@ impl Library {
     }
 
     /// The bytes of a slot's file, one more than a slot has where it is longer.
-    fn read_slot(&self, id: ObjectId) -> Result<Vec<u8>> {
+    fn read_slot(&self, id: SlotId) -> Result<Vec<u8>> {
         let path = self.slot_path(id);
         let at = |e| Error::io(e, &path);
         let mut bytes = Vec::with_capacity(SLOT_LEN + 1);
@@ -232,12 +233,12 @@ impl Library {
         Ok(bytes)
     }
 
-    fn slot_path(&self, id: ObjectId) -> PathBuf {
+    fn slot_path(&self, id: SlotId) -> PathBuf {
         self.dir.join(Area::Key.name()).join(id.to_string())
     }
 
     /// Adds a slot; durable on return.
-    pub fn add_slot(&self, master: &MasterKey, secret: &Secret, label: &str) -> Result<ObjectId> {
+    pub fn add_slot(&self, master: &MasterKey, secret: &Secret, label: &str) -> Result<SlotId> {
         let (id, bytes) = seal_slot(master, secret, label)?;
         // A synced copy has no `new/`, and a library that is being recovered no `key/`.
         make_folders(&self.dir, &folders())?;
@@ -249,15 +250,15 @@ impl Library {
     }
 
     /// Removes a slot; durable on return.
-    pub fn remove_slot(&self, id: ObjectId) -> Result<()> {
+    pub fn remove_slot(&self, id: SlotId) -> Result<()> {
         let path = self.slot_path(id);
         fs::remove_file(&path).map_err(|e| Error::io(e, &path))?;
         sync_dir(&self.dir.join(Area::Key.name()))
     }
 }
 
-fn seal_slot(master: &MasterKey, secret: &Secret, label: &str) -> Result<(ObjectId, Vec<u8>)> {
-    let id = random_id()?;
+fn seal_slot(master: &MasterKey, secret: &Secret, label: &str) -> Result<(SlotId, Vec<u8>)> {
+    let id = SlotId(random_id()?);
     let bytes = Slot::seal(id, master, secret, KdfParams::default(), label)?;
     Ok((id, bytes))
 }

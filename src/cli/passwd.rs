@@ -12,7 +12,7 @@ use super::secret::{NewPasswordArgs, OpenArgs};
 use super::unlock::opened_by;
 use crate::crypto::SlotKind;
 use crate::error::{Error, Kind, Result};
-use crate::object::ObjectId;
+use crate::object::SlotId;
 
 /// What was typed.
 #[derive(Args, Debug)]
@@ -41,7 +41,7 @@ pub fn run(args: &PasswdArgs) -> Result<()> {
     let new = args.new.choose()?;
     let master = &unlocked.master;
     let before = library.slots()?;
-    let old: Vec<ObjectId> = match &unlocked.slot {
+    let old: Vec<SlotId> = match &unlocked.slot {
         Some((first, secret)) if secret.kind() == SlotKind::Password => {
             let others = opened_by(&before, master, secret).into_iter();
             let others = others.map(|slot| slot.id).filter(|id| id != first);

@@ -5,7 +5,7 @@ use super::secret::{OpenArgs, Opener, confirm, is_terminal};
 use crate::crypto::{KdfParams, MasterKey, Secret, Slot, SlotKind};
 use crate::error::{Error, ExitStatus, Kind, Result};
 use crate::index::{SegmentExtent, SegmentReader};
-use crate::object::{Area, ObjectId};
+use crate::object::{Area, PackId, SegmentId, SlotId};
 use crate::pack::PackReader;
 use crate::state::{self, Found};
 use crate::store::{Access, DirStore, Store};
@@ -21,7 +21,7 @@ pub struct Unlocked {
     /// Its key.
     pub master: MasterKey,
     /// The slot that opened it, and the secret that did; none for the recovery code.
-    pub slot: Option<(ObjectId, Secret)>,
+    pub slot: Option<(SlotId, Secret)>,
     /// Whether this version may write to it.
     pub writable: bool,
 }
@@ -250,9 +250,12 @@ impl Library {
             for (id, _) in store.list(area)?.into_iter().take(CHECKED_MAX) {
                 let opened = store.open(area, id).and_then(|object| match area {
                     Area::Index => {
-                        SegmentReader::open(object, id, master, SegmentExtent::Published).map(drop)
+                        SegmentReader::open(object, SegmentId(id), master, SegmentExtent::Published)
+                            .map(drop)
                     }
-                    _ => PackReader::open(object, id, master)?.trailer().map(drop),
+                    _ => PackReader::open(object, PackId(id), master)?
+                        .trailer()
+                        .map(drop),
                 });
                 match opened {
                     Ok(()) => return Ok(Some(true)),

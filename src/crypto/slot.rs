@@ -28,7 +28,7 @@ use super::aead::{SEAL_OVERHEAD, SealKey};
 use super::kdf::stretch;
 use super::{HEADER_LEN, Header, KdfParams, Magic, MasterKey, random};
 use crate::error::{Error, Kind, Result};
-use crate::object::{Area, ObjectId};
+use crate::object::{Area, SlotId};
 
 /// Bytes of a slot file.
 pub const SLOT_LEN: usize = CHECKSUM.end;
@@ -80,7 +80,7 @@ pub enum SlotKind {
 /// A parsed slot, not opened. Nothing in it is authentic before [`Slot::verify`] or [`Slot::open`] has said so.
 pub struct Slot {
     /// Its name.
-    pub id: ObjectId,
+    pub id: SlotId,
     /// What it opens with.
     pub kind: SlotKind,
     /// What opening it costs; `None` for a key file.
@@ -98,7 +98,7 @@ impl Slot {
     /// Refused with [`Kind::Usage`]: parameters out of bounds, a label that is too long, a key file of the wrong
     /// length.
     pub fn seal(
-        id: ObjectId,
+        id: SlotId,
         master: &MasterKey,
         secret: &Secret,
         kdf: KdfParams,
@@ -110,7 +110,7 @@ impl Slot {
                 label.len()
             )));
         }
-        let header = Header::new(Magic::Slot, id);
+        let header = Header::new(Magic::Slot, id.object());
         let kdf = (secret.kind() == SlotKind::Password).then_some(kdf);
         let mut salt = [0; 32];
         random(&mut salt)?;
@@ -153,13 +153,13 @@ impl Slot {
     /// Reads a slot file. [`Kind::Damaged`] where it is not as it was written, or asks for more than the fixed bounds
     /// of Argon2's costs (1 GiB, 64 passes, 64 lanes, 8 GiB times passes); [`Kind::Unsupported`] where it is of a
     /// later version.
-    pub fn parse(id: ObjectId, bytes: &[u8]) -> Result<Self> {
+    pub fn parse(id: SlotId, bytes: &[u8]) -> Result<Self> {
         let name = name_of(id);
         let damaged = |check: &str| Err(Error::damaged(&name, check));
         let Some(header) = bytes.first_chunk::<HEADER_LEN>() else {
             return damaged("it is too short for a slot");
         };
-        let header = Header::decode(header, Magic::Slot, id, &name)?;
+        let header = Header::decode(header, Magic::Slot, id.object(), &name)?;
         let Ok(bytes) = <&[u8; SLOT_LEN]>::try_from(bytes) else {
             return damaged(&format!(
                 "it has {} bytes, where a slot has {SLOT_LEN}",
@@ -195,9 +195,9 @@ impl Slot {
     }
 
     /// The name of a slot in whose header another is than its file has, where it is whole.
-    pub fn named(bytes: &[u8]) -> Option<ObjectId> {
+    pub fn named(bytes: &[u8]) -> Option<SlotId> {
         let header = bytes.first_chunk::<HEADER_LEN>()?;
-        let id = Header::id_of(header, Magic::Slot)?;
+        let id = SlotId(Header::id_of(header, Magic::Slot)?);
         Self::parse(id, bytes).is_ok().then_some(id)
     }
 
@@ -255,7 +255,7 @@ impl Slot {
 }
 
 /// What errors call a slot.
-fn name_of(id: ObjectId) -> String {
+fn name_of(id: SlotId) -> String {
     format!("{}/{id}", Area::Key.name())
 }
 
@@ -314,8 +314,9 @@ mod tests {
     use super::*;
     use crate::crypto::kdf::{LANES_MAX, MEMORY_KIB_MAX, PASSES_MAX};
     use crate::error::ExitStatus;
+    use crate::object::ObjectId;
 
-    const ID: ObjectId = ObjectId([0xab; 16]);
+    const ID: SlotId = SlotId(ObjectId([0xab; 16]));
     /// The cheapest that Argon2 allows: what is tested is the slot.
     const CHEAP: KdfParams = KdfParams {
         memory_kib: 8,
@@ -397,7 +398,7 @@ mod tests {
         }
         let longer = [&bytes[..], b"\0"].concat();
         assert_eq!(status(Slot::parse(ID, &longer)), ExitStatus::Damaged);
-        let renamed = Slot::parse(ObjectId([0xac; 16]), &bytes);
+        let renamed = Slot::parse(SlotId(ObjectId([0xac; 16])), &bytes);
         assert_eq!(renamed.err().unwrap().exit_status(), ExitStatus::Damaged);
     }
 

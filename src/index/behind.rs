@@ -40,8 +40,8 @@ impl Behind {
             object.read_at(&mut bytes, 0)?;
         }
         // Where the header is what is damaged, it said nothing that is not known.
-        let header = Header::decode(&bytes, Magic::Segment, id, &object.name());
-        let key = master.object_key(&header.unwrap_or(Header::new(Magic::Segment, id)));
+        let header = Header::decode(&bytes, Magic::Segment, id.object(), &object.name());
+        let key = master.object_key(&header.unwrap_or(Header::new(Magic::Segment, id.object())));
         let mut behind = Self::default();
         let mut at = cipher_offset.max(HEADER_LEN as u64);
         let mut window = Vec::new();

@@ -278,7 +278,7 @@ impl Tree {
     fn loser_id(&self, loser: &Loser) -> Id {
         let at = self.wire(loser.at);
         let mut hash = Sha256::new_with_prefix("hushfs conflict");
-        hash.update(at.segment.0);
+        hash.update(at.segment.object().0);
         hash.update(at.counter.to_be_bytes());
         let bytes = hash.finalize();
         let id = bytes.iter().take(16);

@@ -5,7 +5,7 @@ use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 use super::apply::COUNTER_MAX;
 use super::record::{Id, Number, Record};
 use crate::cbor::members;
-use crate::object::ObjectId;
+use crate::object::{ObjectId, PackId, SegmentId, SlotId};
 use crate::state::Head;
 use crate::volume::{FileKind, Time};
 
@@ -59,6 +59,31 @@ impl<'b, C> Decode<'b, C> for ObjectId {
         sixteen(d).map(Self)
     }
 }
+
+/// The id of one kind of object stands as that of any.
+macro_rules! as_object_id {
+    ($name:ident) => {
+        impl<C> Encode<C> for $name {
+            fn encode<W: encode::Write>(
+                &self,
+                e: &mut Encoder<W>,
+                c: &mut C,
+            ) -> Result<(), encode::Error<W::Error>> {
+                self.object().encode(e, c)
+            }
+        }
+
+        impl<'b, C> Decode<'b, C> for $name {
+            fn decode(d: &mut Decoder<'b>, c: &mut C) -> Result<Self, decode::Error> {
+                ObjectId::decode(d, c).map(Self)
+            }
+        }
+    };
+}
+
+as_object_id!(SlotId);
+as_object_id!(SegmentId);
+as_object_id!(PackId);
 
 fn sixteen(d: &mut Decoder<'_>) -> Result<[u8; 16], decode::Error> {
     d.bytes()?

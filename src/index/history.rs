@@ -12,7 +12,7 @@ use super::record::Opening;
 use super::segment::{Extent, SegmentReader};
 use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey, SLOT_LEN, Slot};
 use crate::error::{Error, Kind, Result};
-use crate::object::{Area, DeviceId, ObjectId, SegmentId};
+use crate::object::{Area, DeviceId, ObjectId, SegmentId, SlotId};
 use crate::state::Head;
 use crate::store::{Absent, Store};
 
@@ -100,7 +100,7 @@ impl Opened {
 #[derive(Debug)]
 pub struct Ignored {
     /// Its name.
-    pub id: ObjectId,
+    pub id: SegmentId,
     /// What it is.
     pub what: What,
 }
@@ -109,7 +109,7 @@ pub struct Ignored {
 #[derive(Debug)]
 pub enum What {
     /// The same as another one that is there, under another name.
-    Copy(ObjectId),
+    Copy(SegmentId),
     /// One of this library that is cut or damaged: as if it had not arrived.
     Part(Error),
     /// Nothing that this library's key opens.
@@ -123,7 +123,7 @@ pub enum What {
 /// A base that is damaged, and what it covers.
 #[derive(Debug)]
 struct LostBase {
-    id: ObjectId,
+    id: SegmentId,
     heads: Vec<Head>,
 }
 
@@ -161,7 +161,7 @@ pub struct Survey {
     opened: Vec<Opened>,
     ignored: Vec<Ignored>,
     lost_bases: Vec<LostBase>,
-    files: Vec<(ObjectId, u64)>,
+    files: Vec<(SegmentId, u64)>,
 }
 
 /// What follows from the files that are there.
@@ -207,7 +207,8 @@ impl Survey {
     }
 
     fn once(store: &dyn Store, master: &MasterKey) -> Result<Self> {
-        let mut files = store.list(Area::Index)?;
+        let listed = store.list(Area::Index)?.into_iter();
+        let mut files: Vec<_> = listed.map(|(id, len)| (SegmentId(id), len)).collect();
         files.sort_unstable();
         let mut survey = Self {
             files,
@@ -221,7 +222,7 @@ impl Survey {
             }
         }
         for absent in store.absent(Area::Index)? {
-            let (id, what) = (absent.id, What::Absent(absent));
+            let (id, what) = (SegmentId(absent.id), What::Absent(absent));
             survey.ignored.push(Ignored { id, what });
         }
         survey.find_copies();
@@ -284,17 +285,19 @@ impl Survey {
     }
 
     /// Finds out what a file is that does not open as the segment of its name.
-    fn identify(&mut self, store: &dyn Store, master: &MasterKey, id: ObjectId, why: Error) {
+    fn identify(&mut self, store: &dyn Store, master: &MasterKey, id: SegmentId, why: Error) {
         let open_as = |as_id, extent| {
             store
-                .open(Area::Index, id)
+                .open(Area::Index, id.object())
                 .and_then(|object| SegmentReader::open(object, as_id, master, extent))
         };
         let mut header = [0; HEADER_LEN];
         let read = store
-            .open(Area::Index, id)
+            .open(Area::Index, id.object())
             .and_then(|object| object.read_at(&mut header, 0));
-        let written_as = Header::id_of(&header, Magic::Segment).filter(|_| read.is_ok());
+        let written_as = Header::id_of(&header, Magic::Segment)
+            .map(SegmentId)
+            .filter(|_| read.is_ok());
         let what = match (open_as(id, Extent::Leftover), written_as) {
             (Ok(part), _) => {
                 self.note_base(id, part.opening());
@@ -311,7 +314,7 @@ impl Survey {
         self.ignored.push(Ignored { id, what });
     }
 
-    fn note_base(&mut self, id: ObjectId, opening: &Opening) {
+    fn note_base(&mut self, id: SegmentId, opening: &Opening) {
         if opening.stamp_segments.is_some() {
             let heads = opening.heads.clone();
             self.lost_bases.push(LostBase { id, heads });
@@ -319,7 +322,7 @@ impl Survey {
     }
 
     /// Takes out a file that turned out not to be whole.
-    pub fn discard(&mut self, id: ObjectId, why: Error) {
+    pub fn discard(&mut self, id: SegmentId, why: Error) {
         if let Some(at) = self.opened.iter().position(|o| o.published.id == id) {
             let opened = self.opened.swap_remove(at);
             self.note_base(id, &opened.opening);
@@ -334,7 +337,7 @@ impl Survey {
     }
 
     /// The files of `index/`, in order, with their lengths; and those of them that do not count.
-    pub fn into_files(self) -> (Vec<(ObjectId, u64)>, Vec<Ignored>) {
+    pub fn into_files(self) -> (Vec<(SegmentId, u64)>, Vec<Ignored>) {
         (self.files, self.ignored)
     }
 
@@ -370,17 +373,19 @@ fn has_slot(store: &dyn Store, master: &MasterKey) -> bool {
         let read = store
             .open(Area::Key, id)
             .and_then(|object| object.read_at(&mut bytes, 0));
-        read.and_then(|()| Slot::parse(id, &bytes)?.verify(master))
+        read.and_then(|()| Slot::parse(SlotId(id), &bytes)?.verify(master))
             .is_ok()
     })
 }
 
 fn open_segment(store: &dyn Store, master: &MasterKey, id: SegmentId) -> Result<SegmentReader> {
-    let object = store.open(Area::Index, id).map_err(|e| match e.kind() {
-        // It was listed: somebody, a sync perhaps, takes files away right now.
-        Kind::Missing => e.hint("wait for the sync to finish, or restore it from a copy"),
-        _ => e,
-    })?;
+    let object = store
+        .open(Area::Index, id.object())
+        .map_err(|e| match e.kind() {
+            // It was listed: somebody, a sync perhaps, takes files away right now.
+            Kind::Missing => e.hint("wait for the sync to finish, or restore it from a copy"),
+            _ => e,
+        })?;
     SegmentReader::open(object, id, master, Extent::Published)
 }
 
@@ -410,7 +415,7 @@ fn opening(
 /// SHA-256 of a whole file.
 fn digest(store: &dyn Store, published: &Published) -> Result<[u8; 32]> {
     const CHUNK: u64 = 256 * 1024;
-    let object = store.open(Area::Index, published.id)?;
+    let object = store.open(Area::Index, published.id.object())?;
     let (mut hash, mut at) = (Sha256::new(), 0);
     let mut buffer = vec![0; CHUNK.min(published.cipher_len) as usize];
     while at < published.cipher_len {

@@ -9,7 +9,7 @@ use super::record::{BaseRef, Frame, StampSegment};
 use super::tree::Tree;
 use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
-use crate::object::{Area, DeviceId, ObjectId, SegmentId};
+use crate::object::{Area, DeviceId, SegmentId, SlotId};
 use crate::state::Head;
 use crate::store::Store;
 
@@ -34,9 +34,9 @@ pub struct Replayed {
     /// Segments and bases that the newest base makes superfluous.
     pub covered: Vec<Published>,
     /// Slots as the newest segment lists them, and those that were removed.
-    pub slots: Vec<ObjectId>,
+    pub slots: Vec<SlotId>,
     /// Slots that were removed.
-    pub removed_slots: Vec<ObjectId>,
+    pub removed_slots: Vec<SlotId>,
     /// Every segment and base that opens, as its writer numbered it.
     pub found: Vec<Published>,
     /// What should be there and is not, in words.
@@ -44,7 +44,7 @@ pub struct Replayed {
     /// Segments that are there and not in the tree, as something that their writers had applied is missing.
     pub waiting: Vec<Head>,
     /// The files of `index/` and their lengths, in order.
-    pub files: Vec<(ObjectId, u64)>,
+    pub files: Vec<(SegmentId, u64)>,
     /// Those that do not count.
     pub ignored: Vec<Ignored>,
     /// Devices that wrote two histories.

@@ -74,11 +74,11 @@ pub struct ClosedSegment {
 impl SegmentWriter {
     /// Starts a segment in the store's `new/` folder.
     pub fn create(store: &dyn Store, master: &MasterKey, opening: &Opening) -> Result<Self> {
-        let id = random_id()?;
-        let header = Header::new(Magic::Segment, id);
+        let id = SegmentId(random_id()?);
+        let header = Header::new(Magic::Segment, id.object());
         let mut writer = Self {
             id,
-            file: store.create(id)?,
+            file: store.create(id.object())?,
             key: master.object_key(&header),
             device: opening.device,
             number: opening.number,
@@ -91,7 +91,7 @@ impl SegmentWriter {
         };
         let written = writer.write_message(Part::Frame, &to_cbor(opening));
         if written.is_err() {
-            store.discard(id)?;
+            store.discard(id.object())?;
         }
         written.map(|()| writer)
     }
@@ -277,7 +277,7 @@ impl SegmentReader {
         let name = object.name();
         let mut bytes = [0; HEADER_LEN];
         object.read_at(&mut bytes, 0)?;
-        let header = Header::decode(&bytes, Magic::Segment, id, &name)?;
+        let header = Header::decode(&bytes, Magic::Segment, id.object(), &name)?;
         let key = master.object_key(&header);
         let file_len = object.cipher_len()?;
         let trailer = match extent {

@@ -61,7 +61,7 @@ impl Packs {
         };
         let reader = Arc::new(PackReader::open(
             self.store
-                .open(Area::Data, id)
+                .open(Area::Data, id.object())
                 .map_err(|e| match e.kind() {
                     Kind::Missing => {
                         e.hint("wait for the sync to finish, or restore it from a copy")

@@ -82,7 +82,7 @@ impl PackReader {
     pub fn open(object: Arc<dyn Object>, id: PackId, master: &MasterKey) -> Result<Self> {
         let mut header = [0; HEADER_LEN];
         object.read_at(&mut header, 0)?;
-        let header = Header::decode(&header, Magic::Pack, id, &object.name())?;
+        let header = Header::decode(&header, Magic::Pack, id.object(), &object.name())?;
         Ok(Self {
             id,
             object,
@@ -95,7 +95,9 @@ impl PackReader {
     pub fn copy_of(object: &Arc<dyn Object>, id: PackId, master: &MasterKey) -> Option<PackId> {
         let mut header = [0; HEADER_LEN];
         object.read_at(&mut header, 0).ok()?;
-        let of = Header::id_of(&header, Magic::Pack).filter(|of| *of != id)?;
+        let of = Header::id_of(&header, Magic::Pack)
+            .map(PackId)
+            .filter(|of| *of != id)?;
         let reader = Self::open(Arc::clone(object), of, master).ok()?;
         reader.trailer().is_ok().then_some(of)
     }

@@ -7,7 +7,7 @@ use super::catalogue::{CATALOGUE_PLAIN_MAX, NOTE_LEN_MAX};
 use super::*;
 use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey};
 use crate::error::{Kind, Result};
-use crate::object::{Area, DeviceId, ObjectId};
+use crate::object::{Area, DeviceId, ObjectId, PackId};
 use crate::store::{Faults, MemoryStore, Store};
 
 mod tamper;
@@ -61,12 +61,12 @@ fn read(reader: &PackReader, run: &Run) -> Result<Vec<u8>> {
 fn publish(store: &MemoryStore, writer: PackWriter) -> u32 {
     let done = writer.finish().unwrap();
     done.file.sync().unwrap();
-    store.publish(done.id, Area::Data).unwrap();
+    store.publish(done.id.object(), Area::Data).unwrap();
     done.cipher_len
 }
 
 fn open(store: &MemoryStore, master: &MasterKey, id: PackId) -> Result<PackReader> {
-    PackReader::open(store.open(Area::Data, id)?, id, master)
+    PackReader::open(store.open(Area::Data, id.object())?, id, master)
 }
 
 /// A published pack with two runs.
@@ -138,7 +138,7 @@ fn a_pack_is_laid_out_as_documented() {
     let runs = small_pack(&store, &master);
     let bytes = store.object(Area::Data, runs[0].pack).unwrap();
     assert_eq!(bytes.len(), 65_536, "the shortest pack");
-    let key = master.object_key(&Header::new(Magic::Pack, runs[0].pack));
+    let key = master.object_key(&Header::new(Magic::Pack, runs[0].pack.object()));
     let open = |kind: u8, at: usize, sealed_len: usize| {
         let aad = [&[kind][..], &(at as u64).to_le_bytes()].concat();
         let mut plain = vec![0; sealed_len - 28];
@@ -246,7 +246,7 @@ fn room_is_kept_for_the_longest_note() {
         (writer, added)
     };
     let (spare, most) = filled(usize::MAX);
-    store.discard(spare.id()).unwrap();
+    store.discard(spare.id().object()).unwrap();
     let (mut writer, _) = filled(most - 1);
     assert_eq!(writer.room(), BLOCK_PLAIN_LEN);
     let note = Note {
@@ -352,7 +352,7 @@ fn the_pool_is_bounded_and_follows_a_pack_through_its_life() {
     packs.unpin(run.pack);
     assert_eq!(read(&packs.get(run.pack).unwrap(), &run).unwrap(), b"grows");
     assert_eq!(packs.open_count(), (2, 0));
-    store.remove(Area::Data, run.pack).unwrap();
+    store.remove(Area::Data, run.pack.object()).unwrap();
     packs.get(run.pack).unwrap();
     packs.forget(run.pack);
     let e = packs.get(run.pack).err().unwrap();
@@ -363,7 +363,7 @@ fn the_pool_is_bounded_and_follows_a_pack_through_its_life() {
 proptest! {
     #[test]
     fn blocks_of_a_run_lie_side_by_side(cipher_offset in 48u32..1 << 25, plain_len in 1u32..1 << 25) {
-        let run = Run { pack: ObjectId([0; 16]), cipher_offset, plain_len };
+        let run = Run { pack: PackId::default(), cipher_offset, plain_len };
         let (mut at, mut plain) = (cipher_offset, 0);
         for block in 0..run.blocks() {
             prop_assert_eq!(run.block_cipher_offset(block), at);

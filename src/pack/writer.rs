@@ -65,13 +65,13 @@ pub struct FinishedPack {
 impl PackWriter {
     /// Starts a pack in the store's `new/` folder.
     pub fn create(store: &dyn Store, master: &MasterKey, device: DeviceId) -> Result<Self> {
-        let id = random_id()?;
-        let header = Header::new(Magic::Pack, id);
+        let id = PackId(random_id()?);
+        let header = Header::new(Magic::Pack, id.object());
         let key = master.object_key(&header);
-        let file = store.create(id)?;
+        let file = store.create(id.object())?;
         if let Err(e) = file.write_at(&header.encode(), 0) {
             // Of no use to anybody; where it cannot be removed either, the next mount does it.
-            let _ = store.discard(id);
+            let _ = store.discard(id.object());
             return Err(e);
         }
         Ok(Self {
@@ -96,11 +96,11 @@ impl PackWriter {
         device: DeviceId,
         runs: &[(Run, Note<'_>)],
     ) -> Result<FinishedPack> {
-        let id = file.id();
+        let id = PackId(file.id());
         let mut writer = Self {
             id,
             device,
-            key: master.object_key(&Header::new(Magic::Pack, id)),
+            key: master.object_key(&Header::new(Magic::Pack, id.object())),
             cipher_len: HEADER_LEN as u32,
             written_back: 0,
             catalogue: Catalogue::default(),

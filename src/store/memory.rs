@@ -244,9 +244,10 @@ impl MemoryStore {
     pub fn with_object<R>(
         &self,
         area: Area,
-        id: ObjectId,
+        id: impl Into<ObjectId>,
         change: impl FnOnce(&mut Vec<u8>) -> R,
     ) -> Option<R> {
+        let id = id.into();
         let file = self.state.lock().folder(Some(area)).get(&id).cloned()?;
         let mut file = file.lock();
         Some(file.tamper(change))
@@ -255,9 +256,10 @@ impl MemoryStore {
     /// The same for a growing file or a leftover.
     pub fn with_leftover<R>(
         &self,
-        id: ObjectId,
+        id: impl Into<ObjectId>,
         change: impl FnOnce(&mut Vec<u8>) -> R,
     ) -> Option<R> {
+        let id = id.into();
         let file = self.state.lock().folder(None).get(&id).cloned()?;
         let mut file = file.lock();
         Some(file.tamper(change))
@@ -274,18 +276,19 @@ impl MemoryStore {
     }
 
     /// An object's bytes.
-    pub fn object(&self, area: Area, id: ObjectId) -> Option<Vec<u8>> {
+    pub fn object(&self, area: Area, id: impl Into<ObjectId>) -> Option<Vec<u8>> {
         self.with_object(area, id, |bytes| bytes.clone())
     }
 
     /// Puts an object there, as a file copier does; one that is there is replaced.
-    pub fn insert_object(&self, area: Area, id: ObjectId, bytes: Vec<u8>) {
+    pub fn insert_object(&self, area: Area, id: impl Into<ObjectId>, bytes: Vec<u8>) {
         let file = Arc::new(Mutex::new(MemoryFile::durable(bytes)));
-        self.state.lock().folder(Some(area)).insert(id, file);
+        self.state.lock().folder(Some(area)).insert(id.into(), file);
     }
 
     /// Takes an object away, as an attacker does; its bytes, if it was there.
-    pub fn take_object(&self, area: Area, id: ObjectId) -> Option<Vec<u8>> {
+    pub fn take_object(&self, area: Area, id: impl Into<ObjectId>) -> Option<Vec<u8>> {
+        let id = id.into();
         let file = self.state.lock().folder(Some(area)).remove(&id)?;
         let bytes = file.lock().bytes.clone();
         Some(bytes)

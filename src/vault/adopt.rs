@@ -16,7 +16,7 @@ use crate::error::{Error, Kind, Result};
 use crate::index::extents::Extent;
 use crate::index::record::{Frame, PackLen, Record, Splice, Splices, StampSegment};
 use crate::index::{Published, SegmentWriter};
-use crate::object::{Area, ObjectId, PackId};
+use crate::object::{Area, ObjectId, PackId, SegmentId};
 use crate::pack::PackReader;
 use crate::state::Head;
 
@@ -28,19 +28,19 @@ impl Core {
     pub(super) fn adopt_leftovers(
         &self,
         accept: bool,
-        renamed: &[(ObjectId, ObjectId)],
+        renamed: &[(SegmentId, SegmentId)],
     ) -> Result<()> {
         let Some(mut judged) = self.judge_leftovers(accept, renamed)? else {
             return Ok(());
         };
         let kept = self.discard_useless(&judged)?;
         for (id, file) in &judged.left.finished {
-            if kept.contains(id) {
+            if kept.contains(&id.object()) {
                 file.sync()?;
-                self.store.publish(*id, Area::Data)?;
+                self.store.publish(id.object(), Area::Data)?;
             }
         }
-        let mut renamed: Vec<(ObjectId, ObjectId)> = Vec::new();
+        let mut renamed: Vec<(SegmentId, SegmentId)> = Vec::new();
         let mut segments = std::mem::take(&mut judged.segments);
         for at in 0..segments.len() {
             let (segment, later) = segments[at..].split_first_mut().ok_or(Kind::Poisoned)?;
@@ -52,10 +52,10 @@ impl Core {
             }
             renamed.push((segment.id, self.adopt_segment(segment, &judged.left)?));
             // It is published, so what it was copied from makes room for the next one.
-            self.discard_leftover(segment.id)?;
+            self.discard_leftover(segment.id.object())?;
             let named = judged.named(&*later);
             for id in judged.left.packs.keys().filter(|id| !named.contains(id)) {
-                self.discard_leftover(*id)?;
+                self.discard_leftover(id.object())?;
             }
         }
         self.tree.write().drop_unlinked();
@@ -76,7 +76,7 @@ impl Core {
     pub(super) fn show_leftovers(
         &self,
         accept: bool,
-        renamed: &[(ObjectId, ObjectId)],
+        renamed: &[(SegmentId, SegmentId)],
     ) -> Result<()> {
         if let Some(judged) = self.judge_leftovers(accept, renamed)? {
             self.show(&judged)?;
@@ -110,8 +110,9 @@ impl Core {
 
     /// What of the folder is needed: segments, and the packs that frames name.
     pub(super) fn needed(&self, judged: &Judged) -> HashSet<ObjectId> {
-        let mut needed = judged.named(&judged.segments);
-        needed.extend(judged.segments.iter().map(|s| s.id));
+        let named = judged.named(&judged.segments);
+        let mut needed: HashSet<_> = named.into_iter().map(PackId::object).collect();
+        needed.extend(judged.segments.iter().map(|s| s.id.object()));
         needed.retain(|id| judged.found.contains(id));
         needed
     }
@@ -121,11 +122,11 @@ impl Core {
     fn discard_useless(&self, judged: &Judged) -> Result<HashSet<ObjectId>> {
         // First the copies that were torn: later it cannot be told that they are copies.
         for headless in &judged.left.headless {
-            self.discard_leftover(headless.id)?;
+            self.discard_leftover(headless.id.object())?;
         }
         let needed = self.needed(judged);
         // What lies behind a torn segment goes last: it tells that something is torn.
-        let behind: HashSet<ObjectId> = judged.left.behind.iter().copied().collect();
+        let behind: HashSet<ObjectId> = judged.left.behind.iter().map(|id| id.object()).collect();
         for id in &judged.found {
             let is_kept = needed.contains(id) || behind.contains(id);
             if !is_kept && !judged.left.strange.contains(id) {
@@ -136,12 +137,12 @@ impl Core {
     }
 
     fn discard_leftover(&self, id: ObjectId) -> Result<()> {
-        self.packs.forget(id);
+        self.packs.forget(PackId(id));
         self.store.discard(id)
     }
 
     /// Copies one segment and publishes the copy, whose id it answers. After an error the copy is gone.
-    fn adopt_segment(&self, left: &mut LeftSegment, others: &Leftovers) -> Result<ObjectId> {
+    fn adopt_segment(&self, left: &mut LeftSegment, others: &Leftovers) -> Result<SegmentId> {
         // Its writer knew what it knew then, whatever has come since: of what was written beside it, nothing.
         let heads = std::mem::take(&mut left.opening.heads);
         let mut opening = self.journal.lock().opening(left.opening.number, None);
@@ -161,11 +162,11 @@ impl Core {
     }
 
     /// Takes away what an adoption that failed has copied; `packs` are its finished ones.
-    fn discard_copies(&self, segment: ObjectId, packs: &[PackLen]) {
+    fn discard_copies(&self, segment: SegmentId, packs: &[PackLen]) {
         // What cannot be removed now, the next mount takes for what it is.
-        let _ = self.store.discard(segment);
+        let _ = self.store.discard(segment.object());
         // Where it is published, and only telling so failed, it counts, and so do the packs.
-        let published = self.store.open(Area::Index, segment);
+        let published = self.store.open(Area::Index, segment.object());
         if published.is_err_and(|e| matches!(e.kind(), Kind::Missing)) {
             self.contents.discard_all(packs);
         }
@@ -257,12 +258,15 @@ impl Core {
         };
         let mut packs = Vec::new();
         for pack in unknown {
-            let opened = self.store.open(Area::Data, pack).and_then(|object| {
-                let cipher_len = object.cipher_len()? as u32;
-                // Whole, and not cut short by whoever copied the library.
-                PackReader::open(object, pack, &self.master)?.trailer()?;
-                Ok(PackLen { pack, cipher_len })
-            });
+            let opened = self
+                .store
+                .open(Area::Data, pack.object())
+                .and_then(|object| {
+                    let cipher_len = object.cipher_len()? as u32;
+                    // Whole, and not cut short by whoever copied the library.
+                    PackReader::open(object, pack, &self.master)?.trailer()?;
+                    Ok(PackLen { pack, cipher_len })
+                });
             match opened {
                 Ok(known) => packs.push(known),
                 // Who reads what is in it is told.

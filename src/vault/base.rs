@@ -8,7 +8,7 @@ use super::Core;
 use crate::error::Result;
 use crate::index::record::{BaseRef, Frame, Opening, Record};
 use crate::index::{BaseCursor, ClosedSegment, Published, SegmentWriter, StampTable};
-use crate::object::{ObjectId, SegmentId};
+use crate::object::SegmentId;
 use crate::volume::Time;
 
 /// Fewer bytes of segments than this are not worth a base: they replay in milliseconds.
@@ -39,7 +39,7 @@ impl Bases {
     }
 
     /// Their ids.
-    pub fn ids(&self) -> Vec<ObjectId> {
+    pub fn ids(&self) -> Vec<SegmentId> {
         self.used.lock().iter().map(|base| base.id).collect()
     }
 
@@ -111,9 +111,9 @@ impl Core {
         let id = writer.id();
         match self.fill_base(writer, &opening, &table, (from, from_id)) {
             Ok(Some(base)) => self.note_base(&base, covered),
-            Ok(None) => self.store.discard(id)?,
+            Ok(None) => self.store.discard(id.object())?,
             Err(e) => {
-                self.store.discard(id)?;
+                self.store.discard(id.object())?;
                 return Err(e);
             }
         }

@@ -159,7 +159,7 @@ impl Core {
         let mut condemned = self.garbage.condemned.lock();
         while let Some(id) = condemned.last() {
             self.packs.forget(*id);
-            self.store.remove(Area::Data, *id)?;
+            self.store.remove(Area::Data, id.object())?;
             condemned.pop();
         }
         drop(condemned);
@@ -177,7 +177,7 @@ impl Core {
         let covered = std::mem::take(&mut *self.garbage.covered.lock());
         covered
             .iter()
-            .try_for_each(|segment| self.store.remove(Area::Index, segment.id))
+            .try_for_each(|segment| self.store.remove(Area::Index, segment.id.object()))
     }
 
     /// Once a mount: packs that were condemned and are still there, and packs of this device that no record names
@@ -185,6 +185,7 @@ impl Core {
     fn sweep(&self) -> Result<()> {
         let unpublished = self.contents.finished();
         for (id, _) in self.store.list(Area::Data)? {
+            let id = PackId(id);
             let info = self.tree.read().find_pack(id).copied();
             let garbage = match info {
                 Some(info) => info.condemned && info.live_plain_bytes == 0,
@@ -193,7 +194,7 @@ impl Core {
             if garbage {
                 log::info!("data/{id}: nothing refers to it, removed");
                 self.packs.forget(id);
-                self.store.remove(Area::Data, id)?;
+                self.store.remove(Area::Data, id.object())?;
             }
         }
         Ok(())
@@ -201,7 +202,7 @@ impl Core {
 
     /// Whether this device wrote a pack that no record names. What is no pack of this library is passed over.
     pub(super) fn is_own_pack(&self, id: PackId) -> bool {
-        let object = match self.store.open(Area::Data, id) {
+        let object = match self.store.open(Area::Data, id.object()) {
             Ok(object) => object,
             Err(e) if matches!(e.kind(), Kind::Missing) => return false,
             Err(e) => {

@@ -158,7 +158,7 @@ impl Contents {
         let (id, file) = (writer.id(), writer.file());
         if writer.is_empty() {
             self.packs.forget(id);
-            return self.store.discard(id);
+            return self.store.discard(id.object());
         }
         match writer.finish() {
             Ok(pack) => {
@@ -223,11 +223,11 @@ impl Contents {
         let spoiled = inner.spoiled.keys().copied();
         for id in open.chain(finished).chain(spoiled) {
             self.packs.forget(id);
-            let _ = self.store.discard(id);
+            let _ = self.store.discard(id.object());
         }
         for pack in published {
             self.packs.forget(pack.pack);
-            let _ = self.store.remove(Area::Data, pack.pack);
+            let _ = self.store.remove(Area::Data, pack.pack.object());
         }
     }
 
@@ -246,7 +246,7 @@ impl Contents {
         let mut inner = self.inner.lock();
         inner.spoiled.remove(&id);
         drop(inner);
-        self.store.discard(id)
+        self.store.discard(id.object())
     }
 
     /// The files that have to be synced for all that was sealed so far to be durable.
@@ -265,7 +265,7 @@ impl Contents {
             if file.sync().is_ok() {
                 continue;
             }
-            let (mut inner, id) = (self.inner.lock(), file.id());
+            let (mut inner, id) = (self.inner.lock(), PackId(file.id()));
             if inner.open.as_ref().is_some_and(|w| w.id() == id) {
                 inner.open = None;
             }
@@ -299,7 +299,7 @@ impl Contents {
     /// Publishes the finished packs among `packs`, which are synced.
     pub fn publish(&self, packs: &[PackLen]) -> Result<()> {
         for pack in packs {
-            self.store.publish(pack.pack, Area::Data)?;
+            self.store.publish(pack.pack.object(), Area::Data)?;
             self.packs.unpin(pack.pack);
             self.inner.lock().finished.retain(|f| f.id != pack.pack);
         }

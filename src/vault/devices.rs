@@ -162,7 +162,7 @@ pub(super) fn announce(known: &Remembered, replayed: &Replayed) {
 /// The segments that there are.
 pub(super) fn list_index(store: &dyn Store) -> Result<HashSet<SegmentId>> {
     let listed = store.list(Area::Index)?;
-    Ok(listed.into_iter().map(|(id, _)| id).collect())
+    Ok(listed.into_iter().map(|(id, _)| SegmentId(id)).collect())
 }
 
 /// Whether other devices write to the library. Does not own what this device remembers of itself ([`Memory`]).
@@ -216,7 +216,7 @@ impl Core {
                 log::warn!("{e}");
             }
         }
-        self.store.publish(id, Area::Index)
+        self.store.publish(id.object(), Area::Index)
     }
 
     /// Looks whether another device is at work: its lock, what it left in `new/`, or a segment that came since this
@@ -227,9 +227,12 @@ impl Core {
         }
         for id in self.others.take_new(list_index(&*self.store)?) {
             self.others.note();
-            let opened = self.store.open(Area::Index, id).and_then(|object| {
-                SegmentReader::open(object, id, &self.master, SegmentExtent::Published)
-            });
+            let opened = self
+                .store
+                .open(Area::Index, id.object())
+                .and_then(|object| {
+                    SegmentReader::open(object, id, &self.master, SegmentExtent::Published)
+                });
             match opened {
                 Ok(segment) if segment.opening().device == self.device => log::warn!(
                     "index/{id}: {TAKEN} This mount goes on, what both write is kept, and the next one writes as a device \

@@ -18,7 +18,7 @@ use super::Core;
 use super::conflicts::{Told, settle_in_memory};
 use crate::error::{Error, Kind, Result};
 use crate::index::{InodeIx, Tree, check_rollback, replay};
-use crate::object::{Area, ObjectId};
+use crate::object::{Area, SegmentId};
 use crate::volume::{Changed, FileKind, Ino, OnChange};
 
 /// So often the folder of the index is listed.
@@ -40,10 +40,10 @@ struct State {
     /// Whether anybody is told of changes.
     is_followed: bool,
     /// What is shown was made of these files of `index/`.
-    files: Vec<(ObjectId, u64)>,
+    files: Vec<(SegmentId, u64)>,
     looked: Option<Instant>,
     /// Files that cannot be shown: they are not tried again while they are the same.
-    refused: Vec<(ObjectId, u64)>,
+    refused: Vec<(SegmentId, u64)>,
     /// What the kernel is to be told.
     changed: Vec<Changed>,
     /// What was warned of last.
@@ -62,7 +62,7 @@ pub(super) struct Follower {
 }
 
 impl Follow {
-    pub fn new(unfounded: bool, files: Vec<(ObjectId, u64)>) -> Self {
+    pub fn new(unfounded: bool, files: Vec<(SegmentId, u64)>) -> Self {
         let state = State {
             files,
             ..State::default()
@@ -148,7 +148,9 @@ impl Core {
             return;
         }
         state.looked = Some(Instant::now());
-        let read = self.store.list(Area::Index).and_then(|mut files| {
+        let read = self.store.list(Area::Index).and_then(|listed| {
+            let listed = listed.into_iter();
+            let mut files: Vec<_> = listed.map(|(id, len)| (SegmentId(id), len)).collect();
             files.sort_unstable();
             if state.files == files || state.refused == files {
                 return Ok(());

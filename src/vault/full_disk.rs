@@ -9,7 +9,7 @@ use super::judge::Judged;
 use crate::crypto::Magic;
 use crate::error::Result;
 use crate::index::record::{Id, Record};
-use crate::object::{Area, ObjectId, PackId};
+use crate::object::{Area, ObjectId, PackId, SegmentId};
 use crate::pack::{Note, PackWriter, Run};
 
 /// Whose a run is.
@@ -30,7 +30,7 @@ impl Core {
     pub(super) fn free_for_adoption(
         &self,
         accept: bool,
-        renamed: &[(ObjectId, ObjectId)],
+        renamed: &[(SegmentId, SegmentId)],
     ) -> Result<bool> {
         let Some(judged) = self.judge_leftovers(accept, renamed)? else {
             return Ok(false);
@@ -63,6 +63,7 @@ impl Core {
         let named = judged.named(&judged.segments);
         let mut garbage = Vec::new();
         for (id, _) in self.store.list(Area::Data)? {
+            let id = PackId(id);
             let info = self.tree.read().find_pack(id).copied();
             let is_garbage = match info {
                 Some(info) => info.live_plain_bytes == 0,
@@ -84,7 +85,7 @@ impl Core {
         for id in &garbage {
             log::info!("data/{id}: nothing refers to it, removed");
             self.packs.forget(*id);
-            self.store.remove(Area::Data, *id)?;
+            self.store.remove(Area::Data, id.object())?;
         }
         self.remove_covered()?;
         Ok(true)

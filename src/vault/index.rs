@@ -4,7 +4,7 @@ use super::{Options, accept};
 use crate::crypto::{HEADER_LEN, Magic, MasterKey};
 use crate::error::{Error, Kind, Result};
 use crate::index::{Ignored, Replayed, WAIT, What, check_rollback};
-use crate::object::{Area, ObjectId, SegmentId};
+use crate::object::{Area, ObjectId, PackId, SegmentId, SlotId};
 use crate::pack::PackReader;
 use crate::state::Head;
 use crate::store::{Store, index_has_not_arrived};
@@ -123,7 +123,7 @@ fn holds_pack(store: &dyn Store, master: &MasterKey) -> Result<bool> {
     let is_pack = |id: ObjectId| {
         let object = store.open(Area::Data, id);
         object
-            .and_then(|object| PackReader::open(object, id, master))
+            .and_then(|object| PackReader::open(object, PackId(id), master))
             .is_ok()
     };
     let mut packs = packs.into_iter().take(LOOKED_AT_MAX);
@@ -180,17 +180,17 @@ fn check_gaps(replayed: &Replayed) -> Result<()> {
 /// The slots there are now, and those that were removed; says so where one of those is back.
 pub(super) fn list_slots(
     store: &dyn Store,
-    listed: &[ObjectId],
-    removed: &[ObjectId],
-) -> Result<(Vec<ObjectId>, Vec<ObjectId>)> {
+    listed: &[SlotId],
+    removed: &[SlotId],
+) -> Result<(Vec<SlotId>, Vec<SlotId>)> {
     const REMOVED_MAX: usize = 1024;
-    let now: Vec<ObjectId> = store
+    let now: Vec<SlotId> = store
         .list(Area::Key)?
         .into_iter()
-        .map(|(id, _)| id)
+        .map(|(id, _)| SlotId(id))
         .collect();
     let gone = listed.iter().filter(|id| !now.contains(id));
-    let mut removed: Vec<ObjectId> = removed.iter().chain(gone).copied().collect();
+    let mut removed: Vec<SlotId> = removed.iter().chain(gone).copied().collect();
     removed.dedup();
     for back in now.iter().filter(|id| removed.contains(id)) {
         log::warn!(

@@ -15,7 +15,7 @@ use crate::index::record::{BaseRef, Frame, Opening, Record, StampSegment};
 use crate::index::{
     ClosedSegment, Published, SEGMENT_CIPHER_LEN, SegmentExtent, SegmentReader, SegmentWriter, Tree,
 };
-use crate::object::{DeviceId, ObjectId};
+use crate::object::{DeviceId, SegmentId, SlotId};
 use crate::overdue;
 use crate::state::Head;
 use crate::store::{Growing, Object, Store};
@@ -37,7 +37,7 @@ pub struct Journal {
     /// The newest base.
     pub base: Option<BaseRef>,
     /// Slots that there are, and those that were removed.
-    pub slots: (Vec<ObjectId>, Vec<ObjectId>),
+    pub slots: (Vec<SlotId>, Vec<SlotId>),
     /// Segments that the newest base does not cover.
     pub uncovered: Vec<Published>,
     /// Frames written by this mount.
@@ -62,7 +62,7 @@ pub struct Start {
     /// See [`Journal::base`].
     pub base: Option<BaseRef>,
     /// See [`Journal::slots`].
-    pub slots: (Vec<ObjectId>, Vec<ObjectId>),
+    pub slots: (Vec<SlotId>, Vec<SlotId>),
     /// See [`Journal::uncovered`].
     pub uncovered: Vec<Published>,
 }
@@ -226,7 +226,7 @@ impl Journal {
 
     /// Copies the frames of a segment that a write failed in into a new one; answers their ids. Stamps name the
     /// new one from now on: nobody else has seen the old.
-    fn replace_spoiled(&mut self, tree: &RwLock<Tree>) -> Result<Option<(ObjectId, ObjectId)>> {
+    fn replace_spoiled(&mut self, tree: &RwLock<Tree>) -> Result<Option<(SegmentId, SegmentId)>> {
         let Some(open) = self.open.as_ref().filter(|o| o.writer.is_spoiled()) else {
             return Ok(None);
         };
@@ -240,7 +240,7 @@ impl Journal {
             .copy_frames((old, kept), expected, &mut writer)
             .and_then(|()| writer.file().sync());
         if let Err(e) = copied {
-            self.store.discard(new)?;
+            self.store.discard(new.object())?;
             return Err(e);
         }
         if let Some(open) = self.open.as_mut() {
@@ -249,14 +249,14 @@ impl Journal {
         }
         // Whether its packs were is not known.
         self.durable = 0;
-        self.store.discard(old)?;
+        self.store.discard(old.object())?;
         Ok(Some((old, new)))
     }
 
     /// The frames that count: one whose write failed may be there nevertheless.
     fn copy_frames(
         &self,
-        (old, kept): (ObjectId, Arc<dyn Object>),
+        (old, kept): (SegmentId, Arc<dyn Object>),
         expected: u64,
         to: &mut SegmentWriter,
     ) -> Result<()> {
@@ -294,7 +294,7 @@ impl Journal {
     /// Frames up to number `point`, which are in `file`, are durable; false where a copy, which is not, took its place
     /// meanwhile.
     pub fn synced(&mut self, file: Option<&dyn Growing>, point: u64) -> bool {
-        let open = self.open.as_ref().map(|o| o.writer.id());
+        let open = self.open.as_ref().map(|o| o.writer.id().object());
         let is_same = file.is_none_or(|f| Some(f.id()) == open);
         if is_same {
             self.durable = self.durable.max(point);
@@ -304,7 +304,7 @@ impl Journal {
 
     /// The segment that grows.
     #[cfg(test)]
-    pub fn open_segment(&self) -> Option<ObjectId> {
+    pub fn open_segment(&self) -> Option<SegmentId> {
         self.open.as_ref().map(|o| o.writer.id())
     }
 
@@ -348,7 +348,7 @@ impl Journal {
     /// Takes an open segment away in which nothing is.
     pub fn discard_empty(&mut self) -> Result<()> {
         match self.open.take_if(|open| open.writer.frames() <= 1) {
-            Some(empty) => self.store.discard(empty.writer.id()),
+            Some(empty) => self.store.discard(empty.writer.id().object()),
             None => Ok(()),
         }
     }
@@ -373,7 +373,7 @@ impl Journal {
     }
 
     /// The closed segment that waits to be published.
-    pub fn to_publish(&self) -> Option<ObjectId> {
+    pub fn to_publish(&self) -> Option<SegmentId> {
         self.closed.as_ref().map(|c| c.id)
     }
 
@@ -394,7 +394,7 @@ fn removes(records: &[Record]) -> bool {
 }
 
 /// Lets the stamps inside records that name segment `old` name `new`.
-pub fn rename_segment(records: &mut [Record], old: ObjectId, new: ObjectId) {
+pub fn rename_segment(records: &mut [Record], old: SegmentId, new: SegmentId) {
     for record in records {
         let stamp = match record {
             Record::Unlink(u) => &mut u.seen,

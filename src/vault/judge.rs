@@ -12,7 +12,7 @@ use super::journal::rename_segment;
 use super::leftovers::{LeftSegment, Leftovers, is_torn};
 use crate::error::{Error, Kind, Result};
 use crate::index::record::{Frame, PackLen, Record};
-use crate::object::{Area, ObjectId, PackId};
+use crate::object::{Area, ObjectId, PackId, SegmentId};
 
 /// What a crash left, of which it is known what counts. Nothing is changed yet.
 pub(super) struct Judged {
@@ -49,7 +49,7 @@ impl Core {
     pub(super) fn judge_leftovers(
         &self,
         accept: bool,
-        renamed: &[(ObjectId, ObjectId)],
+        renamed: &[(SegmentId, SegmentId)],
     ) -> Result<Option<Judged>> {
         let found = self.store.leftovers()?;
         if found.is_empty() {
@@ -173,7 +173,7 @@ impl Core {
 
     /// A pack that a frame calls finished must be there at that length; or it is collected since.
     fn check_pack_len(&self, finished: &PackLen) -> Result<()> {
-        let len = match self.store.open(Area::Data, finished.pack) {
+        let len = match self.store.open(Area::Data, finished.pack.object()) {
             Ok(object) => object.cipher_len()?,
             Err(e) if matches!(e.kind(), Kind::Missing) => return Ok(()),
             Err(e) => return Err(e),

@@ -8,7 +8,7 @@ use crate::crypto::{HEADER_LEN, Header, Magic};
 use crate::error::{Error, Kind, Result};
 use crate::index::record::{Frame, Opening};
 use crate::index::{Behind, SegmentExtent, SegmentReader};
-use crate::object::{DeviceId, ObjectId, PackId};
+use crate::object::{DeviceId, ObjectId, PackId, SegmentId};
 use crate::pack::PackReader;
 use crate::store::Growing;
 
@@ -20,7 +20,7 @@ pub(super) struct Leftovers {
     /// Those that were made on top of something that is lost.
     pub unreached: Vec<LeftSegment>,
     /// Those that were made on top of a frame that is torn.
-    pub behind: Vec<ObjectId>,
+    pub behind: Vec<SegmentId>,
     /// Those that are published already.
     pub published: Vec<LeftSegment>,
     /// Those whose header or first frame is damaged, so that no frame can be reached.
@@ -38,7 +38,7 @@ pub(super) struct Leftovers {
 }
 
 pub(super) struct LeftSegment {
-    pub id: ObjectId,
+    pub id: SegmentId,
     pub opening: Opening,
     pub frames: Vec<Frame>,
     /// Its writer closed it: it is whole, and others may build on it.
@@ -48,7 +48,7 @@ pub(super) struct LeftSegment {
 }
 
 pub(super) struct Headless {
-    pub id: ObjectId,
+    pub id: SegmentId,
     /// See [`Behind::durable`]; `None` where no crash explains what became of the header.
     durable: Option<u64>,
 }
@@ -66,7 +66,7 @@ impl Core {
         &self,
         found: &[ObjectId],
         former: Option<DeviceId>,
-        adopted: &[(ObjectId, ObjectId)],
+        adopted: &[(SegmentId, SegmentId)],
     ) -> Result<Leftovers> {
         let mut left = Leftovers::default();
         let published = self
@@ -86,7 +86,7 @@ impl Core {
                 check_version(&header, magic, *id, &file.name())?;
             }
             match magic {
-                Some(Magic::Segment) => match self.read_segment(&file, *id) {
+                Some(Magic::Segment) => match self.read_segment(&file, SegmentId(*id)) {
                     Ok(segment)
                         if segment.opening.adopts.is_none()
                             && Some(segment.opening.device) == former =>
@@ -112,16 +112,18 @@ impl Core {
                     Err(e) if is_torn(&e) => self.sort_headless(&*file, *id, &header, &mut left)?,
                     Err(e) => return Err(e),
                 },
-                Some(Magic::Pack) => match PackReader::open(file.clone(), *id, &self.master) {
-                    Ok(reader) => match reader.trailer() {
-                        // Finished: it can be published as it is. Whether all in it opens, the frames will tell.
-                        Ok(_) => drop(left.finished.insert(*id, file)),
-                        Err(e) if is_torn(&e) => drop(left.packs.insert(*id, file)),
+                Some(Magic::Pack) => {
+                    match PackReader::open(file.clone(), PackId(*id), &self.master) {
+                        Ok(reader) => match reader.trailer() {
+                            // Finished: it can be published as it is. Whether all in it opens, the frames will tell.
+                            Ok(_) => drop(left.finished.insert(PackId(*id), file)),
+                            Err(e) if is_torn(&e) => drop(left.packs.insert(PackId(*id), file)),
+                            Err(e) => return Err(e),
+                        },
+                        Err(e) if is_torn(&e) => left.garbage.push(*id),
                         Err(e) => return Err(e),
-                    },
-                    Err(e) if is_torn(&e) => left.garbage.push(*id),
-                    Err(e) => return Err(e),
-                },
+                    }
+                }
                 Some(_) => left.garbage.push(*id),
                 None => self.sort_headless(&*file, *id, &header, &mut left)?,
             }
@@ -150,12 +152,13 @@ impl Core {
         header: &[u8; HEADER_LEN],
         left: &mut Leftovers,
     ) -> Result<()> {
-        let behind = Behind::search(file, id, &self.master, 0)?;
+        let behind = Behind::search(file, SegmentId(id), &self.master, 0)?;
         let is_changed = [Magic::Segment, Magic::Pack]
             .into_iter()
             .all(|magic| is_changed(header, magic, id));
         let durable = behind.durable;
         if durable.is_some() || is_changed && is_ours(header, id) {
+            let id = SegmentId(id);
             left.headless.push(Headless { id, durable });
         } else if is_changed {
             let name = file.name();
@@ -173,7 +176,7 @@ impl Core {
         Ok(())
     }
 
-    fn read_segment(&self, file: &Arc<dyn Growing>, id: ObjectId) -> Result<LeftSegment> {
+    fn read_segment(&self, file: &Arc<dyn Growing>, id: SegmentId) -> Result<LeftSegment> {
         let reader = SegmentReader::open(file.clone(), id, &self.master, SegmentExtent::Leftover)?;
         let mut segment = LeftSegment {
             id,

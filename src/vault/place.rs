@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::Core;
 use crate::error::{Error, Kind, Result};
-use crate::object::{Area, ObjectId};
+use crate::object::{Area, ObjectId, PackId, SegmentId};
 
 impl Core {
     /// Asked before anybody is told that something is durable: an error where that would not be true.
@@ -34,7 +34,7 @@ impl Core {
     /// library removes just that.
     pub(super) fn check_published(&self) {
         const LOOKED_AT: usize = 8;
-        let newest: Vec<ObjectId> = {
+        let newest: Vec<SegmentId> = {
             let journal = self.journal.lock();
             let newest = journal.uncovered.iter().rev().take(LOOKED_AT);
             newest
@@ -42,8 +42,8 @@ impl Core {
                 .chain(journal.base.map(|b| b.segment))
                 .collect()
         };
-        let is_gone = |id: &ObjectId| {
-            let opened = self.store.open(Area::Index, *id);
+        let is_gone = |id: &SegmentId| {
+            let opened = self.store.open(Area::Index, id.object());
             opened.is_err_and(|e| matches!(e.kind(), Kind::Missing))
         };
         if newest.iter().any(is_gone)
@@ -56,8 +56,8 @@ impl Core {
     /// Where segments are gone that were there, the index is written anew: the tree has all that they said.
     fn check_index(&self) -> Result<()> {
         let there = self.there(Area::Index)?;
-        let is_gone = |id: &ObjectId| !there.contains(id);
-        let bases: Vec<ObjectId> = self.bases.ids();
+        let is_gone = |id: &SegmentId| !there.contains(&id.object());
+        let bases = self.bases.ids();
         let gone = {
             let journal = self.journal.lock();
             let known = journal.uncovered.iter().map(|s| s.id).chain(bases);
@@ -76,7 +76,7 @@ impl Core {
     /// Where packs are gone, whoever has them can only be told.
     fn check_data(&self) -> Result<()> {
         let there = self.there(Area::Data)?;
-        let unpublished: HashSet<ObjectId> = {
+        let unpublished: HashSet<PackId> = {
             let finished = self.contents.finished();
             finished.iter().map(|p| p.pack).collect()
         };
@@ -85,7 +85,9 @@ impl Core {
             let published = tree.packs().iter().filter(|p| {
                 p.cipher_len.is_some() && p.live_plain_bytes > 0 && !unpublished.contains(&p.id)
             });
-            published.filter(|p| !there.contains(&p.id)).count()
+            published
+                .filter(|p| !there.contains(&p.id.object()))
+                .count()
         };
         if gone == 0 {
             log::warn!(
@@ -104,7 +106,10 @@ impl Core {
     fn check_slots(&self) -> Result<()> {
         let there = self.there(Area::Key)?;
         let known = self.journal.lock().slots.0.clone();
-        let gone = known.iter().filter(|id| !there.contains(id)).count();
+        let gone = known
+            .iter()
+            .filter(|id| !there.contains(&id.object()))
+            .count();
         if gone == 0 {
             return Ok(());
         }

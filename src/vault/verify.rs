@@ -14,7 +14,7 @@ impl Vault {
             problem(Error::from(Kind::RolledBack(text.as_str().into())));
         }
         for (id, cipher_len) in self.core.store.list(Area::Data)? {
-            self.check_pack(id, cipher_len)
+            self.check_pack(PackId(id), cipher_len)
                 .unwrap_or_else(&mut *problem);
         }
         let covered = self.core.garbage.covered();
@@ -26,7 +26,7 @@ impl Vault {
 
     fn check_pack(&self, id: PackId, cipher_len: u64) -> Result<()> {
         let core = &self.core;
-        let object = core.store.open(Area::Data, id)?;
+        let object = core.store.open(Area::Data, id.object())?;
         let name = object.name();
         let known = core.tree.read().find_pack(id).and_then(|p| p.cipher_len);
         if let Some(known) = known
@@ -36,7 +36,7 @@ impl Vault {
             return Err(Error::damaged(name, check));
         }
         if let Some(of) = PackReader::copy_of(&object, id, &core.master) {
-            let is_there = core.store.open(Area::Data, of).is_ok();
+            let is_there = core.store.open(Area::Data, of.object()).is_ok();
             let check = format!("it was written as data/{of}, which is not there: rename it");
             return match is_there {
                 true => {
@@ -56,7 +56,7 @@ impl Vault {
 
     fn check_covered(&self, segment: &Published) -> Result<()> {
         let core = &self.core;
-        let object = core.store.open(Area::Index, segment.id)?;
+        let object = core.store.open(Area::Index, segment.id.object())?;
         let reader =
             SegmentReader::open(object, segment.id, &core.master, SegmentExtent::Published)?;
         let name = reader.name().to_owned();

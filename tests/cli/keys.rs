@@ -343,7 +343,7 @@ fn a_slot_that_costs_much_is_not_tried_unasked() {
     };
     let id = hushfs::object::ObjectId([0xcc; 16]);
     let secret = Secret::Password(b"xyzzy two".to_vec().into());
-    let slot = Slot::seal(id, &master, &secret, costly, "").unwrap();
+    let slot = Slot::seal(id.into(), &master, &secret, costly, "").unwrap();
     fs::write(bench.path(&format!("lib/key/{id}")), slot).unwrap();
     // Those of the usual cost are tried first, and open as ever.
     assert!(bench.opens("--password-file pw"));

@@ -242,7 +242,7 @@ fn passwd_leaves_no_slot_that_the_old_password_opens() {
     let master = MasterKey::from_recovery_code(&code).unwrap();
     let id = hushfs::object::ObjectId([0xcc; 16]);
     let secret = Secret::Password(b"xyzzy one".to_vec().into());
-    let slot = Slot::seal(id, &master, &secret, KdfParams::default(), "laptop").unwrap();
+    let slot = Slot::seal(id.into(), &master, &secret, KdfParams::default(), "laptop").unwrap();
     fs::write(bench.path(&format!("lib/key/{id}")), slot).unwrap();
     let generate = "key add --password-file pw --new-key-file kf --generate --label usb lib";
     assert_eq!(bench.run(generate).code, 0);
@@ -356,7 +356,7 @@ fn a_password_that_really_ends_in_a_carriage_return_is_tried_as_it_is_first() {
     let master = MasterKey::from_recovery_code(&code).unwrap();
     let id = hushfs::object::ObjectId([0xcc; 16]);
     let secret = Secret::Password(b"xyzzy two\r".to_vec().into());
-    let slot = Slot::seal(id, &master, &secret, KdfParams::default(), "").unwrap();
+    let slot = Slot::seal(id.into(), &master, &secret, KdfParams::default(), "").unwrap();
     fs::write(bench.path(&format!("lib/key/{id}")), slot).unwrap();
     bench.secret("odd", "xyzzy two\r\n");
     assert!(bench.opens("--password-file odd") && !bench.opens("--password-file pw2"));

@@ -185,7 +185,7 @@ fn the_program_opens_the_example() {
         store.put(area, id_of(&bytes), &bytes).unwrap();
     }
     let slot = example("slot");
-    let slot = Slot::parse(id_of(&slot), &slot).unwrap();
+    let slot = Slot::parse(id_of(&slot).into(), &slot).unwrap();
     let secret = Secret::Password(PASSWORD.to_vec().into());
     let master = slot.open(&secret).unwrap();
     assert_eq!(*master.recovery_code(), constant("code"));
@@ -352,7 +352,7 @@ fn a_new_example_can_be_made() {
         lanes: 1,
     };
     let secret = Secret::Password(PASSWORD.to_vec().into());
-    let slot = Slot::seal(id, &master, &secret, kdf, &constant("label")).unwrap();
+    let slot = Slot::seal(id.into(), &master, &secret, kdf, &constant("label")).unwrap();
     print_object("slot", &slot, 320..320);
     let vault = vault(&store, false);
     let album = vault

@@ -1,10 +1,10 @@
 //! Records that cannot be, and what hostile ones must not do.
 
 use super::*;
-use crate::object::ObjectId;
+use crate::object::{ObjectId, PackId, SegmentId};
 
 const FILE: Id = Id(0x77);
-const SEGMENT: ObjectId = ObjectId([9; 16]);
+const SEGMENT: SegmentId = SegmentId(ObjectId([9; 16]));
 
 struct Bench {
     tree: Tree,
@@ -85,7 +85,7 @@ fn a_relocation_brings_nothing_back_that_lies_behind_the_end() {
     let version = bench.resize(made, 10);
     let mut splices = Splices::default();
     let run = Run {
-        pack: ObjectId([7; 16]),
+        pack: PackId(ObjectId([7; 16])),
         cipher_offset: 48,
         plain_len: 500,
     };

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::{History, LostBase, Opened, Published, Writer, name_of};
 use crate::index::record::StampSegment;
-use crate::object::{DeviceId, ObjectId};
+use crate::object::{DeviceId, SegmentId};
 use crate::state::Head;
 
 /// More missing segments than these are not named.
@@ -78,7 +78,7 @@ impl<'a> Cover<'a> {
     }
 
     /// The segment that a base was made of, where its stamps name it.
-    fn stamped(&self, device: DeviceId, number: u64) -> Option<ObjectId> {
+    fn stamped(&self, device: DeviceId, number: u64) -> Option<SegmentId> {
         // The segment that was open beside a base is in its list, too: a crash may have taken it.
         let covering = self.bases.iter().filter(|b| number_in(b, device) >= number);
         let mut stamps = covering.flat_map(|b| stamps(b));
@@ -194,7 +194,7 @@ fn contradict(base: &Opened, other: &Opened) -> bool {
 
 /// The segments whose digests have to be known: those that are to be applied, and all of a device that may have written
 /// two histories.
-pub fn digests_wanted(opened: &[Opened]) -> HashSet<ObjectId> {
+pub fn digests_wanted(opened: &[Opened]) -> HashSet<SegmentId> {
     let (cover, _) = Cover::choose(opened);
     let segments = || opened.iter().filter(|o| !o.is_base());
     let mut seen: HashSet<(DeviceId, u64)> = HashSet::new();
@@ -203,7 +203,7 @@ pub fn digests_wanted(opened: &[Opened]) -> HashSet<ObjectId> {
         let Published {
             id, device, number, ..
         } = segment.published;
-        let is_other = |stamped: ObjectId| stamped != id;
+        let is_other = |stamped: SegmentId| stamped != id;
         // What was made right behind a base was made on top of it.
         let is_behind = number == cover.number(device) + 1 && number > 1;
         let is_on_top = segment.parent().is_some_and(|sha256| {
@@ -449,7 +449,7 @@ fn gaps(
         gaps.push(format!("{surplus} more"));
     }
     // A newer base may have taken its place; where none has, its segments are gone with it.
-    let bases: BTreeSet<ObjectId> = left()
+    let bases: BTreeSet<SegmentId> = left()
         .filter_map(|s| s.opening.newest_base)
         .map(|base| base.segment)
         .collect();

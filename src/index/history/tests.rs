@@ -24,11 +24,11 @@ impl Bench {
         }
     }
 
-    fn publish(&self, opening: &Opening) -> (ObjectId, Head) {
+    fn publish(&self, opening: &Opening) -> (SegmentId, Head) {
         let mut writer = SegmentWriter::create(&self.store, &self.master, opening).unwrap();
         let closed = writer.close(Vec::new()).unwrap();
         closed.file.sync().unwrap();
-        self.store.publish(closed.id, Area::Index).unwrap();
+        self.store.publish(closed.id.object(), Area::Index).unwrap();
         let head = Head {
             device: opening.device,
             number: opening.number,
@@ -38,7 +38,7 @@ impl Bench {
     }
 
     /// The next segment of a device that has applied `heads`.
-    fn segment(&self, device: DeviceId, heads: &[Head]) -> (ObjectId, Head) {
+    fn segment(&self, device: DeviceId, heads: &[Head]) -> (SegmentId, Head) {
         let own = heads.iter().filter(|h| h.device == device);
         self.publish(&Opening {
             device,
@@ -49,7 +49,7 @@ impl Bench {
     }
 
     /// A base of `heads`, with stamps of these segments.
-    fn base(&self, heads: &[Head], stamps: &[(ObjectId, Head)]) -> ObjectId {
+    fn base(&self, heads: &[Head], stamps: &[(SegmentId, Head)]) -> SegmentId {
         let stamps = stamps.iter().map(|(segment, h)| Stamped {
             segment: *segment,
             device: h.device,
@@ -64,7 +64,7 @@ impl Bench {
         self.publish(&opening).0
     }
 
-    fn take(&self, id: ObjectId) -> Vec<u8> {
+    fn take(&self, id: SegmentId) -> Vec<u8> {
         self.store.take_object(Area::Index, id).unwrap()
     }
 
@@ -83,7 +83,7 @@ impl Bench {
     }
 
     /// The segments that are applied, in order.
-    fn order(&self) -> Vec<ObjectId> {
+    fn order(&self) -> Vec<SegmentId> {
         let segments = self.history().segments;
         segments.iter().map(|s| s.published.id).collect()
     }
@@ -132,7 +132,7 @@ fn another_library_s_key_is_told_from_damage() {
     };
     let secret = Secret::Password(b"p".to_vec().into());
     let id = ObjectId([8; 16]);
-    let slot = Slot::seal(id, &bench.master, &secret, kdf, "").unwrap();
+    let slot = Slot::seal(id.into(), &bench.master, &secret, kdf, "").unwrap();
     bench.store.put(Area::Key, id, &slot).unwrap();
     assert!(!wrong_key(&bench.master));
 }
@@ -163,7 +163,7 @@ fn what_was_made_on_top_of_something_missing_waits() {
     assert_eq!(history.waiting.len(), 2);
 
     let all = bench.survey().history(true);
-    let order: Vec<ObjectId> = all.segments.iter().map(|s| s.published.id).collect();
+    let order: Vec<SegmentId> = all.segments.iter().map(|s| s.published.id).collect();
     assert_eq!(order, [a1, a3, b1]);
     assert_eq!((all.unfounded, all.waiting.len()), (2, 0));
     assert_eq!(all.gaps, history.gaps);
@@ -178,7 +178,7 @@ fn a_file_that_no_head_names_is_passed_over() {
     let (a1, head_a1) = bench.segment(A, &[]);
     let (a2, _) = bench.segment(A, &[head_a1]);
     let whole = bench.store.object(Area::Index, a2).unwrap();
-    let (foreign, strange) = (Bench::new(), |i: u8| ObjectId([i; 16]));
+    let (foreign, strange) = (Bench::new(), |i: u8| SegmentId(ObjectId([i; 16])));
     let (id, _) = foreign.segment(A, &[]);
     let junk = [
         (strange(1), Vec::new()),
@@ -194,7 +194,7 @@ fn a_file_that_no_head_names_is_passed_over() {
     assert_eq!(bench.order(), [a1, a2]);
     let replayed = bench.replay().unwrap();
     assert!(replayed.gaps.is_empty());
-    let copies: Vec<ObjectId> = replayed
+    let copies: Vec<SegmentId> = replayed
         .ignored
         .iter()
         .filter(|i| !i.is_problem())
@@ -291,7 +291,7 @@ fn a_device_that_was_copied_is_two_writers() {
 }
 
 impl Bench {
-    fn head_of(&self, id: ObjectId) -> Head {
+    fn head_of(&self, id: SegmentId) -> Head {
         let opened = opening(&self.store, &self.master, id, 0).unwrap();
         let bytes = self.store.object(Area::Index, id).unwrap();
         Head {
@@ -312,11 +312,11 @@ fn another_history_than_a_base_was_made_of_is_not_taken_for_superfluous() {
     bench.base(&[three.1], &[one, two]);
     // All are there; and the other two, of which nothing else tells that it is another.
     let ids = |found: &[Published]| {
-        let mut ids: Vec<ObjectId> = found.iter().map(|p| p.id).collect();
+        let mut ids: Vec<SegmentId> = found.iter().map(|p| p.id).collect();
         ids.sort();
         ids
     };
-    let sorted = |ids: &[ObjectId]| {
+    let sorted = |ids: &[SegmentId]| {
         let mut ids = ids.to_vec();
         ids.sort();
         ids

@@ -30,7 +30,7 @@ fn new_inode(id: Id) -> Record {
 
 fn apply(tree: &mut Tree, segment: u8, counter: u64, record: Record) {
     let segment = tree.intern_segment(StampSegment {
-        segment: ObjectId([segment; 16]),
+        segment: ObjectId([segment; 16]).into(),
         device: ObjectId([segment; 16]),
         number: 1,
     });

@@ -6,10 +6,10 @@ use crate::object::ObjectId;
 
 #[test]
 fn a_frame_comes_back_as_it_was() {
-    let pack = ObjectId([7; 16]);
+    let pack = PackId(ObjectId([7; 16]));
     let stamp = WireStamp {
         counter: 5,
-        segment: ObjectId([9; 16]),
+        segment: ObjectId([9; 16]).into(),
     };
     let mut splices = Splices::default();
     splices.data(
@@ -120,7 +120,7 @@ fn members_of_a_later_version_are_passed_over_everywhere() {
 fn no_stamp_is_of_a_counter_that_nobody_reaches() {
     let stamp = |counter| WireStamp {
         counter,
-        segment: ObjectId([9; 16]),
+        segment: ObjectId([9; 16]).into(),
     };
     let highest = stamp(1 << 62);
     assert_eq!(from_cbor::<WireStamp>(&to_cbor(&highest)).unwrap(), highest);

@@ -19,8 +19,8 @@ fn check(opening: &Opening, change: impl FnOnce(&mut SegmentWriter)) -> Option<S
     change(&mut writer);
     let closed = writer.close(Vec::new()).unwrap();
     closed.file.sync().unwrap();
-    store.publish(closed.id, Area::Index).unwrap();
-    let object = store.open(Area::Index, closed.id).unwrap();
+    store.publish(closed.id.object(), Area::Index).unwrap();
+    let object = store.open(Area::Index, closed.id.object()).unwrap();
     let read = SegmentReader::open(object, closed.id, &master, Extent::Published);
     read.err().map(|e| e.to_string())
 }

@@ -146,7 +146,7 @@ fn a_run_that_cannot_be_is_refused_before_it_is_computed_with() {
     let [good, _] = small_pack(&store, &master);
     let reader = open(&store, &master, good.pack).unwrap();
     let elsewhere = Run {
-        pack: ObjectId([1; 16]),
+        pack: PackId(ObjectId([1; 16])),
         ..good
     };
     for run in [
@@ -226,7 +226,7 @@ fn a_trailer_that_cannot_be_is_refused() {
 
 #[test]
 fn a_catalogue_that_cannot_be_is_refused() {
-    let decode = |bytes: &[u8]| super::catalogue::decode(bytes, ObjectId([1; 16]), 1000);
+    let decode = |bytes: &[u8]| super::catalogue::decode(bytes, PackId(ObjectId([1; 16])), 1000);
     let run = |offset: u32, len: u32, path: u32| {
         let mut bytes = Vec::new();
         let mut e = minicbor::Encoder::new(&mut bytes);

@@ -262,7 +262,7 @@ fn a_full_pack_whose_adoption_is_cut_short_can_be_collected() {
     bench.store = bench.store.after_kill();
     bench
         .store
-        .publish(pack, crate::object::Area::Data)
+        .publish(pack.object(), crate::object::Area::Data)
         .unwrap();
     bench.kill().unwrap();
     assert!(bench.read("f").unwrap() == [1; 5000]);

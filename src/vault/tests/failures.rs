@@ -180,7 +180,12 @@ fn frames(bench: &Bench) -> usize {
     let (file, _) = journal.sync_point();
     let id = file.unwrap().id();
     let file = bench.store.open_leftover(id).unwrap();
-    let reader = SegmentReader::open(file, id, &bench.core().master, SegmentExtent::Leftover);
+    let reader = SegmentReader::open(
+        file,
+        id.into(),
+        &bench.core().master,
+        SegmentExtent::Leftover,
+    );
     let mut count = 0;
     let each = |_| {
         count += 1;

@@ -139,7 +139,9 @@ impl Storm {
 fn check_packs(bench: &Bench) {
     let tree = bench.core().tree.read();
     for id in bench.store.objects(Area::Data) {
-        let known = tree.find_pack(id).is_none_or(|p| p.cipher_len.is_some());
+        let known = tree
+            .find_pack(PackId(id))
+            .is_none_or(|p| p.cipher_len.is_some());
         assert!(known, "nothing says how long data/{id} is");
     }
 }
@@ -160,7 +162,7 @@ fn check_published(code: &str, store: &MemoryStore) {
         .list(Area::Data)
         .unwrap()
         .iter()
-        .map(|o| o.0)
+        .map(|o| PackId(o.0))
         .collect();
     let tree = core.tree.read();
     for pack in tree.packs().iter().filter(|p| p.live_plain_bytes > 0) {
