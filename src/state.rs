@@ -28,6 +28,7 @@ use rustix::fs::{CWD, RenameFlags};
 
 use crate::crypto::{Fingerprint, random_id};
 use crate::error::{Error, Kind, Result};
+use crate::index::record::Head;
 use crate::object::{DeviceId, ObjectId, SegmentId};
 
 mod find;
@@ -40,17 +41,6 @@ const FIRST_LINE: &str = "hushfs-state 2";
 const FIRST_LINE_1: &str = "hushfs-state 1";
 /// The longest state file, in bytes: heads of some 8,000 devices.
 const STATE_LEN_MAX: u64 = 1 << 20;
-
-/// The newest published segment of a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Head {
-    /// Whose segment.
-    pub device: DeviceId,
-    /// Its number in the writer's order, from 1.
-    pub number: u64,
-    /// SHA-256 of the whole file.
-    pub sha256: [u8; 32],
-}
 
 /// What is remembered of a library.
 #[derive(Debug, Clone, PartialEq, Eq)]

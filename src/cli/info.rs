@@ -17,9 +17,9 @@ use super::secret::OpenArgs;
 use super::unlock::Unlocked;
 use crate::crypto::FORMAT_VERSION;
 use crate::error::{Error, Kind, Result};
+use crate::index::record::Head;
 use crate::index::{Replayed, Tree, replay};
 use crate::object::{Area, DeviceId, ObjectId};
-use crate::state::Head;
 use crate::store::{Access, DirStore, Store, is_in_use};
 use crate::volume::Time;
 

@@ -3,10 +3,9 @@
 use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 
 use super::apply::COUNTER_MAX;
-use super::record::{Id, Number, Record};
+use super::record::{Head, Id, Number, Record};
 use crate::cbor::members;
 use crate::object::{ObjectId, PackId, SegmentId, SlotId};
-use crate::state::Head;
 use crate::volume::{FileKind, Time};
 
 impl<C> Encode<C> for Id {

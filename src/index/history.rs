@@ -8,12 +8,11 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 
-use super::record::Opening;
+use super::record::{Head, Opening};
 use super::segment::{Extent, SegmentReader};
 use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey, SLOT_LEN, Slot};
 use crate::error::{Error, Kind, Result};
 use crate::object::{Area, DeviceId, ObjectId, SegmentId, SlotId};
-use crate::state::Head;
 use crate::store::{Absent, Store};
 
 mod chain;

@@ -8,7 +8,6 @@ use minicbor::{Decode, Encode};
 pub use super::numbers::{BaseNumber, Number};
 use crate::object::{DeviceId, PackId, SegmentId, SlotId};
 use crate::pack::Run;
-use crate::state::Head;
 use crate::volume::{FileKind, Time};
 pub use base::{BaseInode, BaseLink, BaseStamp, BaseXattr};
 
@@ -70,6 +69,17 @@ pub struct Opening {
     /// a copy that was not finished, and counts for nothing.
     #[n(7)]
     pub adopts: Option<SegmentId>,
+}
+
+/// The newest published segment of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// Whose segment.
+    pub device: DeviceId,
+    /// Its number in the writer's order, from 1.
+    pub number: u64,
+    /// SHA-256 of the whole file.
+    pub sha256: [u8; 32],
 }
 
 /// A base and its digest.

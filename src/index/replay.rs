@@ -5,12 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 use super::apply::Refusal;
 use super::history::{self, History, Ignored, Opened, Published, Survey, WAIT, name_of};
 use super::merge::{self, Branch, Known};
-use super::record::{BaseRef, Frame, StampSegment};
+use super::record::{BaseRef, Frame, Head, StampSegment};
 use super::tree::Tree;
 use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
 use crate::object::{Area, DeviceId, SegmentId, SlotId};
-use crate::state::Head;
 use crate::store::Store;
 
 /// So many files of which the ends open and something between does not are taken out, one by one.

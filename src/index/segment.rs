@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::encoding::{from_cbor, to_cbor};
 use super::kept::Kept;
-use super::record::{Closing, Frame, Opening};
+use super::record::{Closing, Frame, Head, Opening};
 use crate::crypto::{
     HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, random, random_id,
 };
@@ -145,7 +145,7 @@ impl SegmentWriter {
     }
 
     /// Adds the closing frame, padding and trailer.
-    pub fn close(&mut self, needs: Vec<crate::state::Head>) -> Result<ClosedSegment> {
+    pub fn close(&mut self, needs: Vec<Head>) -> Result<ClosedSegment> {
         let closing = to_cbor(&Closing {
             frames: self.frames,
             needs,

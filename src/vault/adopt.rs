@@ -14,11 +14,10 @@ use super::judge::Judged;
 use super::leftovers::{LeftSegment, Leftovers, is_torn};
 use crate::error::{Error, Kind, Result};
 use crate::index::extents::Extent;
-use crate::index::record::{Frame, PackLen, Record, Splice, Splices, StampSegment};
+use crate::index::record::{Frame, Head, PackLen, Record, Splice, Splices, StampSegment};
 use crate::index::{Published, SegmentWriter};
 use crate::object::{Area, ObjectId, PackId, SegmentId};
 use crate::pack::PackReader;
-use crate::state::Head;
 
 impl Core {
     /// Adopts what there is; afterwards the folder is empty. With `accept`, what something damaged is given up.

@@ -9,9 +9,10 @@ use parking_lot::Mutex;
 use super::Core;
 use crate::crypto::Fingerprint;
 use crate::error::{Error, Kind, Result};
+use crate::index::record::Head;
 use crate::index::{Published, Replayed, SegmentExtent, SegmentReader};
 use crate::object::{Area, DeviceId, SegmentId};
-use crate::state::{Head, Place, Remembered};
+use crate::state::{Place, Remembered};
 use crate::store::Store;
 
 /// So many of this device's newest segments are remembered by their ids when they are published.

@@ -3,10 +3,10 @@
 use super::{Options, accept};
 use crate::crypto::{HEADER_LEN, Magic, MasterKey};
 use crate::error::{Error, Kind, Result};
+use crate::index::record::Head;
 use crate::index::{Ignored, Replayed, WAIT, What, check_rollback};
 use crate::object::{Area, ObjectId, PackId, SegmentId, SlotId};
 use crate::pack::PackReader;
-use crate::state::Head;
 use crate::store::{Store, index_has_not_arrived};
 
 /// More files that do not count are not named one by one.

@@ -11,13 +11,12 @@ use parking_lot::RwLock;
 
 use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
-use crate::index::record::{BaseRef, Frame, Opening, Record, StampSegment};
+use crate::index::record::{BaseRef, Frame, Head, Opening, Record, StampSegment};
 use crate::index::{
     ClosedSegment, Published, SEGMENT_CIPHER_LEN, SegmentExtent, SegmentReader, SegmentWriter, Tree,
 };
 use crate::object::{DeviceId, SegmentId, SlotId};
 use crate::overdue;
-use crate::state::Head;
 use crate::store::{Growing, Object, Store};
 use crate::volume::Time;
 

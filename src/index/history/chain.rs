@@ -4,9 +4,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::{History, LostBase, Opened, Published, Writer, name_of};
-use crate::index::record::StampSegment;
+use crate::index::record::{Head, StampSegment};
 use crate::object::{DeviceId, SegmentId};
-use crate::state::Head;
 
 /// More missing segments than these are not named.
 const NAMED_MAX: usize = 16;
