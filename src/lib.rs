@@ -17,6 +17,7 @@
 //! index    records, frames, segments, bases, and the tree that they replay to
 //! pack     sealed blocks in packs: writer, reader, catalogue, padding
 //! cache    the segmented LRU of decrypted blocks
+//! dirty    written ranges of a file, until they are stored
 //! cbor     arrays to which later versions may add members
 //! state    what this machine remembers of a library, outside of it
 //! store    where ciphertext lies: a directory; for tests memory, and one that crashes
@@ -98,6 +99,7 @@ pub mod cache;
 mod cbor;
 pub mod cli;
 pub mod crypto;
+mod dirty;
 pub mod error;
 pub mod foreign;
 pub mod fuse;

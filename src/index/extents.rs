@@ -124,6 +124,12 @@ impl Extents {
         &all[first..first + count]
     }
 
+    /// Bytes of `from..to` that they cover.
+    pub fn covered(&self, from: u64, to: u64) -> u64 {
+        let within = self.overlapping(from, to).iter();
+        within.map(|e| u64::from(e.clip(from, to).plain_len)).sum()
+    }
+
     /// The first byte at or behind `from` that is in no hole.
     pub fn next_data(&self, from: u64) -> Option<u64> {
         let next = self.overlapping(from, u64::MAX).first();

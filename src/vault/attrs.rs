@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::acl::Acl;
 use super::names::{ACL_ACCESS, ACL_DEFAULT};
-use super::{Core, Draft, file};
+use super::{Core, Draft};
 use crate::error::{Kind, Result};
 use crate::index::record::{AttrChange, Owner, Record, Splices, XattrChange};
 use crate::index::{Inode, Tree};
@@ -31,8 +31,7 @@ impl Core {
         let ix = self.find(&tree, ino)?;
         let mut attr = tree.attr(ix);
         let Some(state) = state else { return Ok(attr) };
-        let covered =
-            |from, to| file::covered(tree.inode(ix).extents().overlapping(from, to), from, to);
+        let covered = |from, to| tree.inode(ix).extents().covered(from, to);
         let dirty = state.dirty.bytes_outside(covered);
         let leaving = state
             .leaving

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::Core;
 use super::contents::{Subject, split};
-use super::file::{Dirty, FileState, OpenFile};
+use super::file::{FileState, OpenFile};
+use crate::dirty::Dirty;
 use crate::error::{Kind, Result};
 use crate::index::record::Splices;
 use crate::overdue;

@@ -38,7 +38,7 @@ mod contents;
 mod defragment;
 mod devices;
 mod duty;
-pub(crate) mod file;
+mod file;
 mod files;
 mod flush;
 mod follow;

@@ -3,9 +3,10 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::file::{Dirty, OpenFile};
+use super::file::OpenFile;
 use super::journal::RESERVE_BYTES;
 use super::{Core, Draft};
+use crate::dirty::Dirty;
 use crate::error::{Error, Kind, Result};
 use crate::index::Tree;
 use crate::index::record::Splices;

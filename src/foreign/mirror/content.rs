@@ -7,10 +7,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::dirty::Dirty;
 use crate::error::{Error, Kind, Result};
 use crate::foreign::sealer::{Sealed, Sealer};
 use crate::foreign::{Entry, Format, Reader};
-use crate::vault::file::Dirty;
 use crate::volume::{FILE_LEN_MAX, Time};
 
 /// Bytes of a file that wait in memory; more goes into the stream.
