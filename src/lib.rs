@@ -18,6 +18,7 @@
 //! pack     sealed blocks in packs: writer, reader, catalogue, padding
 //! cache    the segmented LRU of decrypted blocks
 //! dirty    written ranges of a file, until they are stored
+//! report   what verify finds, of native and foreign libraries
 //! cbor     arrays to which later versions may add members
 //! state    what this machine remembers of a library, outside of it
 //! store    where ciphertext lies: a directory; for tests memory, and one that crashes
@@ -109,6 +110,7 @@ pub mod mount;
 pub mod object;
 pub mod overdue;
 pub mod pack;
+pub mod report;
 pub mod state;
 pub mod store;
 pub mod vault;

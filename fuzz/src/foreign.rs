@@ -14,8 +14,8 @@ use hushfs::foreign::medusa::frames::{FernetKey, scan};
 use hushfs::foreign::medusa::{self, FrameReader, manifest};
 use hushfs::foreign::mms::index::Index;
 use hushfs::foreign::mms::{Mms, Options};
-use hushfs::foreign::report::{Report, Watch};
 use hushfs::foreign::{Format, Listed, Mirror, Reader};
+use hushfs::report::{Report, Watch};
 use hushfs::volume::{ROOT, Volume};
 
 /// Takes a part of the input: of as many bytes as its first two say.

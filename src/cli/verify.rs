@@ -16,7 +16,7 @@ use super::recall::{Recalled, recall_to_read};
 use super::secret::OpenArgs;
 use crate::error::{Error, Kind, Result};
 use crate::foreign::Mirror;
-use crate::foreign::report::{Report, Watch};
+use crate::report::{Report, Watch};
 use crate::state::canonical;
 use crate::store::{Access, DirStore};
 use crate::vault::{self, Vault};

@@ -18,11 +18,11 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use super::cipher::{BLOCK_LEN, Key, random_iv};
-use super::report::Report;
 use super::sealer::{InClear, Seal, Sealed};
 use super::stage::{Stage, Step};
 use super::{Entry, Format, Listed, PlainReader, Reader};
 use crate::error::{Error, Kind, Result};
+use crate::report::Report;
 
 mod change;
 mod env;

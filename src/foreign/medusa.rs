@@ -11,12 +11,12 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::report::Report;
 use super::sealer::{InClear, Seal, Sealed};
 use super::stage::{Stage, Step};
 use super::{Entry, Format, Listed, PlainReader, Reader};
 use crate::cache::BlockCache;
 use crate::error::{Error, Kind, Result};
+use crate::report::Report;
 
 mod backups;
 mod base;

@@ -18,11 +18,11 @@ use zeroize::Zeroizing;
 
 use super::cipher::{BLOCK_LEN, Iv, Key, random_iv};
 use super::mirror::temporary;
-use super::report::Report;
 use super::sealer::{InClear, Seal, Sealed};
 use super::stage::{Stage, Step};
 use super::{Entry, Format, Listed, PlainReader, Reader};
 use crate::error::{Error, Kind, Result};
+use crate::report::Report;
 
 mod doubled;
 pub mod index;

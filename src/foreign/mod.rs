@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, Kind, Result};
+use crate::report::Report;
 
 pub mod cipher;
 pub mod detect;
@@ -24,7 +25,6 @@ pub mod images;
 pub mod medusa;
 pub mod mirror;
 pub mod mms;
-pub mod report;
 pub mod sealer;
 pub mod stage;
 
@@ -108,7 +108,7 @@ pub trait Format: Send + Sync {
     /// Removes a file.
     fn remove(&self, shown: &Path, entry: &Entry) -> Result<()>;
     /// Looks at everything, and reports what is wrong.
-    fn verify(&self, report: &mut report::Report<'_>) -> Result<()>;
+    fn verify(&self, report: &mut Report<'_>) -> Result<()>;
 }
 
 /// Reads a file in clear.

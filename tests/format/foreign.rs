@@ -157,7 +157,7 @@ fn refusal(kind: &str, open: impl FnOnce(u64) -> String) {
 #[derive(Default)]
 struct Found(String);
 
-impl hushfs::foreign::report::Watch for Found {
+impl hushfs::report::Watch for Found {
     fn problem(&mut self, _: &str, text: &str) {
         self.0.push_str(text);
     }
@@ -168,7 +168,7 @@ impl hushfs::foreign::report::Watch for Found {
 
 fn problems(store: &dyn hushfs::foreign::Format) -> String {
     let mut found = Found::default();
-    let mut report = hushfs::foreign::report::Report::new(&mut found);
+    let mut report = hushfs::report::Report::new(&mut found);
     store.verify(&mut report).unwrap();
     found.0
 }

@@ -7,7 +7,7 @@ use super::names::{ends_in, with_suffix};
 use super::{ENC, Images, META, is_image};
 use crate::error::Result;
 use crate::foreign::Reader;
-use crate::foreign::report::Report;
+use crate::report::Report;
 
 /// Every encrypted file to its end, descriptions without one, and pictures that lie in clear.
 pub fn run(images: &Images, report: &mut Report<'_>) -> Result<()> {

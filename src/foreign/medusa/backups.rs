@@ -8,10 +8,10 @@ use std::sync::Arc;
 use super::Medusa;
 use super::manifest::Object;
 use crate::error::{Kind, Result};
-use crate::foreign::report::Report;
 use crate::foreign::sealer::{Seal, Sealed};
 use crate::foreign::stage::{Stage, is_confined};
 use crate::foreign::{Entry, Format, Listed, PlainReader, Reader};
+use crate::report::Report;
 
 /// What is restored beside the data.
 const METADATA: &[&str] = &[

@@ -10,8 +10,8 @@ use super::catalog::Known;
 use super::manifest::Object;
 use super::{Medusa, frames};
 use crate::error::Result;
-use crate::foreign::report::Report;
 use crate::foreign::{open_file, read_at};
+use crate::report::Report;
 
 /// Bytes that are read at once.
 const READ_LEN: u64 = 1 << 20;

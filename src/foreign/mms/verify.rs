@@ -4,11 +4,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::super::Reader;
-use super::super::report::Report;
 use super::doubled::{self, is_doubled};
 use super::index::Record;
 use super::{Mms, prefix};
 use crate::error::Result;
+use crate::report::Report;
 
 /// Bytes of plaintext that are read at once.
 const READ_LEN: u64 = 1 << 20;
