@@ -29,7 +29,8 @@
 //! error    one error type, one errno table, one table of exit codes
 //! ```
 //!
-//! Dependencies point one way: `cli → mount → fuse → volume ← vault, foreign → index, pack, cache → store, crypto`.
+//! Dependencies point one way: `cli → mount → library → fuse, vault, foreign → state → index → pack → cache, dirty,
+//! report, store → cbor, crypto, logged, overdue → object, volume → error`. Modules of one floor do not know each other.
 //!
 //! Names say which world a number is of: `plain_` is what programs see, `cipher_` what is stored.
 //!
@@ -105,6 +106,8 @@ pub mod error;
 pub mod foreign;
 pub mod fuse;
 pub mod index;
+#[cfg(test)]
+mod layers;
 mod logged;
 pub mod mount;
 pub mod object;

@@ -13,7 +13,7 @@ use super::record::{Closing, Frame, Head, Opening};
 use crate::crypto::{
     HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, random, random_id,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::object::{DeviceId, SegmentId};
 use crate::pack::padme_len;
 use crate::store::{Growing, Object, Store};
@@ -188,10 +188,10 @@ impl SegmentWriter {
     /// Appends the sealed length and the sealed message to the buffer.
     fn seal_message(&mut self, part: Part, plain: &[u8]) -> Result<()> {
         if self.spoiled {
-            return Err(Error::new(crate::Kind::Poisoned, self.file.name()));
+            return Err(Error::new(Kind::Poisoned, self.file.name()));
         }
         if plain.len() > FRAME_PLAIN_LEN_MAX {
-            return Err(Error::new(crate::Kind::TooBig, self.file.name()));
+            return Err(Error::new(Kind::TooBig, self.file.name()));
         }
         let at = self.cipher_len + self.buffer.len() as u64;
         let len = (plain.len() as u32).to_le_bytes();
