@@ -36,7 +36,7 @@ impl Core {
         for (id, file) in &judged.left.finished {
             if kept.contains(&id.object()) {
                 file.sync()?;
-                self.store.publish(id.object(), Area::Data)?;
+                self.view.store().publish(id.object(), Area::Data)?;
             }
         }
         let mut renamed: Vec<(SegmentId, SegmentId)> = Vec::new();
@@ -57,7 +57,7 @@ impl Core {
                 self.discard_leftover(id.object())?;
             }
         }
-        self.tree.write().drop_unlinked();
+        self.view.tree_mut().drop_unlinked();
         self.merge_adopted(segments.len(), accept)?;
         for id in &judged.found {
             if !judged.left.strange.contains(id) {
@@ -84,7 +84,7 @@ impl Core {
     }
 
     pub(super) fn show(&self, judged: &Judged) -> Result<()> {
-        let mut tree = self.tree.write();
+        let mut tree = self.view.tree_mut();
         if self.others.are_there() {
             tree.expect_conflicts();
         }
@@ -136,8 +136,8 @@ impl Core {
     }
 
     fn discard_leftover(&self, id: ObjectId) -> Result<()> {
-        self.packs.forget(PackId(id));
-        self.store.discard(id)
+        self.view.packs().forget(PackId(id));
+        self.view.store().discard(id)
     }
 
     /// Copies one segment and publishes the copy, whose id it answers. After an error the copy is gone.
@@ -147,7 +147,7 @@ impl Core {
         let mut opening = self.journal.lock().opening(left.opening.number, None);
         opening.heads = self.heads_for_copy(heads);
         opening.adopts = Some(left.id);
-        let writer = SegmentWriter::create(&*self.store, &self.master, &opening)?;
+        let writer = SegmentWriter::create(&**self.view.store(), self.view.master(), &opening)?;
         let id = writer.id();
         let mut packs = Vec::new();
         let copied = self.copy_segment(writer, left, others, &mut packs);
@@ -163,9 +163,9 @@ impl Core {
     /// Takes away what an adoption that failed has copied; `packs` are its finished ones.
     fn discard_copies(&self, segment: SegmentId, packs: &[PackLen]) {
         // What cannot be removed now, the next mount takes for what it is.
-        let _ = self.store.discard(segment.object());
+        let _ = self.view.store().discard(segment.object());
         // Where it is published, and only telling so failed, it counts, and so do the packs.
-        let published = self.store.open(Area::Index, segment.object());
+        let published = self.view.store().open(Area::Index, segment.object());
         if published.is_err_and(|e| matches!(e.kind(), Kind::Missing)) {
             self.contents.discard_all(packs);
         }
@@ -183,13 +183,13 @@ impl Core {
             device: self.device,
             number: writer.number(),
         };
-        let number_in_tree = self.tree.write().intern_segment(stamp);
+        let number_in_tree = self.view.tree_mut().intern_segment(stamp);
         let mut frames = std::mem::take(&mut left.frames);
         for frame in &mut frames {
             rename_segment(&mut frame.records, left.id, writer.id());
             self.adopt_contents(frame, others)?;
             writer.append(frame)?;
-            let applied = self.tree.write().apply_frame(number_in_tree, frame);
+            let applied = self.view.tree_mut().apply_frame(number_in_tree, frame);
             applied.map_err(|why| self.refused(left, why))?;
         }
         self.contents.finish_open()?;
@@ -209,7 +209,7 @@ impl Core {
         let recorded = packs.iter().copied().chain(self.unrecorded_packs()?);
         let records: Vec<Record> = recorded.map(Record::Pack).collect();
         if !records.is_empty() {
-            let counter = self.tree.read().next_counter();
+            let counter = self.view.tree().next_counter();
             let frame = Frame {
                 counter,
                 wall: crate::volume::Time::now(),
@@ -217,7 +217,7 @@ impl Core {
                 records,
             };
             writer.append(&frame)?;
-            let applied = self.tree.write().apply_frame(0, &frame);
+            let applied = self.view.tree_mut().apply_frame(0, &frame);
             applied.map_err(|why| Error::damaged("adopted packs", why))?;
         }
         let number = writer.number();
@@ -251,19 +251,20 @@ impl Core {
     /// that was cut short. Without a record nothing would tell a short one, nor ever condemn one.
     fn unrecorded_packs(&self) -> Result<Vec<PackLen>> {
         let unknown: Vec<PackId> = {
-            let tree = self.tree.read();
+            let tree = self.view.tree();
             let unknown = tree.packs().iter().filter(|p| p.cipher_len.is_none());
             unknown.map(|p| p.id).collect()
         };
         let mut packs = Vec::new();
         for pack in unknown {
             let opened = self
-                .store
+                .view
+                .store()
                 .open(Area::Data, pack.object())
                 .and_then(|object| {
                     let cipher_len = object.cipher_len()? as u32;
                     // Whole, and not cut short by whoever copied the library.
-                    PackReader::open(object, pack, &self.master)?.trailer()?;
+                    PackReader::open(object, pack, self.view.master())?.trailer()?;
                     Ok(PackLen { pack, cipher_len })
                 });
             match opened {
@@ -286,7 +287,7 @@ impl Core {
                 _ => continue,
             };
             let path = {
-                let tree = self.tree.read();
+                let tree = self.view.tree();
                 tree.find_id(inode)
                     .map(|ix| tree.path(ix))
                     .unwrap_or_default()
@@ -344,7 +345,7 @@ impl Core {
         let Some(source) = splice.source else {
             return Ok(());
         };
-        let pack = self.tree.write().intern_pack(id);
+        let pack = self.view.tree_mut().intern_pack(id);
         let mut done = 0;
         while done < splice.plain_len {
             let len = (splice.plain_len - done).min(STEP);
@@ -357,7 +358,8 @@ impl Core {
                 start: source.start + done as u32,
             };
             let mut plain = vec![0; len as usize];
-            self.blocks.fill(&[(extent, id)], 0, &mut plain, true)?;
+            self.view
+                .fill_extents(&[(extent, id)], 0, &mut plain, true)?;
             each(splice.plain_offset + done, &plain)?;
             done += len;
         }

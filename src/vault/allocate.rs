@@ -205,7 +205,7 @@ impl Core {
 
     /// Counts anew how much of what is promised is empty; what is full is promised no more.
     pub(super) fn recount_promise(&self, ino: Ino, state: &mut FileState) {
-        let tree = self.tree.read();
+        let tree = self.view.tree();
         let mut ranges = std::mem::take(&mut state.promised.ranges);
         let mut empty_bytes = 0;
         if let Some(ix) = tree.find(ino) {
@@ -246,7 +246,7 @@ impl Core {
         if state.promised.is_empty() {
             return 0;
         }
-        let tree = self.tree.read();
+        let tree = self.view.tree();
         let ix = tree.find(ino);
         ix.map_or(0, |ix| {
             state.empty_bytes(tree.inode(ix).extents(), from, to)

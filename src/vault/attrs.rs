@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::acl::Acl;
 use super::names::{ACL_ACCESS, ACL_DEFAULT};
+use super::view::find;
 use super::{Core, Draft};
 use crate::error::{Kind, Result};
 use crate::index::record::{AttrChange, Owner, Record, Splices, XattrChange};
@@ -27,8 +28,8 @@ impl Core {
         // Before the tree, in which what is dirty now may be a moment later; while the state is locked, it is not.
         let file = self.opened(ino);
         let state = file.as_ref().map(|f| f.state.lock());
-        let tree = self.tree.read();
-        let ix = self.find(&tree, ino)?;
+        let tree = self.view.tree();
+        let ix = find(&tree, ino)?;
         let mut attr = tree.attr(ix);
         let Some(state) = state else { return Ok(attr) };
         let covered = |from, to| tree.inode(ix).extents().covered(from, to);
@@ -65,7 +66,7 @@ impl Core {
             }
         }
         self.transact(|tree, draft| {
-            let ix = self.find(tree, ino)?;
+            let ix = find(tree, ino)?;
             let inode = tree.inode(ix);
             let at = |time: SetTime| match time {
                 SetTime::Now => draft.wall,
@@ -107,8 +108,8 @@ impl Core {
     /// Nearly always there are none: this is asked first, without the journal.
     pub(super) fn has_privileges(&self, ino: Ino) -> Result<bool> {
         const SET_ID: u16 = 0o6000;
-        let tree = self.tree.read();
-        let inode = tree.inode(self.find(&tree, ino)?);
+        let tree = self.view.tree();
+        let inode = tree.inode(find(&tree, ino)?);
         let has_some = inode.perm() & SET_ID != 0 || without_capability(inode).is_some();
         Ok(has_some && inode.kind() != FileKind::Directory)
     }
@@ -116,7 +117,7 @@ impl Core {
     /// Before contents or owner change: see [`Volume::drop_privileges`](crate::volume::Volume::drop_privileges).
     pub(super) fn drop_privileges(&self, ino: Ino, set_id: SetId) -> Result<bool> {
         self.transact(|tree, draft| {
-            let inode = tree.inode(self.find(tree, ino)?);
+            let inode = tree.inode(find(tree, ino)?);
             let perm = Some(without_set_id(inode, set_id)).filter(|p| *p != inode.perm());
             let capability = without_capability(inode);
             if perm.is_some() {
@@ -167,7 +168,7 @@ impl Core {
             (cut, mtime)
         };
         let frame = |tree: &Tree, draft: &mut Draft| {
-            let inode = tree.inode(self.find(tree, ino)?);
+            let inode = tree.inode(find(tree, ino)?);
             match inode.kind() {
                 FileKind::Regular => {}
                 FileKind::Directory => return Err(Kind::IsDirectory.into()),
@@ -196,8 +197,8 @@ impl Core {
     }
 
     pub(super) fn xattr_value(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
-        let tree = self.tree.read();
-        let inode = tree.inode(self.find(&tree, ino)?);
+        let tree = self.view.tree();
+        let inode = tree.inode(find(&tree, ino)?);
         inode
             .xattr(name.as_bytes())
             .map(<[u8]>::to_vec)
@@ -205,8 +206,8 @@ impl Core {
     }
 
     pub(super) fn xattr_names(&self, ino: Ino) -> Result<Vec<u8>> {
-        let tree = self.tree.read();
-        let inode = tree.inode(self.find(&tree, ino)?);
+        let tree = self.view.tree();
+        let inode = tree.inode(find(&tree, ino)?);
         Ok(inode
             .xattrs()
             .flat_map(|(name, _)| name.iter().copied().chain([0]))
@@ -228,7 +229,7 @@ impl Core {
             return Err(Kind::TooBig.into());
         }
         self.transact(|tree, draft| {
-            let inode = tree.inode(self.find(tree, ino)?);
+            let inode = tree.inode(find(tree, ino)?);
             let there = inode.xattr(name).is_some();
             use XattrMode::{Create, CreateAndReplace, Replace};
             match (mode, there) {

@@ -84,7 +84,7 @@ impl Core {
         let journal = self.journal.lock();
         let bytes: u64 = journal.uncovered.iter().map(|s| s.cipher_len).sum();
         let worth = (self.bases.cipher_len() / 2).max(BASE_WORTH_BYTES);
-        !self.has_gaps && (bytes > worth || journal.uncovered.len() > SEGMENTS_MAX)
+        !self.view.has_gaps() && (bytes > worth || journal.uncovered.len() > SEGMENTS_MAX)
     }
 
     /// Writes a base of all published segments, in slices, while work goes on. What changes meanwhile may be in it
@@ -92,7 +92,7 @@ impl Core {
     pub(super) fn write_base(&self) -> Result<()> {
         let (opening, from, covered) = {
             let mut journal = self.journal.lock();
-            let from = journal.ensure_open(&self.tree)?;
+            let from = journal.ensure_open(&self.view)?;
             (
                 journal.opening(0, Some(Vec::new())),
                 from,
@@ -100,20 +100,20 @@ impl Core {
             )
         };
         let (table, from_id) = {
-            let tree = self.tree.read();
+            let tree = self.view.tree();
             (tree.stamp_table(from), tree.segment_id(from))
         };
         let opening = Opening {
             stamp_segments: Some(table.segments.clone()),
             ..opening
         };
-        let writer = SegmentWriter::create(&*self.store, &self.master, &opening)?;
+        let writer = SegmentWriter::create(&**self.view.store(), self.view.master(), &opening)?;
         let id = writer.id();
         match self.fill_base(writer, &opening, &table, (from, from_id)) {
             Ok(Some(base)) => self.note_base(&base, covered),
-            Ok(None) => self.store.discard(id.object())?,
+            Ok(None) => self.view.store().discard(id.object())?,
             Err(e) => {
-                self.store.discard(id.object())?;
+                self.view.store().discard(id.object())?;
                 return Err(e);
             }
         }
@@ -131,8 +131,8 @@ impl Core {
         let mut cursor = BaseCursor::Inodes(0);
         while cursor != BaseCursor::End {
             let Some((records, next)) =
-                self.tree
-                    .read()
+                self.view
+                    .tree()
                     .base_records(cursor, RECORDS_PER_FRAME, table)
             else {
                 return Ok(None);
@@ -151,7 +151,7 @@ impl Core {
             }
         }
         self.publish()?;
-        if self.tree.read().segment_id(from) != from_id {
+        if self.view.tree().segment_id(from) != from_id {
             // A write to it failed, and a copy of another id took its place: the base's stamps name one that is not.
             return Ok(None);
         }

@@ -60,7 +60,7 @@ impl Core {
 
     /// Only in a library that one device alone writes to: the others' view is not known.
     pub(super) fn may_collect(&self) -> bool {
-        !self.others.are_there() && !self.has_gaps && self.writable().is_ok()
+        !self.others.are_there() && !self.view.has_gaps() && self.writable().is_ok()
     }
 
     /// Publishes all that there is, and removes packs without a live byte. In this order: a pack that the published
@@ -95,7 +95,7 @@ impl Core {
     /// Whether nothing is live in a pack that is not published, and no record says how long it is: what a closed segment
     /// records is published with that.
     fn is_dead_unpublished(&self, id: PackId) -> bool {
-        let tree = self.tree.read();
+        let tree = self.view.tree();
         tree.find_pack(id)
             .is_some_and(|p| p.live_plain_bytes == 0 && p.cipher_len.is_none())
     }
@@ -108,7 +108,7 @@ impl Core {
             return Ok(false);
         }
         Ok(self.dead_bytes() >= DEAD_BYTES_MAX
-            || self.store.space()?.available_bytes < ROOM_BYTES_MIN)
+            || self.view.store().space()?.available_bytes < ROOM_BYTES_MIN)
     }
 
     /// Whether collection would remove a pack.
@@ -124,7 +124,7 @@ impl Core {
         if !self.may_collect() {
             return 0;
         }
-        let tree = self.tree.read();
+        let tree = self.view.tree();
         let dead = tree.packs().iter().filter(|p| is_dead(p));
         dead.filter_map(|p| p.cipher_len).map(u64::from).sum()
     }
@@ -158,8 +158,8 @@ impl Core {
         }
         let mut condemned = self.garbage.condemned.lock();
         while let Some(id) = condemned.last() {
-            self.packs.forget(*id);
-            self.store.remove(Area::Data, id.object())?;
+            self.view.packs().forget(*id);
+            self.view.store().remove(Area::Data, id.object())?;
             condemned.pop();
         }
         drop(condemned);
@@ -177,24 +177,24 @@ impl Core {
         let covered = std::mem::take(&mut *self.garbage.covered.lock());
         covered
             .iter()
-            .try_for_each(|segment| self.store.remove(Area::Index, segment.id.object()))
+            .try_for_each(|segment| self.view.store().remove(Area::Index, segment.id.object()))
     }
 
     /// Once a mount: packs that were condemned and are still there, and packs of this device that no record names
     /// (a crash came between their publication and the record's).
     fn sweep(&self) -> Result<()> {
         let unpublished = self.contents.finished();
-        for (id, _) in self.store.list(Area::Data)? {
+        for (id, _) in self.view.store().list(Area::Data)? {
             let id = PackId(id);
-            let info = self.tree.read().find_pack(id).copied();
+            let info = self.view.tree().find_pack(id).copied();
             let garbage = match info {
                 Some(info) => info.condemned && info.live_plain_bytes == 0,
                 None => unpublished.iter().all(|u| u.pack != id) && self.is_own_pack(id),
             };
             if garbage {
                 log::info!("data/{id}: nothing refers to it, removed");
-                self.packs.forget(id);
-                self.store.remove(Area::Data, id.object())?;
+                self.view.packs().forget(id);
+                self.view.store().remove(Area::Data, id.object())?;
             }
         }
         Ok(())
@@ -202,7 +202,7 @@ impl Core {
 
     /// Whether this device wrote a pack that no record names. What is no pack of this library is passed over.
     pub(super) fn is_own_pack(&self, id: PackId) -> bool {
-        let object = match self.store.open(Area::Data, id.object()) {
+        let object = match self.view.store().open(Area::Data, id.object()) {
             Ok(object) => object,
             Err(e) if matches!(e.kind(), Kind::Missing) => return false,
             Err(e) => {
@@ -210,9 +210,12 @@ impl Core {
                 return false;
             }
         };
-        let trailer =
-            PackReader::open(object.clone(), id, &self.master).and_then(|reader| reader.trailer());
-        match (trailer, PackReader::copy_of(&object, id, &self.master)) {
+        let trailer = PackReader::open(object.clone(), id, self.view.master())
+            .and_then(|reader| reader.trailer());
+        match (
+            trailer,
+            PackReader::copy_of(&object, id, self.view.master()),
+        ) {
             (Ok(trailer), _) => return trailer.device == self.device,
             (Err(_), Some(of)) => {
                 log::warn!(

@@ -178,7 +178,7 @@ impl Committer {
         self.core.commit.is_gone();
         let core = &self.core;
         // The end takes room, too.
-        core.store.reserve(0)?;
+        core.view.store().reserve(0)?;
         // One file that cannot be written out must not keep the others from being published, nor what is dead.
         let flushed = core.flush_all();
         // Where the library is not at its place at all, publishing says so.
@@ -359,7 +359,7 @@ impl Core {
             let mut journal = self.journal.lock();
             if let Err(e) = synced {
                 // This sync has failed, whatever the next one does: that needs a file that can be synced.
-                if let Err(again) = journal.replace_unsyncable(&self.tree) {
+                if let Err(again) = journal.replace_unsyncable(&self.view) {
                     log::warn!("{again}");
                 }
                 return Err(e);
@@ -373,7 +373,7 @@ impl Core {
     /// What is not what was written any more, and was synced before, goes the way of what cannot be synced.
     fn replace_ruined(&self) {
         self.contents.put_back_unsynced(self.contents.growing());
-        if let Err(e) = self.journal.lock().replace_unsyncable(&self.tree) {
+        if let Err(e) = self.journal.lock().replace_unsyncable(&self.view) {
             log::warn!("{e}");
         }
     }
@@ -403,7 +403,7 @@ impl Core {
         let records = finished.iter().map(|p| Record::Pack(*p)).collect();
         self.journal
             .lock()
-            .append(&self.tree, Time::now(), records)?;
+            .append(&self.view, Time::now(), records)?;
         self.sync()?;
         self.contents.publish(&finished)
     }
@@ -435,7 +435,7 @@ impl Core {
         };
         let mut finished = self.contents.finished();
         {
-            let tree = self.tree.read();
+            let tree = self.view.tree();
             // One that no record names yet has to wait for it: it would be taken for a crash's.
             let is_recorded = |p: &PackInfo| p.cipher_len.is_some();
             finished.retain(|p| tree.find_pack(p.pack).is_some_and(is_recorded));
@@ -462,9 +462,9 @@ impl Core {
         let finished = self.contents.finished();
         if !finished.is_empty() {
             let records = finished.iter().map(|p| Record::Pack(*p)).collect();
-            journal.append(&self.tree, Time::now(), records)?;
+            journal.append(&self.view, Time::now(), records)?;
         }
-        let closed = journal.close_segment(&self.tree)?;
+        let closed = journal.close_segment(&self.view)?;
         let (segment, appended) = journal.sync_point();
         self.sync_packs_and(segment.as_ref())?;
         journal.synced(segment.as_deref(), appended);

@@ -22,9 +22,10 @@ impl Core {
         if count == 0 || !self.others.are_there() {
             return Ok(());
         }
-        let root = self.tree.read().attr(crate::index::ROOT_IX);
+        let root = self.view.tree().attr(crate::index::ROOT_IX);
         let empty = || Tree::new(root.uid, root.gid, Time::now());
-        *self.tree.write() = replay(&*self.store, &self.master, accept, empty)?.tree;
+        *self.view.tree_mut() =
+            replay(&**self.view.store(), self.view.master(), accept, empty)?.tree;
         Ok(())
     }
 
@@ -32,15 +33,15 @@ impl Core {
     pub(super) fn settle_conflicts(&self) -> Result<()> {
         let mut told = Told::default();
         loop {
-            let step = self.tree.write().settle();
+            let step = self.view.tree_mut().settle();
             let Some(step) = step else { break };
             told.note(&step);
             let mut journal = self.journal.lock();
-            journal.append(&self.tree, step.wall, step.records)?;
+            journal.append(&self.view, step.wall, step.records)?;
             drop(journal);
             self.commit.changed();
         }
-        told.end(&mut self.tree.write(), 0);
+        told.end(&mut self.view.tree_mut(), 0);
         Ok(())
     }
 }

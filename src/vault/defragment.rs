@@ -54,7 +54,7 @@ impl Core {
     /// Notes a file that was closed, to be rewritten where it lies in too many pieces.
     pub(super) fn note_closed(&self, ino: Ino) {
         let fragmented = {
-            let tree = self.tree.read();
+            let tree = self.view.tree();
             tree.find(ino).is_some_and(|ix| {
                 let extents = tree.inode(ix).extents();
                 let count = extents.as_slice().len();
@@ -79,7 +79,7 @@ impl Core {
     }
 
     fn rewrite(&self, ino: Ino) -> Result<()> {
-        let plain_size = match self.locate(ino, 0, 0) {
+        let plain_size = match self.view.locate(ino, 0, 0) {
             Ok(located) => located.plain_size,
             Err(_) => return Ok(()), // removed meanwhile
         };
@@ -87,7 +87,7 @@ impl Core {
         while at < plain_size {
             self.serve();
             let end = (at + REWRITE_LEN).min(plain_size);
-            let Ok(located) = self.locate(ino, at, end) else {
+            let Ok(located) = self.view.locate(ino, at, end) else {
                 return Ok(()); // removed meanwhile
             };
             let bytes: u64 = located
@@ -113,7 +113,7 @@ impl Core {
     pub(super) fn copy_ranges(&self, ino: Ino, ranges: &[(u64, u64)]) -> Result<bool> {
         let _sealing = self.sealing.read();
         let (subject, version) = {
-            let tree = self.tree.read();
+            let tree = self.view.tree();
             let Some(ix) = tree.find(ino) else {
                 return Ok(true);
             };
@@ -131,9 +131,10 @@ impl Core {
             while at < *to {
                 let end = (at + REWRITE_LEN).min(*to);
                 let mut plain = vec![0; (end - at) as usize];
-                let filled = self
-                    .locate(ino, at, end)
-                    .and_then(|located| self.blocks.fill(&located.extents, at, &mut plain, true));
+                let filled = self.view.locate(ino, at, end).and_then(|located| {
+                    self.view
+                        .fill_extents(&located.extents, at, &mut plain, true)
+                });
                 match filled {
                     Ok(()) => {}
                     // Removed, or written to: then its packs may be gone, too.
@@ -176,7 +177,7 @@ impl Core {
 
     /// Whether a file is still as it was; `None` where it is gone.
     fn has_version(&self, ino: Ino, version: Stamp) -> Option<bool> {
-        let tree = self.tree.read();
+        let tree = self.view.tree();
         Some(tree.inode(tree.find(ino)?).version() == version)
     }
 }

@@ -217,22 +217,23 @@ impl Core {
                 log::warn!("{e}");
             }
         }
-        self.store.publish(id.object(), Area::Index)
+        self.view.store().publish(id.object(), Area::Index)
     }
 
     /// Looks whether another device is at work: its lock, what it left in `new/`, or a segment that came since this
     /// library was opened. From then on nothing is collected.
     pub(super) fn look_for_others(&self) -> Result<()> {
-        if self.store.has_neighbours()? {
+        if self.view.store().has_neighbours()? {
             self.others.note();
         }
-        for id in self.others.take_new(list_index(&*self.store)?) {
+        for id in self.others.take_new(list_index(&**self.view.store())?) {
             self.others.note();
             let opened = self
-                .store
+                .view
+                .store()
                 .open(Area::Index, id.object())
                 .and_then(|object| {
-                    SegmentReader::open(object, id, &self.master, SegmentExtent::Published)
+                    SegmentReader::open(object, id, self.view.master(), SegmentExtent::Published)
                 });
             match opened {
                 Ok(segment) if segment.opening().device == self.device => log::warn!(
@@ -255,7 +256,7 @@ impl Core {
         let Some(former) = self.memory.former() else {
             return Ok(None);
         };
-        if self.store.take_over(former)? {
+        if self.view.store().take_over(former)? {
             return Ok(Some(former));
         }
         log::warn!(

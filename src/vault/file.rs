@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::ahead::ReadPattern;
 use super::allocate::Promised;
+use super::view::ReadPattern;
 use crate::dirty::Dirty;
 use crate::volume::{Ino, Time};
 

@@ -66,7 +66,7 @@ impl Core {
 
     /// Forgets the open file where nothing needs it; drops an inode that lost its last name and reference.
     pub(super) fn let_go(&self, ino: Ino, references: u32) {
-        let tree = self.tree.read();
+        let tree = self.view.tree();
         let Some(ix) = tree.find(ino) else { return };
         let inode = tree.inode(ix);
         let unused = references > 0 && inode.let_go(references) && !inode.is_linked();
@@ -94,7 +94,7 @@ impl Core {
 
     /// Drops an inode without a name and references.
     fn drop_unused(&self, _journal: &Journal, ino: Ino) {
-        let mut tree = self.tree.write();
+        let mut tree = self.view.tree_mut();
         if let Some(ix) = tree.find(ino) {
             tree.drop_if_unused(ix);
         }
@@ -120,7 +120,7 @@ impl Core {
     }
 
     fn is_gone(&self, file: &OpenFile) -> bool {
-        self.tree.read().find(file.ino).is_none()
+        self.view.tree().find(file.ino).is_none()
     }
 
     /// Whether an open file, of which one reference is the table's, has to stay in it.

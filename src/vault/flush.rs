@@ -119,7 +119,7 @@ impl Core {
     /// Whether holes may have been filled beside what was dirty.
     fn write_out(&self, ino: Ino, dirty: &Dirty, mtime: Option<Time>) -> Result<bool> {
         let (subject, extents, plain_size) = {
-            let tree = self.tree.read();
+            let tree = self.view.tree();
             // Its last name and handle are gone: nobody will ask.
             let Some(ix) = tree.find(ino) else {
                 return Ok(false);
@@ -193,15 +193,15 @@ impl Core {
         }
         let from = block_at.max(done);
         let to = plain_size.min(block_at + block_len);
-        let located = self.locate(ino, from, to).ok()?;
+        let located = self.view.locate(ino, from, to).ok()?;
         if located.extents.len() < PIECES_MAX {
             return None;
         }
         let mut block = vec![0; (to - from) as usize];
         // As a sequential reader: what is replaced now will not be asked for, nor what lies around it.
         // What cannot be read stays where it is, and the range is sealed alone.
-        self.blocks
-            .fill(&located.extents, from, &mut block, true)
+        self.view
+            .fill_extents(&located.extents, from, &mut block, true)
             .ok()?;
         for (at, part) in dirty.parts(from, to) {
             let place = (at - from) as usize;

@@ -48,12 +48,12 @@ impl Core {
         /// The end of a pack, with its padding.
         const END_LEN: u64 = 2 << 20;
         let len = |id: &ObjectId| {
-            let file = self.store.open_leftover(*id).ok()?;
+            let file = self.view.store().open_leftover(*id).ok()?;
             let mut magic = [0; 8];
             file.read_at(&mut magic, 0).ok()?;
             (&magic == Magic::Segment.bytes()).then(|| file.cipher_len().unwrap_or(0))
         };
-        let left = self.store.leftovers().unwrap_or_default();
+        let left = self.view.store().leftovers().unwrap_or_default();
         left.iter().filter_map(len).sum::<u64>() + END_LEN
     }
 
@@ -62,9 +62,9 @@ impl Core {
     fn remove_useless(&self, judged: &Judged) -> Result<bool> {
         let named = judged.named(&judged.segments);
         let mut garbage = Vec::new();
-        for (id, _) in self.store.list(Area::Data)? {
+        for (id, _) in self.view.store().list(Area::Data)? {
             let id = PackId(id);
-            let info = self.tree.read().find_pack(id).copied();
+            let info = self.view.tree().find_pack(id).copied();
             let is_garbage = match info {
                 Some(info) => info.live_plain_bytes == 0,
                 None => self.is_own_pack(id),
@@ -80,12 +80,12 @@ impl Core {
         }
         // Durable before: else a crash would bring back a name without contents.
         for id in self.needed(judged) {
-            self.store.open_leftover(id)?.sync()?;
+            self.view.store().open_leftover(id)?.sync()?;
         }
         for id in &garbage {
             log::info!("data/{id}: nothing refers to it, removed");
-            self.packs.forget(*id);
-            self.store.remove(Area::Data, id.object())?;
+            self.view.packs().forget(*id);
+            self.view.store().remove(Area::Data, id.object())?;
         }
         self.remove_covered()?;
         Ok(true)
@@ -105,7 +105,7 @@ impl Core {
                 continue;
             }
             let paths: Vec<Vec<u8>> = {
-                let tree = self.tree.read();
+                let tree = self.view.tree();
                 let path = |owner: &Owner| tree.find_id(owner.inode).map(|ix| tree.path(ix));
                 runs.values().map(|o| path(o).unwrap_or_default()).collect()
             };
@@ -120,7 +120,7 @@ impl Core {
             });
             let file = file.clone();
             let notes: Vec<_> = notes.collect();
-            let ended = PackWriter::end_leftover(file, &self.master, self.device, &notes)?;
+            let ended = PackWriter::end_leftover(file, self.view.master(), self.device, &notes)?;
             ended.file.sync()?;
             is_any = true;
         }

@@ -15,7 +15,7 @@ const NAMED_MAX: usize = 20;
 const LOOKED_AT_MAX: usize = 1000;
 
 /// What is wrong with an index that is used all the same.
-pub(super) struct Found {
+pub(super) struct Findings {
     /// Something that the index names may be missing: nothing is collected.
     pub has_gaps: bool,
     /// For people, what is missing or damaged.
@@ -31,7 +31,7 @@ pub(super) fn judge(
     options: &Options,
     remembered: &[Head],
     replayed: &mut Replayed,
-) -> Result<Found> {
+) -> Result<Findings> {
     let takes_it = options.accept_rollback;
     refuse_later(options, &mut replayed.ignored)?;
     warn_of_ignored(&replayed.ignored);
@@ -58,7 +58,7 @@ pub(super) fn judge(
         .collect();
     let ignored = replayed.ignored.iter().filter(|i| i.is_problem());
     problems.extend(ignored.map(Ignored::text));
-    Ok(Found {
+    Ok(Findings {
         has_gaps: !has_arrived || !replayed.gaps.is_empty(),
         problems,
     })

@@ -7,13 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::RwLock;
-
+use super::view::View;
 use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
 use crate::index::record::{BaseRef, Frame, Head, Opening, Record, StampSegment};
 use crate::index::{
-    ClosedSegment, Published, SEGMENT_CIPHER_LEN, SegmentExtent, SegmentReader, SegmentWriter, Tree,
+    ClosedSegment, Published, SEGMENT_CIPHER_LEN, SegmentExtent, SegmentReader, SegmentWriter,
 };
 use crate::object::{DeviceId, SegmentId, SlotId};
 use crate::overdue;
@@ -117,13 +116,13 @@ impl Journal {
     }
 
     /// Makes sure that a segment is open; answers its number in the tree.
-    pub fn ensure_open(&mut self, tree: &RwLock<Tree>) -> Result<u32> {
+    pub fn ensure_open(&mut self, view: &View) -> Result<u32> {
         if let Some(open) = &self.open {
             return Ok(open.number_in_tree);
         }
         let opening = self.opening(self.next_number(), None);
         let writer = SegmentWriter::create(&*self.store, &self.master, &opening)?;
-        let number_in_tree = tree.write().intern_segment(StampSegment {
+        let number_in_tree = view.tree_mut().intern_segment(StampSegment {
             segment: writer.id(),
             device: self.device,
             number: opening.number,
@@ -139,13 +138,13 @@ impl Journal {
     }
 
     /// Writes a frame, then changes the tree by it.
-    pub fn append(&mut self, tree: &RwLock<Tree>, wall: Time, records: Vec<Record>) -> Result<()> {
+    pub fn append(&mut self, view: &View, wall: Time, records: Vec<Record>) -> Result<()> {
         if self.poisoned {
             return Err(Error::from(Kind::Poisoned).hint("unmount and mount again"));
         }
         let makes_room = removes(&records);
-        self.with_reserve(makes_room, |journal| journal.ensure_open(tree))?;
-        let counter = tree.read().next_counter();
+        self.with_reserve(makes_room, |journal| journal.ensure_open(view))?;
+        let counter = view.tree().next_counter();
         let durable_before = self.durable == self.appended;
         let mut frame = Frame {
             counter,
@@ -154,9 +153,9 @@ impl Journal {
             records,
         };
         self.with_reserve(makes_room, |journal| {
-            match journal.write(tree, &mut frame) {
+            match journal.write(view, &mut frame) {
                 // A sync of the segment has failed: nothing was written, and a copy takes its place.
-                Err(e) if matches!(e.kind(), Kind::Poisoned) => journal.write(tree, &mut frame),
+                Err(e) if matches!(e.kind(), Kind::Poisoned) => journal.write(view, &mut frame),
                 written => written,
             }
         })?;
@@ -164,7 +163,7 @@ impl Journal {
         let applied = overdue::unless_answered(|| {
             self.appended += 1;
             open.last_change = Instant::now();
-            let mut tree = tree.write();
+            let mut tree = view.tree_mut();
             let applied = tree.apply_frame(open.number_in_tree, &frame);
             tree.drop_removed(&frame.records);
             applied
@@ -200,8 +199,8 @@ impl Journal {
         }
     }
 
-    fn write(&mut self, tree: &RwLock<Tree>, frame: &mut Frame) -> Result<()> {
-        if let Some((old, new)) = self.replace_spoiled(tree)? {
+    fn write(&mut self, view: &View, frame: &mut Frame) -> Result<()> {
+        if let Some((old, new)) = self.replace_spoiled(view)? {
             rename_segment(&mut frame.records, old, new);
             // The copy is durable, but its packs may not be.
             frame.durable_before = self.durable == self.appended;
@@ -214,18 +213,18 @@ impl Journal {
     }
 
     /// After a sync that failed: where it was the open segment's, a copy takes its place.
-    pub fn replace_unsyncable(&mut self, tree: &RwLock<Tree>) -> Result<()> {
+    pub fn replace_unsyncable(&mut self, view: &View) -> Result<()> {
         if let Some(open) = &mut self.open
             && open.writer.file().sync().is_err()
         {
             open.writer.spoil();
         }
-        self.replace_spoiled(tree).map(drop)
+        self.replace_spoiled(view).map(drop)
     }
 
     /// Copies the frames of a segment that a write failed in into a new one; answers their ids. Stamps name the
     /// new one from now on: nobody else has seen the old.
-    fn replace_spoiled(&mut self, tree: &RwLock<Tree>) -> Result<Option<(SegmentId, SegmentId)>> {
+    fn replace_spoiled(&mut self, view: &View) -> Result<Option<(SegmentId, SegmentId)>> {
         let Some(open) = self.open.as_ref().filter(|o| o.writer.is_spoiled()) else {
             return Ok(None);
         };
@@ -243,7 +242,7 @@ impl Journal {
             return Err(e);
         }
         if let Some(open) = self.open.as_mut() {
-            tree.write().rename_segment(open.number_in_tree, new);
+            view.tree_mut().rename_segment(open.number_in_tree, new);
             open.writer = writer;
         }
         // Whether its packs were is not known.
@@ -329,11 +328,11 @@ impl Journal {
     /// Writes the end of the open segment; nothing where the one before is not published yet. The caller, who holds
     /// the lock, has it synced and calls [`Journal::closed`] before anything is made on top of it. Where that fails, a
     /// copy without an end takes its place at the next frame.
-    pub fn close_segment(&mut self, tree: &RwLock<Tree>) -> Result<Option<ClosedSegment>> {
+    pub fn close_segment(&mut self, view: &View) -> Result<Option<ClosedSegment>> {
         if self.closed.is_some() {
             return Ok(None);
         }
-        self.replace_spoiled(tree)?;
+        self.replace_spoiled(view)?;
         let Some(open) = &mut self.open else {
             return Ok(None);
         };

@@ -51,14 +51,14 @@ impl Core {
         accept: bool,
         renamed: &[(SegmentId, SegmentId)],
     ) -> Result<Option<Judged>> {
-        let found = self.store.leftovers()?;
+        let found = self.view.store().leftovers()?;
         if found.is_empty() {
             return Ok(None);
         }
         // What was written under another id of this device is adopted as if it were written under this one.
         let mut left = self.sort_leftovers(&found, self.memory.former(), renamed)?;
         for (id, file) in left.packs.iter().chain(&left.finished) {
-            self.packs.pin(*id, file.clone())?;
+            self.view.packs().pin(*id, file.clone())?;
         }
         let mut segments;
         (segments, left.unreached) = self.put_in_order(std::mem::take(&mut left.segments));
@@ -173,7 +173,7 @@ impl Core {
 
     /// A pack that a frame calls finished must be there at that length; or it is collected since.
     fn check_pack_len(&self, finished: &PackLen) -> Result<()> {
-        let len = match self.store.open(Area::Data, finished.pack.object()) {
+        let len = match self.view.store().open(Area::Data, finished.pack.object()) {
             Ok(object) => object.cipher_len()?,
             Err(e) if matches!(e.kind(), Kind::Missing) => return Ok(()),
             Err(e) => return Err(e),

@@ -76,7 +76,7 @@ impl Core {
             .get(&self.device)
             .map_or(0, |h| h.number);
         for id in found {
-            let file = self.store.open_leftover(*id)?;
+            let file = self.view.store().open_leftover(*id)?;
             let Some(header) = read_header(&*file)? else {
                 left.garbage.push(*id);
                 continue;
@@ -113,7 +113,7 @@ impl Core {
                     Err(e) => return Err(e),
                 },
                 Some(Magic::Pack) => {
-                    match PackReader::open(file.clone(), PackId(*id), &self.master) {
+                    match PackReader::open(file.clone(), PackId(*id), self.view.master()) {
                         Ok(reader) => match reader.trailer() {
                             // Finished: it can be published as it is. Whether all in it opens, the frames will tell.
                             Ok(_) => drop(left.finished.insert(PackId(*id), file)),
@@ -152,7 +152,7 @@ impl Core {
         header: &[u8; HEADER_LEN],
         left: &mut Leftovers,
     ) -> Result<()> {
-        let behind = Behind::search(file, SegmentId(id), &self.master, 0)?;
+        let behind = Behind::search(file, SegmentId(id), self.view.master(), 0)?;
         let is_changed = [Magic::Segment, Magic::Pack]
             .into_iter()
             .all(|magic| is_changed(header, magic, id));
@@ -177,7 +177,12 @@ impl Core {
     }
 
     fn read_segment(&self, file: &Arc<dyn Growing>, id: SegmentId) -> Result<LeftSegment> {
-        let reader = SegmentReader::open(file.clone(), id, &self.master, SegmentExtent::Leftover)?;
+        let reader = SegmentReader::open(
+            file.clone(),
+            id,
+            self.view.master(),
+            SegmentExtent::Leftover,
+        )?;
         let mut segment = LeftSegment {
             id,
             opening: reader.opening().clone(),
@@ -193,7 +198,8 @@ impl Core {
             })?;
             segment.is_closed = ending.closing.is_some();
             if !segment.is_closed {
-                segment.behind = Behind::search(&**file, id, &self.master, ending.frames_end)?;
+                segment.behind =
+                    Behind::search(&**file, id, self.view.master(), ending.frames_end)?;
             }
         }
         Ok(segment)

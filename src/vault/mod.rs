@@ -16,20 +16,18 @@ use crate::cache::CacheStats;
 use crate::crypto::MasterKey;
 use crate::error::{Kind, Result};
 use crate::index::record::Record;
-use crate::index::{InodeIx, Tree, replay};
+use crate::index::{Tree, replay};
 use crate::object::DeviceId;
 use crate::pack::Packs;
 use crate::state::Place;
 use crate::store::Store;
-use crate::volume::{Ino, Time};
+use crate::volume::Time;
 
 pub mod acl;
 mod adopt;
-mod ahead;
 mod allocate;
 mod attrs;
 mod base;
-mod blocks;
 mod budget;
 mod collect;
 mod commit;
@@ -41,7 +39,6 @@ mod duty;
 mod file;
 mod files;
 mod flush;
-mod follow;
 mod full_disk;
 mod handles;
 mod ids;
@@ -60,11 +57,11 @@ mod tests;
 mod threads;
 mod transaction;
 mod verify;
+mod view;
 mod volume;
 mod write;
 
 use base::Bases;
-use blocks::Blocks;
 use budget::Budget;
 use collect::Garbage;
 use contents::Contents;
@@ -78,6 +75,7 @@ use side_sync::SideSync;
 use stream::Streams;
 use threads::{Adopted, Threads};
 use transaction::Draft;
+use view::{Follow, Follower, View};
 
 /// Published packs that are kept open for reading, at most.
 const OPEN_PACKS_MAX: usize = 512;
@@ -105,22 +103,18 @@ pub struct Vault {
     core: Arc<Core>,
     threads: Option<Threads>,
     /// In a mount that only reads.
-    follower: Mutex<Option<follow::Follower>>,
+    follower: Mutex<Option<Follower>>,
 }
 
 /// What the requests, the committer and the maintenance share.
 pub(crate) struct Core {
-    store: Arc<dyn Store>,
-    master: Arc<MasterKey>,
+    view: Arc<View>,
     device: DeviceId,
     memory: Memory,
     others: Others,
     read_only: bool,
-    tree: RwLock<Tree>,
     journal: Mutex<Journal>,
     contents: Contents,
-    packs: Arc<Packs>,
-    blocks: Blocks,
     files: Files,
     handles: Handles,
     ids: Ids,
@@ -131,12 +125,6 @@ pub(crate) struct Core {
     garbage: Garbage,
     bases: Bases,
     fragmented: Fragmented,
-    /// Something that the index names may be missing: nothing is collected, and no base is written.
-    has_gaps: bool,
-    /// What is missing or damaged in the index, for people.
-    problems: Vec<String>,
-    /// Reading the index again, in a mount that only reads.
-    follow: follow::Follow,
     /// Held, shared, from sealing into a pack to framing what was sealed: in between, the pack looks unused.
     sealing: RwLock<()>,
 }
@@ -160,7 +148,7 @@ impl Vault {
             {
                 log::warn!("what the last mount left does not show: {e}");
             }
-            core.settle_shown()?;
+            core.view.settle_shown()?;
             return Ok(Arc::new(Self {
                 core,
                 threads: None,
@@ -191,7 +179,7 @@ impl Vault {
 
     /// How the cache of decrypted blocks does.
     pub fn cache_stats(&self) -> CacheStats {
-        self.core.blocks.cache_stats()
+        self.core.view.cache_stats()
     }
 }
 
@@ -247,6 +235,16 @@ impl Core {
             closer.upgrade().is_some_and(|packs| packs.close_some())
         }));
         let shared = replayed.heads.keys().any(|d| *d != device);
+        let follow = Follow::new(options.accept_rollback, &replayed);
+        let view = Arc::new(View::new(
+            store,
+            master,
+            replayed.tree,
+            packs.clone(),
+            options.cache_bytes,
+            found,
+            follow,
+        )?);
         let start = Start {
             heads: replayed.heads,
             base: replayed.base,
@@ -255,10 +253,8 @@ impl Core {
         };
         let core = Arc::new(Self {
             journal: Mutex::new(Journal::new(store.clone(), master.clone(), device, start)),
-            contents: Contents::new(store.clone(), master.clone(), device, packs.clone()),
-            tree: RwLock::new(replayed.tree),
-            blocks: Blocks::new(packs.clone(), options.cache_bytes)?,
-            packs,
+            contents: Contents::new(store.clone(), master.clone(), device, packs),
+            view,
             read_only: options.read_only,
             files: Files::default(),
             handles: Handles::new(),
@@ -270,12 +266,7 @@ impl Core {
             garbage: Garbage::new(replayed.covered),
             bases: Bases::new(replayed.bases, replayed.base_bytes),
             fragmented: Fragmented::default(),
-            has_gaps: found.has_gaps,
-            problems: found.problems,
-            follow: follow::Follow::new(options.accept_rollback, replayed.files),
             sealing: RwLock::default(),
-            store: store.clone(),
-            master: master.clone(),
             device,
             memory,
             others: Others::new(index_seen, shared),
@@ -288,7 +279,7 @@ impl Core {
     fn store_numbers(&self) {
         /// A frame has room for many more.
         const PER_FRAME: usize = 10_000;
-        let numbers = self.tree.read().unstored_numbers();
+        let numbers = self.view.tree().unstored_numbers();
         for some in numbers.chunks(PER_FRAME) {
             let stored = self.transact(|_, draft| {
                 draft.records.extend(some.iter().cloned().map(Record::Attr));
@@ -301,7 +292,7 @@ impl Core {
     }
 
     fn writable(&self) -> Result<()> {
-        if self.read_only || self.packs.forbid_writing() {
+        if self.read_only || self.view.packs().forbid_writing() {
             Err(Kind::ReadOnly.into())
         } else {
             Ok(())
@@ -312,17 +303,5 @@ impl Core {
     fn remember(&self) -> Result<()> {
         let heads = self.journal.lock().heads.values().copied().collect();
         self.memory.remember(heads)
-    }
-
-    /// Its path, for the log; `None` where it has no name.
-    fn path_of(&self, ino: Ino) -> Option<Vec<u8>> {
-        let tree = self.tree.read();
-        let path = tree.path(tree.find(ino)?);
-        Some(path).filter(|path| !path.is_empty())
-    }
-
-    /// The slot of an inode; ESTALE where it is gone.
-    fn find(&self, tree: &Tree, ino: Ino) -> Result<InodeIx> {
-        tree.find(ino).ok_or_else(|| Kind::Stale.into())
     }
 }

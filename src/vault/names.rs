@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use super::acl::Acl;
+use super::view::find;
 use super::{Core, Draft};
 use crate::error::{Kind, Result};
 use crate::index::record::{Id, LinkAt, NewInode, Record, Unlink, XattrChange};
@@ -44,7 +45,7 @@ pub(super) struct Listed {
 impl Core {
     /// A directory that names can be made in.
     fn directory(&self, tree: &Tree, ino: Ino) -> Result<InodeIx> {
-        let ix = self.find(tree, ino)?;
+        let ix = find(tree, ino)?;
         let inode = tree.inode(ix);
         match inode.kind() {
             FileKind::Directory if inode.is_linked() => Ok(ix),
@@ -69,8 +70,8 @@ impl Core {
 
     pub(super) fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr> {
         let name = self.name(name)?;
-        let tree = self.tree.read();
-        let dir = self.find(&tree, parent)?;
+        let tree = self.view.tree();
+        let dir = find(&tree, parent)?;
         let ix = match name {
             b"." => dir,
             b".." => tree.parent(dir),
@@ -94,8 +95,8 @@ impl Core {
         count: usize,
         hold: bool,
     ) -> Result<Vec<Listed>> {
-        let tree = self.tree.read();
-        let dir = self.find(&tree, ino)?;
+        let tree = self.view.tree();
+        let dir = find(&tree, ino)?;
         if tree.inode(dir).kind() != FileKind::Directory {
             return Err(Kind::NotDirectory.into());
         }
@@ -137,7 +138,7 @@ impl Core {
             }
             self.create(tree, draft, (dir, name), wanted, caller)
         })?;
-        let tree = self.tree.read();
+        let tree = self.view.tree();
         let ix = tree.find_id(id).ok_or(Kind::Stale)?;
         tree.inode(ix).hold(1);
         Ok(tree.attr(ix))
@@ -194,7 +195,7 @@ impl Core {
         let name = self.name(name)?;
         self.flush_ino(ino)?;
         self.transact(|tree, draft| {
-            let ix = self.find(tree, ino)?;
+            let ix = find(tree, ino)?;
             let inode = tree.inode(ix);
             if inode.kind() == FileKind::Directory {
                 return Err(Kind::NotPermitted.into());
@@ -216,8 +217,8 @@ impl Core {
             draft.records.push(Record::Link(place));
             Ok(())
         })?;
-        let tree = self.tree.read();
-        let ix = self.find(&tree, ino)?;
+        let tree = self.view.tree();
+        let ix = find(&tree, ino)?;
         tree.inode(ix).hold(1);
         drop(tree);
         self.attr(ino)
@@ -251,7 +252,7 @@ impl Core {
         let (name, new_name) = (self.name(name)?, self.name(new_name)?);
         // What is moved into place must be there whole: programs write new and rename without fsync.
         let moved = {
-            let tree = self.tree.read();
+            let tree = self.view.tree();
             let dir = self.directory(&tree, parent)?;
             let link = self.existing(&tree, dir, name)?;
             tree.ino(tree.link(link).inode())

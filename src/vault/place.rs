@@ -16,7 +16,7 @@ impl Core {
     /// anew, where the mount goes on nevertheless.
     pub(super) fn look_after_place(&self) -> Result<Option<Error>> {
         let mut gone = None;
-        for area in self.store.check_place()? {
+        for area in self.view.store().check_place()? {
             let checked = match area {
                 Area::Index => self.check_index(),
                 Area::Data => self.check_data(),
@@ -43,7 +43,7 @@ impl Core {
                 .collect()
         };
         let is_gone = |id: &SegmentId| {
-            let opened = self.store.open(Area::Index, id.object());
+            let opened = self.view.store().open(Area::Index, id.object());
             opened.is_err_and(|e| matches!(e.kind(), Kind::Missing))
         };
         if newest.iter().any(is_gone)
@@ -81,7 +81,7 @@ impl Core {
             finished.iter().map(|p| p.pack).collect()
         };
         let gone = {
-            let tree = self.tree.read();
+            let tree = self.view.tree();
             let published = tree.packs().iter().filter(|p| {
                 p.cipher_len.is_some() && p.live_plain_bytes > 0 && !unpublished.contains(&p.id)
             });
@@ -127,7 +127,8 @@ impl Core {
 
     fn there(&self, area: Area) -> Result<HashSet<ObjectId>> {
         Ok(self
-            .store
+            .view
+            .store()
             .list(area)?
             .into_iter()
             .map(|(id, _)| id)

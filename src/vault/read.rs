@@ -1,35 +1,11 @@
-//! Reading a file: its extents, filled (`blocks`), then what is dirty over them.
-
-use std::ops::Range;
+//! Reading a file: what the view has of it, then what is dirty over that.
 
 use super::Core;
-use super::ahead::Access;
-use crate::error::{Kind, Result};
-use crate::index::extents::Extent;
-use crate::object::PackId;
+use super::view::Access;
+use crate::error::Result;
 use crate::volume::{Ino, Whence};
 
-/// Extents of a file, with the packs that they name.
-pub(super) struct Located {
-    pub extents: Vec<(Extent, PackId)>,
-    pub plain_size: u64,
-}
-
 impl Core {
-    /// The extents that overlap `from..to`, clipped to it.
-    pub(super) fn locate(&self, ino: Ino, from: u64, to: u64) -> Result<Located> {
-        let tree = self.tree.read();
-        let inode = tree.inode(self.find(&tree, ino)?);
-        let overlapping = inode.extents().overlapping(from, to).iter();
-        let extents = overlapping
-            .map(|e| (e.clip(from, to), tree.pack(e.pack).id))
-            .collect();
-        Ok(Located {
-            extents,
-            plain_size: inode.plain_size(),
-        })
-    }
-
     pub(super) fn read_file(&self, ino: Ino, plain_offset: u64, out: &mut [u8]) -> Result<usize> {
         let wanted_end = plain_offset.saturating_add(out.len() as u64);
         let file = self.opened(ino);
@@ -38,7 +14,7 @@ impl Core {
             // The state is locked until the extents are here, so that a flush cannot move data past us.
             Some(file) => {
                 let state = file.state.lock();
-                let mut located = self.locate(ino, plain_offset, wanted_end)?;
+                let mut located = self.view.locate(ino, plain_offset, wanted_end)?;
                 located.plain_size = located.plain_size.max(state.end());
                 let len = located
                     .plain_size
@@ -49,7 +25,7 @@ impl Core {
                 }
                 located
             }
-            None => self.locate(ino, plain_offset, wanted_end)?,
+            None => self.view.locate(ino, plain_offset, wanted_end)?,
         };
         let len = located
             .plain_size
@@ -59,23 +35,10 @@ impl Core {
         let mut sequential = false;
         if let Some(Access::Sequence(next)) = file.map(|f| f.pattern.note(plain_offset, len)) {
             sequential = true;
-            self.read_ahead(ino, next);
+            self.view.read_ahead(ino, next);
         }
-        if let Err(e) = self
-            .blocks
-            .fill(&located.extents, plain_offset, out, sequential)
-        {
-            // The pack may have been collected since the extents were looked up: then they are elsewhere now.
-            if !matches!(e.kind(), Kind::Missing) {
-                return Err(e);
-            }
-            if self.read_only {
-                self.reread_for_missing();
-            }
-            let again = self.locate(ino, plain_offset, wanted_end)?;
-            self.blocks
-                .fill(&again.extents, plain_offset, out, sequential)?;
-        }
+        self.view
+            .fill(ino, &located, plain_offset, out, sequential)?;
         for (at, bytes) in overlays {
             out[at..at + bytes.len()].copy_from_slice(&bytes);
         }
@@ -99,34 +62,11 @@ impl Core {
         out
     }
 
-    /// Has fetched what lies in a range of a file.
-    fn read_ahead(&self, ino: Ino, plain: Range<u64>) {
-        if plain.is_empty() {
-            return;
-        }
-        if let Ok(located) = self.locate(ino, plain.start, plain.end) {
-            self.blocks.read_ahead(&located.extents);
-        }
-    }
-
     pub(super) fn seek(&self, ino: Ino, plain_offset: u64, whence: Whence) -> Result<u64> {
         // What is dirty is data, too.
         if !self.read_only {
             self.flush_ino(ino)?;
         }
-        // Nothing is copied: a walk over a file in many pieces asks once for each.
-        let tree = self.tree.read();
-        let inode = tree.inode(self.find(&tree, ino)?);
-        let plain_size = inode.plain_size();
-        if plain_offset >= plain_size {
-            return Err(Kind::NoSuchOffset.into());
-        }
-        match whence {
-            Whence::Data => {
-                let data = inode.extents().next_data(plain_offset);
-                data.ok_or_else(|| Kind::NoSuchOffset.into())
-            }
-            Whence::Hole => Ok(inode.extents().next_hole(plain_offset).min(plain_size)),
-        }
+        self.view.seek(ino, plain_offset, whence)
     }
 }

@@ -21,13 +21,13 @@ impl Core {
 
     fn empty_pack(&self, id: PackId) -> Result<()> {
         let mut lost: Vec<(Ino, u64, u64)> = Vec::new();
-        let users = self.tree.read().users_of(id);
+        let users = self.view.tree().users_of(id);
         for (ino, ranges) in users {
             self.copy_readable(ino, &ranges, &mut lost)?;
         }
         // What a flush sealed into it and did not frame yet is not seen in the tree.
         let sealing = self.sealing.write();
-        let pack = self.tree.read().find_pack(id).copied();
+        let pack = self.view.tree().find_pack(id).copied();
         if pack.is_some_and(|p| p.live_plain_bytes > 0) && !self.is_lost(id, &lost) {
             return Ok(());
         }
@@ -47,7 +47,7 @@ impl Core {
         if lost.is_empty() {
             return false;
         }
-        let users = self.tree.read().users_of(id);
+        let users = self.view.tree().users_of(id);
         let mut live = users
             .iter()
             .flat_map(|(ino, ranges)| ranges.iter().map(|range| (*ino, range.0, range.1)));
@@ -68,7 +68,7 @@ impl Core {
                 (Ok(_), _) => {}
                 (Err(e), _) if !matches!(e.kind(), Kind::Damaged(_)) => return Err(e),
                 (Err(e), &[(from, to)]) if to - from <= BLOCK => {
-                    let name = logged::file_name(ino, self.path_of(ino));
+                    let name = logged::file_name(ino, self.view.path_of(ino));
                     log::error!("{name}: bytes {from} to {to} are lost: {e}");
                     lost.push((ino, from, to));
                     self.commit.note_loss();

@@ -25,7 +25,7 @@ impl Threads {
         adopted: &[(SegmentId, SegmentId)],
     ) -> Result<Self> {
         // What was kept back, a crash has left: adoption takes room.
-        core.store.reserve(0)?;
+        core.view.store().reserve(0)?;
         let former = core.take_over_former()?;
         core.adopt_leftovers(options.accept_rollback, adopted)
             .map_err(|e| match e.is_no_space() {

@@ -61,13 +61,13 @@ impl Core {
             records: Vec::new(),
             unlinked: false,
         };
-        let answer = build(&self.tree.read(), &mut draft)?;
+        let answer = build(&self.view.tree(), &mut draft)?;
         if draft.records.is_empty() {
             return Ok(answer);
         }
         if draft.unlinked {
             // What happens to an inode without a name is for its handles only, and ends with them.
-            let mut tree = self.tree.write();
+            let mut tree = self.view.tree_mut();
             let counter = tree.next_counter();
             let Draft { wall, records, .. } = draft;
             let frame = Frame {
@@ -81,7 +81,7 @@ impl Core {
             return Ok(answer);
         }
         journal
-            .append(&self.tree, draft.wall, draft.records)
+            .append(&self.view, draft.wall, draft.records)
             .inspect_err(|e| {
                 if e.is_no_space() {
                     self.commit.want_room();

@@ -3,8 +3,8 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use super::follow::Follower;
 use super::names::Wanted;
+use super::view::{Follower, find};
 use super::{Core, Vault};
 use crate::error::{Error, Kind, Result};
 use crate::index::Tree;
@@ -32,16 +32,13 @@ impl Volume for Vault {
     }
 
     fn path_of(&self, ino: Ino) -> Option<Vec<u8>> {
-        self.core().path_of(ino)
+        self.core().view.path_of(ino)
     }
 
     fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
         let core = self.core();
-        let tree = core.tree.read();
-        let target = tree
-            .inode(core.find(&tree, ino)?)
-            .target()
-            .map(<[u8]>::to_vec);
+        let tree = core.view.tree();
+        let target = tree.inode(find(&tree, ino)?).target().map(<[u8]>::to_vec);
         target.ok_or_else(|| Kind::InvalidArgument.into())
     }
 
@@ -52,8 +49,8 @@ impl Volume for Vault {
             core.writable()?;
         }
         {
-            let tree = core.tree.read();
-            let inode = tree.inode(core.find(&tree, ino)?);
+            let tree = core.view.tree();
+            let inode = tree.inode(find(&tree, ino)?);
             if inode.kind() == FileKind::Directory {
                 return Err(Kind::IsDirectory.into());
             }
@@ -83,7 +80,7 @@ impl Volume for Vault {
         if open.writes {
             // What mmap left after the last close. Nobody is there to be told; it stays dirty and is tried again.
             if let Err(e) = core.flush_ino(open.ino) {
-                let name = logged::file_name(open.ino, core.path_of(open.ino));
+                let name = logged::file_name(open.ino, core.view.path_of(open.ino));
                 log::warn!("{name}: not written out when it was closed: {e}");
             }
         }
@@ -147,7 +144,7 @@ impl Volume for Vault {
 
     fn follow(&self, tell: OnChange) -> Result<()> {
         if self.core().read_only {
-            *self.follower.lock() = Some(Follower::start(self.core(), tell)?);
+            *self.follower.lock() = Some(Follower::start(&self.core().view, tell)?);
         }
         Ok(())
     }
@@ -155,11 +152,11 @@ impl Volume for Vault {
     fn statfs(&self) -> Result<Statfs> {
         const UNIT: u64 = 4096;
         let core = self.core();
-        let space = core.store.space()?;
+        let space = core.view.store().space()?;
         // The store may yet take 1 MiB ahead of small appends, to a pack and to a segment each; a disk wastes some, too.
         const AHEAD: i64 = 3 << 20;
         let room = (core.budget.left(&space) - AHEAD).max(0) as u64;
-        let files = core.tree.read().inode_count();
+        let files = core.view.tree().inode_count();
         Ok(Statfs {
             block_bytes: UNIT as u32,
             blocks: space.total_bytes / UNIT,
@@ -356,7 +353,7 @@ impl Volume for Vault {
                 let state = file.state.lock();
                 state.dirty.plain_bytes() + state.leaving.as_ref().map_or(0, |l| l.plain_bytes())
             };
-            let tree = core.tree.read();
+            let tree = core.view.tree();
             let ix = tree.find(file.ino).filter(|_| bytes > 0)?;
             tree.inode(ix).is_linked().then(|| (tree.path(ix), bytes))
         });
@@ -364,11 +361,19 @@ impl Volume for Vault {
     }
 
     fn silence(&self) -> Option<Silence> {
-        self.core().store.calls().map(|calls| calls.silence())
+        self.core()
+            .view
+            .store()
+            .calls()
+            .map(|calls| calls.silence())
     }
 
     fn answers(&self) -> u64 {
-        self.core().store.calls().map_or(0, |calls| calls.answers())
+        self.core()
+            .view
+            .store()
+            .calls()
+            .map_or(0, |calls| calls.answers())
     }
 
     fn close(&self) -> Result<()> {
@@ -389,6 +394,6 @@ impl Volume for Vault {
     fn leave_memory(&self) {
         // Freeing a million inodes takes a tenth of a second, for which `umount` would wait.
         let empty = Tree::new(0, 0, Time::default());
-        std::mem::forget(std::mem::replace(&mut *self.core.tree.write(), empty));
+        std::mem::forget(std::mem::replace(&mut *self.core.view.tree_mut(), empty));
     }
 }

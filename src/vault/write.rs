@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::file::OpenFile;
 use super::journal::RESERVE_BYTES;
+use super::view::find;
 use super::{Core, Draft};
 use crate::dirty::Dirty;
 use crate::error::{Error, Kind, Result};
@@ -40,8 +41,8 @@ impl Core {
         self.take_room(data.len() as u64 - promised)?;
         let file = self.file(ino);
         {
-            let tree = self.tree.read();
-            if tree.inode(self.find(&tree, ino)?).kind() != FileKind::Regular {
+            let tree = self.view.tree();
+            if tree.inode(find(&tree, ino)?).kind() != FileKind::Regular {
                 return Err(Kind::InvalidArgument.into());
             }
         }
@@ -95,7 +96,7 @@ impl Core {
             return Ok(());
         }
         // Each of these is an open file, until it is published.
-        if self.contents.finished().len() > self.packs.open_max() {
+        if self.contents.finished().len() > self.view.packs().open_max() {
             self.wait_for_collection()?;
         }
         if !(self.has_room(len)? || self.wait_for_room()? && self.has_room(len)?) {
@@ -139,14 +140,14 @@ impl Core {
     /// Asks the store how much space there is; answers what is left when all that is dirty is written, and all that was
     /// promised. Less than 0 if more was promised than there is by now.
     pub(super) fn look_for_room(&self) -> Result<i64> {
-        Ok(self.budget.look(&self.store.space()?))
+        Ok(self.budget.look(&self.view.store().space()?))
     }
 
     /// Holds the reserve again, once there is room for it.
     pub(super) fn restore_reserve(&self) {
-        let room = self.store.space().map_or(0, |s| s.available_bytes);
+        let room = self.view.store().space().map_or(0, |s| s.available_bytes);
         if room > 2 * RESERVE_BYTES
-            && let Err(e) = self.store.reserve(RESERVE_BYTES)
+            && let Err(e) = self.view.store().reserve(RESERVE_BYTES)
         {
             log::debug!("no reserve: {e}");
         }
@@ -213,7 +214,7 @@ impl Core {
         change: impl FnOnce(u64, &mut Splices) -> u64,
     ) -> Result<()> {
         let frame = |tree: &Tree, draft: &mut Draft| {
-            let inode = tree.inode(self.find(tree, ino)?);
+            let inode = tree.inode(find(tree, ino)?);
             if inode.kind() != FileKind::Regular {
                 return Err(Kind::InvalidArgument.into());
             }
@@ -237,10 +238,7 @@ impl Core {
         self.writable()?;
         self.flush_ino(from)?;
         let frame = |tree: &Tree, draft: &mut Draft| {
-            let (source, target) = (
-                tree.inode(self.find(tree, from)?),
-                tree.inode(self.find(tree, to)?),
-            );
+            let (source, target) = (tree.inode(find(tree, from)?), tree.inode(find(tree, to)?));
             if source.kind() != FileKind::Regular || target.kind() != FileKind::Regular {
                 return Err(Kind::InvalidArgument.into());
             }

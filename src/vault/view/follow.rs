@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::Core;
-use super::conflicts::{Told, settle_in_memory};
+use super::View;
 use crate::error::{Error, Kind, Result};
-use crate::index::{InodeIx, Tree, check_rollback, replay};
+use crate::index::record::Head;
+use crate::index::{InodeIx, Replayed, Tree, check_rollback, replay};
 use crate::object::{Area, SegmentId};
+use crate::vault::conflicts::{Told, settle_in_memory};
 use crate::volume::{Changed, FileKind, Ino, OnChange};
 
 /// So often the folder of the index is listed.
@@ -29,7 +30,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const END_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What reading the index again needs to know.
-pub(super) struct Follow {
+pub(in crate::vault) struct Follow {
     /// Segments are shown, too, that were made on top of what is missing.
     unfounded: bool,
     state: Mutex<State>,
@@ -41,6 +42,8 @@ struct State {
     is_followed: bool,
     /// What is shown was made of these files of `index/`.
     files: Vec<(SegmentId, u64)>,
+    /// The newest segment of each device that is shown.
+    heads: Vec<Head>,
     looked: Option<Instant>,
     /// Files that cannot be shown: they are not tried again while they are the same.
     refused: Vec<(SegmentId, u64)>,
@@ -53,7 +56,7 @@ struct State {
 }
 
 /// The thread that looks.
-pub(super) struct Follower {
+pub(in crate::vault) struct Follower {
     /// Hangs up to end it.
     stop: Option<mpsc::Sender<()>>,
     /// Hangs up when the thread has ended.
@@ -62,9 +65,10 @@ pub(super) struct Follower {
 }
 
 impl Follow {
-    pub fn new(unfounded: bool, files: Vec<(SegmentId, u64)>) -> Self {
+    pub fn new(unfounded: bool, replayed: &Replayed) -> Self {
         let state = State {
-            files,
+            files: replayed.files.clone(),
+            heads: replayed.heads.values().copied().collect(),
             ..State::default()
         };
         Self {
@@ -75,9 +79,9 @@ impl Follow {
 }
 
 impl Follower {
-    pub fn start(core: &Arc<Core>, tell: OnChange) -> Result<Self> {
-        core.follow.state.lock().is_followed = true;
-        let core = Arc::clone(core);
+    pub fn start(view: &Arc<View>, tell: OnChange) -> Result<Self> {
+        view.follow.state.lock().is_followed = true;
+        let view = Arc::clone(view);
         let (stop, stopped) = mpsc::channel::<()>();
         let (running, ended) = mpsc::channel::<()>();
         let look = move || {
@@ -85,8 +89,8 @@ impl Follower {
             // Told twice: an answer that was under way may have come behind the first time.
             let mut again = Vec::new();
             while stopped.recv_timeout(LOOK_EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
-                let mut state = core.follow.state.lock();
-                core.reread(&mut state);
+                let mut state = view.follow.state.lock();
+                view.reread(&mut state);
                 let changed = std::mem::take(&mut state.changed);
                 drop(state);
                 again.iter().chain(&changed).for_each(&tell);
@@ -117,16 +121,16 @@ impl Drop for Follower {
     }
 }
 
-impl Core {
+impl View {
     /// Settles, for a mount that only reads, what a merge left in conflict.
-    pub(super) fn settle_shown(&self) -> Result<()> {
+    pub(in crate::vault) fn settle_shown(&self) -> Result<()> {
         let mut state = self.follow.state.lock();
         settle_in_memory(&mut self.tree.write(), &mut state.told)
     }
 
     /// Looks whether the index has changed, as the thread does; answers how many conflicts were warned of.
     #[cfg(test)]
-    pub(super) fn look_now(&self) -> usize {
+    pub(in crate::vault) fn look_now(&self) -> usize {
         let mut state = self.follow.state.lock();
         state.is_followed = true;
         self.reread(&mut state);
@@ -135,7 +139,7 @@ impl Core {
     }
 
     /// A pack is missing: in a library that is followed, the index may say by now that it is not needed.
-    pub(super) fn reread_for_missing(&self) {
+    pub(in crate::vault) fn follow_missing(&self) {
         let mut state = self.follow.state.lock();
         if state.looked.is_none_or(|at| at.elapsed() > LOOK_AGAIN) {
             self.reread(&mut state);
@@ -185,14 +189,13 @@ impl Core {
             tree
         };
         let replayed = replay(&*self.store, &self.master, self.follow.unfounded, empty)?;
-        let shown: Vec<_> = self.journal.lock().heads.values().copied().collect();
-        check_rollback(&shown, replayed.heads.values())?;
+        check_rollback(&state.heads, replayed.heads.values())?;
         for gap in &replayed.gaps {
             log::warn!("the index is incomplete: {gap} is missing or changed");
         }
         let mut new = replayed.tree;
         settle_in_memory(&mut new, &mut state.told)?;
-        self.journal.lock().heads = replayed.heads;
+        state.heads = replayed.heads.into_values().collect();
         let old = {
             let mut tree = self.tree.write();
             new.take_references(&tree);

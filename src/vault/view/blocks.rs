@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::ahead::{Ahead, PIECE_CIPHER_MAX};
+use super::readahead::{Ahead, PIECE_CIPHER_MAX};
 use crate::cache::{BlockCache, BlockKey, CacheStats};
 use crate::crypto::SEAL_OVERHEAD;
 use crate::error::Result;
@@ -81,7 +81,7 @@ impl Want {
 
 /// What the packs of a library hold, as it is read: from the cache, from what was read ahead, or from the store. Does not
 /// own the packs that are still written, nor which blocks a file consists of.
-pub(super) struct Blocks {
+pub(in crate::vault) struct Blocks {
     packs: Arc<Packs>,
     cache: BlockCache,
     ahead: Ahead,

@@ -1,0 +1,203 @@
+//! What is read: the tree, and the bytes that its extents name.
+//!
+//! Owns the tree, the cache of decrypted blocks and the packs that are open, and how the index is read again in a mount
+//! that only reads. Complete without the other owners: whatever is published can be read with a view alone. Does not own
+//! what is not in the tree yet (dirty buffers, in `files`), nor any decision to write; only the log, recovery and a
+//! reader that follows the index change the tree.
+//!
+//! No lock is held over I/O, so a reader never waits for a write.
+
+use std::sync::Arc;
+
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::index::Findings;
+use crate::cache::CacheStats;
+use crate::crypto::MasterKey;
+use crate::error::{Kind, Result};
+use crate::index::extents::Extent;
+use crate::index::{InodeIx, Tree};
+use crate::object::PackId;
+use crate::pack::Packs;
+use crate::store::Store;
+use crate::volume::{Ino, Whence};
+
+mod blocks;
+mod follow;
+mod readahead;
+
+use blocks::Blocks;
+pub(super) use follow::{Follow, Follower};
+pub(super) use readahead::{Access, ReadPattern};
+
+/// Extents of a file, with the packs that they name.
+pub(super) struct Located {
+    pub extents: Vec<(Extent, PackId)>,
+    pub plain_size: u64,
+}
+
+/// What is read of a library.
+pub(crate) struct View {
+    store: Arc<dyn Store>,
+    master: Arc<MasterKey>,
+    tree: RwLock<Tree>,
+    packs: Arc<Packs>,
+    blocks: Blocks,
+    findings: Findings,
+    follow: Follow,
+}
+
+impl View {
+    /// A view of the library in `store` whose index says `tree`, with `cache_bytes` of decrypted blocks.
+    pub fn new(
+        store: &Arc<dyn Store>,
+        master: &Arc<MasterKey>,
+        tree: Tree,
+        packs: Arc<Packs>,
+        cache_bytes: usize,
+        findings: Findings,
+        follow: Follow,
+    ) -> Result<Self> {
+        Ok(Self {
+            store: store.clone(),
+            master: master.clone(),
+            tree: RwLock::new(tree),
+            blocks: Blocks::new(packs.clone(), cache_bytes)?,
+            packs,
+            findings,
+            follow,
+        })
+    }
+
+    /// The tree, for reading.
+    pub fn tree(&self) -> RwLockReadGuard<'_, Tree> {
+        self.tree.read()
+    }
+
+    /// The tree, for those who may change it: the log, after the record is written; recovery; and a reader that follows.
+    pub fn tree_mut(&self) -> RwLockWriteGuard<'_, Tree> {
+        self.tree.write()
+    }
+
+    /// Where the library is kept.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Its master key.
+    pub fn master(&self) -> &Arc<MasterKey> {
+        &self.master
+    }
+
+    /// Its packs.
+    pub fn packs(&self) -> &Packs {
+        &self.packs
+    }
+
+    /// Something that the index names may be missing: nothing is collected, and no snapshot is written.
+    pub fn has_gaps(&self) -> bool {
+        self.findings.has_gaps
+    }
+
+    /// What is missing or damaged in the index, for people.
+    pub fn problems(&self) -> &[String] {
+        &self.findings.problems
+    }
+
+    /// How the cache of decrypted blocks does.
+    pub fn cache_stats(&self) -> CacheStats {
+        self.blocks.cache_stats()
+    }
+
+    /// The path of an inode, for the log; `None` where it has no name.
+    pub fn path_of(&self, ino: Ino) -> Option<Vec<u8>> {
+        let tree = self.tree();
+        let path = tree.path(tree.find(ino)?);
+        Some(path).filter(|path| !path.is_empty())
+    }
+
+    /// The extents that overlap `from..to`, clipped to it.
+    pub fn locate(&self, ino: Ino, from: u64, to: u64) -> Result<Located> {
+        let tree = self.tree();
+        let inode = tree.inode(find(&tree, ino)?);
+        let overlapping = inode.extents().overlapping(from, to).iter();
+        let extents = overlapping
+            .map(|e| (e.clip(from, to), tree.pack(e.pack).id))
+            .collect();
+        Ok(Located {
+            extents,
+            plain_size: inode.plain_size(),
+        })
+    }
+
+    /// Fills `out`, which starts at `plain_offset` of a file, from what was located there. Where a pack has been removed
+    /// since, it is located once more. `sequential` is who reads on and on.
+    pub fn fill(
+        &self,
+        ino: Ino,
+        located: &Located,
+        plain_offset: u64,
+        out: &mut [u8],
+        sequential: bool,
+    ) -> Result<()> {
+        match self.fill_extents(&located.extents, plain_offset, out, sequential) {
+            // The pack may have been collected since the extents were looked up: then they are elsewhere now.
+            Err(e) if matches!(e.kind(), Kind::Missing) => {}
+            filled => return filled,
+        }
+        self.follow_missing();
+        let end = plain_offset + out.len() as u64;
+        let again = self.locate(ino, plain_offset, end)?;
+        self.fill_extents(&again.extents, plain_offset, out, sequential)
+    }
+
+    /// The same for extents, which are clipped to `out`.
+    pub fn fill_extents(
+        &self,
+        extents: &[(Extent, PackId)],
+        plain_offset: u64,
+        out: &mut [u8],
+        sequential: bool,
+    ) -> Result<()> {
+        self.blocks.fill(extents, plain_offset, out, sequential)
+    }
+
+    /// Has a range of a file fetched that will be read soon.
+    pub fn read_ahead(&self, ino: Ino, plain: std::ops::Range<u64>) {
+        if plain.is_empty() {
+            return;
+        }
+        if let Ok(located) = self.locate(ino, plain.start, plain.end) {
+            self.blocks.read_ahead(&located.extents);
+        }
+    }
+
+    /// The next data or hole of a file, as lseek(2) asks for it.
+    pub fn seek(&self, ino: Ino, plain_offset: u64, whence: Whence) -> Result<u64> {
+        // Nothing is copied: a walk over a file in many pieces asks once for each.
+        let tree = self.tree();
+        let inode = tree.inode(find(&tree, ino)?);
+        let plain_size = inode.plain_size();
+        if plain_offset >= plain_size {
+            return Err(Kind::NoSuchOffset.into());
+        }
+        match whence {
+            Whence::Data => {
+                let data = inode.extents().next_data(plain_offset);
+                data.ok_or_else(|| Kind::NoSuchOffset.into())
+            }
+            Whence::Hole => Ok(inode.extents().next_hole(plain_offset).min(plain_size)),
+        }
+    }
+
+    /// Waits until all that was asked for is read ahead.
+    #[cfg(test)]
+    pub fn settle(&self) {
+        self.blocks.settle();
+    }
+}
+
+/// The slot of an inode; ESTALE where it is gone.
+pub(super) fn find(tree: &Tree, ino: Ino) -> Result<InodeIx> {
+    tree.find(ino).ok_or_else(|| Kind::Stale.into())
+}
