@@ -27,7 +27,7 @@ fn what_was_made_on_top_of_a_torn_segment_does_not_count() {
         }
         let core = bench.core();
         let mut journal = core.journal.lock();
-        let closed = journal.close_segment(&core.tree).unwrap();
+        let closed = journal.close_segment(&core.view).unwrap();
         journal.closed(closed.unwrap());
         journal.published();
         drop(journal);
@@ -226,7 +226,7 @@ fn a_front_of_zeros_hides_nothing_durable() {
 fn close_unpublished(bench: &Bench) {
     let core = bench.core();
     let mut journal = core.journal.lock();
-    let closed = journal.close_segment(&core.tree).unwrap().unwrap();
+    let closed = journal.close_segment(&core.view).unwrap().unwrap();
     closed.file.sync().unwrap();
     journal.closed(closed);
     journal.published();
@@ -269,8 +269,8 @@ fn a_full_pack_whose_adoption_is_cut_short_can_be_collected() {
     assert!(
         bench
             .core()
-            .tree
-            .read()
+            .view
+            .tree()
             .find_pack(pack)
             .unwrap()
             .cipher_len
@@ -320,7 +320,7 @@ fn adoption_that_is_cut_short_between_two_segments_goes_on() {
         let first_pack = core.contents.finished()[0].pack;
         core.sync().unwrap();
         let mut journal = core.journal.lock();
-        let closed = journal.close_segment(&core.tree).unwrap().unwrap();
+        let closed = journal.close_segment(&core.view).unwrap().unwrap();
         closed.file.sync().unwrap();
         journal.closed(closed);
         journal.published();
@@ -338,7 +338,7 @@ fn adoption_that_is_cut_short_between_two_segments_goes_on() {
         let changed = [&[1; 50][..], &[9; 100]].concat();
         assert!(bench.read("f1").unwrap() == changed, "{ahead}");
         assert!(bench.read("f3").unwrap() == [3; 100], "{ahead}");
-        let users = bench.core().tree.read().users_of(first_pack);
+        let users = bench.core().view.tree().users_of(first_pack);
         assert!(users.iter().all(|(ino, _)| *ino != moved), "moved, {ahead}");
         assert!(cut || ahead > 20, "nothing was cut at {ahead}");
     }

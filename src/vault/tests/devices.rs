@@ -224,7 +224,7 @@ fn turns_on_one_disk_make_no_conflict() {
             put(v, "/same", &[i; 100]).unwrap();
             put(v, &format!("/own{i}"), &[i]).unwrap();
         });
-        let unsettled = mine.open(true).unwrap().core.tree.read().was_merged();
+        let unsettled = mine.open(true).unwrap().core.view.tree().was_merged();
         assert!(!unsettled);
     }
     let shown = merged(&mut fleet);

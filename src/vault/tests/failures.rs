@@ -183,7 +183,7 @@ fn frames(bench: &Bench) -> usize {
     let reader = SegmentReader::open(
         file,
         id.into(),
-        &bench.core().master,
+        bench.core().view.master(),
         SegmentExtent::Leftover,
     );
     let mut count = 0;

@@ -154,7 +154,7 @@ fn a_stream_of_odd_writes_is_cut_where_blocks_end() {
     bench.vault.flush(ino, handle).unwrap();
     bench.vault.release(ino, handle);
     assert!(bench.read("f").unwrap() == data);
-    let tree = bench.core().tree.read();
+    let tree = bench.core().view.tree();
     let extents = tree.inode(tree.find(ino).unwrap()).extents().as_slice();
     assert!(extents.iter().all(|e| e.plain_offset.is_multiple_of(BLOCK)));
 }

@@ -9,7 +9,7 @@ use super::*;
 use crate::index::record::Id;
 use crate::object::PackId;
 use crate::store::{Faults, MemoryStore};
-use crate::volume::{Attr, Caller, FileKind, Handle, ROOT, RenameMode, SetAttr, Volume};
+use crate::volume::{Attr, Caller, FileKind, Handle, Ino, ROOT, RenameMode, SetAttr, Volume};
 
 mod adoption;
 mod bases;
@@ -196,7 +196,7 @@ impl Bench {
     }
 
     fn extents(&self, ino: Ino) -> usize {
-        let tree = self.core().tree.read();
+        let tree = self.core().view.tree();
         let ix = tree.find(ino).unwrap();
         tree.inode(ix).extents().as_slice().len()
     }

@@ -70,7 +70,7 @@ fn who_shares_a_number_gets_another_for_good() {
         );
         assert_eq!(bench.stat("second").unwrap().ctime, ctime);
     }
-    assert!(bench.core().tree.read().unstored_numbers().is_empty());
+    assert!(bench.core().view.tree().unstored_numbers().is_empty());
     // What is made afterwards may have the number that became free.
     make_as(bench.core(), "fourth", Id(0xabc << 96));
     bench.kill().unwrap();

@@ -137,7 +137,7 @@ impl Storm {
 
 /// Of every published pack that the index names it says how long it is; only such a pack is ever collected.
 fn check_packs(bench: &Bench) {
-    let tree = bench.core().tree.read();
+    let tree = bench.core().view.tree();
     for id in bench.store.objects(Area::Data) {
         let known = tree
             .find_pack(PackId(id))
@@ -164,7 +164,7 @@ fn check_published(code: &str, store: &MemoryStore) {
         .iter()
         .map(|o| PackId(o.0))
         .collect();
-    let tree = core.tree.read();
+    let tree = core.view.tree();
     for pack in tree.packs().iter().filter(|p| p.live_plain_bytes > 0) {
         assert!(there.contains(&pack.id), "data/{} is gone", pack.id);
     }
