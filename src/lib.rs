@@ -23,6 +23,7 @@
 //! state    what this machine remembers of a library, outside of it
 //! store    where ciphertext lies: a directory; for tests memory, and one that crashes
 //! crypto   keys, slots, derivation, sealing; no I/O
+//! gate     whether the library may be written to, and why not
 //! overdue  requests that are answered although the store is not done
 //! object   ids of objects, and the areas that they lie in
 //! logged   where the log goes, and names of files in it
@@ -30,7 +31,7 @@
 //! ```
 //!
 //! Dependencies point one way: `cli → mount → library → fuse, vault, foreign → state → index → pack → cache, dirty,
-//! report, store → cbor, crypto, logged, overdue → object, volume → error`. Modules of one floor do not know each other.
+//! report, store → cbor, crypto, gate, logged, overdue → object, volume → error`. Modules of one floor do not know each other.
 //!
 //! Names say which world a number is of: `plain_` is what programs see, `cipher_` what is stored.
 //!
@@ -105,6 +106,7 @@ mod dirty;
 pub mod error;
 pub mod foreign;
 pub mod fuse;
+pub mod gate;
 pub mod index;
 #[cfg(test)]
 mod layers;

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -11,6 +10,7 @@ use parking_lot::Mutex;
 use super::PackReader;
 use crate::crypto::MasterKey;
 use crate::error::{Kind, Result};
+use crate::gate::{Reason, WriteGate};
 use crate::object::{Area, PackId};
 use crate::store::{Object, Store};
 
@@ -19,7 +19,7 @@ pub struct Packs {
     store: Arc<dyn Store>,
     master: Arc<MasterKey>,
     open: Mutex<Open>,
-    forbid_writing: AtomicBool,
+    gate: Arc<WriteGate>,
 }
 
 struct Open {
@@ -31,8 +31,15 @@ struct Open {
 }
 
 impl Packs {
-    /// Keeps at most `open_max` published packs open, one at least.
-    pub fn new(store: Arc<dyn Store>, master: Arc<MasterKey>, open_max: usize) -> Self {
+    /// Keeps at most `open_max` published packs open, one at least. Closes `gate` when it opens a pack that has a feature
+    /// without which nobody may write to the library. A writer puts such a feature into the segments that name the pack,
+    /// too, which are all read before anything is written: this is for one that did not.
+    pub fn new(
+        store: Arc<dyn Store>,
+        master: Arc<MasterKey>,
+        open_max: usize,
+        gate: Arc<WriteGate>,
+    ) -> Self {
         let open_max = NonZeroUsize::new(open_max).unwrap_or(NonZeroUsize::MIN);
         let open = Open {
             published: LruCache::sparse(open_max),
@@ -43,7 +50,7 @@ impl Packs {
             store,
             master,
             open: Mutex::new(open),
-            forbid_writing: AtomicBool::new(false),
+            gate,
         }
     }
 
@@ -72,12 +79,9 @@ impl Packs {
             &self.master,
         )?);
         // Only what is authentic says so, not a header in which a bit was hurt.
-        if !reader.writable()
-            && reader.trailer().is_ok()
-            && !self.forbid_writing.swap(true, Ordering::Relaxed)
-        {
+        if !reader.writable() && reader.trailer().is_ok() && self.gate.close(Reason::NewerPack) {
             log::error!(
-                "data/{id}: this version may read the library, but not write: nothing new is written from now on; install a newer hushfs"
+                "data/{id}: written by a newer hushfs: continuing read-only; install that version to write"
             );
         }
         let mut open = self.open.lock();
@@ -129,13 +133,6 @@ impl Packs {
             .collect();
         drop(open);
         !closed.is_empty()
-    }
-
-    /// Whether a pack was opened that has a feature without which nobody may write to the library. A writer puts such
-    /// a feature into the segments that name the pack, too, which are all read before anything is written: this is for
-    /// one that did not.
-    pub fn forbid_writing(&self) -> bool {
-        self.forbid_writing.load(Ordering::Relaxed)
     }
 
     /// How many packs are open: published, pinned.

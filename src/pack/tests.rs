@@ -331,7 +331,12 @@ fn after_a_failed_write_a_pack_takes_no_more() {
 #[test]
 fn the_pool_is_bounded_and_follows_a_pack_through_its_life() {
     let (store, master) = library();
-    let packs = Packs::new(Arc::new(store.clone()), Arc::clone(&master), 2);
+    let packs = Packs::new(
+        Arc::new(store.clone()),
+        Arc::clone(&master),
+        2,
+        Arc::default(),
+    );
     let mut writer = PackWriter::create(&store, &master, DEVICE).unwrap();
     let run = writer.append(&[b"grows"], &note(b"", 0)).unwrap();
     assert!(matches!(

@@ -2,11 +2,10 @@
 
 use std::collections::HashSet;
 
-use super::Core;
+use super::log::Log;
 use crate::error::{Error, Result};
 use crate::index::record::{Frame, Id, Record};
-use crate::index::{Settling, Tree, replay};
-use crate::volume::Time;
+use crate::index::{Settling, Tree};
 
 /// What was warned of: a mount that reads its index again settles the same conflicts each time.
 #[derive(Default)]
@@ -15,35 +14,20 @@ pub(super) struct Told {
     lost: usize,
 }
 
-impl Core {
-    /// After `count` leftovers were adopted: where several devices write, they were written beside what the index holds,
-    /// so all is applied again, each in its place. With `accept`, also what was made on top of something that is missing.
-    pub(super) fn merge_adopted(&self, count: usize, accept: bool) -> Result<()> {
-        if count == 0 || !self.others.are_there() {
-            return Ok(());
-        }
-        let root = self.view.tree().attr(crate::index::ROOT_IX);
-        let empty = || Tree::new(root.uid, root.gid, Time::now());
-        *self.view.tree_mut() =
-            replay(&**self.view.store(), self.view.master(), accept, empty)?.tree;
-        Ok(())
+/// Settles what a merge left in conflict, and records it, before anything is made on top.
+pub(super) fn settle(log: &Log) -> Result<()> {
+    let mut told = Told::default();
+    loop {
+        let step = log.view().tree_mut().settle();
+        let Some(step) = step else { break };
+        told.note(&step);
+        let mut journal = log.journal();
+        journal.append((log.view(), log.gate()), step.wall, step.records)?;
+        drop(journal);
+        log.requests().changed();
     }
-
-    /// Settles what a merge left in conflict, and records it, before anything is made on top.
-    pub(super) fn settle_conflicts(&self) -> Result<()> {
-        let mut told = Told::default();
-        loop {
-            let step = self.view.tree_mut().settle();
-            let Some(step) = step else { break };
-            told.note(&step);
-            let mut journal = self.journal.lock();
-            journal.append(&self.view, step.wall, step.records)?;
-            drop(journal);
-            self.commit.changed();
-        }
-        told.end(&mut self.view.tree_mut(), 0);
-        Ok(())
-    }
+    told.end(&mut log.view().tree_mut(), 0);
+    Ok(())
 }
 
 /// The same for a mount that only reads: the tree alone changes, which nobody sees yet.

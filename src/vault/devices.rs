@@ -6,11 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use super::Core;
 use crate::crypto::Fingerprint;
 use crate::error::{Error, Kind, Result};
 use crate::index::record::Head;
-use crate::index::{Published, Replayed, SegmentExtent, SegmentReader};
+use crate::index::{Published, Replayed, SegmentReader};
 use crate::object::{Area, DeviceId, SegmentId};
 use crate::state::{Place, Remembered};
 use crate::store::Store;
@@ -74,7 +73,7 @@ impl Memory {
 
     /// Remembers a segment that will be published next. Should there be no time to remember that it is, it is known for
     /// this device's.
-    fn expect(&self, id: SegmentId) -> Result<()> {
+    pub fn expect(&self, id: SegmentId) -> Result<()> {
         let mut known = self.known.lock();
         if known.wrote.last() == Some(&id) {
             return Ok(());
@@ -188,80 +187,34 @@ impl Others {
         self.are_there.load(Ordering::Relaxed)
     }
 
-    fn note(&self) {
+    /// Another device is at work.
+    pub fn note(&self) {
         self.are_there.store(true, Ordering::Relaxed);
     }
 
     /// A segment of this device is about to be published.
-    fn expect(&self, id: SegmentId) {
+    pub fn expect(&self, id: SegmentId) {
         self.seen.lock().insert(id);
     }
 
     /// Those that were not known before.
-    fn take_new(&self, listed: impl IntoIterator<Item = SegmentId>) -> Vec<SegmentId> {
+    pub fn take_new(&self, listed: impl IntoIterator<Item = SegmentId>) -> Vec<SegmentId> {
         let mut seen = self.seen.lock();
         listed.into_iter().filter(|id| seen.insert(*id)).collect()
     }
 }
 
-impl Core {
-    /// Publishes a segment. One that another device wrote meanwhile is noticed before.
-    pub(super) fn publish_segment(&self, id: SegmentId, is_base: bool) -> Result<()> {
-        if let Err(e) = self.look_for_others() {
-            log::warn!("{e}");
-        }
-        self.others.expect(id);
-        if !is_base {
-            // Not part of the library: without it this machine takes its own segment for another's after a crash.
-            if let Err(e) = self.memory.expect(id) {
-                log::warn!("{e}");
-            }
-        }
-        self.view.store().publish(id.object(), Area::Index)
-    }
-
-    /// Looks whether another device is at work: its lock, what it left in `new/`, or a segment that came since this
-    /// library was opened. From then on nothing is collected.
-    pub(super) fn look_for_others(&self) -> Result<()> {
-        if self.view.store().has_neighbours()? {
-            self.others.note();
-        }
-        for id in self.others.take_new(list_index(&**self.view.store())?) {
-            self.others.note();
-            let opened = self
-                .view
-                .store()
-                .open(Area::Index, id.object())
-                .and_then(|object| {
-                    SegmentReader::open(object, id, self.view.master(), SegmentExtent::Published)
-                });
-            match opened {
-                Ok(segment) if segment.opening().device == self.device => log::warn!(
-                    "index/{id}: {TAKEN} This mount goes on, what both write is kept, and the next one writes as a device \
-                     of its own"
-                ),
-                Ok(segment) => log::info!(
-                    "index/{id}: came from device {}, so nothing is removed from data/ and index/ in this mount",
-                    segment.opening().device
-                ),
-                // It may still be on its way.
-                Err(e) => log::info!("{e}"),
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes leftovers of this device of what it left under another id, where nobody is at work there.
-    pub(super) fn take_over_former(&self) -> Result<Option<DeviceId>> {
-        let Some(former) = self.memory.former() else {
-            return Ok(None);
-        };
-        if self.view.store().take_over(former)? {
-            return Ok(Some(former));
-        }
-        log::warn!(
-            "new/{former}: another mount may be at work there, so what lies in it is left to that"
-        );
-        Ok(None)
+/// Says what it means that a segment has come that this mount did not write.
+pub(super) fn log_foreign_segment(id: SegmentId, own: DeviceId, opened: Result<SegmentReader>) {
+    match opened {
+        Ok(segment) if segment.opening().device == own => log::warn!(
+            "index/{id}: {TAKEN} This mount goes on, what both write is kept, and the next one writes as a device of its own"
+        ),
+        Ok(segment) => log::info!(
+            "index/{id}: came from device {}, so nothing is removed from data/ and index/ in this mount",
+            segment.opening().device
+        ),
+        // It may still be on its way.
+        Err(e) => log::info!("{e}"),
     }
 }

@@ -1,21 +1,31 @@
-//! The native filesystem: an encrypted library as a [`Volume`](crate::volume::Volume).
+//! The native filesystem: an encrypted library as a [`Volume`](crate::volume::Volume), cut along its data.
 //!
-//! A change goes: validate against the tree, write a frame (`journal`), change the tree (`transaction`). A write goes: into the
-//! file's dirty buffer (`file`), later sealed into the open pack (`contents`) and framed. A read goes: extents
-//! from the tree, blocks from the cache or the store, the dirty buffer over them.
+//! ```text
+//! view      what is read: the tree, and the bytes that its extents name; complete without the others
+//! log       what is written: records, contents that they name, the write gate
+//! files     what is open: dirty buffers, handles, budgets; ops are the operations on names and attributes
+//! outbox    what is finished and not published yet
+//! syncer    makes things durable, for those who wait in fsync and by age (a thread)
+//! upkeep    publication, collection, snapshots, defragmentation (a thread)
+//! recovery  what an unclean shutdown left, before any of these begins
+//! ```
 //!
-//! Lock order, each only while needed: a file's `flushing`; `sealing`; the journal; the open pack; the table of open
-//! files; a file's state; the tree. The tables of handles and of what waits for a thread come last, alone.
-//! A reader takes the last two only, and nothing holds those over I/O.
+//! Each knows those above it only. A change goes: validate against the tree, write a record to the journal, change the
+//! tree (`log`). A write goes: into the file's dirty buffer, later into the open pack, then into a record (`files`). A
+//! read goes: extents from the tree, blocks from the cache or the store, the dirty buffer over them (`view`, `files`).
+//!
+//! The lock order follows: a file's `flushing`; the log's (sync lane, barrier, journal, new packs); the table of open
+//! files; a file's state; the tree. The handles, the queues and what waits for a thread come last, alone. A reader takes
+//! a file's state and the tree only, and nothing holds those over I/O.
 
 use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
 use crate::cache::CacheStats;
 use crate::crypto::MasterKey;
-use crate::error::{Kind, Result};
-use crate::index::record::Record;
+use crate::error::{Error, Result};
+use crate::gate::{Reason, WriteGate};
 use crate::index::{Tree, replay};
 use crate::object::DeviceId;
 use crate::pack::Packs;
@@ -23,58 +33,35 @@ use crate::state::Place;
 use crate::store::Store;
 use crate::volume::Time;
 
-pub mod acl;
-mod adopt;
-mod allocate;
-mod attrs;
-mod base;
-mod budget;
-mod collect;
-mod commit;
 mod conflicts;
-mod contents;
-mod defragment;
+mod copy;
 mod devices;
-mod duty;
-mod file;
 mod files;
-mod flush;
-mod full_disk;
-mod handles;
-mod ids;
-mod index;
-mod journal;
-mod judge;
-mod leftovers;
-mod names;
-mod place;
-mod read;
+mod log;
+mod opening;
+mod ops;
+mod outbox;
+mod recovery;
 mod salvage;
-mod side_sync;
-mod stream;
+mod syncer;
 #[cfg(test)]
 mod tests;
-mod threads;
-mod transaction;
+mod thread;
+mod upkeep;
 mod verify;
 mod view;
 mod volume;
-mod write;
 
-use base::Bases;
-use budget::Budget;
-use collect::Garbage;
-use contents::Contents;
-use defragment::Fragmented;
+use self::log::{Log, PublishedIndex};
 use devices::{Memory, Others};
-use files::Files;
-use handles::Handles;
-use ids::Ids;
-use journal::{Journal, Start};
-use side_sync::SideSync;
-use stream::Streams;
-use threads::{Adopted, Threads};
-use transaction::Draft;
+use files::{Files, Streamer};
+pub use ops::acl;
+use outbox::Outbox;
+use recovery::{Adopted, Recovery};
+use salvage::Salvage;
+use syncer::Syncer;
+use thread::Thread;
+use upkeep::Upkeep;
 use view::{Follow, Follower, View};
 
 /// Published packs that are kept open for reading, at most.
@@ -100,38 +87,28 @@ pub struct Options {
 
 /// An open library.
 pub struct Vault {
-    core: Arc<Core>,
+    view: Arc<View>,
+    log: Arc<Log>,
+    files: Arc<Files>,
+    outbox: Arc<Outbox>,
+    upkeep: Arc<Upkeep>,
+    syncer: Arc<Syncer>,
+    /// In a mount that writes.
     threads: Option<Threads>,
     /// In a mount that only reads.
     follower: Mutex<Option<Follower>>,
 }
 
-/// What the requests, the committer and the maintenance share.
-pub(crate) struct Core {
-    view: Arc<View>,
-    device: DeviceId,
-    memory: Memory,
-    others: Others,
-    read_only: bool,
-    journal: Mutex<Journal>,
-    contents: Contents,
-    files: Files,
-    handles: Handles,
-    ids: Ids,
-    budget: Budget,
-    commit: commit::Shared,
-    side_sync: SideSync,
-    streams: Streams,
-    garbage: Garbage,
-    bases: Bases,
-    fragmented: Fragmented,
-    /// Held, shared, from sealing into a pack to framing what was sealed: in between, the pack looks unused.
-    sealing: RwLock<()>,
+/// What works beside the requests in a mount that writes.
+struct Threads {
+    streamer: Streamer,
+    syncer: Thread,
+    upkeep: Thread,
 }
 
 impl Vault {
-    /// Opens a library: replays the index, adopts what a crash left, starts the committer. A library without an
-    /// index is an empty one. Read-only, it shows what a crash left where it lies.
+    /// Opens a library: replays the index, recovers what an unclean shutdown left, starts the threads. A library without
+    /// an index is an empty one. Read-only, it shows what was left where it is.
     pub fn open(
         store: Arc<dyn Store>,
         master: impl Into<Arc<MasterKey>>,
@@ -140,47 +117,197 @@ impl Vault {
         options: &Options,
     ) -> Result<Arc<Self>> {
         let master = master.into();
-        let load = || Core::load(&store, &master, device, place.as_ref(), options);
-        let (core, adopted) = load()?;
+        let load = || Self::load(&store, &master, device, place.as_ref(), options);
+        let (mut vault, adopted) = load()?;
         if options.read_only {
             if !options.published_only
-                && let Err(e) = core.show_leftovers(options.accept_rollback, &adopted)
+                && let Err(e) = vault.recovery(options, &adopted).show_leftovers()
             {
-                log::warn!("what the last mount left does not show: {e}");
+                ::log::warn!("what the last mount left does not show: {e}");
             }
-            core.view.settle_shown()?;
-            return Ok(Arc::new(Self {
-                core,
-                threads: None,
-                follower: Mutex::default(),
-            }));
+            vault.view.settle_shown()?;
+            return Ok(Arc::new(vault));
         }
-        let (core, threads) = match Threads::start(&core, options, &adopted) {
-            Ok(threads) => (core, threads),
+        match vault.recovery(options, &adopted).run() {
+            Ok(()) => {}
             Err(e) if e.is_no_space() => {
                 // The tree has a part of what could not be adopted.
-                drop(core);
-                let (core, adopted) = load()?;
-                if !core.free_for_adoption(options.accept_rollback, &adopted)? {
+                drop(vault);
+                let (freeing, adopted) = load()?;
+                if !freeing.recovery(options, &adopted).make_room()? {
                     return Err(e);
                 }
-                let (core, adopted) = load()?;
-                let threads = Threads::start(&core, options, &adopted)?;
-                (core, threads)
+                drop(freeing);
+                let (again, adopted) = load()?;
+                again.recovery(options, &adopted).run()?;
+                vault = again;
             }
             Err(e) => return Err(e),
+        }
+        vault.start()?;
+        Ok(Arc::new(vault))
+    }
+
+    fn recovery<'a>(&'a self, options: &Options, adopted: &'a Adopted) -> Recovery<'a> {
+        let owners = (&*self.log, &*self.outbox, &*self.upkeep);
+        Recovery::new(owners, options.accept_rollback, adopted)
+    }
+
+    /// Starts the threads, after recovery.
+    fn start(&mut self) -> Result<()> {
+        let (syncer, upkeep) = (self.syncer.clone(), self.upkeep.clone());
+        self.threads = Some(Threads {
+            streamer: Streamer::start(self.files.clone())?,
+            syncer: Thread::start("syncer", self.log.clone(), move || syncer.run())?,
+            upkeep: Thread::start("upkeep", self.log.clone(), move || upkeep.run())?,
+        });
+        self.upkeep.collector.restore_reserve();
+        self.log.store_numbers();
+        Ok(())
+    }
+
+    /// Writes out, makes durable and publishes everything, and ends the threads. After an error it may be called again.
+    ///
+    /// 1. Whatever is being written out is finished, and the threads end.
+    /// 2. The reserve is released: the end takes space, too.
+    /// 3. Every file is written out. One that cannot be must not keep the others from being published.
+    /// 4. The library is still where the next mount will look for it.
+    /// 5. Everything is published, and dead packs are removed.
+    /// 6. A snapshot is written where one is due. Its failure is harmless: snapshots only speed up mounting.
+    /// 7. An open segment with nothing in it is removed.
+    /// 8. Whoever unmounts is told of contents that were lost.
+    fn close_writer(&self, threads: &Threads) -> Result<()> {
+        threads.streamer.stop();
+        threads.halt(&self.log)?;
+        self.log.requests().end();
+        self.view.store().reserve(0)?;
+        let flushed = self.files.flush_all();
+        // Where the library is not at its place at all, publishing says so.
+        let gone = self.log.look_after_place().unwrap_or_default();
+        let collected = self.upkeep.collector.collect();
+        // Where nothing could be removed, what there is can still be published.
+        self.outbox.publish()?;
+        if let Err(e) = self.upkeep.write_snapshot_if_due() {
+            ::log::warn!("{e}");
+        }
+        self.log.journal().discard_empty()?;
+        let lost = if self.log.requests().take_loss() {
+            let check = "some were lost while it was mounted; the log lists them";
+            Err(Error::damaged("contents", check))
+        } else {
+            Ok(())
         };
-        Ok(Arc::new(Self {
-            core,
-            threads: Some(threads),
-            follower: Mutex::default(),
-        }))
+        flushed
+            .and(collected)
+            .and(gone.map_or(Ok(()), Err))
+            .and(lost)
     }
 
     /// How the cache of decrypted blocks does.
     pub fn cache_stats(&self) -> CacheStats {
-        self.core.view.cache_stats()
+        self.view.cache_stats()
     }
+
+    /// Replays the index; answers what of the leftovers was adopted before, too, and as which segments.
+    fn load(
+        store: &Arc<dyn Store>,
+        master: &Arc<MasterKey>,
+        device: DeviceId,
+        place: Option<&Place>,
+        options: &Options,
+    ) -> Result<(Self, Adopted)> {
+        let index_seen = devices::list_index(&**store)?;
+        let mut replayed = replay(&**store, master, options.accept_rollback, || {
+            Tree::new(options.uid, options.gid, Time::now())
+        })?;
+        let remembered = place.map(Place::load).transpose()?.flatten();
+        let seen = remembered
+            .as_ref()
+            .map_or_else(Vec::new, |known| devices::heads_to_find(known, &replayed));
+        let found = opening::judge(&**store, master, options, &seen, &mut replayed)?;
+        if !options.read_only
+            && let Some(known) = remembered.as_ref().filter(|known| known.device == device)
+        {
+            devices::check_own(known, &replayed)?;
+            devices::announce(known, &replayed);
+        }
+        let memory = Memory::new(place.cloned(), remembered, device, master.fingerprint());
+        let slots = opening::list_slots(&**store, &replayed.slots, &replayed.removed_slots)?;
+        let gate = Arc::new(WriteGate::default());
+        if options.read_only {
+            gate.close(Reason::Asked);
+        }
+        let packs = open_packs(store, master, &gate);
+        let is_shared = replayed.heads.keys().any(|d| *d != device);
+        let follow = Follow::new(options.accept_rollback, &replayed);
+        let cache_bytes = options.cache_bytes;
+        let view = View::new(
+            store,
+            master,
+            replayed.tree,
+            packs,
+            cache_bytes,
+            found,
+            follow,
+        )?;
+        let index = PublishedIndex::new(
+            replayed.heads,
+            replayed.base,
+            (replayed.bases, replayed.base_bytes),
+            replayed.uncovered,
+            slots,
+        );
+        let others = Others::new(index_seen, is_shared);
+        let log = Log::new(Arc::new(view), device, gate, index, others);
+        let vault = Self::of_owners(Arc::new(log), memory, replayed.covered);
+        Ok((vault, replayed.adopted))
+    }
+
+    /// Everything that works on `log`. No thread runs yet.
+    fn of_owners(log: Arc<Log>, memory: Memory, covered: Vec<crate::index::Published>) -> Self {
+        let files = Arc::new(Files::new(log.clone()));
+        let salvage = Salvage::new(log.clone(), files.clone());
+        let outbox = Arc::new(Outbox::new(log.clone(), salvage, memory));
+        Self {
+            view: log.view().clone(),
+            upkeep: Arc::new(Upkeep::new(&log, &outbox, &files, covered)),
+            syncer: Arc::new(Syncer::new(log.clone(), files.clone())),
+            log,
+            files,
+            outbox,
+            threads: None,
+            follower: Mutex::default(),
+        }
+    }
+}
+
+impl Threads {
+    /// Ends both threads, with everything that waits answered.
+    fn halt(&self, log: &Log) -> Result<()> {
+        log.requests().stop();
+        let upkeep = self.upkeep.join();
+        self.syncer.join().and(upkeep)
+    }
+}
+
+/// The packs of a library, of which some are closed where the process has too many files open.
+fn open_packs(
+    store: &Arc<dyn Store>,
+    master: &Arc<MasterKey>,
+    gate: &Arc<WriteGate>,
+) -> Arc<Packs> {
+    let packs = Packs::new(
+        store.clone(),
+        master.clone(),
+        open_packs_max(),
+        gate.clone(),
+    );
+    let packs = Arc::new(packs);
+    let closer = Arc::downgrade(&packs);
+    store.on_too_few_files(Box::new(move || {
+        closer.upgrade().is_some_and(|packs| packs.close_some())
+    }));
+    packs
 }
 
 /// A part of what the system allows this process to have open, if that is little.
@@ -190,118 +317,4 @@ fn open_packs_max() -> usize {
     let limit = limit.and_then(|limit| usize::try_from(limit).ok());
     let spare = limit.unwrap_or(usize::MAX).saturating_sub(OTHER_FILES) / 2;
     spare.clamp(1, OPEN_PACKS_MAX)
-}
-
-fn accept(accept: bool, checked: Result<()>) -> Result<()> {
-    match checked {
-        Err(e) if accept => {
-            // What could have been done instead is not to be read now.
-            log::warn!("continuing anyway: {}", e.without_hint());
-            Ok(())
-        }
-        checked => checked,
-    }
-}
-
-impl Core {
-    /// Replays the index; answers what of the leftovers was adopted before, too, and as which segments.
-    fn load(
-        store: &Arc<dyn Store>,
-        master: &Arc<MasterKey>,
-        device: DeviceId,
-        place: Option<&Place>,
-        options: &Options,
-    ) -> Result<(Arc<Self>, Adopted)> {
-        let index_seen = devices::list_index(&**store)?;
-        let mut replayed = replay(&**store, master, options.accept_rollback, || {
-            Tree::new(options.uid, options.gid, Time::now())
-        })?;
-        let remembered = place.map(Place::load).transpose()?.flatten();
-        let seen = remembered
-            .as_ref()
-            .map_or_else(Vec::new, |known| devices::heads_to_find(known, &replayed));
-        let found = index::judge(&**store, master, options, &seen, &mut replayed)?;
-        if !options.read_only
-            && let Some(known) = remembered.as_ref().filter(|known| known.device == device)
-        {
-            devices::check_own(known, &replayed)?;
-            devices::announce(known, &replayed);
-        }
-        let memory = Memory::new(place.cloned(), remembered, device, master.fingerprint());
-        let slots = index::list_slots(&**store, &replayed.slots, &replayed.removed_slots)?;
-        let packs = Arc::new(Packs::new(store.clone(), master.clone(), open_packs_max()));
-        let closer = Arc::downgrade(&packs);
-        store.on_too_few_files(Box::new(move || {
-            closer.upgrade().is_some_and(|packs| packs.close_some())
-        }));
-        let shared = replayed.heads.keys().any(|d| *d != device);
-        let follow = Follow::new(options.accept_rollback, &replayed);
-        let view = Arc::new(View::new(
-            store,
-            master,
-            replayed.tree,
-            packs.clone(),
-            options.cache_bytes,
-            found,
-            follow,
-        )?);
-        let start = Start {
-            heads: replayed.heads,
-            base: replayed.base,
-            slots,
-            uncovered: replayed.uncovered,
-        };
-        let core = Arc::new(Self {
-            journal: Mutex::new(Journal::new(store.clone(), master.clone(), device, start)),
-            contents: Contents::new(store.clone(), master.clone(), device, packs),
-            view,
-            read_only: options.read_only,
-            files: Files::default(),
-            handles: Handles::new(),
-            ids: Ids::default(),
-            budget: Budget::default(),
-            commit: commit::Shared::default(),
-            side_sync: SideSync::default(),
-            streams: Streams::default(),
-            garbage: Garbage::new(replayed.covered),
-            bases: Bases::new(replayed.bases, replayed.base_bytes),
-            fragmented: Fragmented::default(),
-            sealing: RwLock::default(),
-            device,
-            memory,
-            others: Others::new(index_seen, shared),
-        });
-        Ok((core, replayed.adopted))
-    }
-
-    /// Has the numbers stored that inodes were given in place of their own. Where that fails, the next mount tries again,
-    /// and gives the same, unless others came or went meanwhile.
-    fn store_numbers(&self) {
-        /// A frame has room for many more.
-        const PER_FRAME: usize = 10_000;
-        let numbers = self.view.tree().unstored_numbers();
-        for some in numbers.chunks(PER_FRAME) {
-            let stored = self.transact(|_, draft| {
-                draft.records.extend(some.iter().cloned().map(Record::Attr));
-                Ok(())
-            });
-            if let Err(e) = stored {
-                return log::warn!("{} inode numbers are not stored yet: {e}", numbers.len());
-            }
-        }
-    }
-
-    fn writable(&self) -> Result<()> {
-        if self.read_only || self.view.packs().forbid_writing() {
-            Err(Kind::ReadOnly.into())
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Remembers the heads outside of the library, so that an index that goes back is noticed.
-    fn remember(&self) -> Result<()> {
-        let heads = self.journal.lock().heads.values().copied().collect();
-        self.memory.remember(heads)
-    }
 }

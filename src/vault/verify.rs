@@ -10,14 +10,14 @@ impl Vault {
     /// Says what is wrong with the index, opens trailer and catalogue of every published pack, holds its length against the index, and opens all of the
     /// segments and bases that were not needed to open the library. `problem` hears of each object that does not hold.
     pub fn check_objects(&self, problem: &mut dyn FnMut(Error)) -> Result<()> {
-        for text in self.core.view.problems() {
+        for text in self.view.problems() {
             problem(Error::from(Kind::RolledBack(text.as_str().into())));
         }
-        for (id, cipher_len) in self.core.view.store().list(Area::Data)? {
+        for (id, cipher_len) in self.view.store().list(Area::Data)? {
             self.check_pack(PackId(id), cipher_len)
                 .unwrap_or_else(&mut *problem);
         }
-        let covered = self.core.garbage.covered();
+        let covered = self.upkeep.snapshots.superseded();
         for segment in &covered {
             self.check_covered(segment).unwrap_or_else(&mut *problem);
         }
@@ -25,18 +25,17 @@ impl Vault {
     }
 
     fn check_pack(&self, id: PackId, cipher_len: u64) -> Result<()> {
-        let core = &self.core;
-        let object = core.view.store().open(Area::Data, id.object())?;
+        let object = self.view.store().open(Area::Data, id.object())?;
         let name = object.name();
-        let known = core.view.tree().find_pack(id).and_then(|p| p.cipher_len);
+        let known = self.view.tree().find_pack(id).and_then(|p| p.cipher_len);
         if let Some(known) = known
             && u64::from(known) != cipher_len
         {
             let check = format_args!("it is {cipher_len} bytes long, and the index says {known}");
             return Err(Error::damaged(name, check));
         }
-        if let Some(of) = PackReader::copy_of(&object, id, core.view.master()) {
-            let is_there = core.view.store().open(Area::Data, of.object()).is_ok();
+        if let Some(of) = PackReader::copy_of(&object, id, self.view.master()) {
+            let is_there = self.view.store().open(Area::Data, of.object()).is_ok();
             let check = format!("it was written as data/{of}, which is not there: rename it");
             return match is_there {
                 true => {
@@ -49,23 +48,22 @@ impl Vault {
             };
         }
         // The catalogue is opened by the trailer.
-        PackReader::open(object, id, core.view.master())?
+        PackReader::open(object, id, self.view.master())?
             .catalogue()
             .map(drop)
     }
 
     fn check_covered(&self, segment: &Published) -> Result<()> {
-        let core = &self.core;
-        let object = core.view.store().open(Area::Index, segment.id.object())?;
+        let object = self.view.store().open(Area::Index, segment.id.object())?;
         let reader = SegmentReader::open(
             object,
             segment.id,
-            core.view.master(),
+            self.view.master(),
             SegmentExtent::Published,
         )?;
         let name = reader.name().to_owned();
         let ending = reader.frames(|_| Ok(()))?;
-        let head = core.journal.lock().heads.get(&segment.device).copied();
+        let head = self.log.journal().index().head_of(segment.device);
         match head {
             Some(head) if head.number == segment.number && head.sha256 != ending.sha256 => Err(
                 Error::damaged(name, "it is another segment than a base was made of"),

@@ -25,9 +25,9 @@ fn what_was_made_on_top_of_a_torn_segment_does_not_count() {
         for i in 0..20 {
             bench.mkdir(&format!("first{i}"));
         }
-        let core = bench.core();
-        let mut journal = core.journal.lock();
-        let closed = journal.close_segment(&core.view).unwrap();
+        let vault = &bench.vault;
+        let mut journal = vault.log.journal();
+        let closed = journal.close_segment(&vault.view).unwrap();
         journal.closed(closed.unwrap());
         journal.published();
         drop(journal);
@@ -93,13 +93,13 @@ fn a_failed_operation_does_not_take_effect_later() {
 fn a_pack_that_was_collected_is_not_asked_for() {
     let mut bench = Bench::new();
     let from = bench.put("from", &[1; 5000]);
-    bench.core().publish().unwrap();
+    bench.vault.outbox.publish().unwrap();
     // These frames are in the segment that the condemnation will be in.
     let copy = bench.make("copy");
     bench.vault.copy_file_range(from, 0, copy, 0, 5000).unwrap();
     bench.unlink("copy");
     bench.unlink("from");
-    bench.core().collect().unwrap();
+    bench.vault.upkeep.collector.collect().unwrap();
     assert!(bench.store.objects(crate::object::Area::Data).is_empty());
     let ino = bench.put("after", b"after");
     bench.fsync(ino).unwrap();
@@ -113,19 +113,19 @@ fn a_pack_that_was_collected_is_not_asked_for() {
 fn a_full_pack_that_is_adopted_can_be_collected() {
     let mut bench = Bench::new();
     let ino = bench.put("f", &[1; 5000]);
-    bench.core().contents.finish_open().unwrap();
+    bench.vault.log.new_packs().finish_open().unwrap();
     bench.fsync(ino).unwrap();
     bench.kill().unwrap();
     assert_eq!(bench.store.objects(crate::object::Area::Data).len(), 1);
     assert!(bench.read("f").unwrap() == [1; 5000]);
     bench.unlink("f");
-    bench.core().collect().unwrap();
+    bench.vault.upkeep.collector.collect().unwrap();
     assert!(bench.store.objects(crate::object::Area::Data).is_empty());
 }
 
 /// Changes a byte of the open segment, at this part of its length.
 fn damage(bench: &Bench, part: f64) {
-    let open = bench.core().journal.lock().open_segment().unwrap();
+    let open = bench.vault.log.journal().open_segment().unwrap();
     let damaged = bench.store.with_leftover(open, |bytes| {
         let at = (bytes.len() as f64 * part) as usize;
         bytes[at] ^= 1;
@@ -181,7 +181,7 @@ fn a_damaged_first_frame_hides_nothing_durable() {
     let dir = bench.mkdir("d");
     bench.fsync(dir).unwrap();
     bench.mkdir("last");
-    let open = bench.core().journal.lock().open_segment().unwrap();
+    let open = bench.vault.log.journal().open_segment().unwrap();
     // In the magic, in the reserved bytes of the header, in the id, in the length of the first frame, and in that.
     for at in [0, 7, 28, 40, 50, crate::crypto::HEADER_LEN + 40] {
         bench.store.with_leftover(open, |bytes| bytes[at] ^= 1);
@@ -206,7 +206,7 @@ fn a_front_of_zeros_hides_nothing_durable() {
             let dir = bench.mkdir(&format!("d{i}"));
             bench.fsync(dir).unwrap();
         }
-        let open = bench.core().journal.lock().open_segment().unwrap();
+        let open = bench.vault.log.journal().open_segment().unwrap();
         let whole = bench.store.with_leftover(open, |bytes| {
             let whole = bytes.clone();
             bytes[..zeros].fill(0);
@@ -224,9 +224,9 @@ fn a_front_of_zeros_hides_nothing_durable() {
 
 /// Closes the open segment, which then waits in vain for being published.
 fn close_unpublished(bench: &Bench) {
-    let core = bench.core();
-    let mut journal = core.journal.lock();
-    let closed = journal.close_segment(&core.view).unwrap().unwrap();
+    let vault = &bench.vault;
+    let mut journal = vault.log.journal();
+    let closed = journal.close_segment(&vault.view).unwrap().unwrap();
     closed.file.sync().unwrap();
     journal.closed(closed);
     journal.published();
@@ -235,14 +235,14 @@ fn close_unpublished(bench: &Bench) {
 #[test]
 fn a_damaged_first_frame_behind_a_whole_segment_hides_nothing_durable() {
     let mut bench = Bench::new();
-    bench.halt_committer();
+    bench.halt_threads();
     bench.mkdir("closed");
     close_unpublished(&bench);
     for i in 0..3 {
         bench.mkdir(&format!("d{i}"));
-        bench.core().sync().unwrap();
+        bench.vault.log.sync().unwrap();
     }
-    let open = bench.core().journal.lock().open_segment().unwrap();
+    let open = bench.vault.log.journal().open_segment().unwrap();
     let at = crate::crypto::HEADER_LEN + 40;
     bench.store.with_leftover(open, |bytes| bytes[at] ^= 1);
     let refused = bench.kill().unwrap_err();
@@ -256,9 +256,9 @@ fn a_damaged_first_frame_behind_a_whole_segment_hides_nothing_durable() {
 fn a_full_pack_whose_adoption_is_cut_short_can_be_collected() {
     let mut bench = Bench::new();
     let ino = bench.put("f", &[1; 5000]);
-    bench.core().contents.finish_open().unwrap();
+    bench.vault.log.new_packs().finish_open().unwrap();
     bench.fsync(ino).unwrap();
-    let pack = bench.core().contents.finished()[0].pack;
+    let pack = bench.vault.log.new_packs().finished()[0].pack;
     bench.store = bench.store.after_kill();
     bench
         .store
@@ -268,7 +268,7 @@ fn a_full_pack_whose_adoption_is_cut_short_can_be_collected() {
     assert!(bench.read("f").unwrap() == [1; 5000]);
     assert!(
         bench
-            .core()
+            .vault
             .view
             .tree()
             .find_pack(pack)
@@ -277,7 +277,7 @@ fn a_full_pack_whose_adoption_is_cut_short_can_be_collected() {
             .is_some()
     );
     bench.unlink("f");
-    bench.core().collect().unwrap();
+    bench.vault.upkeep.collector.collect().unwrap();
     assert!(bench.store.objects(crate::object::Area::Data).is_empty());
 }
 
@@ -310,17 +310,17 @@ fn what_is_of_no_known_kind_stays() {
 fn adoption_that_is_cut_short_between_two_segments_goes_on() {
     for ahead in 0..40 {
         let mut bench = Bench::new();
-        bench.halt_committer();
+        bench.halt_threads();
         for i in 0..4 {
             bench.put(&format!("f{i}"), &[i; 100]);
         }
         // The first segment is closed and durable, and not published; what is in the second builds on it.
-        let core = bench.core();
-        core.contents.finish_open().unwrap();
-        let first_pack = core.contents.finished()[0].pack;
-        core.sync().unwrap();
-        let mut journal = core.journal.lock();
-        let closed = journal.close_segment(&core.view).unwrap().unwrap();
+        let vault = &bench.vault;
+        vault.log.new_packs().finish_open().unwrap();
+        let first_pack = vault.log.new_packs().finished()[0].pack;
+        vault.log.sync().unwrap();
+        let mut journal = vault.log.journal();
+        let closed = journal.close_segment(&vault.view).unwrap().unwrap();
         closed.file.sync().unwrap();
         journal.closed(closed);
         journal.published();
@@ -329,7 +329,7 @@ fn adoption_that_is_cut_short_between_two_segments_goes_on() {
         let ino = bench.stat("f1").unwrap().ino;
         bench.write(ino, 50, &[9; 100]);
         let moved = bench.stat("f2").unwrap().ino;
-        assert!(bench.core().copy_ranges(moved, &[(0, 100)]).unwrap());
+        assert!(super::super::copy::copy_ranges(&bench.vault.log, moved, &[(0, 100)]).unwrap());
         bench.store = bench.store.after_kill();
         bench.store.set_faults(Faults::default().cut_after(ahead));
         let cut = open(&bench.code, &bench.store).is_err();
@@ -338,7 +338,7 @@ fn adoption_that_is_cut_short_between_two_segments_goes_on() {
         let changed = [&[1; 50][..], &[9; 100]].concat();
         assert!(bench.read("f1").unwrap() == changed, "{ahead}");
         assert!(bench.read("f3").unwrap() == [3; 100], "{ahead}");
-        let users = bench.core().view.tree().users_of(first_pack);
+        let users = bench.vault.view.tree().users_of(first_pack);
         assert!(users.iter().all(|(ino, _)| *ino != moved), "moved, {ahead}");
         assert!(cut || ahead > 20, "nothing was cut at {ahead}");
     }

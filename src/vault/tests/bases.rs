@@ -9,7 +9,7 @@ use crate::object::Area;
 fn make_base_due(bench: &Bench) {
     for i in 0..202 {
         bench.put(&format!("old{i}"), &[i as u8; 50]);
-        bench.core().publish().unwrap();
+        bench.vault.outbox.publish().unwrap();
     }
 }
 
@@ -64,7 +64,7 @@ fn a_base_takes_the_place_of_what_it_covers() {
         .setattr(bench.stat("old8").unwrap().ino, &change)
         .unwrap();
     let before = names(&bench);
-    bench.core().maintain().unwrap();
+    bench.vault.upkeep.write_snapshot_if_due().unwrap();
     assert!(bench.store.objects(Area::Index).len() < 5);
     bench.remount().unwrap();
     assert_same(&names(&bench), &before);
@@ -106,7 +106,7 @@ fn names_that_were_used_again_while_a_base_was_written_replay() {
     std::thread::sleep(std::time::Duration::from_millis(2));
     bench.write(ino, 0, b"C");
     let before = names(&bench);
-    bench.core().maintain().unwrap();
+    bench.vault.upkeep.write_snapshot_if_due().unwrap();
     bench.kill().unwrap();
     assert_same(&names(&bench), &before);
     bench.remount().unwrap();
@@ -146,7 +146,7 @@ fn work_beside_a_base_is_all_there_afterwards() {
                 }
             });
         }
-        bench.core().maintain().unwrap();
+        bench.vault.upkeep.write_snapshot_if_due().unwrap();
         done.store(true, Ordering::Relaxed);
     });
     let before = names(&bench);
@@ -164,7 +164,7 @@ fn a_hard_link_that_comes_before_the_first_one_in_a_base() {
     // It gets the slot that is free.
     bench.vault.link(ino, ROOT, OsStr::new("c")).unwrap();
     bench.vault.forget(ino, 1);
-    bench.core().maintain().unwrap();
+    bench.vault.upkeep.write_snapshot_if_due().unwrap();
     bench.remount().unwrap();
     assert_eq!(bench.stat("b").map(|a| a.nlink), Some(2));
     bench.unlink("b");
@@ -180,17 +180,17 @@ fn a_base_beside_a_segment_that_was_replaced_loses_no_relocation() {
     // Which of the two ids is the later one is chance.
     for _ in 0..6 {
         let mut bench = Bench::new();
-        bench.halt_committer();
+        bench.halt_threads();
         make_base_due(&bench);
         let ino = bench.put("f", &[5; 3000]);
         // The open segment is spoiled now; its copy, under a new id, is made while the base is written.
         bench.fail(0, libc::EIO);
         let failed = OsStr::new("failed");
         assert!(bench.vault.mkdir(ROOT, failed, 0o755, CALLER).is_err());
-        bench.core().maintain().unwrap();
-        bench.core().copy_ranges(ino, &[(0, 3000)]).unwrap();
-        bench.core().publish().unwrap();
-        bench.core().collect().unwrap();
+        bench.vault.upkeep.write_snapshot_if_due().unwrap();
+        super::super::copy::copy_ranges(&bench.vault.log, ino, &[(0, 3000)]).unwrap();
+        bench.vault.outbox.publish().unwrap();
+        bench.vault.upkeep.collector.collect().unwrap();
         bench.remount().unwrap();
         assert!(bench.read("f").unwrap() == [5; 3000]);
     }
@@ -213,7 +213,7 @@ fn short_mounts_get_a_base_too_and_leave_nothing_behind() {
 fn a_base_written_in_a_quiet_moment_leaves_nothing_behind() {
     let mut bench = Bench::new();
     make_base_due(&bench);
-    bench.core().write_base().unwrap();
+    bench.vault.upkeep.snapshots.write(&mut || ()).unwrap();
     bench.remount().unwrap();
     assert!(bench.store.leftovers().unwrap().is_empty());
 }

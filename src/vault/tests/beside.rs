@@ -1,34 +1,18 @@
 //! Work beside a base: between two of its slices anything may happen to names, and nothing may be lost by it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::volume::XattrMode;
 
-/// Has `what` done between the slices of the base that is written next, until `done`: where fsyncs are answered.
-fn between_slices(
-    vault: &Arc<Vault>,
-    done: &Arc<AtomicBool>,
-    mut what: impl FnMut() + Send + 'static,
-) {
-    let (again, until) = (vault.clone(), done.clone());
-    vault.core.commit.request(Box::new(move |_| {
-        if !until.load(Ordering::Relaxed) {
-            what();
-            between_slices(&again.clone(), &until.clone(), what);
-        }
-    }));
-}
-
-/// Writes a base with `what` beside it.
-fn base_beside(bench: &Bench, what: impl FnMut() + Send + 'static) {
-    let done = Arc::new(AtomicBool::new(false));
-    between_slices(&bench.vault, &done, what);
-    bench.core().write_base().unwrap();
-    done.store(true, Ordering::Relaxed);
-    bench.core().serve();
-    bench.core().collect().unwrap();
+/// Writes a snapshot, with `what` done between its frames, and synced.
+fn base_beside(bench: &Bench, mut what: impl FnMut()) {
+    let mut between = || {
+        what();
+        bench.vault.log.sync().unwrap();
+    };
+    bench.vault.upkeep.snapshots.write(&mut between).unwrap();
+    bench.vault.upkeep.collector.collect().unwrap();
 }
 
 type Found = BTreeMap<String, (Attr, Vec<u8>)>;
@@ -153,12 +137,12 @@ fn something(v: &Vault, dice: &mut Dice) -> Result<()> {
 fn whatever_happens_beside_a_base_is_found_again() {
     for seed in 1..=60u64 {
         let mut bench = Bench::new();
-        bench.halt_committer();
+        bench.halt_threads();
         let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         for _ in 0..400 {
             let _ = something(&bench.vault, &mut dice);
         }
-        bench.core().publish().unwrap();
+        bench.vault.outbox.publish().unwrap();
         for round in 0..2 {
             let _ = something(&bench.vault, &mut dice);
             let (vault, mut beside) = (bench.vault.clone(), Dice(dice.below(u64::MAX)));
@@ -169,7 +153,7 @@ fn whatever_happens_beside_a_base_is_found_again() {
             });
             let before = find_all(&bench);
             bench.kill().unwrap();
-            bench.halt_committer();
+            bench.halt_threads();
             assert_same(&bench, &before, &format!("seed {seed}, base {round}"));
         }
     }
@@ -179,7 +163,7 @@ fn whatever_happens_beside_a_base_is_found_again() {
 fn a_file_that_changes_its_names_beside_a_base_stays() {
     for at in 0..60 {
         let mut bench = Bench::new();
-        bench.halt_committer();
+        bench.halt_threads();
         let ino = bench.put("a", b"contents");
         bench.vault.link(ino, ROOT, OsStr::new("b")).unwrap();
         bench.vault.forget(ino, 1);
@@ -187,7 +171,7 @@ fn a_file_that_changes_its_names_beside_a_base_stays() {
             bench.mkdir(&format!("d{i}"));
         }
         bench.make("m");
-        bench.core().publish().unwrap();
+        bench.vault.outbox.publish().unwrap();
         bench.mkdir("last");
         let (vault, mut slice) = (bench.vault.clone(), 0);
         base_beside(&bench, move || {

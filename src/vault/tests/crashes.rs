@@ -205,7 +205,7 @@ impl Scene {
             opened = self.fleet[at].open(false);
         }
         let vault = opened?;
-        vault.threads.as_ref().unwrap().committer.halt()?;
+        vault.threads.as_ref().unwrap().halt(&vault.log)?;
         self.ledger.count += 1;
         self.mounted_at[at] = self.ledger.count;
         self.fleet[at].vault = Some(vault);
@@ -216,19 +216,19 @@ impl Scene {
         let Some(vault) = self.fleet[at].vault.clone() else {
             return Ok(());
         };
-        let core = &vault.core;
+        let vault = &vault;
         match act {
             Fsync => {
-                core.flush_all()?;
-                core.sync()?;
+                vault.files.flush_all()?;
+                vault.log.sync()?;
                 self.ledger.promise(at);
                 return Ok(());
             }
-            Base => return core.write_base(),
-            Collect => return core.collect(),
+            Base => return vault.upkeep.snapshots.write(&mut || ()),
+            Collect => return vault.upkeep.collector.collect(),
             _ => {}
         }
-        let before = shown(&vault);
+        let before = shown(vault);
         let noted = self.ledger.events.len();
         self.ledger.take(act, &before, at, self.mounted_at[at]);
         self.written += 1;

@@ -224,7 +224,7 @@ fn turns_on_one_disk_make_no_conflict() {
             put(v, "/same", &[i; 100]).unwrap();
             put(v, &format!("/own{i}"), &[i]).unwrap();
         });
-        let unsettled = mine.open(true).unwrap().core.view.tree().was_merged();
+        let unsettled = mine.open(true).unwrap().view.tree().was_merged();
         assert!(!unsettled);
     }
     let shown = merged(&mut fleet);
@@ -335,7 +335,7 @@ fn all_show_a_file_by_the_same_number() {
     fleet[1].pull(&fleet[0], &mut Dice(1), 4);
     for (at, id) in [Id(0xabc), Id(0xabc << 32)].into_iter().enumerate() {
         fleet[at].session(|v| {
-            super::numbers::make_as(&v.core, &format!("made by {at}"), id);
+            super::numbers::make_as(v, &format!("made by {at}"), id);
             put(v, "/song", format!("of {at}").as_bytes()).unwrap();
         });
     }
@@ -354,7 +354,7 @@ fn all_show_a_file_by_the_same_number() {
     assert_eq!(apart.len(), 4, "{first:?}");
     assert!(apart.contains(&Ino(0xabc)));
     merged(&mut fleet);
-    fleet[1].session(|v| v.core.write_base().unwrap());
+    fleet[1].session(|v| v.upkeep.snapshots.write(&mut || ()).unwrap());
     for device in &fleet {
         assert_eq!(seen(device), first);
     }
@@ -400,7 +400,7 @@ fn storm(seed: u64) {
             work(&vault, dice, &mut written);
         }
         if dice.below(4) == 0 {
-            vault.core.write_base().unwrap();
+            vault.upkeep.snapshots.write(&mut || ()).unwrap();
         }
         if dice.below(4) == 0 {
             fleet[at].store = fleet[at].store.after_kill();

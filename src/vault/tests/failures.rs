@@ -1,6 +1,6 @@
 //! A store that fails once, or for good.
 
-use super::journal::RESERVE_BYTES;
+use super::log::RESERVE_BYTES;
 use super::*;
 use crate::index::{SegmentExtent, SegmentReader};
 use crate::object::Area;
@@ -11,12 +11,12 @@ fn publication_fails(ahead: u64, errno: i32) -> bool {
     let mut bench = Bench::new();
     let what = format!("operation {ahead}, errno {errno}");
     bench.put("published", &[1; 3000]);
-    bench.core().publish().unwrap();
+    bench.vault.outbox.publish().unwrap();
     bench.put("before", &[2; 3000]);
     bench.mkdir("dir");
     bench.fail(ahead, errno);
     let at = bench.store.operations() + ahead;
-    let _ = bench.core().publish();
+    let _ = bench.vault.outbox.publish();
     let met = bench.store.operations() > at;
     bench.store.set_faults(Faults::default());
     bench.put("after", &[3; 3000]);
@@ -73,7 +73,7 @@ fn dirty_memory_is_bounded_when_the_store_is_gone() {
     for i in 0..100u64 {
         let _ = bench.vault.write(ino, handle, i << 20, &vec![1; 1 << 20]);
     }
-    let cost = bench.core().budget.dirty_cost();
+    let cost = bench.vault.files.budget().dirty_cost();
     assert!(cost <= 40 << 20, "{cost} bytes are dirty");
 }
 
@@ -81,7 +81,7 @@ fn dirty_memory_is_bounded_when_the_store_is_gone() {
 fn deleting_works_on_a_full_disk_whatever_failed_before() {
     let mut bench = Bench::new();
     bench.store.set_faults(Faults::default().space(20 << 20));
-    bench.core().restore_reserve();
+    bench.vault.upkeep.collector.restore_reserve();
     for i in 0..50 {
         bench.make(&format!("f{i}"));
     }
@@ -176,14 +176,14 @@ fn what_was_durable_before_a_sync_failed_is_so_afterwards() {
 
 /// Frames that can be read in the open segment.
 fn frames(bench: &Bench) -> usize {
-    let journal = bench.core().journal.lock();
+    let journal = bench.vault.log.journal();
     let (file, _) = journal.sync_point();
     let id = file.unwrap().id();
     let file = bench.store.open_leftover(id).unwrap();
     let reader = SegmentReader::open(
         file,
         id.into(),
-        bench.core().view.master(),
+        bench.vault.view.master(),
         SegmentExtent::Leftover,
     );
     let mut count = 0;
@@ -242,7 +242,7 @@ fn a_truncation_that_fails_takes_nothing() {
     assert!(bench.vault.setattr(ino, &size).is_ok());
     assert!(bench.read("f").unwrap() == [7; 10]);
     bench.vault.release(ino, handle);
-    assert_eq!(bench.core().budget.dirty_cost(), 0);
+    assert_eq!(bench.vault.files.budget().dirty_cost(), 0);
 }
 
 /// Lets the store be full but for `bytes`.
@@ -256,7 +256,7 @@ fn leave_room(bench: &Bench, bytes: u64) {
 #[test]
 fn a_new_length_is_not_found_without_what_was_written_before_it() {
     let mut bench = Bench::new();
-    bench.halt_committer();
+    bench.halt_threads();
     let ino = bench.put("f", &[1; 3000]);
     let handle = bench.vault.open(ino, libc::O_RDWR).unwrap();
     bench.vault.write(ino, handle, 0, &[2; 2500]).unwrap();
@@ -288,7 +288,7 @@ fn a_block_that_cannot_be_read_does_not_stop_a_write_into_it() {
 #[test]
 fn what_cannot_be_written_out_does_not_keep_the_rest_from_being_published() {
     let bench = Bench::new();
-    bench.halt_committer();
+    bench.halt_threads();
     bench.put("closed", &[1; 5000]);
     let ino = bench.make("f");
     let handle = bench.vault.open(ino, libc::O_RDWR).unwrap();
@@ -305,7 +305,7 @@ fn a_full_disk_and_a_pack_that_failed_are_mended_by_deleting() {
         bench.put(&format!("old{i}"), &vec![i as u8; 3 << 20]);
     }
     bench.remount().unwrap();
-    bench.halt_committer();
+    bench.halt_threads();
     for i in 0..20 {
         bench.put(&format!("new{i}"), &vec![i as u8; 1 << 20]);
     }
@@ -327,15 +327,15 @@ fn a_full_disk_and_a_pack_that_failed_are_mended_by_deleting() {
 #[test]
 fn what_is_dead_makes_room_where_there_is_none_to_publish() {
     let bench = Bench::new();
-    bench.halt_committer();
+    bench.halt_threads();
     bench.put("old", &vec![1; 3 << 20]);
-    bench.core().publish().unwrap();
+    bench.vault.outbox.publish().unwrap();
     bench.put("kept", &vec![2; 1 << 20]);
     bench.unlink("old");
     // Enough for the record that condemns it, and not for the end of the open pack, nor for a copy of it.
     bench.store.reserve(0).unwrap();
     leave_room(&bench, 5_000);
-    bench.core().collect().unwrap();
+    bench.vault.upkeep.collector.collect().unwrap();
     let packs = bench.store.objects(crate::object::Area::Data);
     assert!(packs.is_empty(), "{packs:?}");
     assert!(bench.stat("old").is_none());
@@ -349,14 +349,14 @@ fn what_is_dead_makes_room_where_there_is_none_to_publish() {
 #[test]
 fn what_is_dead_and_never_was_published_makes_room() {
     let bench = Bench::new();
-    bench.halt_committer();
+    bench.halt_threads();
     bench.put("old", &vec![1; 3 << 20]);
-    bench.core().sync().unwrap();
+    bench.vault.log.sync().unwrap();
     bench.unlink("old");
     bench.store.reserve(0).unwrap();
     leave_room(&bench, 5_000);
-    assert!(bench.core().is_room_wanted().unwrap());
-    bench.core().collect().unwrap();
+    assert!(bench.vault.upkeep.collector.is_collection_urgent().unwrap());
+    bench.vault.upkeep.collector.collect().unwrap();
     let left = bench.store.leftovers().unwrap();
     assert!(left.len() <= 1, "{left:?}");
     bench.put("new", &vec![2; 1 << 20]);
@@ -394,7 +394,7 @@ fn an_unmount_gives_the_reserve_back() {
     let bench = Bench::new();
     let free = bench.store.space().unwrap().available_bytes;
     bench.put("f", &vec![1; 1 << 20]);
-    bench.core().publish().unwrap();
+    bench.vault.outbox.publish().unwrap();
     bench.unlink("f");
     bench.vault.close().unwrap();
     assert!(bench.store.objects(crate::object::Area::Data).is_empty());
@@ -407,7 +407,7 @@ fn the_reserve_is_also_for_the_segment_that_a_deletion_needs() {
     let mut bench = Bench::new();
     bench.put("f", &[1; 3000]);
     bench.remount().unwrap();
-    bench.halt_committer();
+    bench.halt_threads();
     leave_room(&bench, 10);
     assert!(
         bench
@@ -422,7 +422,7 @@ fn the_reserve_is_also_for_the_segment_that_a_deletion_needs() {
 #[test]
 fn what_is_lost_in_a_failed_pack_does_not_hold_up_every_sync() {
     let mut bench = Bench::new();
-    bench.halt_committer();
+    bench.halt_threads();
     let lost = bench.put("lost", &[1; 20_000]);
     bench.put("kept", &[3; 20_000]);
     let handle = bench.vault.open(lost, libc::O_RDWR).unwrap();
@@ -430,24 +430,24 @@ fn what_is_lost_in_a_failed_pack_does_not_hold_up_every_sync() {
     let ino = bench.make("fails");
     bench.fail(0, libc::EIO);
     assert!(bench.try_write(ino, 0, &[4; 3000]).is_err());
-    let spoiled = bench.core().contents.spoiled()[0];
+    let spoiled = bench.vault.log.new_packs().failed()[0];
     bench.store.with_leftover(spoiled, |bytes| bytes[100] ^= 1);
     bench.put("later", &[2; 3000]);
-    bench.core().empty_spoiled().unwrap();
-    bench.core().sync().unwrap();
-    assert!(bench.core().contents.spoiled().is_empty());
+    bench.vault.outbox.salvage().unwrap();
+    bench.vault.log.sync().unwrap();
+    assert!(bench.vault.log.new_packs().failed().is_empty());
     // Who has the file open is told once, by what asks first.
     let told = [(); 2].map(|()| {
         let (send, receive) = std::sync::mpsc::channel();
         let done = Box::new(move |done| send.send(done).unwrap());
         bench.vault.fsync(lost, handle, done);
-        bench.core().serve();
+        bench.vault.log.answer_syncs();
         receive.try_recv().expect("an fsync is answered").is_err()
     });
     assert_eq!(told, [true, false]);
     bench.vault.flush(lost, handle).unwrap();
     bench.vault.release(lost, handle);
-    bench.core().publish().unwrap();
+    bench.vault.outbox.publish().unwrap();
     // So is who unmounts.
     let told = [(); 2].map(|()| bench.vault.close().map_err(|e| e.to_string()));
     assert!(told[0].as_ref().unwrap_err().contains("the log lists them"));
@@ -472,7 +472,7 @@ fn a_full_disk_is_told_who_mounts_after_a_kill() {
     after.set_faults(Faults::default().space(used + 1000));
     let refused = open(&bench.code, &after).map(drop).unwrap_err();
     assert!(
-        refused.is_no_space() && refused.to_string().contains("make room: 3 MiB are needed"),
+        refused.is_no_space() && refused.to_string().contains("free 3 MiB for the recovery"),
         "{refused}"
     );
     // What was kept back for deleting is enough.
@@ -486,7 +486,7 @@ fn what_is_allocated_must_have_room_but_for_what_is_there() {
     let mut bench = Bench::new();
     let ino = bench.put("f", &[1; 3 << 20]);
     bench.remount().unwrap();
-    bench.halt_committer();
+    bench.halt_threads();
     leave_room(&bench, RESERVE_BYTES / 4 + (2 << 20));
     for keep_size in [true, false] {
         let allocate = |plain_len| {

@@ -162,7 +162,7 @@ fn what_a_later_version_left_is_neither_adopted_nor_removed() {
     for (at, value) in [(8, 2), (20, 4)] {
         let mut bench = Bench::new();
         bench.put("f", &[1; 100]);
-        let segment = bench.core().journal.lock().open_segment().unwrap();
+        let segment = bench.vault.log.journal().open_segment().unwrap();
         let found = bench.store.leftovers().unwrap();
         for id in found.iter().copied() {
             bench.store.with_leftover(id, |bytes| bytes[at] = value);

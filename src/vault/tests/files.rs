@@ -58,7 +58,7 @@ fn a_write_beside_a_flush_does_not_cut_the_file() {
     std::thread::scope(|scope| {
         let flusher = scope.spawn(|| {
             for _ in 0..2000 {
-                bench.core().flush_ino(ino).unwrap();
+                bench.vault.files.flush_ino(ino).unwrap();
             }
         });
         let mut at = 100;
@@ -115,8 +115,8 @@ fn many_small_appends_take_little_memory() {
         extents <= 8 * blocks + 8,
         "{extents} extents in {blocks} blocks"
     );
-    assert_eq!(bench.core().budget.dirty_cost(), 0);
-    assert!(bench.core().files.all().is_empty());
+    assert_eq!(bench.vault.files.budget().dirty_cost(), 0);
+    assert!(bench.vault.files.all().is_empty());
     let bytes = bench.read("log").unwrap();
     assert!((0..APPENDS).all(|i| bytes[i as usize * 100..][..100] == [i as u8; 100]));
 }
@@ -130,8 +130,8 @@ fn what_was_in_memory_of_a_removed_file_is_given_back() {
     bench.unlink("f");
     bench.vault.write(ino, handle, 5000, &[1; 5000]).unwrap();
     bench.vault.release(ino, handle);
-    assert_eq!(bench.core().budget.dirty_cost(), 0);
-    assert!(bench.core().files.all().is_empty());
+    assert_eq!(bench.vault.files.budget().dirty_cost(), 0);
+    assert!(bench.vault.files.all().is_empty());
 }
 
 /// Writes a long file in odd pieces; the handle, which is still open, and bytes that tell where they belong.
@@ -154,7 +154,7 @@ fn a_stream_of_odd_writes_is_cut_where_blocks_end() {
     bench.vault.flush(ino, handle).unwrap();
     bench.vault.release(ino, handle);
     assert!(bench.read("f").unwrap() == data);
-    let tree = bench.core().view.tree();
+    let tree = bench.vault.view.tree();
     let extents = tree.inode(tree.find(ino).unwrap()).extents().as_slice();
     assert!(extents.iter().all(|e| e.plain_offset.is_multiple_of(BLOCK)));
 }
@@ -163,7 +163,7 @@ fn a_stream_of_odd_writes_is_cut_where_blocks_end() {
 fn a_kill_in_a_stream_leaves_what_was_written_first() {
     let mut bench = Bench::new();
     // It would write out the tail, were this slow.
-    bench.halt_committer();
+    bench.halt_threads();
     let ino = bench.make("f");
     let (_, data) = stream(&bench, ino);
     bench.kill().unwrap();
@@ -176,19 +176,23 @@ fn a_kill_in_a_stream_leaves_what_was_written_first() {
 #[test]
 fn a_tail_that_a_stream_leaves_behind_is_as_old_as_it_is() {
     let bench = Bench::new();
-    bench.halt_committer();
+    bench.halt_threads();
     let ino = bench.make("f");
     let handle = bench.vault.open(ino, libc::O_WRONLY).unwrap();
     bench.vault.write(ino, handle, 1 << 30, b"far").unwrap();
-    let file = bench.core().opened(ino).unwrap();
-    bench.core().commit.age(std::time::Duration::from_secs(5));
+    let file = bench.vault.files.opened(ino).unwrap();
+    bench
+        .vault
+        .log
+        .requests()
+        .age(std::time::Duration::from_secs(5));
     let data = vec![1; 1 << 20];
     for i in 0..8 {
         bench.vault.write(ino, handle, i << 20, &data).unwrap();
-        bench.core().flush_stream(&file).unwrap();
+        bench.vault.files.flush_stream(&file).unwrap();
         assert_eq!(file.state.lock().dirty.end(), (1 << 30) + 3);
     }
-    bench.core().do_what_is_due(&mut Default::default());
+    bench.do_what_is_due(&mut Default::default());
     assert!(file.state.lock().dirty.is_empty());
     bench.vault.release(ino, handle);
 }
@@ -215,7 +219,7 @@ fn what_is_written_back_keeps_a_time_that_was_set_just_now() {
     let ctime = bench.stat("f").unwrap().ctime;
     write_back();
     assert_eq!(mtime(), set);
-    bench.core().flush_ino(ino).unwrap();
+    bench.vault.files.flush_ino(ino).unwrap();
     assert_eq!((mtime(), bench.stat("f").unwrap().ctime), (set, ctime));
 
     // Whatever says that it was stored later.
@@ -225,7 +229,7 @@ fn what_is_written_back_keeps_a_time_that_was_set_just_now() {
         &|| bench.fsync(ino).unwrap(),
         &|| {
             let long_ago = Instant::now().checked_sub(Duration::from_secs(6));
-            bench.core().file(ino).state.lock().mtime_set = long_ago;
+            bench.vault.files.file(ino).state.lock().mtime_set = long_ago;
         },
     ];
     for happens in later {
@@ -233,7 +237,7 @@ fn what_is_written_back_keeps_a_time_that_was_set_just_now() {
         happens();
         write_back();
         assert!(mtime() > set);
-        bench.core().flush_ino(ino).unwrap();
+        bench.vault.files.flush_ino(ino).unwrap();
         assert!(mtime() > set);
     }
     bench.vault.release(ino, handle);

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use super::upkeep::{Backoff, Backoffs, Task};
 use super::*;
-use crate::index::record::Id;
+use crate::error::Kind;
+use crate::index::record::{Id, Record};
 use crate::object::PackId;
 use crate::store::{Faults, MemoryStore};
 use crate::volume::{Attr, Caller, FileKind, Handle, Ino, ROOT, RenameMode, SetAttr, Volume};
@@ -49,6 +51,9 @@ impl Dice {
     }
 }
 
+/// How syncer and upkeep have done so far.
+type Duties = (Backoff, Backoffs);
+
 /// A library in memory, and one mount of it after the other.
 struct Bench {
     code: String,
@@ -62,10 +67,6 @@ impl Bench {
         let store = MemoryStore::new();
         let vault = open(&code, &store).unwrap();
         Self { code, store, vault }
-    }
-
-    fn core(&self) -> &Core {
-        &self.vault.core
     }
 
     /// Killed, and mounted again.
@@ -95,10 +96,16 @@ impl Bench {
         Ok(())
     }
 
-    /// From now on the committer does nothing: the test does what it would.
-    fn halt_committer(&self) {
+    /// From now on syncer and upkeep do nothing: the test does what they would.
+    fn halt_threads(&self) {
         let threads = self.vault.threads.as_ref().unwrap();
-        threads.committer.halt().unwrap();
+        threads.halt(&self.vault.log).unwrap();
+    }
+
+    /// What syncer and upkeep would do now without being asked. True where nothing will be due until something changes.
+    fn do_what_is_due(&self, duties: &mut Duties) -> bool {
+        let is_synced = self.vault.syncer.sync_if_due(&mut duties.0);
+        self.vault.upkeep.run_due_tasks(&mut duties.1) && is_synced
     }
 
     fn make(&self, name: &str) -> Ino {
@@ -196,7 +203,7 @@ impl Bench {
     }
 
     fn extents(&self, ino: Ino) -> usize {
-        let tree = self.core().view.tree();
+        let tree = self.vault.view.tree();
         let ix = tree.find(ino).unwrap();
         tree.inode(ix).extents().as_slice().len()
     }

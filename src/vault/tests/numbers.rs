@@ -4,9 +4,9 @@ use super::*;
 use crate::index::record::{LinkAt, NewInode, ROOT_ID};
 
 /// A file that was made without looking whether its number is free, as another device makes one.
-pub(super) fn make_as(core: &Core, name: &str, id: Id) {
-    let made = core.transact(|_, draft| {
-        draft.records.push(Record::Inode(NewInode {
+pub(super) fn make_as(vault: &Vault, name: &str, id: Id) {
+    let made = vault.log.commit(|_, transaction| {
+        transaction.records.push(Record::Inode(NewInode {
             id,
             kind: FileKind::Regular,
             perm: 0o644,
@@ -15,7 +15,7 @@ pub(super) fn make_as(core: &Core, name: &str, id: Id) {
             rdev: 0,
             target: Vec::new(),
         }));
-        draft.records.push(Record::Link(LinkAt {
+        transaction.records.push(Record::Link(LinkAt {
             link: id,
             inode: None,
             parent: ROOT_ID,
@@ -41,7 +41,7 @@ fn numbers_are_small_unlike_and_stay() {
     bench.rename("f7", "renamed");
     bench.rename("renamed", "f7");
     bench.remount().unwrap();
-    bench.core().write_base().unwrap();
+    bench.vault.upkeep.snapshots.write(&mut || ()).unwrap();
     bench.remount().unwrap();
     let after: Vec<u64> = names.iter().map(|name| number(&bench, name)).collect();
     assert_eq!(after, before);
@@ -50,9 +50,9 @@ fn numbers_are_small_unlike_and_stay() {
 #[test]
 fn who_shares_a_number_gets_another_for_good() {
     let mut bench = Bench::new();
-    make_as(bench.core(), "first", Id(0xabc_0000_0000));
-    make_as(bench.core(), "second", Id(0xabc));
-    make_as(bench.core(), "third", Id(0xabc << 64));
+    make_as(&bench.vault, "first", Id(0xabc_0000_0000));
+    make_as(&bench.vault, "second", Id(0xabc));
+    make_as(&bench.vault, "third", Id(0xabc << 64));
     bench.remount().unwrap();
     let shown = ["first", "second", "third"].map(|name| number(&bench, name));
     assert_eq!(shown[0], 0xabc);
@@ -61,7 +61,7 @@ fn who_shares_a_number_gets_another_for_good() {
     bench.unlink("first");
     for with_base in [false, true, false] {
         if with_base {
-            bench.core().write_base().unwrap();
+            bench.vault.upkeep.snapshots.write(&mut || ()).unwrap();
         }
         bench.remount().unwrap();
         assert_eq!(
@@ -70,9 +70,9 @@ fn who_shares_a_number_gets_another_for_good() {
         );
         assert_eq!(bench.stat("second").unwrap().ctime, ctime);
     }
-    assert!(bench.core().view.tree().unstored_numbers().is_empty());
+    assert!(bench.vault.view.tree().unstored_numbers().is_empty());
     // What is made afterwards may have the number that became free.
-    make_as(bench.core(), "fourth", Id(0xabc << 96));
+    make_as(&bench.vault, "fourth", Id(0xabc << 96));
     bench.kill().unwrap();
     assert_eq!(number(&bench, "fourth"), 0xabc);
     assert_eq!(number(&bench, "second"), shown[1]);
@@ -81,8 +81,8 @@ fn who_shares_a_number_gets_another_for_good() {
 #[test]
 fn a_mount_that_writes_nothing_shows_the_same() {
     let bench = Bench::new();
-    make_as(bench.core(), "first", Id(0xabc_0000_0000));
-    make_as(bench.core(), "second", Id(0xabc));
+    make_as(&bench.vault, "first", Id(0xabc_0000_0000));
+    make_as(&bench.vault, "second", Id(0xabc));
     bench.vault.close().unwrap();
     let options = Options {
         read_only: true,
@@ -137,7 +137,7 @@ fn directories_list_in_the_order_in_which_names_were_made() {
         .collect();
     for _ in 0..2 {
         assert_eq!(names(&bench), made);
-        bench.core().write_base().unwrap();
+        bench.vault.upkeep.snapshots.write(&mut || ()).unwrap();
         bench.remount().unwrap();
     }
     // A position stays while names come, go and change.

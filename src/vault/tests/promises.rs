@@ -1,6 +1,6 @@
 //! The room that fallocate(2) promises.
 
-use super::journal::RESERVE_BYTES;
+use super::log::RESERVE_BYTES;
 use super::*;
 use crate::volume::Fallocate;
 
@@ -31,7 +31,7 @@ fn room(bench: &Bench) -> u64 {
 #[test]
 fn what_is_promised_nobody_else_gets() {
     let bench = Bench::new();
-    bench.halt_committer();
+    bench.halt_threads();
     let (ino, other) = (bench.make("f"), bench.make("other"));
     leave_room(&bench, 8 * MIB);
     let before = room(&bench);
@@ -64,17 +64,17 @@ fn what_is_promised_nobody_else_gets() {
         bench.write(ino, at * MIB, &[3; MIB as usize]);
         assert_eq!(blocks(&bench, ino), 6 * MIB);
     }
-    assert_eq!(bench.core().budget.promised_bytes(), 0);
+    assert_eq!(bench.vault.files.budget().promised_bytes(), 0);
     let refused = bench.try_write(ino, 6 * MIB, &[4; 2 * MIB as usize]);
     assert!(refused.unwrap_err().is_no_space());
-    bench.core().publish().unwrap();
+    bench.vault.outbox.publish().unwrap();
 }
 
 #[test]
 fn a_promise_ends_with_what_it_was_for() {
     let mut bench = Bench::new();
-    bench.halt_committer();
-    let promised = |bench: &Bench| bench.core().budget.promised_bytes();
+    bench.halt_threads();
+    let promised = |bench: &Bench| bench.vault.files.budget().promised_bytes();
     let ino = bench.put("f", &[1; 10_000]);
     bench.vault.fallocate(ino, 1, 100_000, KEEP).unwrap();
     assert_eq!(promised(&bench), 102_400 - 10_000);
@@ -127,7 +127,7 @@ fn a_promise_ends_with_what_it_was_for() {
 #[test]
 fn small_writes_here_and_there_leave_nothing_promised() {
     let bench = Bench::new();
-    bench.halt_committer();
+    bench.halt_threads();
     let ino = bench.make("f");
     bench.vault.fallocate(ino, 0, MIB, ALLOCATE).unwrap();
     let mut dice = Dice(77);
@@ -145,6 +145,6 @@ fn small_writes_here_and_there_leave_nothing_promised() {
         bench.vault.release(ino, handle);
         assert_eq!(blocks(&bench, ino), MIB);
     }
-    assert_eq!(bench.core().budget.promised_bytes(), 0);
+    assert_eq!(bench.vault.files.budget().promised_bytes(), 0);
     assert!(bench.read("f").unwrap() == [5; MIB as usize]);
 }

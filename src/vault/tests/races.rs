@@ -77,22 +77,28 @@ fn work(bench: &Bench, thread: u64, steps: u32) -> Vec<(String, Vec<u8>)> {
 #[test]
 fn threads_that_work_while_all_is_published_and_collected_read_what_they_wrote() {
     let mut bench = Bench::new();
-    // This test is the committer, and in a hurry.
-    bench.halt_committer();
+    // This test is syncer and upkeep, and in a hurry.
+    bench.halt_threads();
     let done = AtomicBool::new(false);
     let files: Vec<(String, Vec<u8>)> = std::thread::scope(|scope| {
         let (bench, done) = (&bench, &done);
-        let committer = scope.spawn(move || {
+        let syncer = scope.spawn(move || {
+            while !done.load(Ordering::Relaxed) {
+                bench.vault.log.answer_syncs();
+                bench.vault.files.flush_all().unwrap();
+                bench.vault.log.sync().unwrap();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let upkeep = scope.spawn(move || {
             let mut round = 0;
             while !done.load(Ordering::Relaxed) {
                 round += 1;
-                bench.core().serve();
-                bench.core().flush_all().unwrap();
                 if round % 4 == 0 {
-                    bench.core().publish().unwrap();
-                    bench.core().maintain().unwrap();
+                    bench.vault.outbox.publish().unwrap();
+                    bench.vault.upkeep.write_snapshot_if_due().unwrap();
                 }
-                bench.core().collect().unwrap();
+                bench.vault.upkeep.collector.collect().unwrap();
                 std::thread::sleep(Duration::from_millis(1));
             }
         });
@@ -108,7 +114,8 @@ fn threads_that_work_while_all_is_published_and_collected_read_what_they_wrote()
         });
         let files = files.collect();
         done.store(true, Ordering::Relaxed);
-        committer.join().unwrap();
+        syncer.join().unwrap();
+        upkeep.join().unwrap();
         files
     });
     let check = |bench: &Bench, when: &str| {
@@ -117,7 +124,7 @@ fn threads_that_work_while_all_is_published_and_collected_read_what_they_wrote()
         }
     };
     check(&bench, "at the end");
-    assert_eq!(bench.core().budget.dirty_cost(), 0);
+    assert_eq!(bench.vault.files.budget().dirty_cost(), 0);
     bench.kill().unwrap();
     check(&bench, "killed");
     bench.remount().unwrap();
@@ -170,24 +177,30 @@ fn readers_do_not_wait_for_a_slow_fsync() {
 #[test]
 fn an_fsync_does_not_wait_for_the_end_of_a_base() {
     let bench = Bench::new();
-    bench.halt_committer();
+    bench.halt_threads();
     for i in 0..205 {
         bench.put(&format!("f{i}"), b"x");
-        bench.core().publish().unwrap();
+        bench.vault.outbox.publish().unwrap();
     }
     for i in 0..2000 {
         bench.make(&format!("g{i}"));
     }
-    let (send, receive) = std::sync::mpsc::channel();
-    bench.vault.fsync(
-        ROOT,
-        Handle(0),
-        Box::new(move |done| {
-            done.unwrap();
-            send.send(()).unwrap();
-        }),
-    );
-    // The base's first slice answers it; nothing else does.
-    bench.core().maintain().unwrap();
-    receive.try_recv().expect("answered by who writes the base");
+    let mut frames = 0;
+    let mut between = || {
+        frames += 1;
+        // On another thread, as the syncer does it: no lock is held that it needs.
+        let synced = std::thread::scope(|scope| {
+            let syncer = scope.spawn(|| {
+                let (send, receive) = std::sync::mpsc::channel();
+                let done = Box::new(move |done| send.send(done).unwrap());
+                bench.vault.fsync(ROOT, Handle(0), done);
+                bench.vault.log.answer_syncs();
+                receive.try_recv().expect("answered in the midst of it")
+            });
+            syncer.join().unwrap()
+        });
+        synced.unwrap();
+    };
+    bench.vault.upkeep.snapshots.write(&mut between).unwrap();
+    assert!(frames > 100, "{frames}");
 }

@@ -47,7 +47,7 @@ fn adoption_without_room_leaves_nothing_and_ends_with_all() {
         store,
         vault,
     };
-    after.halt_committer();
+    after.halt_threads();
     assert_eq!(left(&after.store), (0, 0));
     after.store.set_faults(Faults::default());
     for _ in 0..2 {
@@ -64,10 +64,10 @@ fn adoption_without_room_leaves_nothing_and_ends_with_all() {
 fn adoption_on_a_full_disk_may_be_killed_anywhere() {
     for ahead in 0..40 {
         let mut bench = Bench::new();
-        bench.halt_committer();
+        bench.halt_threads();
         bench.put("a", &vec![1; 1 << 20]);
         bench.put("b", &[2; 30_000]);
-        bench.core().sync().unwrap();
+        bench.vault.log.sync().unwrap();
         // Not durable: it may be gone, and then its place in the pack is nobody's.
         bench.put("c", &[3; 70_000]);
         let store = bench.store.after_power_cut(ahead);
@@ -95,11 +95,11 @@ fn adoption_on_a_full_disk_may_be_killed_anywhere() {
 fn an_adoption_that_was_killed_takes_no_room_from_the_next() {
     for ahead in 0..60 {
         let mut bench = Bench::new();
-        bench.halt_committer();
+        bench.halt_threads();
         for i in 0..3 {
             bench.put(&format!("f{i}"), &[i; 300_000]);
         }
-        bench.core().contents.finish_open().unwrap();
+        bench.vault.log.new_packs().finish_open().unwrap();
         bench.put("last", &[9; 300_000]);
         bench.store = bench.store.after_kill();
         bench.store.reserve(0).unwrap();
@@ -131,13 +131,13 @@ fn what_is_deleted_makes_room_for_adoption() {
     let mut bench = Bench::new();
     bench.put("old", &vec![1; 3 << 20]);
     bench.remount().unwrap();
-    bench.halt_committer();
+    bench.halt_threads();
     // These share a pack, which is published and needed for what is left of them to count.
     bench.put("gone", &[2; 50_000]);
-    bench.core().contents.finish_open().unwrap();
-    bench.core().sync().unwrap();
-    let finished = bench.core().contents.finished();
-    bench.core().contents.publish(&finished).unwrap();
+    bench.vault.log.new_packs().finish_open().unwrap();
+    bench.vault.log.sync().unwrap();
+    let finished = bench.vault.log.new_packs().finished();
+    bench.vault.log.new_packs().publish(&finished).unwrap();
     bench.put("kept", &vec![3; 1 << 20]);
     bench.unlink("gone");
     bench.unlink("old");
@@ -180,10 +180,10 @@ fn who_only_reads_sees_what_a_crash_left_and_changes_nothing() {
     let mut bench = Bench::new();
     bench.put("published", &[1; 5000]);
     bench.remount().unwrap();
-    bench.halt_committer();
+    bench.halt_threads();
     bench.put("new", &vec![2; 40_000]);
-    bench.core().sync().unwrap();
-    bench.core().contents.finish_open().unwrap();
+    bench.vault.log.sync().unwrap();
+    bench.vault.log.new_packs().finish_open().unwrap();
     bench.put("in another pack", &[3; 100]);
     let moved = bench.stat("published").unwrap().ino;
     bench.write(moved, 10, &[4; 10]);
@@ -205,7 +205,7 @@ fn who_only_reads_sees_what_a_crash_left_and_changes_nothing() {
         assert_eq!((left(&store), used(&store), store.operations()), before);
     }
     // What is damaged does not show, and what is published does.
-    let id = bench.core().journal.lock().open_segment().unwrap();
+    let id = bench.vault.log.journal().open_segment().unwrap();
     store.with_leftover(id, |bytes| bytes[60] ^= 1);
     let vault = open_with(&bench.code, &store, &READ_ONLY).unwrap();
     assert!(vault.lookup(ROOT, OsStr::new("published")).is_ok());
@@ -217,11 +217,11 @@ fn adoption_that_fails_anywhere_leaves_no_more_than_there_was() {
     for errno in [libc::EIO, libc::ENOSPC] {
         for ahead in 0..60 {
             let mut bench = Bench::new();
-            bench.halt_committer();
+            bench.halt_threads();
             bench.put("a", &[1; 200_000]);
-            bench.core().contents.finish_open().unwrap();
+            bench.vault.log.new_packs().finish_open().unwrap();
             bench.put("b", &[2; 200_000]);
-            bench.core().sync().unwrap();
+            bench.vault.log.sync().unwrap();
             let store = bench.store.after_kill();
             let before = used(&store);
             store.set_faults(Faults::default().fail_once(ahead, errno));

@@ -51,7 +51,7 @@ struct Storm {
 impl Storm {
     fn new() -> Self {
         let bench = Bench::new();
-        bench.halt_committer();
+        bench.halt_threads();
         Self {
             bench,
             promised: BTreeMap::new(),
@@ -61,7 +61,7 @@ impl Storm {
     }
 
     fn apply(&mut self, step: &Step) {
-        let core = self.bench.core();
+        let vault = self.bench.vault.clone();
         match *step {
             Step::Fail(ahead, full) => {
                 let errno = if full { libc::ENOSPC } else { libc::EIO };
@@ -83,14 +83,19 @@ impl Storm {
                 }
             }
             Step::Fsync => {
-                if core.flush_all().and_then(|()| core.sync()).is_ok() {
+                if vault
+                    .files
+                    .flush_all()
+                    .and_then(|()| vault.log.sync())
+                    .is_ok()
+                {
                     self.promised.append(&mut self.pending);
                 }
             }
             // These may fail: what they were to do is done later.
-            Step::Publish => drop(core.publish()),
-            Step::EmptySpoiled => drop(core.empty_spoiled()),
-            Step::Collect => drop(core.collect()),
+            Step::Publish => drop(vault.outbox.publish()),
+            Step::EmptySpoiled => drop(vault.outbox.salvage()),
+            Step::Collect => drop(vault.upkeep.collector.collect()),
             Step::Kill => {
                 self.bench.kill().unwrap();
                 self.crashed();
@@ -105,7 +110,7 @@ impl Storm {
     fn put(&mut self, len: usize) {
         self.files += 1;
         let name = format!("f{}", self.files);
-        let vault = &self.bench.vault;
+        let vault = self.bench.vault.clone();
         let made = vault.mknod(ROOT, OsStr::new(&name), FileKind::Regular, 0o644, 0, CALLER);
         let Ok(made) = made else { return };
         vault.forget(made.ino, 1);
@@ -116,7 +121,7 @@ impl Storm {
     }
 
     fn crashed(&mut self) {
-        self.bench.halt_committer();
+        self.bench.halt_threads();
         self.pending.clear();
         check_packs(&self.bench);
     }
@@ -137,7 +142,7 @@ impl Storm {
 
 /// Of every published pack that the index names it says how long it is; only such a pack is ever collected.
 fn check_packs(bench: &Bench) {
-    let tree = bench.core().view.tree();
+    let tree = bench.vault.view.tree();
     for id in bench.store.objects(Area::Data) {
         let known = tree
             .find_pack(PackId(id))
@@ -157,14 +162,14 @@ fn check_published(code: &str, store: &MemoryStore) {
     let master = Arc::new(MasterKey::from_recovery_code(code).unwrap());
     let device = crate::object::ObjectId([0xde; 16]);
     let store: Arc<dyn Store> = Arc::new(store.clone());
-    let (core, _) = Core::load(&store, &master, device, None, &options).unwrap();
+    let (vault, _) = Vault::load(&store, &master, device, None, &options).unwrap();
     let there: Vec<PackId> = store
         .list(Area::Data)
         .unwrap()
         .iter()
         .map(|o| PackId(o.0))
         .collect();
-    let tree = core.view.tree();
+    let tree = vault.view.tree();
     for pack in tree.packs().iter().filter(|p| p.live_plain_bytes > 0) {
         assert!(there.contains(&pack.id), "data/{} is gone", pack.id);
     }
@@ -196,13 +201,13 @@ proptest! {
 fn wherever_collection_is_cut_short_what_is_published_is_whole() {
     for ahead in 0..30 {
         let bench = Bench::new();
-        bench.halt_committer();
+        bench.halt_threads();
         let ino = bench.put("f", &[1; 5000]);
-        bench.core().publish().unwrap();
+        bench.vault.outbox.publish().unwrap();
         bench.write(ino, 0, &[2; 5000]);
         let cut = Faults::default().cut_after(bench.store.operations() + ahead);
         bench.store.set_faults(cut);
-        let is_cut = bench.core().collect().is_err();
+        let is_cut = bench.vault.upkeep.collector.collect().is_err();
         let store = bench.store.after_kill();
         check_published(&bench.code, &store);
         assert!(is_cut || store.objects(Area::Data).len() == 1, "at {ahead}");

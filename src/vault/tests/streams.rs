@@ -106,7 +106,7 @@ fn a_stream_is_opened_out_of_what_was_fetched_ahead() {
     while stream.at < 6 * MIB {
         stream.next().unwrap();
     }
-    bench.core().view.settle();
+    bench.vault.view.settle();
     change_pack(&bench, |pack| pack.fill(0));
     // So much was there already. Then the damage is met: no zeros are passed on, and nothing is remembered wrongly.
     let rest = stream.rest(contents.len());

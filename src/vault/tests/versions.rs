@@ -214,9 +214,9 @@ fn a_conflict_of_a_conflict_keeps_the_name_whole() {
 
 /// Writes a base, as many changes would have it.
 fn base(vault: &Vault) {
-    vault.core.publish().unwrap();
-    vault.core.write_base().unwrap();
-    vault.core.remove_covered().unwrap();
+    vault.outbox.publish().unwrap();
+    vault.upkeep.snapshots.write(&mut || ()).unwrap();
+    vault.upkeep.snapshots.remove_superseded().unwrap();
 }
 
 fn save(vault: &Vault, data: &[u8]) {

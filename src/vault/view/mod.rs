@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::index::Findings;
+use super::opening::Findings;
 use crate::cache::CacheStats;
 use crate::crypto::MasterKey;
 use crate::error::{Kind, Result};
@@ -90,7 +90,7 @@ impl View {
     }
 
     /// Its packs.
-    pub fn packs(&self) -> &Packs {
+    pub fn packs(&self) -> &Arc<Packs> {
         &self.packs
     }
 

@@ -1,0 +1,38 @@
+//! Ids of new inodes and links. Owns the last one given; does not own the tree, which knows the numbers in use.
+
+use parking_lot::Mutex;
+
+use crate::error::Result;
+use crate::index::Tree;
+use crate::index::record::Id;
+use crate::volume::Time;
+
+/// The low half of the last id given: the time in seconds, and a count.
+#[derive(Default)]
+pub struct Ids(Mutex<u64>);
+
+impl Ids {
+    /// An id for a new inode or link. The low half is the time in seconds and a count that starts at random: directories
+    /// are listed, and packs are read, in the order in which things were created. The high half is random, and with it
+    /// the number that programs see, which no inode has.
+    pub fn next(&self, tree: &Tree) -> Result<Id> {
+        let mut random = [[0; 8]; 2];
+        crate::crypto::random(random.as_flattened_mut())?;
+        let start = u64::from_le_bytes(random[0]) & ((1 << 29) - 1);
+        let seconds = u64::try_from(Time::now().sec).unwrap_or(0) & ((1 << 33) - 1);
+        let mut last = self.0.lock();
+        *last = if seconds > *last >> 30 {
+            seconds << 30 | start
+        } else {
+            *last + 1
+        };
+        loop {
+            let high = u128::from(u64::from_le_bytes(random[1]));
+            let id = Id(high << 64 | u128::from(*last));
+            if tree.is_free(id.number().into()) {
+                return Ok(id);
+            }
+            crate::crypto::random(&mut random[1])?;
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The part of the index that is published: heads, snapshot, key slots, and which segments a replay needs.
+//!
+//! Replay returns it, the journal reads it, and the outbox adds to it. Does not own the files themselves, nor the decision
+//! when a snapshot is due.
+
+use std::collections::{BTreeMap, HashSet};
+
+use crate::index::Published;
+use crate::index::record::{BaseRef, Head};
+use crate::object::{DeviceId, ObjectId, SegmentId, SlotId};
+
+/// What is published of the index, as this mount knows it.
+#[derive(Default)]
+pub struct PublishedIndex {
+    heads: BTreeMap<DeviceId, Head>,
+    snapshot: Option<BaseRef>,
+    /// The snapshots that the tree was read from, or the one that has replaced them.
+    snapshots_in_use: Vec<Published>,
+    /// The length of the newest snapshot, in bytes.
+    snapshot_cipher_len: u64,
+    /// Segments that the newest snapshot does not cover, in the order of their publication.
+    uncovered: Vec<Published>,
+    slots: Vec<SlotId>,
+    removed_slots: Vec<SlotId>,
+    /// Segments were removed under the mount, and no snapshot has replaced them yet.
+    has_lost_segments: bool,
+}
+
+impl PublishedIndex {
+    /// As a replay found it.
+    pub fn new(
+        heads: BTreeMap<DeviceId, Head>,
+        snapshot: Option<BaseRef>,
+        snapshots_in_use: (Vec<Published>, u64),
+        uncovered: Vec<Published>,
+        (slots, removed_slots): (Vec<SlotId>, Vec<SlotId>),
+    ) -> Self {
+        let (snapshots_in_use, snapshot_cipher_len) = snapshots_in_use;
+        Self {
+            heads,
+            snapshot,
+            snapshots_in_use,
+            snapshot_cipher_len,
+            uncovered,
+            slots,
+            removed_slots,
+            has_lost_segments: false,
+        }
+    }
+
+    /// The newest published (or closed) segment of each device that is in the tree.
+    pub fn heads(&self) -> Vec<Head> {
+        self.heads.values().copied().collect()
+    }
+
+    /// The newest segment of one device.
+    pub fn head_of(&self, device: DeviceId) -> Option<Head> {
+        self.heads.get(&device).copied()
+    }
+
+    /// The number that the next segment of a device gets.
+    pub fn next_number(&self, device: DeviceId) -> u64 {
+        self.heads.get(&device).map_or(1, |head| head.number + 1)
+    }
+
+    /// The newest snapshot.
+    pub fn snapshot(&self) -> Option<BaseRef> {
+        self.snapshot
+    }
+
+    /// The length of the newest snapshot, in bytes; 0 where there is none.
+    pub fn snapshot_cipher_len(&self) -> u64 {
+        self.snapshot_cipher_len
+    }
+
+    /// Key slots that there are, and those that were removed.
+    pub fn slots(&self) -> (&[SlotId], &[SlotId]) {
+        (&self.slots, &self.removed_slots)
+    }
+
+    /// Segments that the newest snapshot does not cover.
+    pub fn uncovered(&self) -> &[Published] {
+        &self.uncovered
+    }
+
+    /// A segment is closed and durable: what is written from now on builds on it.
+    pub fn set_head(&mut self, head: Head) {
+        self.heads.insert(head.device, head);
+    }
+
+    /// A segment is published.
+    pub fn add(&mut self, segment: Published) {
+        self.uncovered.push(segment);
+    }
+
+    /// A snapshot is published that covers these segments. Returns the snapshots that it supersedes.
+    pub fn replace_snapshot(
+        &mut self,
+        reference: BaseRef,
+        snapshot: Published,
+        covered: &[Published],
+    ) -> Vec<Published> {
+        self.snapshot = Some(reference);
+        self.snapshot_cipher_len = snapshot.cipher_len;
+        self.uncovered
+            .retain(|segment| !covered.iter().any(|c| c.id == segment.id));
+        if std::mem::take(&mut self.has_lost_segments) {
+            log::warn!(
+                "index: files were removed from it while it is mounted; it is written again"
+            );
+        }
+        std::mem::replace(&mut self.snapshots_in_use, vec![snapshot])
+    }
+
+    /// The newest `count` segments, and the snapshot.
+    pub fn newest(&self, count: usize) -> Vec<SegmentId> {
+        let segments = self.uncovered.iter().rev().take(count).map(|s| s.id);
+        segments
+            .chain(self.snapshot.map(|snapshot| snapshot.segment))
+            .collect()
+    }
+
+    /// How many of the segments and snapshots that a replay needs are not among these. Where that is any, a snapshot is
+    /// due, which says again what they said.
+    pub fn find_lost(&mut self, there: &HashSet<ObjectId>) -> usize {
+        let needed = self.uncovered.iter().chain(&self.snapshots_in_use);
+        let lost = needed.filter(|s| !there.contains(&s.id.object())).count();
+        self.has_lost_segments |= lost > 0;
+        lost
+    }
+
+    /// Segments were removed under the mount, and no snapshot has replaced them yet.
+    pub fn has_lost_segments(&self) -> bool {
+        self.has_lost_segments
+    }
+}

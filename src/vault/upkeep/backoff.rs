@@ -1,0 +1,86 @@
+//! When work that failed is tried again.
+
+use std::time::{Duration, Instant};
+
+use crate::error::Result;
+use crate::vault::log::TICK;
+
+/// Work that keeps failing is tried again after a wait that doubles up to this.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// How one kind of work has done so far.
+#[derive(Default)]
+pub(in crate::vault) struct Backoff {
+    failed: Option<String>,
+    wait: Duration,
+    not_before: Option<Instant>,
+}
+
+/// What a result changes.
+#[derive(Debug, PartialEq)]
+enum Change {
+    /// It works as before, or fails as before.
+    Same,
+    /// It fails, and did not before, or for another reason.
+    Failed(String),
+    /// It works, and failed before for this reason.
+    Recovered(String),
+}
+
+impl Backoff {
+    /// The work was tried. A failure that repeats is logged once, and when it is over.
+    pub fn record(&mut self, result: Result<()>) {
+        match self.note(result) {
+            Change::Same => {}
+            Change::Failed(why) => log::warn!("{why}"),
+            Change::Recovered(why) => log::warn!("recovered: {why}"),
+        }
+    }
+
+    fn note(&mut self, result: Result<()>) -> Change {
+        let Err(e) = result else {
+            (self.wait, self.not_before) = (Duration::ZERO, None);
+            return self.failed.take().map_or(Change::Same, Change::Recovered);
+        };
+        self.wait = (self.wait * 2).clamp(TICK, LONGEST_WAIT);
+        self.not_before = Instant::now().checked_add(self.wait);
+        let why = e.to_string();
+        if self.failed.as_ref() == Some(&why) {
+            return Change::Same;
+        }
+        self.failed = Some(why.clone());
+        Change::Failed(why)
+    }
+
+    /// Whether it may be tried.
+    pub fn is_ready(&self) -> bool {
+        self.not_before.is_none_or(|at| Instant::now() >= at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn a_failure_that_repeats_is_logged_once_and_tried_ever_more_seldom() {
+        let mut backoff = Backoff::default();
+        let fails = |why: &str| Err(Error::damaged("x", why));
+        let failed = |why: &str| Change::Failed(format!("x: damaged: {why}"));
+        assert_eq!(backoff.note(Ok(())), Change::Same);
+        assert!(backoff.is_ready());
+        assert_eq!(backoff.note(fails("a")), failed("a"));
+        assert!(!backoff.is_ready());
+        for _ in 0..10 {
+            assert_eq!(backoff.note(fails("a")), Change::Same);
+        }
+        assert_eq!(backoff.wait, LONGEST_WAIT);
+        assert_eq!(backoff.note(fails("b")), failed("b"));
+        let over = Change::Recovered("x: damaged: b".to_owned());
+        assert_eq!(backoff.note(Ok(())), over);
+        assert!(backoff.is_ready());
+        assert_eq!(backoff.note(Ok(())), Change::Same);
+        assert!(backoff.note(fails("b")) == failed("b") && backoff.wait == TICK);
+    }
+}
