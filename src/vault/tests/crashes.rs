@@ -234,10 +234,10 @@ impl Scene {
         self.written += 1;
         let new = format!("contents {} ", self.written).repeat(1 + self.written % 5 * 100);
         let done = match act {
-            Put(path) => put(&vault, path, new.as_bytes()),
-            Mkdir(path) => mkdir(&vault, path),
-            Rename(from, to) => rename(&vault, from, to),
-            Remove(path) => remove(&vault, path),
+            Put(path) => put(vault, path, new.as_bytes()),
+            Mkdir(path) => mkdir(vault, path),
+            Rename(from, to) => rename(vault, from, to),
+            Remove(path) => remove(vault, path),
             _ => Ok(()),
         };
         match (act, done) {
