@@ -204,6 +204,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::dice::Dice;
 
     fn key(n: u32) -> BlockKey {
         BlockKey {
@@ -223,14 +224,6 @@ mod tests {
             cache.insert(key(n), Arc::clone(plain));
         }
         hit
-    }
-
-    /// 0 to 1, the same for the same numbers (xorshift64*).
-    fn chance(state: &mut u64) -> f64 {
-        *state ^= *state >> 12;
-        *state ^= *state << 25;
-        *state ^= *state >> 27;
-        (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1u64 << 53) as f64
     }
 
     #[test]
@@ -273,9 +266,10 @@ mod tests {
         }
         let ratio = |scan: bool| {
             let cache = BlockCache::new(CAPACITY * weight(&plain));
-            let (mut state, mut hits, mut reads) = (42, 0, 0);
+            let mut dice = Dice::new(42);
+            let (mut hits, mut reads) = (0, 0);
             for n in 0..200_000_u32 {
-                let at = chance(&mut state) * sum;
+                let at = (dice.next() >> 11) as f64 / (1u64 << 53) as f64 * sum;
                 let hit = read(&cache, sums.partition_point(|&s| s < at) as u32, &plain);
                 if n >= 50_000 {
                     hits += u32::from(hit);

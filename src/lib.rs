@@ -28,10 +28,12 @@
 //! object   ids of objects, and the areas that they lie in
 //! logged   where the log goes, and names of files in it
 //! error    one error type, one errno table, one table of exit codes
+//! dice     numbers from a seed, for tests
 //! ```
 //!
 //! Dependencies point one way: `cli → mount → library → fuse, vault, foreign → state → index → pack → cache, dirty,
-//! report, store → cbor, crypto, gate, logged, overdue → object, volume → error`. Modules of one floor do not know each other.
+//! report, store → cbor, crypto, gate, logged, overdue → object, volume → error, dice`. Modules of one floor do not know each
+//! other.
 //!
 //! Names say which world a number is of: `plain_` is what programs see, `cipher_` what is stored.
 //!
@@ -102,6 +104,7 @@ pub mod cache;
 mod cbor;
 pub mod cli;
 pub mod crypto;
+mod dice;
 mod dirty;
 pub mod error;
 pub mod foreign;

@@ -4,34 +4,26 @@
 //!
 //! Crashes of one device among others: `src/vault/tests/crashes.rs`.
 
+#[path = "../src/dice.rs"]
+mod dice;
 mod support;
 
 use std::ffi::OsStr;
 use std::sync::Arc;
 
+use dice::Dice;
 use hushfs::error::Result;
 use hushfs::store::{Faults, MemoryStore};
 use hushfs::vault::Vault;
 use hushfs::volume::*;
 use support::{CALLER, Library, Tree, fsync, walk};
 
-/// Numbers that look random and are the same each time (splitmix64).
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ z >> 31) % n
-    }
-}
-
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 const STEPS: u64 = 36;
+/// Before this step, the library is closed cleanly and opened again.
+const REMOUNT_AT: u64 = STEPS / 2;
 
-/// One step of the work: each is one moment, so writes are closed within it.
+/// One step of the work; a file that it writes is closed within it. Returns whether everything so far is durable.
 fn step(vault: &Vault, dice: &mut Dice, number: u64) -> Result<bool> {
     let name = NAMES[dice.below(5) as usize];
     let other = NAMES[dice.below(5) as usize];
@@ -127,27 +119,51 @@ fn step(vault: &Vault, dice: &mut Dice, number: u64) -> Result<bool> {
     Ok(false)
 }
 
-/// What was seen of the work until it ended.
-struct History {
-    /// The states after each step, and those in the middle of a step.
-    states: Vec<Tree>,
-    /// Which of them is surely durable.
-    durable: usize,
+/// For each step, the states that it can leave, in order.
+type Model = Vec<Vec<Tree>>;
+
+/// Does all steps without a crash: the model of them, and how many operations on the store they took.
+fn record(library: &Library, seed: u64) -> (Model, u64) {
+    let store = MemoryStore::new();
+    let mut vault = library.open(&store).unwrap();
+    let mut dice = Dice::new(seed);
+    let mut model = Model::new();
+    for number in 0..STEPS {
+        if number == REMOUNT_AT {
+            vault.close().unwrap();
+            vault = library.open(&store).unwrap();
+        }
+        let before = walk(&*vault).unwrap();
+        step(&vault, &mut dice, number).unwrap();
+        model.push(middle_and_end(&before, walk(&*vault).unwrap()));
+    }
+    vault.close().unwrap();
+    (model, store.operations())
 }
 
-/// Works until something fails; `remount_at` closes cleanly and opens again before that step.
-fn work(library: &Library, store: &MemoryStore, seed: u64, model: Option<&[Vec<Tree>]>) -> History {
-    let mut dice = Dice(seed);
+/// What the work may have left when it ended.
+struct History {
+    /// The states up to the step that failed, in order, with those that this step can leave.
+    states: Vec<Tree>,
+    /// The first of them that may be found after a power cut: that of the last fsync.
+    durable: usize,
+    /// The first of them that may be found after the process was killed: that of the last step that was answered.
+    answered: usize,
+}
+
+/// Does the steps of the model until one fails.
+fn work(library: &Library, store: &MemoryStore, seed: u64, model: &Model) -> History {
     let mut history = History {
         states: vec![Tree::new()],
         durable: 0,
+        answered: 0,
     };
     let Ok(mut vault) = library.open(store) else {
         return history;
     };
-    let mut all: Vec<Vec<Tree>> = Vec::new();
-    for number in 0..STEPS {
-        if number == STEPS / 2 {
+    let mut dice = Dice::new(seed);
+    for (number, states) in (0..).zip(model) {
+        if number == REMOUNT_AT {
             // A clean end publishes everything, and makes it durable.
             if vault.close().is_err() {
                 return history;
@@ -158,28 +174,17 @@ fn work(library: &Library, store: &MemoryStore, seed: u64, model: Option<&[Vec<T
                 Err(_) => return history,
             }
         }
-        // What the step can leave, as the run without a crash saw it, is allowed from now on.
-        if let Some(states) = model.and_then(|m| m.get(number as usize)) {
-            history.states.extend(states.iter().cloned());
-        }
-        let before = model.is_none().then(|| walk(&*vault).ok()).flatten();
-        match step(&vault, &mut dice, number) {
-            Ok(true) => history.durable = history.states.len().saturating_sub(1),
-            Ok(false) => {}
-            Err(_) => return history,
-        }
-        if let Some(before) = before {
-            all.push(middle_and_end(&before, walk(&*vault).unwrap()));
+        history.states.extend(states.iter().cloned());
+        let Ok(synced) = step(&vault, &mut dice, number) else {
+            return history;
+        };
+        history.answered = history.states.len() - 1;
+        if synced {
+            history.durable = history.answered;
         }
     }
-    if model.is_none() {
-        history.states = all
-            .into_iter()
-            .flat_map(|s| s.into_iter().chain([Tree::new()]))
-            .collect();
-        vault.close().unwrap();
-    } else if vault.close().is_ok() {
-        history.durable = history.states.len() - 1;
+    if vault.close().is_ok() {
+        history.durable = history.answered;
     }
     history
 }
@@ -204,38 +209,19 @@ fn middle_and_end(before: &Tree, after: Tree) -> Vec<Tree> {
     middle.into_iter().chain([after]).collect()
 }
 
-/// The states of a run without a crash, by step.
-fn record(library: &Library, seed: u64) -> (Vec<Vec<Tree>>, u64) {
-    let store = MemoryStore::new();
-    let flat = work(library, &store, seed, None).states;
-    // An empty tree ends each step's list.
-    let mut steps = Vec::new();
-    let mut current = Vec::new();
-    for tree in flat {
-        if tree.is_empty() && !current.is_empty() {
-            steps.push(std::mem::take(&mut current));
-        } else {
-            current.push(tree);
-        }
-    }
-    (steps, store.operations())
-}
-
-fn check(library: &Library, store: &MemoryStore, history: &History, what: &str) -> Arc<Vault> {
+/// Opens the library after a crash: what it shows must be one of `allowed`.
+fn check(library: &Library, store: &MemoryStore, allowed: &[Tree], what: &str) -> Arc<Vault> {
     let vault = library
         .open(store)
         .unwrap_or_else(|e| panic!("{what}: does not open: {e}"));
     let tree = walk(&*vault).unwrap_or_else(|e| panic!("{what}: cannot be read: {e}"));
-    if !history.states[history.durable..].contains(&tree) {
+    if !allowed.contains(&tree) {
         let brief = |t: &Tree| {
             t.iter()
                 .map(|(p, s)| format!("{}:{}", String::from_utf8_lossy(p), s.bytes.len()))
                 .collect::<Vec<_>>()
         };
-        let allowed: Vec<_> = history.states[history.durable..]
-            .iter()
-            .map(brief)
-            .collect();
+        let allowed: Vec<_> = allowed.iter().map(brief).collect();
         panic!(
             "{what}: a state that never was since the last fsync:\n{:?}\nallowed: {allowed:#?}",
             brief(&tree)
@@ -273,22 +259,17 @@ fn a_crash_at_any_operation_loses_nothing_that_was_promised() {
         for cut in 0..operations {
             let store =
                 MemoryStore::with_faults(Faults::default().cut_after(cut).seed(cut * 7 + seed));
-            let history = work(&library, &store, seed, Some(&model));
+            let history = work(&library, &store, seed, &model);
             let what = format!("seed {seed}, cut at operation {cut} of {operations}");
-            let mut killed = History {
-                states: history.states.clone(),
-                durable: 0,
-            };
-            // A kill loses nothing that was answered: of the states, only the last step's remain.
-            let last = history.states.len();
-            killed.durable = history.durable.max(last.saturating_sub(3));
+            let killed = &history.states[history.answered..];
             let after = store.after_kill();
             goes_on(
                 &library,
                 &after,
-                check(&library, &after, &killed, &format!("{what}, killed")),
+                check(&library, &after, killed, &format!("{what}, killed")),
                 &what,
             );
+            let cut_off = &history.states[history.durable..];
             for power in 0..2 {
                 let what = format!("{what}, power cut {power}");
                 let after = store.after_power_cut(power * 1000 + cut);
@@ -296,7 +277,7 @@ fn a_crash_at_any_operation_loses_nothing_that_was_promised() {
                 goes_on(
                     &library,
                     &after,
-                    check(&library, &after, &history, &what),
+                    check(&library, &after, cut_off, &what),
                     &what,
                 );
                 // The power goes once more, while the crash is mended.
@@ -306,7 +287,7 @@ fn a_crash_at_any_operation_loses_nothing_that_was_promised() {
                 check(
                     &library,
                     &last,
-                    &history,
+                    cut_off,
                     &format!("{what}, and again while it was mended"),
                 );
             }
@@ -322,13 +303,13 @@ fn an_operation_that_fails_once_loses_nothing() {
         for failing in 2..operations {
             let store =
                 MemoryStore::with_faults(Faults::default().fail_once(failing, errno).seed(failing));
-            let history = work(&library, &store, 9, Some(&model));
+            let history = work(&library, &store, 9, &model);
             let what = format!("errno {errno} in operation {failing}");
             let after = store.after_kill();
             goes_on(
                 &library,
                 &after,
-                check(&library, &after, &history, &what),
+                check(&library, &after, &history.states[history.answered..], &what),
                 &what,
             );
         }

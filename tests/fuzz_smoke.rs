@@ -10,9 +10,14 @@
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
+#[path = "../src/dice.rs"]
+mod dice;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
+
+use dice::Dice;
 
 /// Counts what each thread holds.
 struct Counting;
@@ -51,42 +56,31 @@ static COUNTING: Counting = Counting;
 const MEMORY_MAX: isize = 24 << 20;
 const MEMORY_PER_BYTE: isize = 4096;
 
-/// Numbers that look random and are the same each time (splitmix64).
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
+fn below(dice: &mut Dice, n: usize) -> usize {
+    dice.below(n.max(1) as u64) as usize
 }
 
 /// Arbitrary bytes, or a seed with a few changes.
 fn input(dice: &mut Dice, seeds: &[Vec<u8>]) -> Vec<u8> {
-    let mut data = if seeds.is_empty() || dice.below(4) == 0 {
-        let len = 1 << dice.below(12);
-        (0..dice.below(len)).map(|_| dice.next() as u8).collect()
+    let mut data = if seeds.is_empty() || below(dice, 4) == 0 {
+        let len = 1 << below(dice, 12);
+        (0..below(dice, len)).map(|_| dice.next() as u8).collect()
     } else {
-        seeds[dice.below(seeds.len())].clone()
+        seeds[below(dice, seeds.len())].clone()
     };
-    for _ in 0..dice.below(6) {
-        let at = dice.below(data.len());
-        match dice.below(6) {
-            0 if !data.is_empty() => data[at] ^= 1 << dice.below(8),
+    for _ in 0..below(dice, 6) {
+        let at = below(dice, data.len());
+        match below(dice, 6) {
+            0 if !data.is_empty() => data[at] ^= 1 << below(dice, 8),
             1 if !data.is_empty() => data[at] = dice.next() as u8,
-            2 if !data.is_empty() => data[at] = [0, 0x7f, 0x80, 0x9b, 0x5b, 0xff][dice.below(6)],
+            2 if !data.is_empty() => data[at] = [0, 0x7f, 0x80, 0x9b, 0x5b, 0xff][below(dice, 6)],
             3 => data.insert(at, dice.next() as u8),
-            4 if !data.is_empty() => drop(data.drain(at..(at + dice.below(9)).min(data.len()))),
+            4 if !data.is_empty() => {
+                data.drain(at..(at + below(dice, 9)).min(data.len()));
+            }
             _ => {
-                let from = dice.below(data.len());
-                let part = data[from..(from + dice.below(30)).min(data.len())].to_vec();
+                let from = below(dice, data.len());
+                let part = data[from..(from + below(dice, 30)).min(data.len())].to_vec();
                 data.splice(at..at, part);
             }
         }
@@ -113,7 +107,7 @@ fn smoke(name: &str) {
     // One of the key, so that making it is not counted as memory of a run.
     target(&[]);
     seeds.iter().for_each(|seed| run(name, *target, seed));
-    let mut dice = Dice(1);
+    let mut dice = Dice::new(1);
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut runs = 0;
     while Instant::now() < end {

@@ -11,22 +11,24 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use parking_lot::RwLock;
 use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::descriptors::{Closer, Descriptors};
-use super::file::{Identity, StoredFile, io_error, sync_folder};
+use super::file::{StoredFile, io_error, sync_folder};
 use super::folder::{FILE_FLAGS, FILE_MODE, Folder, Root, make_folder, rename_new, unlink};
 use super::own::Own;
 use super::{Absent, Growing, Object, Space, Store, probe};
 use crate::error::{Error, Kind, Result};
 use crate::object::{Area, DeviceId, ObjectId};
 
+mod areas;
+
 /// Most objects that an area may hold: a folder that somebody filled with names must not eat all memory.
 const OBJECTS_MAX: usize = 4 << 20;
+
 /// What may be done to a library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
@@ -72,20 +74,6 @@ impl DirStore {
         Ok(store)
     }
 
-    /// All that are there.
-    fn open_areas(&self) -> Result<()> {
-        for area in Area::ALL {
-            self.area(area).map_err(|e| match area {
-                // A link to nothing, for one.
-                Area::Index if self.lacks_index() && self.has_contents() => {
-                    super::index_has_not_arrived(self.root.path.display())
-                }
-                _ => e,
-            })?;
-        }
-        Ok(())
-    }
-
     /// What a device left in `new/`. A folder that cannot be looked at holds nothing.
     fn left_by(&self, device: DeviceId) -> Option<(Arc<OwnedFd>, String)> {
         let open = |parent: &OwnedFd, folder: &str| {
@@ -95,31 +83,6 @@ impl DirStore {
         let new = open(&self.root.fd, "new")?;
         let own = open(&new.fd, &device.to_string())?;
         Some((Arc::new(own.fd), format!("new/{device}")))
-    }
-
-    fn lacks_index(&self) -> bool {
-        let index = rustix::fs::statat(&self.root.fd, Area::Index.name(), AtFlags::empty());
-        index.err() == Some(Errno::NOENT)
-    }
-
-    fn has_contents(&self) -> bool {
-        self.list(Area::Data).is_ok_and(|packs| !packs.is_empty())
-    }
-
-    /// Refuses to make an `index/` beside contents: it is under way, or has another name. Where this device has files
-    /// of its own in `new/`, these may be what is missing.
-    fn check_index(&self, device: DeviceId) -> Result<()> {
-        let own_files = || {
-            let (own, name) = self.left_by(device)?;
-            self.objects(own.as_fd(), &name).ok()
-        };
-        if self.lacks_index()
-            && self.has_contents()
-            && own_files().is_none_or(|files| files.is_empty())
-        {
-            return Err(super::index_has_not_arrived(self.root.path.display()));
-        }
-        Ok(())
     }
 
     /// Makes the folders and takes the lock.
@@ -152,64 +115,10 @@ impl DirStore {
         )
     }
 
-    /// An area's folder; none where it is not there.
-    pub(super) fn area(&self, area: Area) -> Result<Option<Arc<Folder>>> {
-        let slot = &self.areas[area as usize];
-        if let Some(folder) = &*slot.read() {
-            return Ok(Some(Arc::clone(folder)));
-        }
-        let opened = Folder::open(&self.root, &self.root.fd, area.name(), area.name())?;
-        let opened = opened.map(Arc::new);
-        slot.write().clone_from(&opened);
-        Ok(opened)
-    }
-
     /// This device's folder, where it may be written to.
     pub(super) fn own(&self) -> Result<&Own> {
         let own = self.own.as_ref().filter(|own| own.is_locked());
         own.ok_or_else(|| Error::new(Kind::ReadOnly, self.root.path.display()))
-    }
-
-    fn area_to_write(&self, area: Area) -> Result<Arc<Folder>> {
-        self.area(area)?
-            .ok_or_else(|| self.root.error(Errno::NOENT, area.name()))
-    }
-
-    /// Makes sure that an area's folder is what lies under its name; true where another one was put there, which is
-    /// used from now on. A look at it, where nothing has changed.
-    fn check_area(&self, area: Area) -> Result<bool> {
-        let Some(known) = self.areas[area as usize].read().clone() else {
-            // One that was gone may be back.
-            drop(self.area(area));
-            return Ok(false);
-        };
-        let name = area.name();
-        let there = rustix::fs::statat(&self.root.fd, name, AtFlags::SYMLINK_NOFOLLOW);
-        let trusts = self.root.trusts_identity.load(Ordering::Relaxed);
-        match there {
-            Ok(stat) if Identity::from(&stat) == known.identity => return Ok(false),
-            Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() && !trusts => {
-                return Ok(false);
-            }
-            // The index is known, and is written again; for packs, whoever took them away has to bring them back.
-            // A new one would hide that no slot is there, and be in the way of the old one.
-            Err(Errno::NOENT) if area == Area::Key => {
-                *self.areas[area as usize].write() = None;
-                return Ok(true);
-            }
-            Err(Errno::NOENT) if area == Area::Data => {
-                let what = "was removed or renamed while it is mounted";
-                let path = self.root.path.join(name);
-                return Err(Error::new(Kind::Displaced(what.into()), path.display()).hint(
-                    "put it back; what was written since then lies in new/, and the next mount takes it over",
-                ));
-            }
-            _ => {}
-        }
-        let fd = make_folder(&self.root, &self.root.fd, name, name)?;
-        let identity = Identity::of(&fd, name)?;
-        *self.areas[area as usize].write() = Some(Arc::new(Folder { fd, identity }));
-        Ok(true)
     }
 
     /// Regular files with an object's name in a folder, and their lengths.
@@ -405,7 +314,9 @@ impl Store for DirStore {
                 rename_new(folder.as_fd(), target.fd.as_fd(), &file, &file)
             })?,
             // Tried before, and only the syncs below failed: so this call may be repeated.
-            Err(e) if matches!(e.kind(), Kind::Missing) => drop(self.open(area, id)?),
+            Err(e) if matches!(e.kind(), Kind::Missing) => {
+                self.open(area, id)?;
+            }
             Err(e) => return Err(e),
         }
         sync_folder(&target.fd, area.name())?;
@@ -435,9 +346,10 @@ impl Store for DirStore {
             return Ok(file);
         }
         let name = format!("{}/{id}", own.name);
-        let flags = match own.is_locked() {
-            true => OFlags::RDWR,
-            false => OFlags::RDONLY,
+        let flags = if own.is_locked() {
+            OFlags::RDWR
+        } else {
+            OFlags::RDONLY
         };
         let folder = own.folder();
         let file = open_file(&self.root.descriptors, folder.as_fd(), id, flags, name)?;
@@ -475,8 +387,6 @@ impl Store for DirStore {
             total_bytes: s.f_blocks.saturating_mul(s.f_frsize),
             free_bytes: s.f_bfree.saturating_mul(s.f_frsize),
             available_bytes: s.f_bavail.saturating_mul(s.f_frsize),
-            files: s.f_files,
-            files_free: s.f_ffree,
         }
         .bounded())
     }

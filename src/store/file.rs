@@ -367,7 +367,8 @@ impl GrowingFile {
         if self.checked.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        self.check_contents().map(drop)
+        self.check_contents()?;
+        Ok(())
     }
 
     fn was_overwritten(&self) -> Error {

@@ -17,9 +17,10 @@ mod tests;
 
 use self::faults::Fate;
 pub use self::faults::Faults;
-use self::file::{MemoryFile, Random};
+use self::file::MemoryFile;
 use self::handle::Handle;
 use super::{Growing, Object, Space, Store};
+use crate::dice::Dice;
 use crate::error::{Error, Kind, Result};
 use crate::object::{Area, DeviceId, ObjectId};
 
@@ -207,7 +208,7 @@ impl MemoryStore {
         let state = self.state.lock();
         let mut after = state.deep_clone(MemoryFile::clone);
         if let Some((id, area)) = state.publishing
-            && Random::new(state.faults.seed ^ state.operations).coin()
+            && Dice::new(state.faults.seed ^ state.operations).below(2) == 0
         {
             // Cannot fail in a way that matters: it was found there when the cut came.
             let _ = after.publish(id, area);
@@ -220,18 +221,18 @@ impl MemoryStore {
     /// The library as it is found when the power is back. What was not durable is there, lost or torn, as `seed` has it.
     pub fn after_power_cut(&self, seed: u64) -> MemoryStore {
         let state = self.state.lock();
-        let mut random = Random::new(seed);
-        let mut after = state.deep_clone(|file| file.after_power_cut(&mut random));
+        let mut dice = Dice::new(seed);
+        let mut after = state.deep_clone(|file| file.after_power_cut(&mut dice));
         let unnamed = |id: &ObjectId| state.new.get(id).is_some_and(|file| !file.lock().is_named);
-        after.new.retain(|id, _| !unnamed(id) || random.coin());
+        after.new.retain(|id, _| !unnamed(id) || dice.below(2) == 0);
         if let Some((id, area)) = state.publishing
-            && random.coin()
+            && dice.below(2) == 0
         {
             // Its name in `new/` may be lost already; then there was nothing to publish.
             let _ = after.publish(id, area);
         }
         for (place, id, file) in std::mem::take(&mut after.removed) {
-            if random.coin() {
+            if dice.below(2) == 0 {
                 after.folder(place).entry(id).or_insert(file);
             }
         }
@@ -437,8 +438,6 @@ impl Store for MemoryStore {
             total_bytes,
             free_bytes: free,
             available_bytes: free,
-            files: 0,
-            files_free: 0,
         })
     }
 

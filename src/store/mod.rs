@@ -42,20 +42,15 @@ pub fn index_has_not_arrived(subject: impl fmt::Display) -> Error {
     )
 }
 
-/// Room in the store, in bytes, and what statfs(2) says of inodes. Where the store does not know, as much as can be said:
-/// what is not known is no limit.
+/// Disk space of the store, in bytes. A number that the store does not know is as large as possible: it is no limit.
 #[derive(Debug, Clone, Copy)]
 pub struct Space {
-    /// All there is.
+    /// The size of the disk.
     pub total_bytes: u64,
-    /// Not used.
+    /// Unused.
     pub free_bytes: u64,
-    /// Not used, and for ordinary users to have.
+    /// Unused, and available to ordinary users.
     pub available_bytes: u64,
-    /// Inodes in all; 0 where that means nothing.
-    pub files: u64,
-    /// Inodes free.
-    pub files_free: u64,
 }
 
 impl Space {

@@ -259,11 +259,12 @@ impl Own {
         growing
             .iter()
             .try_for_each(|file| file.check_unless_synced())?;
-        match growing.iter().any(is_lost) {
-            true => self.write_again(),
-            false if growing.is_empty() => self.root.check().map(drop),
-            false => Ok(()),
+        if growing.iter().any(is_lost) {
+            self.write_again()?;
+        } else if growing.is_empty() {
+            self.root.check()?;
         }
+        Ok(())
     }
 
     fn write_again(&self) -> Result<()> {

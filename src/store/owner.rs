@@ -242,9 +242,10 @@ impl Note {
         let pid = u64::from(std::process::id());
         Ok(Self {
             token: random_id()?,
-            machine: match machine.is_empty() {
-                true => ObjectId::default(),
-                false => hash("machine", &machine),
+            machine: if machine.is_empty() {
+                ObjectId::default()
+            } else {
+                hash("machine", &machine)
             },
             boot: hash("boot", &boot),
             pid,

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use super::file::Random;
+use crate::dice::Dice;
 
 /// What goes wrong, and when. Operations are numbered from 0: each create, write, sync, publish, put, remove, discard.
 #[derive(Debug, Clone, Copy, Default)]
@@ -49,7 +49,7 @@ impl Faults {
 
     /// What becomes of operation `n`.
     pub(super) fn fate(&self, n: u64) -> Fate {
-        let chance = Random::new(self.seed ^ n).next();
+        let chance = Dice::new(self.seed ^ n).next();
         if self.cut_after.is_some_and(|cut| n >= cut) {
             return Fate::Cut(chance);
         }

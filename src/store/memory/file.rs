@@ -1,26 +1,6 @@
 //! One file of the store in memory, and what a power cut leaves of it.
 
-/// Random numbers that are the same for the same seed (splitmix64).
-pub(super) struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Heads or tails.
-    pub fn coin(&mut self) -> bool {
-        self.next() & 1 == 0
-    }
-}
+use crate::dice::Dice;
 
 /// A write that no sync covers yet, with what undoes it.
 #[derive(Clone)]
@@ -81,7 +61,7 @@ impl MemoryFile {
     }
 
     /// What is on the disk when the power is back.
-    pub fn after_power_cut(&self, random: &mut Random) -> Self {
+    pub fn after_power_cut(&self, dice: &mut Dice) -> Self {
         let mut bytes = self.bytes.clone();
         let mut writes = Vec::new();
         // Backwards to what is durable; each write's own data show when all later ones are undone.
@@ -95,9 +75,9 @@ impl MemoryFile {
             bytes.truncate(write.file_len_before);
         }
         for (offset, data) in writes.into_iter().rev() {
-            let torn_at = random.next() as usize % (data.len() + 1);
+            let torn_at = dice.below(data.len() as u64 + 1) as usize;
             let end = offset + data.len();
-            match random.next() % 6 {
+            match dice.below(6) {
                 0 | 1 => place(&mut bytes, offset, &data),
                 2 => {}
                 // The length was written and the data were not: zeros.
