@@ -1,7 +1,8 @@
-//! The FUSE edge: requests of the kernel become [`Volume`] calls, errors become errnos.
+//! The FUSE adapter: requests of the kernel become [`Volume`] calls, and errors become errnos.
 //!
-//! The one file that knows fuser, and no logic in it. What the kernel is told here it may keep for a day: below
-//! a mount we are the only writer.
+//! Only this module and its submodules use fuser. `ops` has one method per request. `uncached`, `mapped` and `shown` decide
+//! what the kernel caches, and which attributes it sees; `watch` answers requests if the store hangs. The kernel may cache
+//! every answer for a day, because nothing else changes the volume. [`Volume::follow`] reports the exceptions.
 
 use std::any::Any;
 use std::io;
@@ -22,53 +23,53 @@ use crate::overdue;
 use crate::volume::{Attr, Changed, Handle, Ino, SetAttr, SetId, Volume};
 
 mod answers;
-mod asker;
 mod faults;
 mod mapped;
 mod ops;
+mod requester;
 mod shown;
 mod types;
 mod uncached;
 mod watch;
 mod xattrs;
 
-use asker::Asker;
 use faults::Faults;
 use mapped::{Mapped, seems_empty};
+use requester::Requester;
 pub use shown::ShownAs;
-use types::{Shown, TTL, file_attr};
+use types::{ShownAttr, TTL, file_attr};
 use uncached::Uncached;
-use watch::{Running, Watch, Watcher};
+use watch::{Watch, WatchThread, Watcher};
 
-/// The largest write in one request, in bytes: what the kernel's 256 pages per request allow.
+/// The largest write in one request, in bytes. The kernel allows 256 pages per request.
 pub const WRITE_LEN_MAX: u32 = 1 << 20;
 
-/// The largest read in one request, in bytes. Measured: streams gain some 7 % over 1 MiB; half of it is no
-/// better.
+/// The largest read in one request, in bytes. Measured: sequential reads are about 7 % faster than with 1 MiB; 128 KiB
+/// is no better.
 pub const READ_LEN_MAX: u32 = 256 << 10;
 
-/// An attribute of the root directory that says where [`crate::mount::unmount`] hears how the mount ended. In
-/// `system.`, which needs no permission to read and which programs that copy attributes leave alone.
+/// An extended attribute of the root directory: the address at which [`crate::mount::unmount`] learns how the mount ended.
+/// It is in the namespace `system.`, which anyone may read and which programs that copy attributes ignore.
 pub const SESSION_ATTRIBUTE: &str = "system.hushfs.session";
 
-/// Requests that the kernel may send ahead of need. Its default of 16 starves parallel read-ahead.
+/// How many background requests (read-ahead, for example) the kernel may send at a time. Its default of 16 starves
+/// parallel readers.
 const BACKGROUND_MAX: u16 = 64;
 
-/// Threads that take requests: a slow read must not stop all. The kernel wakes the one that has slept longest; with
-/// eight, not four, small files are created some 8 % faster on two CPUs, streams are as fast, and sixteen gain no more.
+/// Threads that answer requests, so that a slow read does not stop the others. Measured on two CPUs: with eight threads,
+/// small files are created about 8 % faster than with four and sequential I/O is as fast; sixteen gain no more.
 const THREADS: usize = 8;
 
-/// Wanted from the kernel where it offers them. Not wanted:
-/// - locks, so the kernel keeps them itself;
-/// - the write-back cache, with which the kernel would own sizes and times;
-/// - ATOMIC_O_TRUNC, under which `open(O_RDONLY | O_TRUNC)` of a program that runs cuts it, and only then fails with
-///   ETXTBSY. Without, the cut is a setattr of its own, after the checks.
+/// Features that are enabled if the kernel offers them. Not enabled are:
+/// - locks: the kernel then manages them itself;
+/// - the write-back cache: the kernel would then be the authority on sizes and times;
+/// - ATOMIC_O_TRUNC: `open(O_RDONLY | O_TRUNC)` of a running program would truncate it and only then fail with ETXTBSY.
+///   Without it, the kernel truncates with a separate setattr, after its checks.
 ///
-/// ALLOW_IDMAP has the kernel say who asks only where something is made: see [`asker`].
+/// With ALLOW_IDMAP, the kernel names the requesting user only in requests that create something: see [`requester`].
 ///
-/// HANDLE_KILLPRIV_V2 saves a getxattr before each write. Under it the kernel goes on honouring a set-user-id bit
-/// from its cache after a write has cleared it, so the cached attributes are called back before such a write is
-/// answered.
+/// HANDLE_KILLPRIV_V2 saves a getxattr before each write. But the kernel keeps honouring a cached set-user-id bit after a
+/// write has cleared it, so the cached attributes are invalidated before such a write is answered.
 const WANTED: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
     .union(InitFlags::FUSE_ASYNC_DIO)
@@ -80,25 +81,25 @@ const WANTED: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
     .union(InitFlags::FUSE_CACHE_SYMLINKS)
     .union(InitFlags::FUSE_ALLOW_IDMAP);
 
-/// What is done where the store does not answer.
+/// What to do if the store does not answer.
 pub struct Patience {
-    /// So long a request waits for it; then it is answered with EIO.
+    /// How long a request waits for the store before it is answered with EIO.
     pub timeout: Duration,
-    /// What the log calls the store.
+    /// The store's name in log messages.
     pub store: String,
 }
 
 /// A volume that answers the kernel.
 pub struct Session {
     session: BackgroundSession,
-    watching: Running,
-    /// Nothing is ever sent; hangs up when the last thread has let go of the volume.
+    watching: WatchThread,
+    /// Nothing is ever sent. The channel closes when the last thread has released the volume.
     gone: mpsc::Receiver<()>,
 }
 
 impl Session {
-    /// Answers the requests that come from `device`, an open `/dev/fuse` that is mounted already. `name` is the
-    /// value of [`SESSION_ATTRIBUTE`].
+    /// Starts to answer the requests from `device`, an open `/dev/fuse` that is already mounted. `name` is the value of
+    /// [`SESSION_ATTRIBUTE`].
     pub fn start(
         volume: Arc<dyn Volume>,
         device: OwnedFd,
@@ -129,19 +130,19 @@ impl Session {
         };
         let mut config = Config::default();
         config.n_threads = Some(THREADS);
-        // The kernel checks who may ask (allow_other). fuser's own check would also refuse what the kernel
-        // sends for a program that has changed its user id: the flush behind close(2), for one.
+        // The kernel checks access (allow_other). fuser's own check would also refuse requests that the kernel sends for
+        // a program that has changed its user id, such as the flush after close(2).
         let session = fuser::Session::from_fd(adapter, device, SessionACL::All, config)
             .and_then(|session| {
                 let _ = shared.kernel.set(session.notifier());
                 session.spawn()
             })
             .map_err(failed)?;
-        // Weak, as the volume keeps this until it is closed.
-        let told = Arc::downgrade(&shared);
+        // A weak reference, because the volume keeps the closure until it is closed.
+        let listener = Arc::downgrade(&shared);
         followed.follow(Box::new(move |changed| {
-            if let Some(shared) = told.upgrade() {
-                tell_kernel(&shared.kernel, changed);
+            if let Some(shared) = listener.upgrade() {
+                invalidate(&shared.kernel, changed);
             }
         }))?;
         drop(followed);
@@ -165,11 +166,11 @@ impl Session {
         })
     }
 
-    /// Waits for the end: until nothing is mounted and no thread can reach the volume. If a thread of fuser
-    /// fails, the others would go on without it: `abort` then has to break the connection.
+    /// Waits until the filesystem is unmounted and no thread can reach the volume any more. If a thread of fuser fails, the
+    /// others would continue without it: `abort` must then break the connection.
     pub fn join(self, abort: impl FnOnce()) -> Result<()> {
         let join = |session: BackgroundSession| match session.join() {
-            // How the end looks to a thread that was just taking a request: the kernel has cut the connection.
+            // A normal end, seen by a thread that was just taking a request: the kernel has closed the connection.
             Err(e) if e.raw_os_error() != Some(libc::ECONNABORTED) => Err(e),
             _ => Ok(()),
         };
@@ -185,7 +186,7 @@ impl Session {
     }
 }
 
-/// What a session of fuser answers with: all of them with the same.
+/// The filesystem of one fuser session. All sessions share one state.
 struct Adapter {
     shared: Arc<Shared>,
     _alive: mpsc::Sender<()>,
@@ -204,22 +205,22 @@ struct Shared {
     volume: Arc<dyn Volume>,
     name: Option<String>,
     shown_as: ShownAs,
-    /// Set by the first panic: whatever it left half done, nothing is written on top.
+    /// Set by the first panic, which may have left something half done: nothing is written on top of that.
     read_only: AtomicBool,
     /// Set by the first session.
     offers: OnceLock<Offers>,
     uncached: Uncached,
     mapped: Mapped,
     watch: Arc<Watch>,
-    /// For what the kernel has to be told; there before the first request is taken.
+    /// Sends invalidations to the kernel. Set before the first request is taken.
     kernel: OnceLock<Notifier>,
 }
 
-/// What the kernel offers.
+/// What the kernel offered when the first session started.
 #[derive(Default, Clone, Copy)]
 struct Offers {
     no_opendir: bool,
-    /// The kernel drops cached pages before direct writes: Linux since 6.6, which is when it began to offer
+    /// The kernel drops cached pages before direct writes. Linux does so since 6.6, the first version that offers
     /// DIRECT_IO_ALLOW_MMAP.
     may_uncache: bool,
 }
@@ -229,18 +230,19 @@ impl Shared {
         self.offers.get().copied().unwrap_or_default()
     }
 
-    /// Tells the kernel what is wanted of it, and notes what it offers. Only the first session does.
+    /// Enables features of the kernel, and records what it offers. Does nothing in any but the first session.
     fn negotiate(&self, config: &mut KernelConfig) -> io::Result<()> {
         if self.offers.get().is_some() {
             return Ok(());
         }
         let offered = config.capabilities();
-        // By access lists the kernel would check something else than what is shown.
-        let wanted = match self.shown_as.differs() {
-            true => WANTED - InitFlags::FUSE_POSIX_ACL,
-            false => WANTED,
+        // The kernel would check stored access lists instead of the permissions that are shown.
+        let wanted = if self.shown_as.differs() {
+            WANTED - InitFlags::FUSE_POSIX_ACL
+        } else {
+            WANTED
         };
-        // Nothing here is refused: flags are among those offered, numbers within fuser's bounds.
+        // None of this should fail: the flags were offered, and the numbers are within fuser's bounds.
         let set = config.add_capabilities(wanted & offered).is_ok()
             && config.set_max_write(WRITE_LEN_MAX).is_ok()
             && config.set_max_background(BACKGROUND_MAX).is_ok()
@@ -255,7 +257,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Runs one operation. A panic ends neither the thread nor the mount.
+    /// Runs one operation. If it panics, the thread and the mount go on, but nothing is written any more.
     fn call<T>(
         &self,
         op: &'static str,
@@ -263,17 +265,17 @@ impl Shared {
         run: impl FnOnce(&dyn Volume, Ino) -> Result<T>,
     ) -> Result<T, Errno> {
         match catch_unwind(AssertUnwindSafe(|| run(&*self.volume, Ino(ino.0)))) {
-            Ok(result) => result.map_err(|e| self.faults.errno(op, ino, &e)),
+            Ok(result) => result.map_err(|e| self.faults.report(op, ino, &e)),
             Err(panic) => {
                 self.read_only.store(true, Ordering::Relaxed);
                 let what = panic_text(&*panic);
-                log::error!("{op} of inode {ino} panicked; read-only from now on: {what}");
+                log::error!("{op} of inode {ino} panicked, continuing read-only: {what}");
                 Err(Errno::EIO)
             }
         }
     }
 
-    /// Runs one operation that changes something.
+    /// Runs one operation that changes something; EROFS after a panic.
     fn change<T>(
         &self,
         op: &'static str,
@@ -286,43 +288,44 @@ impl Shared {
         self.call(op, ino, run)
     }
 
-    /// Has the kernel ask for the attributes of a file again, also where a reply with them is on its way. Only those:
-    /// calling back pages from inside a request could wait for the request itself.
-    fn call_back_attrs(&self, ino: INodeNo) {
+    /// Invalidates the kernel's cached attributes of a file, including those in a reply that is on its way. Cached pages
+    /// are kept: to invalidate them from inside a request could wait for that very request.
+    fn invalidate_attrs(&self, ino: INodeNo) {
         const ATTRIBUTES_ONLY: i64 = -1;
         if let Some(kernel) = self.kernel.get()
             && let Err(e) = kernel.inval_inode(ino, ATTRIBUTES_ONLY, 0)
         {
-            log::debug!("inode {ino}: the kernel was not told that its attributes changed: {e}");
+            log::debug!("inode {ino}: cannot invalidate the kernel's attributes: {e}");
         }
     }
 
-    /// What the kernel is told of a file.
-    fn shown(&self, mut attr: Attr) -> Shown {
-        let ttl = match self.mapped.count_in(&mut attr) {
-            true => Duration::ZERO,
-            false => TTL,
-        };
+    /// The attributes of a file for the kernel.
+    fn shown(&self, mut attr: Attr) -> ShownAttr {
+        let mut ttl = TTL;
+        if self.mapped.may_hide_data(&attr) {
+            attr.blocks_512 = 1;
+            ttl = Duration::ZERO;
+        }
         self.shown_as.show(&mut attr);
-        Shown {
+        ShownAttr {
             attr: file_attr(&attr),
             generation: Generation(attr.generation.into()),
             ttl,
         }
     }
 
-    /// A file that was there was opened. What the kernel knows of it may be from before there could be maps.
-    fn note_opened(&self, ino: INodeNo, handle: FileHandle, flags: i32) {
+    /// Called after an existing file was opened. Attributes that the kernel cached earlier may become wrong once programs
+    /// can change the file through memory maps.
+    fn record_opened(&self, ino: INodeNo, handle: FileHandle, flags: i32) {
         let is_mappable = self.mapped.opened(ino, handle, flags);
-        // Nearly all files have blocks: their attributes stay where they are.
+        // Nearly all files have blocks, so that their attributes stay cached.
         let seems_empty = |v: &dyn Volume, ino| Ok(seems_empty(&v.getattr(ino)?));
         if is_mappable && self.call("open", ino, seems_empty) == Ok(true) {
-            self.call_back_attrs(ino);
+            self.invalidate_attrs(ino);
         }
     }
 
-    /// Before contents change: takes the privileges that a file must lose, and has the kernel ask for its attributes
-    /// again.
+    /// Called before contents change: removes the privileges that a file must lose, and invalidates its cached attributes.
     fn drop_privileges(
         &self,
         ino: INodeNo,
@@ -330,12 +333,12 @@ impl Shared {
     ) -> Result<(), Errno> {
         let dropped = self.change("write", ino, |v, ino| drop_privileges(v, ino, set_id))?;
         if dropped {
-            self.call_back_attrs(ino);
+            self.invalidate_attrs(ino);
         }
         Ok(())
     }
 
-    /// Changes contents, and takes the privileges that a file must lose by that.
+    /// Changes contents, after removing the privileges that a file must lose by that.
     fn change_contents<T>(
         &self,
         op: &'static str,
@@ -347,34 +350,35 @@ impl Shared {
         self.change(op, ino, run)
     }
 
-    /// Changes attributes, and takes the privileges that a file must lose by that.
+    /// Changes attributes, and removes the privileges that a file must lose by that.
     fn set_attr(&self, req: &Request, ino: INodeNo, change: &SetAttr) -> Result<Attr, Errno> {
         self.change("setattr", ino, |v, ino| {
-            // chown(-1, -1) comes as a change of nothing, without a check of who may do it. So does what precedes a
-            // write to a file with set-id bits, whoever writes; the write then takes them itself.
+            // chown(-1, -1) arrives as an empty change, which the kernel does not check for permission. Before a write to a
+            // file with set-id bits, the kernel also sends an empty change, for any writer; the write then removes the bits
+            // itself.
             let is_nothing = *change == SetAttr::default();
             if is_nothing {
-                let (attr, asker) = (v.getattr(ino)?, Asker::of(req));
+                let (attr, requester) = (v.getattr(ino)?, Requester::of(req));
                 let owner = self.shown_as.uid.unwrap_or(attr.uid);
-                if asker.is_ordinary() && owner != asker.uid {
+                if requester.is_ordinary() && owner != requester.uid {
                     return Ok(attr);
                 }
             }
             let Some(change) = self.to_store(v, ino, change)? else {
                 return v.getattr(ino);
             };
-            // The attributes that are answered have the new mode, so the kernel need not be told.
+            // The answer contains the new mode, so no invalidation is needed.
             if change.plain_size.is_some() {
-                drop_privileges(v, ino, |attr| Asker::of(req).set_id_on_write(attr))?;
+                drop_privileges(v, ino, |attr| Requester::of(req).set_id_on_write(attr))?;
             } else if is_nothing || change.uid.or(change.gid).is_some() {
-                drop_privileges(v, ino, |attr| Asker::of(req).set_id_on_chown(attr))?;
+                drop_privileges(v, ino, |attr| Requester::of(req).set_id_on_chown(attr))?;
             }
             v.setattr(ino, &change)
         })
     }
 
-    /// Has all of a file made durable. `answer` is called when the volume says so, from whichever thread that is; with
-    /// one that is dropped unused, the reply is dropped, and fuser then sends EIO.
+    /// Makes a file durable. `answer` is called, on any thread, when the volume is done. If it is dropped unused, so is the
+    /// reply, and fuser then sends EIO.
     fn sync(
         &self,
         op: &'static str,
@@ -384,16 +388,17 @@ impl Shared {
     ) {
         let faults = self.faults.clone();
         let _ = self.call(op, ino, |volume, node| {
-            let told =
-                move |result: Result<()>| answer(result.map_err(|e| faults.errno(op, ino, &e)));
-            volume.fsync(node, Handle(fh.0), Box::new(told));
+            let done =
+                move |result: Result<()>| answer(result.map_err(|e| faults.report(op, ino, &e)));
+            volume.fsync(node, Handle(fh.0), Box::new(done));
             Ok(())
         });
         overdue::leave();
     }
 }
 
-/// Takes the privileges that a file must lose. Nearly always it has none, and who asks does not matter.
+/// Removes the privileges that a file must lose, and returns whether there were any. Nearly always there are none; who
+/// asks is looked up only if there are.
 fn drop_privileges(
     volume: &dyn Volume,
     ino: Ino,
@@ -405,18 +410,19 @@ fn drop_privileges(
     volume.drop_privileges(ino, set_id(&volume.getattr(ino)?))
 }
 
-/// Has the kernel forget what changed elsewhere. Waits for requests that are being answered.
-fn tell_kernel(kernel: &OnceLock<Notifier>, changed: &Changed) {
+/// Invalidates what the kernel has cached of something that another device changed. Waits for requests that are being
+/// answered.
+fn invalidate(kernel: &OnceLock<Notifier>, changed: &Changed) {
     let Some(kernel) = kernel.get() else { return };
-    let told = match changed {
+    let sent = match changed {
         Changed::Inode(ino) => kernel.inval_inode(INodeNo(ino.0), 0, 0),
         Changed::Name(parent, name) => kernel.inval_entry(INodeNo(parent.0), name),
     };
-    // What it does not know, it need not forget.
-    if let Err(e) = told
+    // The kernel reports NotFound for what it has not cached.
+    if let Err(e) = sent
         && e.kind() != io::ErrorKind::NotFound
     {
-        log::debug!("the kernel was not told of a change: {e}");
+        log::debug!("cannot invalidate what the kernel has cached: {e}");
     }
 }
 

@@ -1,7 +1,7 @@
-//! Where the log goes, and names in it.
+//! Where the log goes, and which names appear in it.
 //!
-//! Names are plaintext: they go where the user who mounts sends the log, a terminal or a file, and not to the system's
-//! log, which lies on a disk and which others may read. There, names are at level debug only.
+//! File names are plaintext. They are logged to a terminal or to a file that the user has chosen. The system's log is
+//! stored on a disk, and others may read it: there, names appear at level debug only.
 
 use std::fmt::Display;
 use std::fs::File;
@@ -19,10 +19,10 @@ use crate::volume::Ino;
 /// The file that the log is appended to.
 static FILE: OnceLock<File> = OnceLock::new();
 
-/// The log goes to the file, and nowhere else: a mount answers, and nobody waits for it at a terminal.
+/// The log goes only to the file: the mount has started, and no user waits for its messages at a terminal.
 static ONLY_TO_FILE: AtomicBool = AtomicBool::new(false);
 
-/// Has the log appended to a file, which is created for its owner alone.
+/// Makes the log go to a file, which is appended to. If it is created, only its owner may read it.
 pub(crate) fn to_file(path: &Path) -> io::Result<()> {
     let mut options = File::options();
     let file = options.append(true).create(true).mode(0o600).open(path)?;
@@ -30,20 +30,21 @@ pub(crate) fn to_file(path: &Path) -> io::Result<()> {
         .map_err(|_| io::Error::from(io::ErrorKind::AlreadyExists))
 }
 
-/// The file that the log goes to, if there is one.
+/// The log's file, if there is one.
 pub(crate) fn file() -> Option<&'static File> {
     FILE.get()
 }
 
-/// From now on the log goes to its file only, if there is one.
+/// From now on, the log goes only to its file, if there is one.
 pub(crate) fn only_to_file() {
     ONLY_TO_FILE.store(true, Ordering::Relaxed);
 }
 
-/// Writes a line of the log: to the file, with the time, and to standard error, which is `out`, where that is to have it.
+/// Writes a line of the log: to the file, with the time, and to standard error (`out`), unless the log goes only to the
+/// file.
 pub(crate) fn write(out: &mut Formatter, line: impl Display) -> io::Result<()> {
     if let Some(mut file) = file() {
-        // At once, so that no line of another thread comes between.
+        // In one write, so that lines of other threads cannot come in between.
         let line = format!("{} {line}\n", out.timestamp_seconds());
         file.write_all(line.as_bytes())?;
         if ONLY_TO_FILE.load(Ordering::Relaxed) {
@@ -53,8 +54,8 @@ pub(crate) fn write(out: &mut Formatter, line: impl Display) -> io::Result<()> {
     writeln!(out, "{line}")
 }
 
-/// Puts the error that ends the program into the log's file. Whether standard error is something else, and is to be told
-/// by the caller.
+/// Writes the error that ends the program to the log's file. Returns whether the caller must also print it, because
+/// standard error is not that file.
 pub(crate) fn ends_with(error: impl Display) -> bool {
     let Some(file) = file() else { return true };
     only_to_file();
@@ -66,7 +67,8 @@ pub(crate) fn ends_with(error: impl Display) -> bool {
     !rustix::fs::fstat(io::stderr()).is_ok_and(is_file)
 }
 
-/// What a message calls a file: by its path from the root, or where that must not or cannot be said, by its number.
+/// The name of a file in messages: its path from the root, or its inode number if the path is unknown or must not be
+/// logged.
 pub(crate) fn file_name(ino: Ino, path: Option<Vec<u8>>) -> String {
     named(ino, path.filter(|_| may_name()))
 }
@@ -78,16 +80,20 @@ fn named(ino: Ino, path: Option<Vec<u8>>) -> String {
     }
 }
 
-/// Without what would move a terminal's cursor, or look like another line of a log.
+/// Replaces control characters, which could move a terminal's cursor or start another line of the log.
 pub(crate) fn printable(text: &str) -> String {
-    let shown = |c: char| match c.is_control() {
-        true => char::REPLACEMENT_CHARACTER,
-        false => c,
+    let shown = |c: char| {
+        if c.is_control() {
+            char::REPLACEMENT_CHARACTER
+        } else {
+            c
+        }
     };
     text.chars().map(shown).collect()
 }
 
-/// Whether names may be logged. A file for the log is the user's. The system's log is reached by a socket: that of syslog, or a service's of journald.
+/// Whether names may be logged. The log's file is the user's. The system's log is reached through a socket: that of syslog,
+/// or one of journald for a service.
 fn may_name() -> bool {
     let to_system = rustix::fs::fstat(std::io::stderr())
         .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket);

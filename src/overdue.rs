@@ -1,17 +1,18 @@
 //! Requests that are answered before their work is done, because the store does not answer.
 //!
-//! A store may hang: a network filesystem whose server is gone answers neither yes nor no, for hours. Who waits for it in
-//! the kernel cannot be called back. So another thread answers the request, with EIO, and this module keeps what was
-//! answered and what is done in step:
+//! A store may hang: if the server of a network filesystem is gone, a system call can wait in the kernel for hours, and
+//! cannot be interrupted. Therefore another thread answers the request with EIO. This module ensures that answers and
+//! effects agree:
 //!
-//! - What was answered with EIO is not done. An operation takes effect, in memory, under the lock that the answer is given
-//!   under ([`unless_answered`]); if the answer was first, the operation fails. A frame that was written by then is taken
-//!   back as one whose write failed is.
-//! - Locks that are held while the store is waited for are waited for with [`lock`], which gives up when the request was
-//!   answered. So behind one operation that hangs there is no queue of others that are done hours later.
-//! - Only so many threads wait at once; what would be one more fails. So some are left for what needs no store.
+//! - An operation that was answered with EIO is not done. Operations take effect, in memory, under the same lock under which
+//!   the answer is sent ([`unless_answered`]). If the answer came first, the operation fails. A frame that it had already
+//!   written is undone in the same way as one whose write failed.
+//! - A lock that may be held by a thread that waits for the store is taken with [`lock`], which gives up when the request
+//!   was answered. Otherwise operations would queue up after one that hangs, and take effect hours later.
+//! - At most [`WAITING_MAX`] threads wait at a time; one more fails. This leaves threads for requests that do not need the
+//!   store.
 //!
-//! A thread without a request (the committer's, a test's) waits for as long as it takes.
+//! A thread without a request (the committer's, or that of a test) waits without a limit.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -22,45 +23,45 @@ use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 use crate::error::{Kind, Result};
 
-/// So many threads of requests may wait for the store, or for who does, at once.
+/// How many threads with requests may wait at a time for the store, or for a thread that waits for it.
 pub const WAITING_MAX: usize = 224;
 
-/// Who waits for a lock looks so often whether the request was answered.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often a thread that waits for a lock checks whether its request was answered.
+const TICK: Duration = Duration::from_millis(100);
 
-/// How far a request is.
+/// The progress of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// Nothing has taken effect.
     Begun,
-    /// Something has; what is left seldom waits for anything.
+    /// The operation has taken effect; the rest seldom waits for anything.
     Done,
-    /// It was answered from outside.
+    /// The watching thread has answered it.
     Answered,
 }
 
-/// A request in work, or the place of a thread for one.
+/// The request that a thread works on, if any. Each thread has one slot.
 pub struct Slot(Mutex<State>);
 
 struct State {
-    /// The kernel's number of the request; 0 where there is none.
+    /// The kernel's number of the request; 0 if there is none.
     unique: u64,
     stage: Stage,
-    /// Somebody waits for an answer.
+    /// The kernel expects an answer.
     has_reply: bool,
-    /// A thread is at work on it.
+    /// The thread still works on the request, or may begin another one in this slot.
     on_thread: bool,
-    /// When it was first looked at from outside.
+    /// When the watching thread first saw the request.
     seen: Option<Instant>,
 }
 
-/// What who watches sees of a slot.
+/// What the watching thread sees in a slot.
 pub struct Look {
-    /// How long the request has been known.
+    /// The time since the watching thread first saw the request.
     pub age: Duration,
-    /// It keeps a thread.
+    /// A thread is busy with it.
     pub on_thread: bool,
-    /// It was answered, and goes on.
+    /// It was answered, but its work has not ended.
     pub is_answered: bool,
 }
 
@@ -70,17 +71,17 @@ thread_local! {
 
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
-/// A write has waited for the store for so long that its request was given up.
+/// A write has waited for the store for longer than any request may.
 static WRITE_HANGS: AtomicBool = AtomicBool::new(false);
 
-/// Says whether a write has waited for the store longer than any request may. Locks are held meanwhile, so others that
-/// want them fail at once: the kernel locks a folder while a name is made in it, and listing it would wait for all of
-/// them, one after the other.
+/// Sets whether a write has waited for the store for longer than any request may. While it does, it holds locks, and
+/// [`lock`] fails immediately. Otherwise each creation in a folder would wait for its own timeout while the kernel holds
+/// the folder's lock, and listing the folder would wait for all of them in turn.
 pub fn set_write_hangs(hangs: bool) {
     WRITE_HANGS.store(hangs, Ordering::Relaxed);
 }
 
-/// This thread begins to work on a request. Answers its slot, and whether that is a new one.
+/// Begins a request on this thread. Returns the thread's slot, and whether the slot is new.
 pub fn begin(unique: u64, has_reply: bool) -> (Arc<Slot>, bool) {
     let state = State {
         unique,
@@ -102,7 +103,7 @@ pub fn begin(unique: u64, has_reply: bool) -> (Arc<Slot>, bool) {
     })
 }
 
-/// This thread has done its part of a request that is answered later, from another one.
+/// Called when this thread has done its part of a request that another thread answers later.
 pub fn leave() {
     if let Some(slot) = CURRENT.take() {
         slot.0.lock().on_thread = false;
@@ -110,26 +111,26 @@ pub fn leave() {
 }
 
 impl Slot {
-    /// Ends the request; whether it is still to be answered.
+    /// Ends the request. Returns whether it must still be answered.
     pub fn end(&self) -> bool {
         let mut state = self.0.lock();
         state.unique = 0;
         state.stage != Stage::Answered
     }
 
-    /// There is no request.
+    /// Whether there is no request.
     pub fn is_idle(&self) -> bool {
         self.0.lock().unique == 0
     }
 
-    /// Nobody works on a request here, and no thread will begin one.
+    /// Whether there is no request, and never will be: the thread has left the slot.
     pub fn is_left(&self) -> bool {
         let state = self.0.lock();
         state.unique == 0 && !state.on_thread
     }
 
-    /// Looks at it; `answer` gives the answer to the request with this number, if it is older than `limit`. What has
-    /// taken effect has twice the time: it nearly always has its answer on the way.
+    /// Checks the request, and calls `answer` with its number to have it answered if it is older than `limit`. A request
+    /// that has taken effect gets twice the time, because its own answer is nearly always on the way.
     pub fn look(
         &self,
         now: Instant,
@@ -165,13 +166,13 @@ fn with_state<R>(look: impl FnOnce(&mut State) -> R) -> Option<R> {
     })
 }
 
-/// Whether the request that this thread works on was answered already.
+/// Whether the request that this thread works on was already answered.
 pub fn is_answered() -> bool {
     with_state(|state| state.stage == Stage::Answered) == Some(true)
 }
 
-/// Lets an operation take effect, unless the request was answered already. `apply` waits for nothing: meanwhile it cannot
-/// be answered.
+/// Lets an operation take effect with `apply`, unless its request was already answered ([`Kind::TimedOut`]). `apply` must
+/// not wait for anything: the request cannot be answered while it runs.
 pub fn unless_answered<R>(apply: impl FnOnce() -> R) -> Result<R> {
     CURRENT.with_borrow(|slot| {
         let mut state = slot.as_ref().map(|slot| slot.0.lock());
@@ -185,7 +186,7 @@ pub fn unless_answered<R>(apply: impl FnOnce() -> R) -> Result<R> {
     })
 }
 
-/// What has taken effect was a step only: the request may have to wait once more.
+/// Called after one of several steps has taken effect: the request may have to wait again, and may be answered.
 pub fn go_on() {
     with_state(|state| {
         if state.stage == Stage::Done {
@@ -194,7 +195,7 @@ pub fn go_on() {
     });
 }
 
-/// A thread that waits for the store.
+/// Counts a thread that waits for the store, until it is dropped.
 pub struct Waiting(bool);
 
 impl Drop for Waiting {
@@ -205,7 +206,7 @@ impl Drop for Waiting {
     }
 }
 
-/// This thread is about to wait for the store; an error where too many do, or where nobody waits for it any more.
+/// Called before this thread waits for the store. Fails if too many threads do, or if its request was already answered.
 pub fn wait() -> Result<Waiting> {
     match with_state(|state| state.stage == Stage::Answered) {
         None => return Ok(Waiting(false)),
@@ -214,25 +215,26 @@ pub fn wait() -> Result<Waiting> {
     }
     let waiting = WAITING.fetch_add(1, Ordering::Relaxed);
     let counted = Waiting(true);
-    match waiting < WAITING_MAX {
-        true => Ok(counted),
-        false => Err(Kind::TimedOut.into()),
+    if waiting < WAITING_MAX {
+        Ok(counted)
+    } else {
+        Err(Kind::TimedOut.into())
     }
 }
 
-/// Locks what may be held by who waits for the store; an error where the request was answered meanwhile.
+/// Takes a lock that may be held by a thread that waits for the store. Fails if the request is answered before.
 pub fn lock<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>> {
     match mutex.try_lock() {
         Some(guard) => Ok(guard),
-        None => keep_trying(|| mutex.try_lock_for(LOOK), || mutex.lock()),
+        None => keep_trying(|| mutex.try_lock_for(TICK), || mutex.lock()),
     }
 }
 
-/// The same for a lock that is shared.
+/// The same for a shared lock.
 pub fn read<T>(lock: &RwLock<T>) -> Result<RwLockReadGuard<'_, T>> {
     match lock.try_read() {
         Some(guard) => Ok(guard),
-        None => keep_trying(|| lock.try_read_for(LOOK), || lock.read()),
+        None => keep_trying(|| lock.try_read_for(TICK), || lock.read()),
     }
 }
 
@@ -258,7 +260,7 @@ mod tests {
     const LIMIT: Option<Duration> = Some(Duration::from_secs(30));
 
     #[test]
-    fn what_was_answered_is_not_done_and_what_was_done_is_not_answered() {
+    fn an_answered_request_has_no_effect_and_one_with_effect_is_not_answered() {
         let (slot, _) = begin(7, true);
         let now = Instant::now();
         assert!(
@@ -293,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_a_lock_gives_up_when_the_request_is_answered() {
+    fn waiting_for_a_lock_ends_when_the_request_is_answered() {
         let mutex = Mutex::new(());
         let held = mutex.lock();
         std::thread::scope(|scope| {
@@ -302,20 +304,19 @@ mod tests {
             let waits = scope.spawn(move || {
                 let (slot, _) = begin(9, true);
                 tell.send(slot).unwrap();
-                lock(mutex).map(drop)
+                lock(mutex).is_err_and(|e| matches!(e.kind(), Kind::TimedOut))
             });
             let slot = told.recv().unwrap();
             let now = Instant::now();
             slot.look(now, LIMIT, |_| ());
             slot.look(now + Duration::from_secs(31), LIMIT, |_| ());
-            let error = waits.join().unwrap().unwrap_err();
-            assert!(matches!(error.kind(), Kind::TimedOut));
+            assert!(waits.join().unwrap());
         });
         drop(held);
         // Without a request there is no hurry.
         std::thread::spawn(|| assert!(!is_answered()))
             .join()
             .unwrap();
-        lock(&mutex).map(drop).unwrap();
+        drop(lock(&mutex).unwrap());
     }
 }

@@ -1,4 +1,4 @@
-//! What is wrong with the store, as the log is told of it.
+//! Logging of faults of the store.
 
 use std::num::NonZeroUsize;
 use std::sync::Weak;
@@ -11,14 +11,14 @@ use crate::error::{Error, Kind};
 use crate::logged;
 use crate::volume::{Ino, Volume};
 
-/// So many failed reads are remembered.
+/// How many failed reads are remembered, so as not to log them again.
 const READS_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not 0");
 
-/// Tells the log of faults.
+/// Converts errors to errnos, and logs those that are faults of the store.
 pub(super) struct Faults {
-    /// Not held: who answers late must not keep the volume.
+    /// Weak, because a late answer must not keep the volume open.
     volume: Weak<dyn Volume>,
-    /// The reads that failed, by file and by what was wrong with: a program, or the kernel, reads again and again.
+    /// Failed reads by inode and subject of the error: programs and the kernel repeat a read that fails.
     reads: Mutex<LruCache<(u64, Box<str>), ()>>,
 }
 
@@ -30,18 +30,19 @@ impl Faults {
         }
     }
 
-    /// What a program is told of an error. What is wrong with the store, rather than with the question, is logged, here
-    /// and nowhere else; of reads once for each file and object.
-    pub fn errno(&self, op: &str, ino: INodeNo, error: &Error) -> Errno {
-        // That the store does not answer is said once for all that need it.
-        let is_told = matches!(error.kind(), Kind::TimedOut);
-        if error.is_fault() && !is_told && (op != "read" || self.is_first_read(ino, error)) {
+    /// Returns the errno of an error. A fault of the store, rather than of the request, is logged; this is the only place
+    /// that does so. Failed reads are logged once for each file and object.
+    pub fn report(&self, op: &str, ino: INodeNo, error: &Error) -> Errno {
+        // A store that does not answer is logged once, by `watch`, and not for each request.
+        let is_logged = matches!(error.kind(), Kind::TimedOut);
+        if error.is_fault() && !is_logged && (op != "read" || self.record_read(ino, error)) {
             log::warn!("{op} of {}: {error}", self.name(ino));
         }
         Errno::from_i32(error.errno())
     }
 
-    fn is_first_read(&self, ino: INodeNo, error: &Error) -> bool {
+    /// Records a failed read, and returns whether it is new.
+    fn record_read(&self, ino: INodeNo, error: &Error) -> bool {
         let key = (ino.0, error.subject().unwrap_or_default().into());
         self.reads.lock().put(key, ()).is_none()
     }

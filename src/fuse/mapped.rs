@@ -1,13 +1,15 @@
-//! Which files programs may change through memory maps. Such changes stay in the kernel until it writes them back, and
-//! until then we would answer "a hole" where there is data, or "no blocks" of a file that has some: cp and tar would
-//! copy zeros.
+//! Files that programs may change through memory maps.
 //!
-//! The kernel cannot be made to write back from here: it would wait for an answer of this process, and could not be
-//! killed while it does.
+//! Such changes stay in the kernel until it writes them back. Until then the volume would report a hole where there is data,
+//! or no blocks for a file that has some, and cp and tar would copy zeros. Therefore files with a handle for reading and
+//! writing are reported to have at least one block and, through any other handle, no holes.
 //!
-//! A limit: nor does it tell of maps, or of stores to them, before it writes back. So who asks through the handle that
-//! the map was made with (dup(2), fork(2) and SCM_RIGHTS share it) is told of holes as if there were no map: programs
-//! that write here and there, and then look for their holes, have just one handle, too.
+//! The write-back cannot be forced from here: the kernel would wait for an answer of this process, and could not be killed
+//! while it waits.
+//!
+//! Limitation: the kernel does not report mappings or stores to them either. If a file has just one handle, which dup(2),
+//! fork(2) and SCM_RIGHTS share, holes are reported through it as if there were no map. Programs that write a sparse file
+//! and then look for its holes need that.
 
 use std::collections::HashMap;
 
@@ -16,22 +18,22 @@ use parking_lot::Mutex;
 
 use crate::volume::Attr;
 
-/// Handles for reading and writing, which shared maps need, of each file that has any.
+/// For each file, its open handles for reading and writing. A shared map needs one.
 #[derive(Default)]
 pub(super) struct Mapped(Mutex<HashMap<INodeNo, Vec<FileHandle>>>);
 
-/// Whether a map can be written through a handle with these flags.
+/// Whether a file can be changed through a map of a handle with these flags.
 fn is_mappable(flags: i32) -> bool {
     flags & libc::O_ACCMODE == libc::O_RDWR
 }
 
-/// Whether a file is zeros to tar, which then asks for no data in it. (Where it has a block, all programs ask.)
+/// Whether tar takes a file for all zeros, and does not read it. If a file has a block, all programs read it.
 pub(super) fn seems_empty(attr: &Attr) -> bool {
     attr.blocks_512 == 0 && attr.plain_size > 0
 }
 
 impl Mapped {
-    /// A file was opened. Whether it may be changed through maps now.
+    /// Called when a file was opened. Returns whether it can be changed through a map of this handle.
     pub(super) fn opened(&self, ino: INodeNo, handle: FileHandle, flags: i32) -> bool {
         if is_mappable(flags) {
             self.0.lock().entry(ino).or_default().push(handle);
@@ -39,7 +41,7 @@ impl Mapped {
         is_mappable(flags)
     }
 
-    /// A handle was released, and with it all maps that were made through it.
+    /// Called when a handle was released, and with it all maps that were made through it.
     pub(super) fn released(&self, ino: INodeNo, handle: FileHandle, flags: i32) {
         if !is_mappable(flags) {
             return;
@@ -53,22 +55,17 @@ impl Mapped {
         }
     }
 
-    /// Whether somebody may have changed the file through a map and another handle than `handle`, through which is
-    /// asked.
-    pub(super) fn by_others(&self, ino: INodeNo, handle: FileHandle) -> bool {
+    /// Whether the file may have been changed through a map of a handle other than `handle`.
+    pub(super) fn is_mapped_by_others(&self, ino: INodeNo, handle: FileHandle) -> bool {
         let files = self.0.lock();
         files
             .get(&ino)
             .is_some_and(|handles| handles.iter().any(|h| *h != handle))
     }
 
-    /// Makes a file that seems empty have a block, where it may have been changed through a map. Whether it did: that
-    /// holds only as long as there are handles, and the kernel must not keep it.
-    pub(super) fn count_in(&self, attr: &mut Attr) -> bool {
-        let counts = seems_empty(attr) && self.0.lock().contains_key(&INodeNo(attr.ino.0));
-        if counts {
-            attr.blocks_512 = 1;
-        }
-        counts
+    /// Whether a file seems empty, but may have been changed through a map. It must then be reported with a block, and
+    /// the kernel must not cache that: it holds only while there are such handles.
+    pub(super) fn may_hide_data(&self, attr: &Attr) -> bool {
+        seems_empty(attr) && self.0.lock().contains_key(&INodeNo(attr.ino.0))
     }
 }

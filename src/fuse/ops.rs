@@ -1,6 +1,5 @@
-//! The operations, one method a request.
+//! The operations: one method per request of the kernel.
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -16,18 +15,11 @@ use fuser::{
 };
 
 use super::Adapter;
-use super::asker::Asker;
+use super::answers::answer_read;
+use super::requester::Requester;
 use super::types::*;
 use crate::error::Kind;
 use crate::volume::{Attr, Handle, Ino, SetAttr, SetId, Volume};
-
-/// Bytes of a page.
-const PAGE_LEN: usize = 4096;
-
-thread_local! {
-    /// Where reads are decrypted to, at most [`READ_LEN_MAX`](super::READ_LEN_MAX) bytes a thread: not allocated anew per request.
-    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -35,7 +27,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         let found = self.call("lookup", parent, |v, parent| match v.lookup(parent, name) {
             Ok(attr) => Ok(Some(attr)),
             Err(e) if matches!(e.kind(), Kind::NotFound) => Ok(None),
@@ -45,7 +37,7 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, req: &Request, ino: INodeNo, count: u64) {
-        let _held = self.watch.hold_unanswered(req);
+        let _tracked = self.watch.track_unanswered(req);
         self.uncached.forgotten(ino);
         let _ = self.call("forget", ino, |v, ino| {
             v.forget(ino, count);
@@ -54,7 +46,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         reply.answer(self.call("getattr", ino, |v, ino| Ok(self.shown(v.getattr(ino)?))));
     }
 
@@ -76,7 +68,7 @@ impl Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         let change = SetAttr {
             perm: mode.map(perm),
             uid,
@@ -90,7 +82,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         reply.answer(self.call("readlink", ino, |v, ino| v.readlink(ino)));
     }
 
@@ -104,17 +96,10 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         let made = self.change("mknod", parent, |v, parent| {
-            let kind = file_kind(mode)?;
-            v.mknod(
-                parent,
-                name,
-                kind,
-                self.perm_of_new(mode),
-                rdev,
-                self.caller(req, umask),
-            )
+            let (kind, perm) = (file_kind(mode)?, self.perm_of_new(mode));
+            v.mknod(parent, name, kind, perm, rdev, self.caller(req, umask))
         });
         self.entry(reply, (parent, name), made);
     }
@@ -128,26 +113,22 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         let made = self.change("mkdir", parent, |v, parent| {
-            v.mkdir(
-                parent,
-                name,
-                self.perm_of_new(mode),
-                self.caller(req, umask),
-            )
+            let (perm, caller) = (self.perm_of_new(mode), self.caller(req, umask));
+            v.mkdir(parent, name, perm, caller)
         });
         self.entry(reply, (parent, name), made);
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         let removed = self.change("unlink", parent, |v, parent| v.unlink(parent, name));
         self.changed(reply, &[(parent, name)], removed);
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         let removed = self.change("rmdir", parent, |v, parent| v.rmdir(parent, name));
         self.changed(reply, &[(parent, name)], removed);
     }
@@ -160,14 +141,10 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         let made = self.change("symlink", parent, |v, parent| {
-            v.symlink(
-                parent,
-                name,
-                target.as_os_str().as_bytes(),
-                self.caller(req, 0),
-            )
+            let target = target.as_os_str().as_bytes();
+            v.symlink(parent, name, target, self.caller(req, 0))
         });
         self.entry(reply, (parent, name), made);
     }
@@ -182,27 +159,22 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         let moved = self.change("rename", parent, |v, parent| {
-            v.rename(
-                parent,
-                name,
-                Ino(new_parent.0),
-                new_name,
-                rename_mode(flags, self.caller(req, 0))?,
-            )
+            let mode = rename_mode(flags, self.caller(req, 0))?;
+            v.rename(parent, name, Ino(new_parent.0), new_name, mode)
         });
         self.changed(reply, &[(parent, name), (new_parent, new_name)], moved);
     }
 
     fn link(&self, req: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         let linked = self.change("link", ino, |v, ino| v.link(ino, Ino(parent.0), name));
         self.entry(reply, (parent, name), linked);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         let open = |v: &dyn Volume, ino| v.open(ino, flags.0);
         let changes = flags.0 & (libc::O_ACCMODE | libc::O_TRUNC) != libc::O_RDONLY;
         let opened = if changes {
@@ -223,15 +195,10 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         let made = self.change("create", parent, |v, parent| {
-            v.create(
-                parent,
-                name,
-                self.perm_of_new(mode),
-                flags,
-                self.caller(req, umask),
-            )
+            let (perm, caller) = (self.perm_of_new(mode), self.caller(req, umask));
+            v.create(parent, name, perm, flags, caller)
         });
         self.created(reply, (parent, name), flags, made);
     }
@@ -247,24 +214,11 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let reply = self.watch.hold(req, reply);
-        READ_BUFFER.with_borrow_mut(|buffer| {
-            // The mount option max_read bounds this. Answering less would read as zeros before the end of a file.
-            let size = size as usize;
-            if buffer.len() < size + PAGE_LEN {
-                buffer.resize(size + PAGE_LEN, 0);
-            }
-            // The kernel copies it into pages, which takes twice as long from between two.
-            let start = buffer.as_ptr().align_offset(PAGE_LEN);
-            let out = &mut buffer[start..][..size];
-            let read = self.call("read", ino, |v, ino| {
+        let reply = self.watch.track(req, reply);
+        answer_read(reply, size as usize, |out| {
+            self.call("read", ino, |v, ino| {
                 v.read(ino, Handle(fh.0), plain_offset, out)
-            });
-            match (read, reply.claim()) {
-                (_, None) => {}
-                (Ok(count), Some(reply)) => reply.data(&out[..count.min(size)]),
-                (Err(e), Some(reply)) => reply.error(e),
-            }
+            })
         });
     }
 
@@ -280,30 +234,35 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         let data_len = data.len() as u32;
-        let set_id = |attr: &Attr| match flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
-            true => Asker::of(req).set_id_unless_in_group(attr),
-            false => SetId::Keep,
+        let set_id = |attr: &Attr| {
+            if flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
+                Requester::of(req).set_id_unless_in_group(attr)
+            } else {
+                SetId::Keep
+            }
         };
         let written = self.change_contents("write", ino, set_id, |v, ino| {
-            match flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
-                true => v.write_back(ino, Handle(fh.0), plain_offset, data),
-                false => v.write(ino, Handle(fh.0), plain_offset, data),
+            if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+                v.write_back(ino, Handle(fh.0), plain_offset, data)
+            } else {
+                v.write(ino, Handle(fh.0), plain_offset, data)
             }
         });
         let answer = move |result: Result<(), Errno>| {
             reply.answer(result.map(|()| data_len));
         };
-        // Past the page cache the kernel leaves it to us what O_DSYNC promises.
-        match written.is_ok() && open_flags.0 & libc::O_DSYNC != 0 && self.uncached.is_open(ino) {
-            true => self.sync("write", ino, fh, answer),
-            false => answer(written),
+        // For files that bypass the page cache, the kernel leaves O_DSYNC to us.
+        if written.is_ok() && open_flags.0 & libc::O_DSYNC != 0 && self.uncached.is_open(ino) {
+            self.sync("write", ino, fh, answer)
+        } else {
+            answer(written)
         }
     }
 
     fn flush(&self, req: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         reply.answer(self.call("flush", ino, |v, ino| v.flush(ino, Handle(fh.0))));
     }
 
@@ -317,7 +276,7 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         let released = self.call("release", ino, |v, ino| {
             v.release(ino, Handle(fh.0));
             Ok(())
@@ -328,16 +287,16 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         self.sync("fsync", ino, fh, |result| {
             reply.answer(result);
         });
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         if self.offers().no_opendir {
-            // The kernel then caches directories, and never again asks to open or close one.
+            // After this answer the kernel caches directories, and sends neither opendir nor releasedir again.
             reply.answer(Err(Errno::ENOSYS));
             return;
         }
@@ -376,7 +335,7 @@ impl Filesystem for Adapter {
         _: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         let released = self.call("releasedir", ino, |v, ino| {
             v.releasedir(ino, Handle(fh.0));
             Ok(())
@@ -385,14 +344,14 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         self.sync("fsyncdir", ino, fh, |result| {
             reply.answer(result);
         });
     }
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         reply.answer(self.call("statfs", ino, |v, _| v.statfs()));
     }
 
@@ -406,12 +365,12 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         reply.answer(self.set_xattr(req, ino, (name, value), flags));
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         let value = self.get_xattr(ino, name);
         if let Some(reply) = reply.claim() {
             answer_xattr(reply, size, value);
@@ -419,7 +378,7 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         let names = self.list_xattrs(req, ino);
         if let Some(reply) = reply.claim() {
             answer_xattr(reply, size, names);
@@ -427,7 +386,7 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         reply.answer(self.remove_xattr(ino, name));
     }
 
@@ -455,7 +414,7 @@ impl Filesystem for Adapter {
         _: PollFlags,
         reply: ReplyPoll,
     ) {
-        // Files are always ready; told once, the kernel answers that itself.
+        // Files are always ready; after this answer the kernel answers poll itself.
         reply.error(Errno::ENOSYS);
     }
 
@@ -469,8 +428,8 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let reply = self.watch.hold(req, reply);
-        let set_id = |attr: &Attr| Asker::of(req).set_id_on_write(attr);
+        let reply = self.watch.track(req, reply);
+        let set_id = |attr: &Attr| Requester::of(req).set_id_on_write(attr);
         let done = self.change_contents("fallocate", ino, set_id, |v, ino| {
             v.fallocate(ino, plain_offset, plain_len, fallocate_mode(mode)?)
         });
@@ -486,11 +445,11 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let reply = self.watch.hold(req, reply);
+        let reply = self.watch.track(req, reply);
         let found = self.call("lseek", node, |v, ino| {
             let plain_offset = u64::try_from(offset).map_err(|_| Kind::NoSuchOffset)?;
             let whence = seek_whence(whence)?;
-            if self.mapped.by_others(node, fh) {
+            if self.mapped.is_mapped_by_others(node, fh) {
                 return all_data(v.getattr(ino)?.plain_size, plain_offset, whence);
             }
             v.lseek(ino, plain_offset, whence)
@@ -511,10 +470,10 @@ impl Filesystem for Adapter {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let reply = self.watch.hold(req, reply);
-        // The reply has 32 bits. Whole pages, so that a copy in several pieces stays aligned.
+        let reply = self.watch.track(req, reply);
+        // The reply has 32 bits. Whole pages keep a copy in several requests aligned.
         let len = len.min(u64::from(!4095u32));
-        let set_id = |attr: &Attr| Asker::of(req).set_id_on_write(attr);
+        let set_id = |attr: &Attr| Requester::of(req).set_id_on_write(attr);
         let copied = self.change_contents("copy_file_range", to, set_id, |v, to| {
             v.copy_file_range(Ino(from.0), from_offset, to, to_offset, len)
         });

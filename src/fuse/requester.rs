@@ -1,27 +1,27 @@
-//! Who asks.
+//! The user and groups that a request comes from.
 //!
-//! Since mounts may be mapped to other ids (Linux 6.12), the kernel says who asks only where something is made, in terms of
-//! this mount's ids. Otherwise the process is looked up, where it matters: for what becomes of set-id bits, mostly. It waits for
-//! the answer meanwhile. Its ids are then those of this machine, also where a mapping makes others of them: who comes
-//! through one is then taken for a stranger, and more set-id bits go than had to.
+//! Since Linux 6.12, when mounts with mapped ids became possible, the kernel names the user only in requests that create
+//! something, in terms of this mount's ids. For other requests, if it matters (mostly for set-id bits), the process is
+//! looked up in `/proc`; it waits for the answer and cannot go away. This gives the ids of the machine, even if the process
+//! uses a mount with mapped ids. Such a process counts as a stranger, and more set-id bits are removed than necessary.
 
 use fuser::Request;
 
 use crate::volume::{Attr, SetId};
 
-/// No id, and what the kernel sends for one that it does not say.
+/// No id. The kernel sends this instead of an id that it does not name.
 const NONE: u32 = u32::MAX;
 
-/// Who asks.
+/// The user and groups that a request comes from.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Asker {
-    /// The user, as far as the kernel tells.
+pub(super) struct Requester {
+    /// The user id, or [`NONE`] if it is not known.
     pub uid: u32,
     groups: Vec<u32>,
 }
 
-impl Asker {
-    /// Who made a request. A process that cannot be seen from here (in another PID namespace, for one) is nobody.
+impl Requester {
+    /// The origin of a request. If its process cannot be seen, for example in another PID namespace, no id is known.
     pub fn of(req: &Request) -> Self {
         let looked_up = Self::of_process(req.pid());
         match (req.uid(), looked_up) {
@@ -37,7 +37,7 @@ impl Asker {
         }
     }
 
-    /// The ids by which a process is judged when it asks for files.
+    /// The ids of a process that decide about its access to files.
     fn of_process(pid: u32) -> Option<Self> {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let ids = |key: &str| {
@@ -45,7 +45,7 @@ impl Asker {
             let ids = line.unwrap_or_default().split_ascii_whitespace();
             ids.map_while(|id| id.parse().ok()).collect::<Vec<u32>>()
         };
-        // Real, effective, saved, and that for files.
+        // Four ids: real, effective, saved, and that for file access.
         let mut groups = ids("Groups:");
         groups.push(*ids("Gid:").get(3)?);
         Some(Self {
@@ -54,36 +54,39 @@ impl Asker {
         })
     }
 
-    /// Whether who asks has no capabilities, as far as the kernel tells.
+    /// Whether the user is not root, who has all capabilities.
     pub fn is_ordinary(&self) -> bool {
         self.uid != 0
     }
 
-    /// What becomes of a file's set-id bits when who asks changes its contents. Root has CAP_FSETID.
+    /// Which set-id bits a file loses if this user changes its contents: none for root, who has CAP_FSETID.
     pub fn set_id_on_write(&self, attr: &Attr) -> SetId {
-        match self.is_ordinary() {
-            true => self.set_id_unless_in_group(attr),
-            false => SetId::Keep,
+        if self.is_ordinary() {
+            self.set_id_unless_in_group(attr)
+        } else {
+            SetId::Keep
         }
     }
 
-    /// The same for chown(2), whoever asks: who owns the file now was not asked.
+    /// Which set-id bits a file loses by chown(2). Even root's chown(2) removes them: the new owner has not set them.
     pub fn set_id_on_chown(&self, attr: &Attr) -> SetId {
-        match self.is_ordinary() {
-            true => self.set_id_unless_in_group(attr),
-            false => SetId::Drop,
+        if self.is_ordinary() {
+            self.set_id_unless_in_group(attr)
+        } else {
+            SetId::Drop
         }
     }
 
-    /// They go, and the mark only where who asks is not in the file's group.
+    /// Both bits are removed, but a set-group-id bit without group execution stays for members of the file's group.
     pub fn set_id_unless_in_group(&self, attr: &Attr) -> SetId {
-        SetId::DropUnlessOf(match self.is_in_group(attr.gid) {
-            true => attr.gid,
-            false => NONE,
+        SetId::DropUnlessOf(if self.is_in_group(attr.gid) {
+            attr.gid
+        } else {
+            NONE
         })
     }
 
-    /// Whether who asks is in a group.
+    /// Whether the user is in a group.
     pub fn is_in_group(&self, gid: u32) -> bool {
         self.groups.contains(&gid)
     }
@@ -95,7 +98,7 @@ mod tests {
 
     #[test]
     fn a_process_is_found_with_its_groups() {
-        let own = Asker::of_process(std::process::id()).unwrap();
+        let own = Requester::of_process(std::process::id()).unwrap();
         let id = (rustix::process::geteuid(), rustix::process::getegid());
         assert_eq!(own.uid, id.0.as_raw());
         let groups = rustix::process::getgroups().unwrap();
@@ -106,6 +109,6 @@ mod tests {
                 .all(|gid| own.is_in_group(gid.as_raw()))
         );
         assert!(!own.is_in_group(NONE));
-        assert_eq!(Asker::of_process(0), None);
+        assert_eq!(Requester::of_process(0), None);
     }
 }

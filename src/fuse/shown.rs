@@ -1,8 +1,8 @@
-//! Owners and permission bits as the options of a mount show them, whatever is stored: a library that root wrote on one
-//! machine is somebody's own on another.
+//! Owners and permission bits as mount options set them, independent of what is stored: a library that root wrote on one
+//! machine can be used by an ordinary user on another.
 //!
-//! Only what is shown changes. The kernel checks what is shown, so no access list may say something else: none is shown,
-//! and none can be set. Bits that are not shown cannot be changed: they stay as they are stored.
+//! The stored attributes do not change. The kernel checks access against what is shown. Access lists would contradict that,
+//! so they are hidden and cannot be set. Bits that are hidden keep their stored value.
 
 use std::ffi::OsStr;
 
@@ -13,22 +13,22 @@ use super::types::{self, perm};
 use crate::error::{Error, Kind, Result};
 use crate::volume::{Attr, Caller, FileKind, Ino, SetAttr, Volume};
 
-/// The set-id bits: of a program whose owner is another here, they would give that one's rights away.
+/// The set-id bits. If another owner is shown, a program with these bits would run with the rights of that owner.
 const SET_ID: u16 = 0o6000;
 
-/// How all files are shown. By default, as they are stored.
+/// How the owners and permissions of all files are shown. The default shows them as they are stored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ShownAs {
-    /// The owner of all files.
+    /// The owner of all files, if not the stored one.
     pub uid: Option<u32>,
-    /// The group of all files.
+    /// The group of all files, if not the stored one.
     pub gid: Option<u32>,
-    /// Permission bits that no file has, but for symbolic links, of which they mean nothing.
+    /// Permission bits that are hidden. Symbolic links keep theirs, which have no meaning.
     pub umask: u16,
 }
 
 impl ShownAs {
-    /// Whether anything is shown in another way than it is stored.
+    /// Whether anything is shown differently from how it is stored.
     pub(super) fn differs(&self) -> bool {
         *self != Self::default()
     }
@@ -37,12 +37,12 @@ impl ShownAs {
         self.uid.or(self.gid).is_some()
     }
 
-    /// The bits that are not shown.
+    /// The permission bits that are hidden.
     fn hidden(&self) -> u16 {
         self.umask | if self.has_owner() { SET_ID } else { 0 }
     }
 
-    /// Makes stored attributes those that are shown.
+    /// Changes stored attributes into those that are shown.
     pub(super) fn show(&self, attr: &mut Attr) {
         attr.uid = self.uid.unwrap_or(attr.uid);
         attr.gid = self.gid.unwrap_or(attr.gid);
@@ -51,13 +51,13 @@ impl ShownAs {
         }
     }
 
-    /// What is to be stored of a change to a file of which `stored` is stored. To give a file to who has it is no change;
-    /// to anybody else, it cannot be given.
+    /// Which part of a change must be stored for a file with the attributes `stored`. If an owner is shown for all files, a
+    /// file can be given to that owner, which changes nothing, but to no other ([`Kind::NotPermitted`]).
     fn to_store(self, stored: &Attr, change: &SetAttr) -> Result<SetAttr> {
-        let owner = |shown: Option<u32>, asked: Option<u32>| match (shown, asked) {
-            (Some(shown), Some(asked)) if shown != asked => Err(Error::from(Kind::NotPermitted)),
+        let owner = |shown: Option<u32>, new: Option<u32>| match (shown, new) {
+            (Some(shown), Some(new)) if shown != new => Err(Error::from(Kind::NotPermitted)),
             (Some(_), _) => Ok(None),
-            (None, asked) => Ok(asked),
+            (None, new) => Ok(new),
         };
         let hidden = self.hidden();
         Ok(SetAttr {
@@ -70,7 +70,7 @@ impl ShownAs {
         })
     }
 
-    /// Whether an extended attribute is not shown, and cannot be set.
+    /// Whether an extended attribute is hidden and cannot be set.
     fn hides(&self, name: &[u8]) -> bool {
         self.differs()
             && matches!(
@@ -81,7 +81,7 @@ impl ShownAs {
 }
 
 impl Shared {
-    /// The owner of what a request makes. Where another is shown, it is who mounted.
+    /// The owner of a new file. If one owner is shown for all files, the user who mounted owns new ones.
     pub(super) fn caller(&self, req: &Request, umask: u32) -> Caller {
         let mut caller = types::caller(req, umask);
         if self.shown_as.uid.is_some() {
@@ -93,15 +93,16 @@ impl Shared {
         caller
     }
 
-    /// The permission bits of what a request makes.
+    /// The permission bits of a new file.
     pub(super) fn perm_of_new(&self, mode: u32) -> u16 {
-        match self.shown_as.has_owner() {
-            true => perm(mode) & !SET_ID,
-            false => perm(mode),
+        if self.shown_as.has_owner() {
+            perm(mode) & !SET_ID
+        } else {
+            perm(mode)
         }
     }
 
-    /// What is to be stored of a change; nothing where the file is as it should be.
+    /// Which part of a change must be stored; `None` if nothing of it.
     pub(super) fn to_store(
         &self,
         volume: &dyn Volume,
@@ -115,15 +116,16 @@ impl Shared {
         Ok(Some(stored).filter(|stored| *stored != SetAttr::default()))
     }
 
-    /// Refuses an attribute that is not shown, as a filesystem does that does not have it.
+    /// Refuses a hidden attribute, as a filesystem that does not support it would.
     pub(super) fn check_name(&self, name: &OsStr) -> Result<()> {
-        match self.shown_as.hides(name.as_encoded_bytes()) {
-            true => Err(Kind::NotSupported.into()),
-            false => Ok(()),
+        if self.shown_as.hides(name.as_encoded_bytes()) {
+            Err(Kind::NotSupported.into())
+        } else {
+            Ok(())
         }
     }
 
-    /// The names of attributes, without those that are not shown.
+    /// Removes the names of hidden attributes.
     pub(super) fn without_hidden(&self, names: Vec<u8>) -> Vec<u8> {
         if !self.shown_as.differs() {
             return names;
@@ -205,19 +207,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_shown_stays_as_it_is_stored() {
+    fn hidden_bits_keep_their_stored_value() {
         let file = attr(FileKind::Regular, 0o4715);
         let chmod = |perm| SetAttr {
             perm: Some(perm),
             ..SetAttr::default()
         };
         let stored = MINE.to_store(&file, &chmod(0o640)).unwrap();
-        // Of what is asked for, 0o640 & !0o027; of what is stored, 0o4715 & 0o6027.
+        // 0o640 & !0o027 of the change, and 0o4715 & 0o6027 of what is stored.
         assert_eq!(stored, chmod(0o4645));
     }
 
     #[test]
-    fn a_file_can_be_given_only_to_who_has_it() {
+    fn a_file_can_be_given_only_to_the_shown_owner() {
         let file = attr(FileKind::Regular, 0o644);
         let chown = |uid, gid| SetAttr {
             uid,

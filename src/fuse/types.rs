@@ -1,4 +1,4 @@
-//! Between the kernel's types and a volume's, and the replies that more than one operation gives.
+//! Conversions between fuser's types and those of [`crate::volume`], and the replies that several operations share.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,7 +8,7 @@ use fuser::{
     ReplyXattr, Request, TimeOrNow,
 };
 
-use super::asker::Asker;
+use super::requester::Requester;
 use crate::error::{Kind, Result};
 use crate::volume::{
     Attr, Caller, Fallocate, FileKind, Handle, NAME_LEN_MAX, RenameMode, SetTime, Statfs, Time,
@@ -18,14 +18,15 @@ use crate::volume::{
 /// How long the kernel may keep names, their absence, and attributes.
 pub(super) const TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// `st_blksize`: what programs then use as their buffer.
+/// `st_blksize`: the buffer size that programs use.
 const PREFERRED_IO_BYTES: u32 = 1 << 16;
 
 pub(super) fn system_time(time: Time) -> SystemTime {
     let seconds = Duration::from_secs(time.sec.unsigned_abs());
-    let base = match time.sec < 0 {
-        true => UNIX_EPOCH.checked_sub(seconds),
-        false => UNIX_EPOCH.checked_add(seconds),
+    let base = if time.sec < 0 {
+        UNIX_EPOCH.checked_sub(seconds)
+    } else {
+        UNIX_EPOCH.checked_add(seconds)
     };
     let nanoseconds = Duration::from_nanos(time.nsec.into());
     base.and_then(|t| t.checked_add(nanoseconds))
@@ -41,8 +42,8 @@ pub(super) fn set_time(time: TimeOrNow) -> SetTime {
             sec: after.as_secs() as i64,
             nsec: after.subsec_nanos(),
         },
-        // fuser 0.18 takes the nanoseconds of a time before 1970 off instead of adding them. Doing the same
-        // again gives back what the kernel sent.
+        // For times before 1970, fuser 0.18 subtracts the nanoseconds instead of adding them. Repeating that error gives
+        // back what the kernel sent.
         Err(before) => {
             let before = before.duration();
             Time {
@@ -96,15 +97,15 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
-/// Attributes as the kernel is told them.
-pub(super) struct Shown {
+/// Attributes for the kernel.
+pub(super) struct ShownAttr {
     pub attr: FileAttr,
     pub generation: Generation,
-    /// How long it may keep them.
+    /// How long the kernel may cache them.
     pub ttl: Duration,
 }
 
-/// Inode 0 is how the kernel is told to remember that a name is not there: a plain ENOENT it forgets at once.
+/// An answer with inode 0 makes the kernel cache that a name does not exist. It does not cache a plain ENOENT.
 pub(super) const NEGATIVE: FileAttr = FileAttr {
     ino: INodeNo(0),
     size: 0,
@@ -135,13 +136,14 @@ pub(super) fn caller(req: &Request, umask: u32) -> Caller {
     }
 }
 
-/// How the kernel treats an open file. Not FOPEN_DIRECT_IO for all that only write: a reader through the page cache
-/// beside an appending writer then sees zeros at the end for moments (Linux 6.18).
+/// How the kernel treats an open file. FOPEN_DIRECT_IO is not set for every write-only handle: with it, a program that
+/// reads through the page cache while another one appends briefly sees zeros at the end (Linux 6.18).
 pub(super) fn fopen_flags(flags: i32) -> FopenFlags {
-    // A handle that cannot write has nothing to tell when it is closed: that saves half the cost of closing it.
-    match flags & libc::O_ACCMODE == libc::O_RDONLY {
-        true => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
-        false => FopenFlags::FOPEN_KEEP_CACHE,
+    // A read-only handle has nothing to flush when it is closed. This halves the cost of closing it.
+    if flags & libc::O_ACCMODE == libc::O_RDONLY {
+        FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH
+    } else {
+        FopenFlags::FOPEN_KEEP_CACHE
     }
 }
 
@@ -199,7 +201,7 @@ pub(super) trait Answer<T>: Sized {
     }
 }
 
-/// Gives an error, where the kernel has not had one.
+/// Replies with an error, unless the kernel has already received an answer.
 pub(super) fn refuse<T>(reply: Option<impl Answer<T>>, errno: Errno) {
     if let Some(reply) = reply {
         reply.fail(errno);
@@ -221,16 +223,16 @@ macro_rules! answer {
 }
 
 answer!(ReplyEmpty, (), |reply, ()| reply.ok());
-answer!(ReplyEntry, Shown, |reply, shown| reply.entry_with_ttls(
+answer!(ReplyEntry, ShownAttr, |reply, shown| reply.entry_with_ttls(
     &shown.ttl,
     &TTL,
     &shown.attr,
     shown.generation
 ));
-answer!(ReplyAttr, Shown, |reply, shown| reply
+answer!(ReplyAttr, ShownAttr, |reply, shown| reply
     .attr(&shown.ttl, &shown.attr));
-answer!(ReplyCreate, (Shown, Handle, FopenFlags), |reply,
-                                                   (
+answer!(ReplyCreate, (ShownAttr, Handle, FopenFlags), |reply,
+                                                       (
     shown,
     handle,
     flags,
@@ -255,10 +257,10 @@ answer!(ReplyStatfs, Statfs, |reply, s| reply.statfs(
     s.block_bytes,
 ));
 
-/// The names of attributes that who asks may know: as on Linux's own filesystems, `trusted.` is root's.
+/// The names of attributes that the requesting user may see. As on Linux's own filesystems, only root sees `trusted.`.
 pub(super) fn shown_names(req: &Request, names: Vec<u8>) -> Vec<u8> {
     let is_roots = |name: &[u8]| name.starts_with(b"trusted.");
-    if !names.split(|byte| *byte == 0).any(is_roots) || !Asker::of(req).is_ordinary() {
+    if !names.split(|byte| *byte == 0).any(is_roots) || !Requester::of(req).is_ordinary() {
         return names;
     }
     let shown = names
@@ -267,7 +269,7 @@ pub(super) fn shown_names(req: &Request, names: Vec<u8>) -> Vec<u8> {
     shown.collect::<Vec<_>>().concat()
 }
 
-/// The protocol of getxattr(2) and listxattr(2): a size of 0 asks how much there is.
+/// The protocol of getxattr(2) and listxattr(2): with a size of 0, the length is returned.
 pub(super) fn answer_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {
     match result {
         Ok(value) if value.len() > XATTR_LEN_MAX => reply.error(Errno::E2BIG),
@@ -287,7 +289,7 @@ pub(super) fn all_data(plain_size: u64, plain_offset: u64, whence: Whence) -> Re
     }
 }
 
-/// What lseek(2) looks for; the kernel knows the other ways to seek itself.
+/// What lseek(2) looks for. The kernel handles the other values of `whence` itself.
 pub(super) fn seek_whence(whence: i32) -> Result<Whence> {
     match whence {
         libc::SEEK_DATA => Ok(Whence::Data),

@@ -1,32 +1,32 @@
-//! Which open files go past the kernel's page cache.
+//! Open files that bypass the kernel's page cache.
 //!
-//! A file that is created for writing only is written by its creator and read, if at all, by others later: copies
-//! in the page cache would cost a copy each, and the kernel asks for an extended attribute before the first write
-//! into it. Without, small files are created 3 to 11 % faster. Whoever opens such a file before it is closed goes past
-//! the cache, too: beside direct writes, cached pages could be read before a write and kept after it.
+//! A file that is created for writing only is usually read later, if at all, and by another program. Writing through the
+//! page cache would cost an extra copy, and the kernel would ask for an extended attribute before the first write. Without
+//! the cache, small files are created 3 to 11 % faster. Handles that are opened before such a file is closed bypass the
+//! cache as well: otherwise pages could be cached before a direct write, and still be used after it.
 
 use std::collections::HashMap;
 
 use fuser::{FopenFlags, INodeNo};
 use parking_lot::Mutex;
 
-/// The files that were created so and are open, and those of them whose pages have to be dropped: one entry per
-/// inode that the kernel knows, at most.
+/// The files that were created for writing only and are still open, and those whose cached pages must be dropped at the
+/// next open. At most one entry per inode that the kernel knows.
 #[derive(Default)]
 pub(super) struct Uncached(Mutex<HashMap<INodeNo, State>>);
 
 enum State {
     Open {
         handles: usize,
-        /// Somebody else has had it open, and may have mapped pages into memory, which are cached ones.
+        /// Another program has opened it, and may have mapped it into memory, which uses the cache.
         is_shared: bool,
     },
-    /// Closed by all. Pages that are left in the cache may be older than the last writes.
+    /// No handle is open. Pages in the cache may be older than the last writes.
     Stale,
 }
 
 impl Uncached {
-    /// A new file was opened with `flags` as it was made.
+    /// Called when a file was created and opened with `flags`. Returns further flags for the kernel.
     pub(super) fn created(&self, ino: INodeNo, flags: i32) -> FopenFlags {
         if flags & libc::O_ACCMODE != libc::O_WRONLY {
             return FopenFlags::empty();
@@ -39,7 +39,7 @@ impl Uncached {
         FopenFlags::FOPEN_DIRECT_IO
     }
 
-    /// A file was opened, for which `flags` are what the kernel would be told otherwise.
+    /// Called when an existing file was opened. Returns the flags for the kernel: `flags`, changed as necessary.
     pub(super) fn opened(&self, ino: INodeNo, flags: FopenFlags) -> FopenFlags {
         let mut files = self.0.lock();
         match files.get_mut(&ino) {
@@ -56,12 +56,12 @@ impl Uncached {
         }
     }
 
-    /// Whether the handles of a file go past the cache.
+    /// Whether the handles of a file bypass the cache.
     pub(super) fn is_open(&self, ino: INodeNo) -> bool {
         matches!(self.0.lock().get(&ino), Some(State::Open { .. }))
     }
 
-    /// A handle was released.
+    /// Called when a handle was released.
     pub(super) fn released(&self, ino: INodeNo) {
         let mut files = self.0.lock();
         let Some(State::Open { handles, is_shared }) = files.get_mut(&ino) else {
@@ -69,14 +69,18 @@ impl Uncached {
         };
         *handles -= 1;
         match (*handles, *is_shared) {
-            (0, false) => drop(files.remove(&ino)),
-            (0, true) => drop(files.insert(ino, State::Stale)),
+            (0, false) => {
+                files.remove(&ino);
+            }
+            (0, true) => {
+                files.insert(ino, State::Stale);
+            }
             _ => {}
         }
     }
 
-    /// The kernel has dropped the inode, and its pages. (While it is open, the kernel at most forgets that it has
-    /// looked it up once more.)
+    /// Called when the kernel has forgotten the inode and dropped its pages. For an open inode this changes nothing: the
+    /// kernel has only dropped some of its references.
     pub(super) fn forgotten(&self, ino: INodeNo) {
         let mut files = self.0.lock();
         if matches!(files.get(&ino), Some(State::Stale)) {
@@ -97,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_created_for_writing_only() {
+    fn only_files_created_for_writing_only_are_uncached() {
         let files = Uncached::default();
         assert!(!is_direct(files.created(INO, libc::O_RDWR)));
         assert_eq!(files.opened(INO, CACHED), CACHED);
@@ -107,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn who_opens_it_meanwhile_is_not_cached_either_and_what_they_mapped_is_dropped() {
+    fn a_second_open_is_uncached_and_the_next_drops_mapped_pages() {
         let files = Uncached::default();
         files.created(INO, libc::O_WRONLY);
         assert!(is_direct(files.opened(INO, CACHED)));
@@ -120,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_kept_of_forgotten_inodes() {
+    fn forgotten_inodes_leave_nothing_behind() {
         let files = Uncached::default();
         files.created(INO, libc::O_WRONLY);
         files.opened(INO, CACHED);

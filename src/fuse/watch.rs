@@ -1,9 +1,9 @@
-//! Watches the requests in work: adds threads where those that there are wait for the store, and answers what has waited
-//! too long.
+//! Watches the requests in progress: adds threads if the existing ones wait for the store, and answers requests that have
+//! waited too long.
 //!
-//! fuser 0.18 has a fixed number of threads and no answer from outside. So further threads are those of further sessions
-//! on the same device, and the answer, 16 bytes, is written to it directly. The kernel takes one answer to a request; that
-//! there is just one is agreed under the lock of its slot.
+//! fuser 0.18 has a fixed number of threads, and cannot answer a request from another thread. Therefore more threads are
+//! added as further sessions on the same device, and the answer, 16 bytes, is written to the device directly. The kernel
+//! accepts one answer per request; the lock of the request's slot ensures that only one is sent.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -20,22 +20,24 @@ use super::types::Answer;
 use crate::overdue::{self, Slot, WAITING_MAX};
 use crate::volume::Silence;
 
-/// So often it is looked, while there is something to be seen; what was there at the last look waits for something.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often the requests are checked while there are any. A request that has been there for a whole tick is waiting for
+/// something.
+const TICK: Duration = Duration::from_millis(100);
 
-/// So often it is looked once more after the last request: to be woken costs a request more than all else here.
-const LOOKS_IDLE: u32 = 50;
+/// How many ticks without a request pass before the watching thread sleeps. To wake it costs a request more than
+/// everything else here.
+const IDLE_TICKS: u32 = 50;
 
-/// So many threads are kept from waiting, where that can be.
-const SPARE: usize = 4;
+/// How many threads should always be free to take requests.
+const SPARE_THREADS: usize = 4;
 
-/// The most threads: those that may wait, and enough for what need not.
+/// The most threads: those that may wait for the store, and enough for requests that need not.
 const THREADS_MAX: usize = WAITING_MAX + 32;
 
-/// The requests in work.
+/// The requests in progress.
 pub(super) struct Watch {
     slots: Mutex<Vec<Arc<Slot>>>,
-    /// Nothing is in work, so nobody looks.
+    /// No request is in progress, and the watching thread sleeps.
     sleeps: AtomicBool,
     state: Mutex<State>,
     wake: Condvar,
@@ -46,14 +48,14 @@ struct State {
     is_over: bool,
 }
 
-/// A request, of which `reply` is sent unless it was answered from outside.
-pub(super) struct Held<R> {
+/// The reply to a request in progress. It is sent unless the watching thread has answered first.
+pub(super) struct PendingReply<R> {
     reply: Option<R>,
     slot: Arc<Slot>,
 }
 
-impl<R> Held<R> {
-    /// The reply, to be given now; `None` where the kernel has had its answer.
+impl<R> PendingReply<R> {
+    /// Ends the request and returns the reply, to be sent immediately; `None` if the kernel has already received an answer.
     pub(super) fn claim(mut self) -> Option<R> {
         self.take()
     }
@@ -63,12 +65,12 @@ impl<R> Held<R> {
         if self.slot.end() {
             return Some(reply);
         }
-        // Dropped, fuser would answer once more. What is lost is a count of who has the device open.
+        // If it were dropped, fuser would send a second answer. This leaks a reference to the open device.
         std::mem::forget(reply);
         None
     }
 
-    /// Gives the answer; false where the kernel has had one.
+    /// Sends the answer; returns false if the kernel has already received one.
     pub(super) fn answer<T>(self, result: Result<T, Errno>) -> bool
     where
         R: Answer<T>,
@@ -77,7 +79,7 @@ impl<R> Held<R> {
     }
 }
 
-impl<R> Drop for Held<R> {
+impl<R> Drop for PendingReply<R> {
     fn drop(&mut self) {
         drop(self.take());
     }
@@ -93,17 +95,17 @@ impl Watch {
         }
     }
 
-    /// This thread begins to work on a request that is answered with `reply`.
-    pub(super) fn hold<R>(&self, req: &Request, reply: R) -> Held<R> {
-        Held {
+    /// Begins a request on this thread, to be answered with `reply`.
+    pub(super) fn track<R>(&self, req: &Request, reply: R) -> PendingReply<R> {
+        PendingReply {
             reply: Some(reply),
             slot: self.begin(req, true),
         }
     }
 
-    /// The same for a request without an answer.
-    pub(super) fn hold_unanswered(&self, req: &Request) -> Held<()> {
-        Held {
+    /// Begins a request that has no answer.
+    pub(super) fn track_unanswered(&self, req: &Request) -> PendingReply<()> {
+        PendingReply {
             reply: Some(()),
             slot: self.begin(req, false),
         }
@@ -114,7 +116,7 @@ impl Watch {
         if is_new {
             self.slots.lock().push(slot.clone());
         }
-        // Either this sees that nobody looks, or who is about to sleep sees the request.
+        // Either this thread sees that the watching thread sleeps, or that one sees the request before it sleeps.
         fence(Ordering::SeqCst);
         if self.sleeps.load(Ordering::Relaxed) && self.sleeps.swap(false, Ordering::SeqCst) {
             let _state = self.state.lock();
@@ -128,23 +130,23 @@ impl Watch {
 pub(super) struct Watcher<F> {
     pub watch: Arc<Watch>,
     pub device: OwnedFd,
-    /// After so long a request is answered with EIO.
+    /// After this time a request is answered with EIO.
     pub timeout: Duration,
-    /// What is to be called the store in the log.
+    /// The store's name in log messages.
     pub store: String,
     pub threads: usize,
-    /// Makes what another session answers with.
+    /// Makes the filesystem of a further session.
     pub filesystem: F,
 }
 
-/// The thread that watches.
-pub(super) struct Running {
+/// The watching thread.
+pub(super) struct WatchThread {
     watch: Arc<Watch>,
     thread: JoinHandle<Vec<BackgroundSession>>,
 }
 
-impl Running {
-    /// Ends it; the sessions that were added are still to be joined.
+impl WatchThread {
+    /// Ends it. The caller must join the sessions that it added.
     pub(super) fn stop(self) -> Vec<BackgroundSession> {
         self.watch.state.lock().is_over = true;
         self.watch.wake.notify_one();
@@ -157,25 +159,24 @@ where
     A: Filesystem + Send + Sync + 'static,
     F: Fn() -> A + Send + 'static,
 {
-    /// Starts to watch. `silence` is how long somebody has waited for the store, where that is known.
+    /// Starts the thread. `silence` returns how long the store has not answered, if that is known.
     pub(super) fn start(
         self,
         silence: impl Fn() -> Option<Silence> + Send + 'static,
-    ) -> io::Result<Running> {
+    ) -> io::Result<WatchThread> {
         let watch = self.watch.clone();
         let thread = std::thread::Builder::new().name("watch".into());
         let thread = thread.spawn(move || self.run(silence))?;
-        Ok(Running { watch, thread })
+        Ok(WatchThread { watch, thread })
     }
 
     fn run(self, silence: impl Fn() -> Option<Silence>) -> Vec<BackgroundSession> {
         let mut sessions = Vec::new();
         let mut threads = self.threads;
-        // Since when the store is known not to answer.
-        let mut hangs: Option<Instant> = None;
-        let mut looks_idle = 0;
+        let mut hangs_since: Option<Instant> = None;
+        let mut idle_ticks = 0;
         while self.sleep() {
-            // While the store answers, what takes long is only slow.
+            // While the store answers, a long request is merely slow, and has no limit.
             let silence = silence();
             let is_silent = silence.map(|silence| silence.any >= self.timeout);
             overdue::set_write_hangs(silence.is_some_and(|s| s.writes >= self.timeout));
@@ -191,27 +192,27 @@ where
                 };
                 if let Some(look) = slot.look(now, limit, answer) {
                     in_work += 1;
-                    stuck += usize::from(look.on_thread && look.age >= LOOK);
+                    stuck += usize::from(look.on_thread && look.age >= TICK);
                     answered += usize::from(look.is_answered);
                 }
             }
             drop(slots);
-            if is_new && hangs.is_none() {
-                hangs = Some(now);
+            if is_new && hangs_since.is_none() {
+                hangs_since = Some(now);
                 log::error!(
-                    "{}: has not answered for {} s; what needs it fails until it does",
+                    "{}: has not answered for {} s; requests that need it fail until it does",
                     self.store,
                     self.timeout.as_secs()
                 );
             }
             if answered == 0
                 && is_silent != Some(true)
-                && let Some(since) = hangs.take_if(|since| *since != now)
+                && let Some(since) = hangs_since.take_if(|since| *since != now)
             {
                 let silent = (since.elapsed() + self.timeout).as_secs();
                 log::warn!("{}: answers again, after {silent} s", self.store);
             }
-            if stuck + SPARE > threads && threads < THREADS_MAX {
+            if stuck + SPARE_THREADS > threads && threads < THREADS_MAX {
                 let more = threads.min(THREADS_MAX - threads);
                 match self.add(more) {
                     Ok(session) => {
@@ -224,20 +225,21 @@ where
                     ),
                 }
             }
-            looks_idle = match in_work == 0 && hangs.is_none() {
-                true => looks_idle + 1,
-                false => 0,
+            idle_ticks = if in_work == 0 && hangs_since.is_none() {
+                idle_ticks + 1
+            } else {
+                0
             };
-            let sleeps = looks_idle >= LOOKS_IDLE;
+            let sleeps = idle_ticks >= IDLE_TICKS;
             if sleeps {
-                looks_idle = 0;
+                idle_ticks = 0;
             }
             self.watch.sleeps.store(sleeps, Ordering::SeqCst);
         }
         sessions
     }
 
-    /// Waits until it is time to look; false where it is over.
+    /// Waits for the next tick; returns false when the thread must end.
     fn sleep(&self) -> bool {
         let mut state = self.watch.state.lock();
         fence(Ordering::SeqCst);
@@ -251,24 +253,24 @@ where
             }
         }
         if !state.is_over {
-            self.watch.wake.wait_for(&mut state, LOOK);
+            self.watch.wake.wait_for(&mut state, TICK);
         }
         !state.is_over
     }
 
-    /// Answers a request with EIO.
+    /// Answers a request with EIO, past fuser.
     fn answer(&self, unique: u64) {
         // struct fuse_out_header of linux/fuse.h: length, error, the request's number.
         let mut message = [0; 16];
         message[..4].copy_from_slice(&16u32.to_ne_bytes());
         message[4..8].copy_from_slice(&(-libc::EIO).to_ne_bytes());
         message[8..].copy_from_slice(&unique.to_ne_bytes());
-        // One that was interrupted and given up by the kernel needs none.
+        // This fails if the request was interrupted and the kernel has given it up: it then needs no answer.
         let _ = rustix::io::write(&self.device, &message);
     }
 
-    /// Adds a session with so many threads. fuser begins each with the kernel's first message, which has been answered
-    /// long ago: so it is given one through a socket, which then becomes the device.
+    /// Adds a session with `threads` threads. fuser expects a session to begin with the kernel's first message, which only
+    /// the first session receives. So a copy of it is sent through a socket, whose descriptor then becomes the device.
     fn add(&self, threads: usize) -> io::Result<BackgroundSession> {
         let (ours, theirs) = UnixDatagram::pair()?;
         ours.send(&first_message())?;
@@ -309,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_message_is_as_long_as_it_says() {
+    fn the_first_message_has_the_length_in_its_header() {
         assert_eq!(first_message().len(), 104);
     }
 }

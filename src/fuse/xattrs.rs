@@ -4,14 +4,14 @@ use std::ffi::OsStr;
 
 use fuser::{Errno, INodeNo, Request};
 
-use super::asker::Asker;
+use super::requester::Requester;
 use super::types::{shown_names, xattr_mode};
 use super::{SESSION_ATTRIBUTE, Shared};
 use crate::volume::{ROOT, SetAttr};
 
 impl Shared {
-    /// Sets an extended attribute, and takes the set-group-id bit where the kernel leaves that to us: an access list
-    /// comes from somebody who is not in the file's group.
+    /// Sets an extended attribute. If it is an access list, set by a user who is not in the file's group, this also removes
+    /// the set-group-id bit, which the kernel leaves to us.
     pub(super) fn set_xattr(
         &self,
         req: &Request,
@@ -26,9 +26,9 @@ impl Shared {
             let mode = xattr_mode(flags)?;
             if name == ACCESS_LIST {
                 let attr = v.getattr(ino)?;
-                let is_marked = attr.perm & S_ISGID != 0;
-                let asker = is_marked.then(|| Asker::of(req));
-                if asker.is_some_and(|a| a.is_ordinary() && !a.is_in_group(attr.gid)) {
+                let has_bit = attr.perm & S_ISGID != 0;
+                let requester = has_bit.then(|| Requester::of(req));
+                if requester.is_some_and(|r| r.is_ordinary() && !r.is_in_group(attr.gid)) {
                     let without = SetAttr {
                         perm: Some(attr.perm & !S_ISGID),
                         ..SetAttr::default()
@@ -53,7 +53,7 @@ impl Shared {
         }
     }
 
-    /// The names of the extended attributes that who asks may know.
+    /// The names of the extended attributes that the requesting user may see.
     pub(super) fn list_xattrs(&self, req: &Request, ino: INodeNo) -> Result<Vec<u8>, Errno> {
         let names = self.call("listxattr", ino, |v, ino| v.listxattr(ino))?;
         Ok(shown_names(req, self.without_hidden(names)))
