@@ -58,12 +58,8 @@ pub enum Kind {
     NotSupported,
     /// A link across filesystems.
     CrossDevice,
-    /// A handle that is not open, or not for this use.
-    BadHandle,
     /// The inode behind a handle is gone.
     Stale,
-    /// The inode has as many links as it can have.
-    TooManyLinks,
     /// No data or hole behind this offset.
     NoSuchOffset,
 
@@ -241,9 +237,7 @@ impl Error {
             Kind::FileTooLarge => libc::EFBIG,
             Kind::NotSupported => libc::EOPNOTSUPP,
             Kind::CrossDevice => libc::EXDEV,
-            Kind::BadHandle => libc::EBADF,
             Kind::Stale => libc::ESTALE,
-            Kind::TooManyLinks => libc::EMLINK,
             Kind::NoSuchOffset => libc::ENXIO,
             // A full disk keeps its own errno: programs act on it. All else that the system says about the
             // store (a permission, a stale handle) would be misread as a word about the file below the mount.
@@ -365,9 +359,7 @@ impl fmt::Display for Kind {
             Kind::FileTooLarge => "file too large",
             Kind::NotSupported => "not supported",
             Kind::CrossDevice => "link across filesystems",
-            Kind::BadHandle => "bad file handle",
             Kind::Stale => "stale file handle",
-            Kind::TooManyLinks => "too many links",
             Kind::NoSuchOffset => "no data at or after this offset",
             Kind::Io(e) => return io_text(e).fmt(f),
             Kind::Damaged(check) => return write!(f, "damaged: {check}"),
@@ -424,11 +416,11 @@ mod tests {
 
     #[test]
     fn a_message_says_which_file_and_what_to_do() {
-        let e =
-            Error::damaged("data/00ff", "block at 48 does not open").hint("restore it from a copy");
+        let e = Error::damaged("data/00ff", "the block at 48 cannot be decrypted")
+            .hint("restore it from a copy");
         assert_eq!(
             e.to_string(),
-            "data/00ff: damaged: block at 48 does not open (restore it from a copy)"
+            "data/00ff: damaged: the block at 48 cannot be decrypted (restore it from a copy)"
         );
         assert_eq!(e.errno(), libc::EIO);
         assert_eq!(e.exit_status(), ExitStatus::Damaged);

@@ -1,7 +1,5 @@
-//! The catalogue of a pack: for each run whose it is, so that a library whose index is lost can be rebuilt.
-//!
-//! CBOR: `[paths: [* bytes], runs: [* [cipher_offset, plain_len, inode (16 bytes), path's number, plain_offset,
-//! counter]]]`. A path is stored again only where it differs from the one before.
+//! The catalogue of a pack records which file each run belongs to, so that a library can be rebuilt if its index is lost
+//! (`man/hushfs-format.5`: PACKS).
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -13,31 +11,32 @@ use crate::cbor::{elements, members};
 use crate::crypto::HEADER_LEN;
 use crate::object::PackId;
 
-/// Bytes at which a catalogue is full. Reached only by packs of very small runs; bounds the writer's memory.
+/// Bytes at which a catalogue is full. This bounds the writer's memory; only packs of very small runs reach it.
 pub(super) const CATALOGUE_PLAIN_MAX: usize = 4 << 20;
-/// Longest path that is noted. Linux has no longer ones in one call; of those that were built up, the end is noted.
+/// Longest path that is recorded. Linux allows no longer one in a system call; of a longer path that was built step by
+/// step, the end is recorded.
 pub(super) const PATH_LEN_MAX: usize = 4095;
-/// Most bytes that one note adds: a path with its length, and a run of six fields at their longest.
+/// Most bytes that one note adds: a path with its length, and a run with six fields of maximum length.
 pub(super) const NOTE_LEN_MAX: usize = 3 + PATH_LEN_MAX + 1 + 5 + 5 + 17 + 5 + 9 + 9;
 /// Most bytes of the three array heads.
 const HEADS_LEN_MAX: usize = 1 + 5 + 5;
 
-/// What the catalogue says of a run.
+/// What the catalogue records of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CatalogueEntry {
     /// The run.
     pub run: Run,
-    /// The inode's id.
+    /// The 128-bit id of the file's inode.
     pub inode: u128,
-    /// The path at that time; shared, since a file of many runs would multiply it.
+    /// The file's path when the run was written. Shared, because a file may have many runs.
     pub path: Arc<[u8]>,
-    /// Where in the file.
+    /// Offset of the run in the file.
     pub plain_offset: u64,
-    /// Lamport counter.
+    /// The Lamport counter of the operation.
     pub counter: u64,
 }
 
-/// A catalogue that grows, encoded already, so that its size is known to the byte.
+/// A catalogue under construction. It is kept encoded, so that its size is always known.
 #[derive(Default)]
 pub(super) struct Catalogue {
     paths: Vec<u8>,
@@ -47,13 +46,13 @@ pub(super) struct Catalogue {
     run_count: u32,
 }
 
-/// Encoding into memory has no way to fail.
+/// Encoding into memory cannot fail.
 fn encoded<T>(result: Result<T, minicbor::encode::Error<Infallible>>) -> T {
-    result.expect("a vector takes all that is written to it")
+    result.expect("writing to a vector does not fail")
 }
 
 impl Catalogue {
-    /// Bytes that it will take at most, encoded.
+    /// Upper bound of its encoded length.
     pub fn plain_len_max(&self) -> usize {
         HEADS_LEN_MAX + self.paths.len() + self.runs.len()
     }
@@ -83,7 +82,7 @@ impl Catalogue {
         self.run_count += 1;
     }
 
-    /// The three array heads and the two bodies, to be sealed as one message.
+    /// The three array heads and the two bodies, to be encrypted as one message.
     pub fn heads(&self) -> ([Vec<u8>; 2], [&[u8]; 2]) {
         let mut first = Vec::new();
         encoded(
@@ -97,13 +96,13 @@ impl Catalogue {
     }
 }
 
-/// Decodes a catalogue. The error says what does not hold; `end` is where the blocks of the pack end.
+/// Decodes a catalogue. `end` is the offset at which the blocks of the pack end. The error describes what is wrong.
 pub(super) fn decode(bytes: &[u8], pack: PackId, end: u32) -> Result<Vec<CatalogueEntry>, String> {
     let mut d = Decoder::new(bytes);
-    let entries = decode_arrays(&mut d, pack)
-        .map_err(|e| format!("the catalogue is not what it should be: {e}"))?;
+    let entries =
+        decode_arrays(&mut d, pack).map_err(|e| format!("the catalogue does not parse: {e}"))?;
     if d.position() != bytes.len() {
-        return Err("the catalogue goes on behind its end".into());
+        return Err("the catalogue has trailing bytes".into());
     }
     let outside = |run: &Run| {
         run.plain_len == 0
@@ -113,7 +112,7 @@ pub(super) fn decode(bytes: &[u8], pack: PackId, end: u32) -> Result<Vec<Catalog
     };
     match entries.iter().find(|entry| outside(&entry.run)) {
         Some(entry) => Err(format!(
-            "the catalogue names a run at {} that cannot be",
+            "the catalogue has an impossible run at {}",
             entry.run.cipher_offset
         )),
         None => Ok(entries),
@@ -125,7 +124,7 @@ fn decode_arrays(
     pack: PackId,
 ) -> Result<Vec<CatalogueEntry>, minicbor::decode::Error> {
     members(d, 2, |d| {
-        // Counts size nothing in advance: each element takes bytes of the message, whose length is bounded.
+        // Nothing is allocated by the counts: each element takes bytes of the message, whose length is bounded.
         let mut paths: Vec<Arc<[u8]>> = Vec::new();
         for _ in 0..elements(d)? {
             paths.push(d.bytes()?.into());

@@ -1,7 +1,4 @@
-//! Packs: sealed blocks of contents, with a catalogue.
-//!
-//! A pack is a header, sealed blocks, a sealed catalogue, padding, and a sealed trailer of fixed size
-//! (`man/hushfs-format.5`, section PACKS).
+//! Packs: files of encrypted blocks with the contents of files, and a catalogue of them (`man/hushfs-format.5`: PACKS).
 
 use crate::crypto::SEAL_OVERHEAD;
 use crate::object::PackId;
@@ -22,51 +19,52 @@ pub use writer::{FinishedPack, Note, PackWriter};
 
 /// Bytes of plaintext in a full block.
 pub const BLOCK_PLAIN_LEN: u32 = 16 * 1024;
-/// Bytes that a full block takes in the pack.
+/// Bytes of a full block in the pack, encrypted.
 pub const BLOCK_CIPHER_LEN: u32 = BLOCK_PLAIN_LEN + SEAL_OVERHEAD as u32;
-/// Bytes of the longest pack, and of every pack that was filled.
+/// Bytes of the longest possible pack. Full packs are padded to this length.
 pub const PACK_CIPHER_LEN: u32 = 64 * 1024 * 1024;
 
-/// Contents as they were sealed in one go: blocks of [`BLOCK_PLAIN_LEN`], the last one may be shorter.
+/// Data that was encrypted in one go, in blocks of [`BLOCK_PLAIN_LEN`]; the last block may be shorter.
 ///
-/// Two runs of one pack that lie behind each other, the first a multiple of a block long, are one run.
+/// Two adjacent runs of a pack can be treated as one if the length of the first is a multiple of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Run {
-    /// Which pack.
+    /// The pack that holds it.
     pub pack: PackId,
-    /// Where in the pack its first block starts.
+    /// Offset of its first block in the pack.
     pub cipher_offset: u32,
     /// Bytes of plaintext; never 0.
     pub plain_len: u32,
 }
 
 impl Run {
-    /// How many blocks it has.
+    /// The number of blocks.
     pub fn blocks(&self) -> u32 {
         self.plain_len.div_ceil(BLOCK_PLAIN_LEN)
     }
-    /// Where in the pack block `block` starts.
+    /// Offset of a block in the pack.
     pub fn block_cipher_offset(&self, block: u32) -> u32 {
         self.cipher_offset + block * BLOCK_CIPHER_LEN
     }
-    /// Bytes of plaintext in block `block`, which must be below [`Run::blocks`].
+    /// Bytes of plaintext in a block, whose number must be below [`Run::blocks`].
     pub fn block_plain_len(&self, block: u32) -> u32 {
         (self.plain_len - block * BLOCK_PLAIN_LEN).min(BLOCK_PLAIN_LEN)
     }
-    /// Where in the pack adjacent blocks lie; `blocks` must not be empty, nor end behind [`Run::blocks`].
+    /// The range of adjacent blocks in the pack. `blocks` must not be empty, nor end past [`Run::blocks`].
     pub fn cipher_range(&self, blocks: std::ops::Range<u32>) -> std::ops::Range<u32> {
         let last = blocks.end - 1;
         let end =
             self.block_cipher_offset(last) + self.block_plain_len(last) + SEAL_OVERHEAD as u32;
         self.block_cipher_offset(blocks.start)..end
     }
-    /// Bytes that it takes in the pack.
+    /// Bytes in the pack, encrypted.
     pub fn cipher_len(&self) -> u32 {
         self.plain_len + self.blocks() * SEAL_OVERHEAD as u32
     }
 }
 
-/// What a sealed message of a pack is: the first byte of its associated data, so that none can stand for another.
+/// The kinds of encrypted messages in a pack. The kind is part of the associated data, so that no message can be used in
+/// place of one of another kind.
 #[derive(Debug, Clone, Copy)]
 #[repr(u8)]
 enum MessageKind {
@@ -75,7 +73,7 @@ enum MessageKind {
     Trailer = 2,
 }
 
-/// The associated data of a message: what it is, and where in the pack it starts (u64, little endian).
+/// The associated data of a message: its kind, and its offset in the pack (u64, little endian).
 fn message_aad(kind: MessageKind, cipher_offset: u32) -> [u8; 9] {
     let mut aad = [0; 9];
     aad[0] = kind as u8;

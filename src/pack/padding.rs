@@ -1,10 +1,10 @@
-//! Padding, so that lengths of stored files say little.
+//! Padding, so that the lengths of stored files reveal little.
 
 /// The padded length of an object of `true_len` bytes, at least `floor`: Padmé (Nikitin et al., "Reducing
 /// Metadata Leakage from Encrypted Files and Communication with PURBs", PoPETs 2019).
 ///
-/// Only log2(log2(length)) + 1 leading bits stay, so that few lengths are possible and at most 12 % is added;
-/// 3 % at 64 MiB. Never below `true_len`; both arguments are below 2^62.
+/// Only the log2(log2(length)) + 1 leading bits of the length are kept, so that few lengths are possible. At most 12 % is
+/// added, 3 % at 64 MiB. Both arguments must be below 2^62.
 pub fn padme_len(true_len: u64, floor: u64) -> u64 {
     let len = true_len.max(floor);
     debug_assert!(len < 1 << 62, "no object is that long");
@@ -41,7 +41,7 @@ mod tests {
         }
         assert_eq!(padme_len(1, 65_536), 65_536);
         assert_eq!(padme_len(65_537, 65_536), 67_584);
-        // Whatever fills a pack to more than 63 MiB becomes exactly 64 MiB.
+        // A pack of more than 63 MiB becomes exactly 64 MiB.
         assert_eq!(padme_len((63 << 20) + 1, 65_536), 64 << 20);
         assert_eq!(padme_len(64 << 20, 65_536), 64 << 20);
     }

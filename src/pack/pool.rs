@@ -1,4 +1,4 @@
-//! The packs that are open for reading.
+//! The pool of packs that are open for reading.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -14,7 +14,7 @@ use crate::gate::{Reason, WriteGate};
 use crate::object::{Area, PackId};
 use crate::store::{Object, Store};
 
-/// Open packs, a bounded number of them; the longest unused is closed first.
+/// A bounded number of open packs. The least recently used one is closed first.
 pub struct Packs {
     store: Arc<dyn Store>,
     master: Arc<MasterKey>,
@@ -24,16 +24,17 @@ pub struct Packs {
 
 struct Open {
     published: LruCache<PackId, Arc<PackReader>>,
-    /// Growing packs and leftovers: a handful, not counted into the bound.
+    /// Unfinished packs and those that a crash left: a handful, which do not count towards the bound.
     pinned: HashMap<PackId, Arc<PackReader>>,
-    /// How often a pack was closed on purpose: one that was opened at that time is not kept.
+    /// How often [`Packs::forget`] was called. A pack that was being opened at the time may be gone, and is not kept.
     closed: u64,
 }
 
 impl Packs {
-    /// Keeps at most `open_max` published packs open, one at least. Closes `gate` when it opens a pack that has a feature
-    /// without which nobody may write to the library. A writer puts such a feature into the segments that name the pack,
-    /// too, which are all read before anything is written: this is for one that did not.
+    /// Keeps at most `open_max` published packs open, but at least one. Closes `gate` when it opens a pack that has a
+    /// feature which this version does not know, and which forbids it to write. A writer also records such a feature in
+    /// the segments that refer to the pack, and all segments are read before anything is written; this covers a writer
+    /// that did not.
     pub fn new(
         store: Arc<dyn Store>,
         master: Arc<MasterKey>,
@@ -54,7 +55,7 @@ impl Packs {
         }
     }
 
-    /// The reader of a pack, opened where it is not. No lock is held over the opening.
+    /// The reader of a pack, which is opened if necessary. No lock is held meanwhile.
     pub fn get(&self, id: PackId) -> Result<Arc<PackReader>> {
         let closed = {
             let mut open = self.open.lock();
@@ -78,39 +79,39 @@ impl Packs {
             id,
             &self.master,
         )?);
-        // Only what is authentic says so, not a header in which a bit was hurt.
+        // The flag is trusted only if the pack is authentic: the header alone may have a damaged bit.
         if !reader.writable() && reader.trailer().is_ok() && self.gate.close(Reason::NewerPack) {
             log::error!(
-                "data/{id}: written by a newer hushfs: continuing read-only; install that version to write"
+                "data/{id}: written by a newer hushfs: continuing read-only (install the newer version to write)"
             );
         }
         let mut open = self.open.lock();
-        // A pack removed meanwhile must not stay open, or its room on the disk would stay taken.
+        // A pack that was removed meanwhile must not stay open: its disk space would not be freed.
         let evicted = if open.closed == closed {
             open.published.push(id, Arc::clone(&reader))
         } else {
             None
         };
         drop(open);
-        // Closing a file may take its time; not under the lock.
+        // Closing a file may take long, so not under the lock.
         drop(evicted);
         Ok(reader)
     }
 
-    /// Adds a pack that still grows (or a leftover); it stays until [`Packs::unpin`].
+    /// Adds an unfinished pack, or one that a crash left. It stays open until [`Packs::unpin`].
     pub fn pin(&self, id: PackId, object: Arc<dyn Object>) -> Result<()> {
         let reader = Arc::new(PackReader::open(object, id, &self.master)?);
         self.open.lock().pinned.insert(id, reader);
         Ok(())
     }
 
-    /// From now on it is one of the published packs: opened anew when it is asked for, under its published name.
+    /// Called when the pack was published: the next [`Packs::get`] opens it under its published name.
     pub fn unpin(&self, id: PackId) {
         let reader = self.open.lock().pinned.remove(&id);
         drop(reader);
     }
 
-    /// Closes it: it is about to be removed.
+    /// Closes a pack that is about to be removed.
     pub fn forget(&self, id: PackId) {
         let mut open = self.open.lock();
         open.closed += 1;
@@ -119,12 +120,12 @@ impl Packs {
         drop(readers);
     }
 
-    /// How many published packs may be open.
+    /// How many published packs may be open at a time.
     pub fn open_max(&self) -> usize {
         self.open.lock().published.cap().get()
     }
 
-    /// Closes the half of the published packs that was not used for the longest time; false where none is open.
+    /// Closes the less recently used half of the published packs. Returns false if none is open.
     pub fn close_some(&self) -> bool {
         let mut open = self.open.lock();
         let count = open.published.len().div_ceil(2);
@@ -135,8 +136,9 @@ impl Packs {
         !closed.is_empty()
     }
 
-    /// How many packs are open: published, pinned.
-    pub fn open_count(&self) -> (usize, usize) {
+    /// How many packs are open: published ones, and pinned ones.
+    #[cfg(test)]
+    pub(super) fn open_count(&self) -> (usize, usize) {
         let open = self.open.lock();
         (open.published.len(), open.pinned.len())
     }

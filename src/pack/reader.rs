@@ -11,23 +11,23 @@ use crate::object::{DeviceId, ObjectId, PackId};
 use crate::store::Object;
 
 const TRAILER_PLAIN_LEN: usize = 32;
-/// Bytes of the sealed trailer.
+/// Bytes of the encrypted trailer.
 pub(super) const TRAILER_CIPHER_LEN: usize = TRAILER_PLAIN_LEN + SEAL_OVERHEAD;
-/// Longest sealed catalogue that is read; a writer stops at half of it.
+/// Bytes of the longest encrypted catalogue that is read. A writer stops at half of it.
 const CATALOGUE_CIPHER_MAX: u32 = 8 << 20;
 
-/// What stands at the end of a finished pack.
+/// The end of a finished pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Trailer {
-    /// Where the catalogue starts.
+    /// Offset of the catalogue in the pack.
     pub catalogue_cipher_offset: u32,
-    /// Its sealed length.
+    /// Bytes of the catalogue, encrypted.
     pub catalogue_cipher_len: u32,
-    /// Bytes without padding.
+    /// Bytes of the pack without its padding.
     pub true_cipher_len: u32,
-    /// Who wrote it.
+    /// The device that wrote the pack.
     pub device: DeviceId,
-    /// Runs in the catalogue.
+    /// Number of runs in the catalogue.
     pub runs: u32,
 }
 
@@ -57,7 +57,7 @@ impl Trailer {
         }
     }
 
-    /// Whether the places that it names can be, in a pack of `cipher_len` bytes.
+    /// Whether its offsets and lengths are possible in a pack of `cipher_len` bytes.
     pub(super) fn is_possible(&self, cipher_len: u64) -> bool {
         let end = u64::from(self.catalogue_cipher_offset)
             + u64::from(self.catalogue_cipher_len)
@@ -69,7 +69,7 @@ impl Trailer {
     }
 }
 
-/// A pack open for reading, growing or published.
+/// A pack that is open for reading, unfinished or published.
 pub struct PackReader {
     id: PackId,
     object: Arc<dyn Object>,
@@ -78,7 +78,7 @@ pub struct PackReader {
 }
 
 impl PackReader {
-    /// Reads and checks the header.
+    /// Opens a pack: reads and checks its header.
     pub fn open(object: Arc<dyn Object>, id: PackId, master: &MasterKey) -> Result<Self> {
         let mut header = [0; HEADER_LEN];
         object.read_at(&mut header, 0)?;
@@ -91,7 +91,7 @@ impl PackReader {
         })
     }
 
-    /// The pack that an object called `id` was written as, where that is another name and it is whole.
+    /// If the object named `id` is a complete pack that was written under another name, returns that name.
     pub fn copy_of(object: &Arc<dyn Object>, id: PackId, master: &MasterKey) -> Option<PackId> {
         let mut header = [0; HEADER_LEN];
         object.read_at(&mut header, 0).ok()?;
@@ -102,21 +102,17 @@ impl PackReader {
         reader.trailer().is_ok().then_some(of)
     }
 
-    /// Whether this version may write to the library, as far as this pack says. Authentic only once something of it opens.
+    /// Whether the header allows this version to write to the library. Authentic only once a message of the pack has been
+    /// decrypted.
     pub fn writable(&self) -> bool {
         self.writable
-    }
-
-    /// Its id.
-    pub fn id(&self) -> PackId {
-        self.id
     }
 
     fn damaged(&self, check: impl std::fmt::Display) -> Error {
         Error::damaged(self.object.name(), check)
     }
 
-    /// What the index says is checked before it is computed with: it may come from another device.
+    /// Checks a run before anything is computed from it: the index that it is from may be another device's.
     fn check_run(&self, run: &Run, blocks: &Range<u32>) -> Result<()> {
         let in_pack = run.pack == self.id
             && (1..=PACK_CIPHER_LEN).contains(&run.plain_len)
@@ -134,8 +130,8 @@ impl PackReader {
 
     /// Fills `sealed` from the pack, in one read.
     ///
-    /// A pack that is too short is damaged; so is an index that asks for more than a pack can hold. After an error,
-    /// what is in `sealed` means nothing.
+    /// It is damage if the pack is too short, or the range larger than a pack can be. After an error, the contents of
+    /// `sealed` are undefined.
     pub fn read_sealed(&self, cipher_offset: u32, sealed: &mut [u8]) -> Result<()> {
         let (start, len) = (u64::from(cipher_offset), sealed.len() as u64);
         if start >= HEADER_LEN as u64 && len > 0 && start + len <= u64::from(PACK_CIPHER_LEN) {
@@ -144,14 +140,14 @@ impl PackReader {
         Err(self.damaged(format_args!("cannot hold {len} bytes at {start}")))
     }
 
-    /// Reads what the pack has from `cipher_offset`, as [`Object::read_stream`] does.
+    /// Reads from `cipher_offset`, as [`Object::read_stream`] does.
     pub fn read_stream(&self, cipher_offset: u32, sealed: &mut [u8]) -> Result<usize> {
         self.object.read_stream(sealed, u64::from(cipher_offset))
     }
 
-    /// Opens block `block` of `run` from its sealed bytes into `plain`, exactly `run.block_plain_len(block)` long.
+    /// Decrypts block `block` of `run` from `sealed` into `plain`, which must be `run.block_plain_len(block)` bytes long.
     ///
-    /// After an error, what is in `plain` means nothing.
+    /// After an error, the contents of `plain` are undefined.
     pub fn open_block(&self, run: &Run, block: u32, sealed: &[u8], plain: &mut [u8]) -> Result<()> {
         self.check_run(run, &(block..block.saturating_add(1)))?;
         let cipher_offset = run.block_cipher_offset(block);
@@ -167,22 +163,24 @@ impl PackReader {
         {
             return Ok(());
         }
-        Err(self.damaged(format_args!("the block at {cipher_offset} does not open")))
+        Err(self.damaged(format_args!(
+            "the block at {cipher_offset} cannot be decrypted"
+        )))
     }
 
-    /// Says that these bytes of the pack will be read soon.
+    /// A hint that these bytes of the pack will be read soon.
     pub fn prefetch(&self, cipher_offset: u32, cipher_len: u32) {
         self.object
             .prefetch(u64::from(cipher_offset), u64::from(cipher_len));
     }
 
-    /// Says that these bytes of the pack will not be read again soon.
+    /// A hint that these bytes of the pack will not be read again soon.
     pub fn uncache(&self, cipher_offset: u32, cipher_len: u32) {
         self.object
             .uncache(u64::from(cipher_offset), u64::from(cipher_len));
     }
 
-    /// Opens the trailer; only finished packs have one.
+    /// Reads the trailer. Only finished packs have one.
     pub fn trailer(&self) -> Result<Trailer> {
         let cipher_len = self.object.cipher_len()?;
         if cipher_len < (HEADER_LEN + TRAILER_CIPHER_LEN) as u64
@@ -199,16 +197,16 @@ impl PackReader {
             &sealed,
             &mut plain,
         ) {
-            return Err(self.damaged(format_args!("the trailer at {offset} does not open")));
+            return Err(self.damaged(format_args!("the trailer at {offset} cannot be decrypted")));
         }
         let trailer = Trailer::decode(&plain);
         if trailer.is_possible(cipher_len) {
             return Ok(trailer);
         }
-        Err(self.damaged("the trailer names places that cannot be"))
+        Err(self.damaged("the trailer has impossible offsets"))
     }
 
-    /// Opens the catalogue.
+    /// Reads the catalogue.
     pub fn catalogue(&self) -> Result<Vec<CatalogueEntry>> {
         let trailer = self.trailer()?;
         let offset = trailer.catalogue_cipher_offset;
@@ -220,12 +218,16 @@ impl PackReader {
             &sealed,
             &mut plain,
         ) {
-            return Err(self.damaged(format_args!("the catalogue at {offset} does not open")));
+            return Err(self.damaged(format_args!(
+                "the catalogue at {offset} cannot be decrypted"
+            )));
         }
         let entries =
             catalogue::decode(&plain, self.id, offset).map_err(|check| self.damaged(check))?;
         if entries.len() != trailer.runs as usize {
-            return Err(self.damaged("catalogue and trailer name different numbers of runs"));
+            return Err(
+                self.damaged("the catalogue and the trailer disagree on the number of runs")
+            );
         }
         Ok(entries)
     }

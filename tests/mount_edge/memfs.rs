@@ -170,7 +170,12 @@ impl Volume for MemFs {
         let ino = match name.as_bytes() {
             b"." => parent.0,
             b".." => state.get(parent)?.parent,
-            b"fault" => return Err(Error::damaged("data/00ff", "the block at 48 does not open")),
+            b"fault" => {
+                return Err(Error::damaged(
+                    "data/00ff",
+                    "the block at 48 cannot be decrypted",
+                ));
+            }
             _ => state.child(parent, name)?,
         };
         Ok(state.hold(ino))
@@ -471,9 +476,10 @@ impl Volume for MemFs {
         if let Some(marker) = &self.close_marker {
             std::fs::write(marker, closed.to_string()).map_err(|e| Error::io(e, marker))?;
         }
-        match self.close_fails {
-            true => Err(Error::new(Kind::NoSpace, "new/00ff")),
-            false => Ok(()),
+        if self.close_fails {
+            Err(Error::new(Kind::NoSpace, "new/00ff"))
+        } else {
+            Ok(())
         }
     }
 }

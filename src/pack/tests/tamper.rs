@@ -118,7 +118,7 @@ fn blocks_that_change_places_or_turn_to_zeros_do_not_open() {
         assert_eq!(
             e.to_string(),
             format!(
-                "data/{}: damaged: the block at {at} does not open",
+                "data/{}: damaged: the block at {at} cannot be decrypted",
                 run.pack
             )
         );
