@@ -1,7 +1,7 @@
-//! AES-256-GCM (NIST SP 800-38D): one message, one random nonce.
+//! AES-256-GCM (NIST SP 800-38D), with a random nonce for each message.
 //!
-//! Two implementations of one interface: `aws` for speed, `pure` for machines without a C compiler. Tests hold
-//! each against the other and both against published vectors.
+//! There are two implementations of the same interface: `aws` is fast, and `pure` does not need a C compiler. The tests
+//! compare them with each other and with published vectors.
 
 use super::random;
 use crate::error::{Kind, Result};
@@ -20,27 +20,27 @@ use pure::Cipher;
 pub const NONCE_LEN: usize = 12;
 /// Bytes of a tag.
 pub const TAG_LEN: usize = 16;
-/// What sealing adds: a nonce in front and a tag behind.
+/// Bytes that encryption adds to a message: the nonce before it, and the tag after it.
 pub const SEAL_OVERHEAD: usize = NONCE_LEN + TAG_LEN;
 
-/// A key that seals and opens messages of one object.
+/// A key that encrypts (seals) and decrypts (opens) the messages of one object.
 ///
-/// Nonces are 96 random bits straight from getrandom(2): no argument about them rests on what a crash, a clone or a
-/// snapshot of a virtual machine did. One object has far fewer than the 2^32 messages that SP 800-38D allows a key.
+/// Nonces are 96 random bits from getrandom(2), without any state in the process. Therefore they stay unique after a crash,
+/// and if a virtual machine is cloned or set back. SP 800-38D allows 2^32 messages per key; an object has far fewer.
 pub struct SealKey {
     cipher: Cipher,
 }
 
 impl SealKey {
-    /// From 32 bytes that nothing else uses.
+    /// A key of 32 bytes, which must not be used for anything else.
     pub fn new(key: &[u8; 32]) -> Self {
         Self {
             cipher: Cipher::new(key),
         }
     }
 
-    /// Writes `nonce || ciphertext || tag` of the concatenated `plain` pieces to the end of `out`, with a fresh random
-    /// nonce. After an error `out` is as it was.
+    /// Encrypts the concatenated `plain` pieces with a new random nonce, and appends `nonce || ciphertext || tag` to `out`.
+    /// After an error, `out` is unchanged.
     pub fn seal(&self, aad: &[u8], plain: &[&[u8]], out: &mut Vec<u8>) -> Result<()> {
         let nonce = fresh_nonce()?;
         let start = out.len();
@@ -55,7 +55,7 @@ impl SealKey {
         {
             Some(tag) => out.extend_from_slice(&tag),
             None => {
-                // What was to be sealed must not stay in what will be written.
+                // The plaintext must not stay in a buffer that may be written.
                 out.truncate(start);
                 return Err(Kind::TooBig.into());
             }
@@ -63,9 +63,9 @@ impl SealKey {
         Ok(())
     }
 
-    /// As [`SealKey::seal`], into `out`, which must be exactly [`SEAL_OVERHEAD`] longer than the plaintext
-    /// ([`Kind::InvalidArgument`] otherwise). One piece is sealed without being copied first. After an error what is
-    /// in `out` must not be written anywhere.
+    /// Like [`SealKey::seal`], but fills `out`, which must be exactly [`SEAL_OVERHEAD`] bytes longer than the plaintext
+    /// ([`Kind::InvalidArgument`] otherwise). A single piece is not copied first. After an error, `out` may hold plaintext
+    /// and must not be written anywhere.
     pub fn seal_into(&self, aad: &[u8], plain: &[&[u8]], out: &mut [u8]) -> Result<()> {
         let len = plain_len(plain);
         if out.len() != len + SEAL_OVERHEAD {
@@ -89,8 +89,8 @@ impl SealKey {
         Ok(())
     }
 
-    /// Opens `nonce || ciphertext || tag` straight into `plain`, which must be exactly as long as the plaintext.
-    /// False where it does not open; then what is in `plain` means nothing.
+    /// Decrypts `nonce || ciphertext || tag` into `plain`, which must be exactly as long as the plaintext. Returns false if
+    /// the message is not authentic; the contents of `plain` are then undefined.
     #[must_use]
     pub fn open(&self, aad: &[u8], sealed: &[u8], plain: &mut [u8]) -> bool {
         if sealed.len().checked_sub(SEAL_OVERHEAD) != Some(plain.len()) {
@@ -116,7 +116,7 @@ fn fresh_nonce() -> Result<[u8; NONCE_LEN]> {
     Ok(nonce)
 }
 
-/// By aws-lc-rs; its context wipes the key when it is dropped.
+/// AES-256-GCM of aws-lc-rs, which wipes the key when its context is dropped.
 #[cfg(feature = "aws-lc")]
 mod aws {
     use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
@@ -127,8 +127,7 @@ mod aws {
 
     impl Cipher {
         pub fn new(key: &[u8; 32]) -> Self {
-            let key =
-                UnboundKey::new(&AES_256_GCM, key).expect("32 bytes is what a key of AES-256 has");
+            let key = UnboundKey::new(&AES_256_GCM, key).expect("an AES-256 key has 32 bytes");
             Self(LessSafeKey::new(key))
         }
 
@@ -176,7 +175,7 @@ mod aws {
     }
 }
 
-/// By the aes-gcm crate; wipes the key when it is dropped (its feature `zeroize`).
+/// AES-256-GCM of the crate aes-gcm, which wipes the key when it is dropped (its feature `zeroize`).
 #[cfg(any(test, not(feature = "aws-lc")))]
 mod pure {
     use aes_gcm::aead::inout::InOutBuf;

@@ -1,19 +1,19 @@
-//! The 48 bytes in front of every object, all of which go into its key.
+//! The header of every object (`man/hushfs-format.5`: HEADER). Each of its bytes is an input of the object's key.
 
 use crate::error::{Error, Kind, Result};
 use crate::object::ObjectId;
 
 /// Bytes of a header.
 pub const HEADER_LEN: usize = 48;
-/// The version of the format that this build writes, and the only one that it reads.
+/// The format version that this program writes, and the only one that it reads.
 pub const FORMAT_VERSION: u16 = 1;
 /// Suite 1: AES-256-GCM, HKDF-SHA256, Argon2id.
 pub const FORMAT_SUITE: u16 = 1;
 
-/// What to do about an object of a later version.
+/// The hint for an object of a later version.
 const UPDATE: &str = "install a newer hushfs";
 
-/// What kind of object a file is: its first 8 bytes.
+/// The kind of an object: its first 8 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Magic {
     /// `HUSHSLOT`
@@ -25,14 +25,14 @@ pub enum Magic {
 }
 
 impl Magic {
-    /// What a file that starts with `bytes` is.
+    /// The kind of an object that starts with `bytes`.
     pub fn from_bytes(bytes: &[u8; 8]) -> Option<Self> {
         [Magic::Slot, Magic::Segment, Magic::Pack]
             .into_iter()
             .find(|m| m.bytes() == bytes)
     }
 
-    /// The bytes.
+    /// The first 8 bytes of such an object.
     pub fn bytes(self) -> &'static [u8; 8] {
         match self {
             Magic::Slot => b"HUSHSLOT",
@@ -41,7 +41,7 @@ impl Magic {
         }
     }
 
-    /// What errors call it.
+    /// The name of this kind in messages.
     fn noun(self) -> &'static str {
         match self {
             Magic::Slot => "a slot",
@@ -51,32 +51,32 @@ impl Magic {
     }
 }
 
-/// Feature bits of a later version. This version knows none.
+/// Feature bits of later versions. This version knows none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Features {
-    /// May be ignored.
+    /// Features that may be ignored.
     pub ignore: u32,
-    /// Whoever does not know one of these must not write.
+    /// A program that does not know one of these features must not write to the library.
     pub read_only: u32,
-    /// Whoever does not know one of these must not open.
+    /// A program that does not know one of these features must not open the library.
     pub refuse: u32,
 }
 
-/// The header: magic (8), version u16 = 1, suite u16 = 1, key epoch u32, ignore u32, read-only u32, refuse u32, zero u32, id (16); little endian.
+/// The header of an object of this version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// What the object is.
+    /// The kind of the object.
     pub magic: Magic,
-    /// Which master key. This version knows only 0.
+    /// The number of the master key. This version knows only 0.
     pub epoch: u32,
     /// Feature bits.
     pub features: Features,
-    /// The object's own id, so that a file under another name opens nothing.
+    /// The object's id. Because it is part of the key, an object under another name cannot be decrypted.
     pub id: ObjectId,
 }
 
 impl Header {
-    /// A header of this version, epoch 0, no features.
+    /// A header of this version, with epoch 0 and no features.
     pub fn new(magic: Magic, id: ObjectId) -> Self {
         Self {
             magic,
@@ -86,7 +86,7 @@ impl Header {
         }
     }
 
-    /// As bytes. [`Header::decode`] of these is this header again, and only of these.
+    /// The header's bytes. [`Header::decode`] returns this header for these bytes, and for no others.
     pub fn encode(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         bytes[0..8].copy_from_slice(self.magic.bytes());
@@ -100,7 +100,7 @@ impl Header {
         bytes
     }
 
-    /// The id in a header of this kind of object; `None` where the bytes begin as another, or as nothing.
+    /// The id in the header of an object of this kind; `None` if the bytes do not begin like one.
     pub fn id_of(bytes: &[u8; HEADER_LEN], magic: Magic) -> Option<ObjectId> {
         let id = bytes
             .last_chunk()
@@ -108,10 +108,11 @@ impl Header {
         Some(ObjectId(*id))
     }
 
-    /// From bytes; `name` is for errors. Checks magic and id ([`Kind::Damaged`]), then version, suite, epoch and
+    /// Parses a header; `name` is used in errors. Checks magic and id ([`Kind::Damaged`]), and version, suite, epoch and
     /// refused features ([`Kind::Unsupported`]).
     ///
-    /// Nothing is authentic yet: that an object opens under its [`object_key`](super::MasterKey::object_key) says it.
+    /// The header is authentic only once a message of the object has been decrypted under its
+    /// [`object_key`](super::MasterKey::object_key).
     pub fn decode(
         bytes: &[u8; HEADER_LEN],
         magic: Magic,
@@ -125,7 +126,7 @@ impl Header {
         if bytes[0..8] != *magic.bytes() {
             return Err(Error::damaged(
                 name,
-                format_args!("it does not begin as {} does", magic.noun()),
+                format_args!("it does not begin like {}", magic.noun()),
             ));
         }
         let unsupported =
@@ -152,7 +153,7 @@ impl Header {
         if epoch != 0 {
             return unsupported(format!("its key is of epoch {epoch}"));
         }
-        // Else two byte strings would be one header, and `object_key` would not see the difference.
+        // Otherwise two byte strings would be the same header, and have the same key.
         if u32_at(28) != 0 {
             return Err(Error::damaged(
                 name,
@@ -167,7 +168,7 @@ impl Header {
         })
     }
 
-    /// Whether this version may write to the library; false where a read-only feature is unknown.
+    /// Whether this version may write to the library: not if the object has an unknown read-only feature.
     pub fn writable(&self) -> bool {
         self.features.read_only == 0
     }
@@ -223,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_apart() {
+    fn each_fault_has_its_own_error() {
         let status = |at: usize| {
             let mut bad = Header::new(Magic::Pack, id()).encode();
             bad[at] ^= 0x10;

@@ -1,25 +1,26 @@
-//! From a password to a key: Argon2id (RFC 9106), with bounds on what a stored parameter may cost.
+//! Key derivation from a password: Argon2id (RFC 9106), with bounds on the costs that a slot may ask for.
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use zeroize::Zeroizing;
 
 use crate::error::{Error, Kind, Result};
 
-/// The most memory that a slot may ask for, in KiB: 1 GiB. A hostile one takes no more.
+/// The most memory that a slot, which may be hostile, can use, in KiB: 1 GiB.
 pub(super) const MEMORY_KIB_MAX: u32 = 1 << 20;
 pub(super) const PASSES_MAX: u32 = 64;
 pub(super) const LANES_MAX: u32 = 64;
-/// The most work that a slot may ask for, in KiB times passes: 40 times the default, some seconds.
+/// The most work that a slot can cause, in KiB times passes: 40 times the default, which takes some seconds.
 const WORK_MAX: u64 = 8 << 20;
 
-/// What a slot may ask for unasked: four times the default's memory, and five times its work. A second or two.
-const UNASKED_MEMORY_KIB: u32 = 256 * 1024;
-const UNASKED_WORK: u64 = 1 << 20;
+/// Costs above which the user is asked first: four times the memory of the default, and five times its work, which takes a
+/// second or two.
+const CHEAP_MEMORY_KIB_MAX: u32 = 256 * 1024;
+const CHEAP_WORK_MAX: u64 = 1 << 20;
 
-/// Argon2id costs (RFC 9106), stored in the slot.
+/// The costs of Argon2id (RFC 9106), stored in the slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KdfParams {
-    /// Memory in KiB: 8 for each lane at least, 1 GiB at most.
+    /// Memory in KiB: from 8 for each lane to 1 GiB.
     pub memory_kib: u32,
     /// Passes: 1 to 64.
     pub passes: u32,
@@ -39,17 +40,17 @@ impl Default for KdfParams {
 }
 
 impl KdfParams {
-    /// What opening costs, in KiB times passes.
+    /// The work to open the slot, in KiB times passes.
     pub fn work(&self) -> u64 {
         u64::from(self.memory_kib) * u64::from(self.passes)
     }
 
-    /// Whether it is so much more than what hushfs writes that somebody should be asked before.
+    /// Whether the costs are so much higher than those that hushfs writes that the user should be asked first.
     pub fn is_costly(&self) -> bool {
-        self.memory_kib > UNASKED_MEMORY_KIB || self.work() > UNASKED_WORK
+        self.memory_kib > CHEAP_MEMORY_KIB_MAX || self.work() > CHEAP_WORK_MAX
     }
 
-    /// What does not hold, where a bound does not.
+    /// Checks the bounds. The error describes the cost that is out of bounds.
     pub(super) fn check(&self) -> Result<(), String> {
         let KdfParams {
             memory_kib,

@@ -13,10 +13,10 @@ use super::{Header, Magic, SealKey, recovery};
 use crate::error::{Error, Kind, Result, io_text};
 use crate::object::ObjectId;
 
-/// The salt of the one HKDF-Extract over the master key (RFC 5869, section 3.1): ours alone.
+/// The salt of HKDF-Extract over the master key (RFC 5869, section 3.1).
 const EXTRACT_SALT: &[u8] = b"hushfs master key";
 
-/// 16 public bytes that tell one library from another.
+/// 16 public bytes that identify a library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint(pub [u8; 16]);
 
@@ -26,60 +26,60 @@ impl fmt::Display for Fingerprint {
     }
 }
 
-/// The 32 random bytes that everything is derived from. In locked memory, wiped when dropped.
+/// The 32 random bytes that all keys are derived from. They are kept in locked memory, and wiped when dropped.
 ///
-/// A fork(2) copies it, but not the lock: fork first, or call [`MasterKey::lock`] in the child.
+/// fork(2) copies the key, but not the lock: fork before creating it, or call [`MasterKey::lock`] in the child.
 pub struct MasterKey {
     page: NonNull<Keys>,
 }
 
-/// What the page holds. Plain bytes: all zero is a valid value.
+/// The contents of the page. Plain bytes, for which zero is a valid value.
 #[repr(C)]
 struct Keys {
     master: [u8; 32],
-    /// HKDF-Extract of the master key, so that each derivation is one HKDF-Expand.
+    /// HKDF-Extract of the master key, so that a derivation is a single HKDF-Expand.
     extracted: [u8; 32],
 }
 
-/// Bytes of the mapping; the kernel rounds it up to its pages, so nothing else is in them.
+/// Bytes of the mapping. The kernel rounds it up to whole pages, which hold nothing else.
 const PAGE_LEN: usize = size_of::<Keys>();
 
-// SAFETY: the page belongs to this value alone, and is written only where no other reference to it exists (in `with`
-// before the value is handed out, and in `drop`).
+// SAFETY: the page belongs to this value alone, and is written only while no other reference to it exists (in `with`,
+// before the value is returned, and in `drop`).
 unsafe impl Send for MasterKey {}
 // SAFETY: as above; through a shared reference it is only read.
 unsafe impl Sync for MasterKey {}
 
 impl MasterKey {
-    /// A new one.
+    /// A new random key.
     pub fn generate() -> Result<Self> {
         Self::with(|master| random(master))
     }
 
-    /// From the recovery code. Case, blanks, dashes, and O for 0, I or L for 1 make no difference; a mistyped
-    /// character is found ([`Kind::Secret`] saying which rule fails).
+    /// The key of a recovery code. Case, blanks and dashes are ignored; O is read as 0, and I or L as 1. A mistyped
+    /// character is noticed ([`Kind::Secret`], with the rule that fails).
     pub fn from_recovery_code(code: &str) -> Result<Self> {
         Self::with(|master| recovery::decode(code, master))
     }
 
-    /// The recovery code: itself, in base32 groups with a checksum.
+    /// The recovery code: the key and a checksum, in groups of base32.
     pub fn recovery_code(&self) -> Zeroizing<String> {
         recovery::encode(self.bytes())
     }
 
-    /// HKDF-SHA256 (RFC 5869) with a purpose and a context: `info` is the purpose, a zero byte, the context.
-    /// `purpose` must not contain a zero byte, so that no two pairs are one `info`.
+    /// Derives a key with HKDF-SHA256 (RFC 5869). `info` is the purpose, a zero byte and the context. `purpose` must not
+    /// contain a zero byte: otherwise two pairs could have the same `info`.
     pub fn derive(&self, purpose: &str, context: &[u8]) -> Zeroizing<[u8; 32]> {
         debug_assert!(!purpose.contains('\0'));
         let mut key = Zeroizing::new([0; 32]);
         Hkdf::<Sha256>::from_prk(&self.keys().extracted)
-            .expect("32 bytes are a whole SHA-256")
+            .expect("a pseudorandom key has 32 bytes")
             .expand_multi_info(&[purpose.as_bytes(), &[0], context], &mut *key)
             .expect("32 bytes are below HKDF's limit of 8160");
         key
     }
 
-    /// The key of one pack or segment (or of a slot's label): every byte of its header goes in.
+    /// The key of a pack, a segment or a slot's label. It depends on every byte of the object's header.
     pub fn object_key(&self, header: &Header) -> SealKey {
         let purpose = match header.magic {
             Magic::Slot => "hushfs slot",
@@ -89,7 +89,7 @@ impl MasterKey {
         SealKey::new(&self.derive(purpose, &header.encode()))
     }
 
-    /// The library's public fingerprint. It says nothing of the key.
+    /// The library's public fingerprint, which reveals nothing about the key.
     pub fn fingerprint(&self) -> Fingerprint {
         let derived = self.derive("hushfs fingerprint", &[]);
         let (front, _) = derived
@@ -98,8 +98,8 @@ impl MasterKey {
         Fingerprint(*front)
     }
 
-    /// Keeps the key out of swap; again after a fork(2), which does not hand locks on. Where the limit
-    /// (RLIMIT_MEMLOCK) forbids it, that is no error.
+    /// Locks the key into memory, so that it is not swapped out. Must be repeated after fork(2), which does not inherit
+    /// locks. If the limit RLIMIT_MEMLOCK forbids it, this is only logged.
     pub fn lock(&self) {
         // SAFETY: the range is the mapping that this value owns; locking changes no contents.
         let locked = unsafe { rustix::mm::mlock(self.page.as_ptr().cast(), PAGE_LEN) };
@@ -111,12 +111,12 @@ impl MasterKey {
         }
     }
 
-    /// The master key itself, for wrapping it.
+    /// The master key itself, to be encrypted.
     pub(super) fn bytes(&self) -> &[u8; 32] {
         &self.keys().master
     }
 
-    /// A key whose bytes `fill` writes straight into locked memory.
+    /// Creates a key whose bytes `fill` writes directly into locked memory.
     pub(super) fn with(fill: impl FnOnce(&mut [u8; 32]) -> Result<()>) -> Result<Self> {
         // SAFETY: a new anonymous private mapping at an address of the kernel's choice touches nothing that exists.
         let mapping = unsafe {
@@ -170,21 +170,21 @@ impl Drop for MasterKey {
     }
 }
 
-/// Says that there is a key, not which.
+/// Does not show the key.
 impl fmt::Debug for MasterKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("MasterKey(..)")
     }
 }
 
-/// An id that nothing else has.
+/// A new random id.
 pub fn random_id() -> Result<ObjectId> {
     let mut id = ObjectId([0; 16]);
     random(&mut id.0)?;
     Ok(id)
 }
 
-/// Fills `out` from getrandom(2).
+/// Fills `out` with random bytes from getrandom(2).
 pub fn random(out: &mut [u8]) -> Result<()> {
     rand::rngs::SysRng
         .try_fill_bytes(out)

@@ -1,7 +1,7 @@
-//! Keys, slots, derivation, sealing; no I/O.
+//! Keys, key slots, key derivation and authenticated encryption; no I/O.
 //!
-//! Everything comes from one [`MasterKey`]: a [`SealKey`] for each object, bound to every byte of the object's
-//! [`Header`]; the MAC over each [`Slot`], which wraps the master key under a [`Secret`]; the library's public
+//! Everything is derived from one [`MasterKey`]: the [`SealKey`] of each object, which depends on every byte of the object's
+//! [`Header`]; the MAC over each [`Slot`], which holds the master key encrypted under a [`Secret`]; and the library's public
 //! [`Fingerprint`]. Suite 1 is AES-256-GCM, HKDF-SHA256, HMAC-SHA256 and Argon2id.
 
 mod aead;

@@ -1,12 +1,12 @@
-//! What keeps secrets inside this process.
+//! Protection of secrets in the memory of this process.
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 
 use crate::error::io_text;
 
-/// No core dump, no debugger of the same user, nobody else's look into `/proc/<pid>/mem`: PR_SET_DUMPABLE 0 and
-/// RLIMIT_CORE 0. Called first thing in `main`. A system that refuses goes on: the memory of keys is kept out of core
-/// dumps on its own, too.
+/// Prevents core dumps, and other processes of the same user from attaching a debugger or reading `/proc/<pid>/mem`
+/// (PR_SET_DUMPABLE 0, RLIMIT_CORE 0). Called first in `main`. If the system refuses, this is only logged: keys are
+/// excluded from core dumps separately.
 pub fn harden_process() {
     if let Err(e) = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable) {
         log::info!(

@@ -1,17 +1,17 @@
-//! The recovery code: 32 bytes and a CRC-24 in Crockford's base32, 14 groups of 4.
+//! The recovery code: the master key and a checksum in Crockford's base32, 14 groups of 4 characters.
 //!
-//! 32 bytes of key, 3 of CRC-24 (RFC 9580, section 6.1): 280 bits, 56 characters of 5 bits. A CRC of 24 bits finds
-//! every burst of up to 24 bits for certain, so every wrong character and every two neighbours swapped; other slips
-//! pass once in 16 million times, and then the key opens nothing.
+//! 32 bytes of key and 3 bytes of CRC-24 (RFC 9580, section 6.1) are 280 bits, or 56 characters of 5 bits. The CRC detects
+//! every burst error of up to 24 bits, and so every single wrong character and any two swapped neighbours. Of other
+//! mistakes, one in 16 million is not detected, and gives a key that decrypts nothing.
 
 use zeroize::Zeroizing;
 
 use crate::error::{Error, Kind, Result};
 
-/// <https://www.crockford.com/base32.html>: no I, L, O (read as 1, 1, 0) and no U.
+/// <https://www.crockford.com/base32.html>: without I, L and O, which are read as 1, 1 and 0, and without U.
 const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 const CRC_LEN: usize = 3;
-/// Characters of a code, dashes not counted.
+/// Characters of a code, without dashes.
 const CODE_LEN: usize = (32 + CRC_LEN) * 8 / 5;
 const GROUP_LEN: usize = 4;
 
@@ -20,7 +20,7 @@ pub(super) fn encode(master: &[u8; 32]) -> Zeroizing<String> {
     let mut bytes = Zeroizing::new([0; 32 + CRC_LEN]);
     bytes[..32].copy_from_slice(master);
     bytes[32..].copy_from_slice(&crc24(master));
-    // The whole capacity at once: a string that grew would leave pieces of the key behind.
+    // Allocated in full: a string that grows would leave parts of the key in freed memory.
     let mut code = Zeroizing::new(String::with_capacity(CODE_LEN + CODE_LEN / GROUP_LEN));
     for at in 0..CODE_LEN {
         if at > 0 && at % GROUP_LEN == 0 {
@@ -34,14 +34,14 @@ pub(super) fn encode(master: &[u8; 32]) -> Zeroizing<String> {
     code
 }
 
-/// The key of a code, into `master`.
+/// Writes the key of a code to `master`.
 pub(super) fn decode(code: &str, master: &mut [u8; 32]) -> Result<()> {
     let mut bytes = Zeroizing::new([0u8; 32 + CRC_LEN]);
     let mut at = 0;
     for c in code.chars().filter(|c| *c != '-' && !c.is_whitespace()) {
         let Some(value) = value_of(c) else {
             return Err(wrong(format_args!(
-                "it has no character like number {}",
+                "character {} does not occur in one",
                 at + 1
             )));
         };
@@ -57,17 +57,17 @@ pub(super) fn decode(code: &str, master: &mut [u8; 32]) -> Result<()> {
     }
     if at != CODE_LEN {
         return Err(wrong(format_args!(
-            "it has {CODE_LEN} characters, and here are {at}"
+            "it has {at} characters instead of {CODE_LEN}"
         )));
     }
     if bytes[32..] != crc24(&bytes[..32]) {
-        return Err(wrong("its checksum does not fit"));
+        return Err(wrong("its checksum does not match"));
     }
     master.copy_from_slice(&bytes[..32]);
     Ok(())
 }
 
-/// Says where the slip is, and nothing of the code itself.
+/// The error of a wrong code. It shows nothing of the code itself.
 fn wrong(rule: impl std::fmt::Display) -> Error {
     let text = format!("this is not a recovery code: {rule}");
     Error::from(Kind::Secret(text.into())).hint("copy it again: 14 groups of 4 characters")
@@ -89,7 +89,7 @@ fn crc24(bytes: &[u8]) -> [u8; CRC_LEN] {
     for byte in bytes {
         crc ^= u32::from(*byte) << 16;
         for _ in 0..8 {
-            // Without a branch on a bit of the key.
+            // No branch depends on a bit of the key.
             crc = (crc << 1) ^ (((crc >> 23) & 1) * 0x0186_4cfb);
         }
     }

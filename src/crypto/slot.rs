@@ -1,21 +1,4 @@
-//! Slots: the master key, wrapped by a password or a key file.
-//!
-//! A slot is a file of [`SLOT_LEN`] bytes, written once; integers are little endian:
-//!
-//! | at | bytes | |
-//! |---|---|---|
-//! | 0 | 48 | header, magic `HUSHSLOT` |
-//! | 48 | 4 | kind: 1 password, 2 key file |
-//! | 52 | 12 | Argon2id: memory in KiB, passes, lanes; all 0 for a key file |
-//! | 64 | 8 | created: seconds since 1970 |
-//! | 72 | 32 | salt |
-//! | 104 | 60 | the master key, sealed under the wrapping key, no associated data |
-//! | 164 | 92 | the label: its length (1 byte), its UTF-8, zeros; sealed under the slot's object key |
-//! | 256 | 32 | HMAC-SHA256 of bytes 0 to 255 under the key `hushfs slot mac` of the master key |
-//! | 288 | 32 | SHA-256 of bytes 0 to 287: tells an accident from a wrong password, and costs an attacker nothing |
-//!
-//! The wrapping key is HKDF-SHA256 with the salt, over Argon2id(password, salt) or over the key file, and with
-//! `info` = `hushfs slot wrap`, a zero byte, the header.
+//! Slots: the master key, encrypted under a password or a key file (`man/hushfs-format.5`: SLOTS).
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -32,7 +15,7 @@ use crate::object::{Area, SlotId};
 
 /// Bytes of a slot file.
 pub const SLOT_LEN: usize = CHECKSUM.end;
-/// The shortest key file, in bytes: as long as the key that it wraps.
+/// The shortest key file, in bytes: as long as the master key.
 pub const KEY_FILE_LEN_MIN: usize = 32;
 /// The longest key file, in bytes.
 pub const KEY_FILE_LEN_MAX: usize = 64 * 1024;
@@ -50,16 +33,16 @@ const LABEL: std::ops::Range<usize> = WRAPPED.end..WRAPPED.end + 1 + LABEL_LEN_M
 const MAC: std::ops::Range<usize> = LABEL.end..LABEL.end + 32;
 const CHECKSUM: std::ops::Range<usize> = MAC.end..MAC.end + 32;
 
-/// What a person gives to open a library.
+/// A password or key, given by the user to open a library.
 pub enum Secret {
-    /// A password, as bytes of UTF-8 (or whatever the file held).
+    /// A password: bytes of UTF-8, or whatever a password file holds.
     Password(Zeroizing<Vec<u8>>),
     /// The contents of a key file: [`KEY_FILE_LEN_MIN`] to [`KEY_FILE_LEN_MAX`] bytes.
     KeyFile(Zeroizing<Vec<u8>>),
 }
 
 impl Secret {
-    /// The kind of slot that it opens.
+    /// The kind of slot that it can open.
     pub fn kind(&self) -> SlotKind {
         match self {
             Secret::Password(_) => SlotKind::Password,
@@ -68,7 +51,7 @@ impl Secret {
     }
 }
 
-/// What a slot opens with.
+/// The kind of secret that opens a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlotKind {
     /// A password.
@@ -77,26 +60,25 @@ pub enum SlotKind {
     KeyFile,
 }
 
-/// A parsed slot, not opened. Nothing in it is authentic before [`Slot::verify`] or [`Slot::open`] has said so.
+/// A parsed slot that is not opened. Its contents are authentic only after [`Slot::verify`] or [`Slot::open`] succeeds.
 pub struct Slot {
-    /// Its name.
+    /// Its id, which is also its file's name.
     pub id: SlotId,
-    /// What it opens with.
+    /// The kind of secret that opens it.
     pub kind: SlotKind,
-    /// What opening it costs; `None` for a key file.
+    /// The costs of Argon2id; `None` for a key file.
     pub kdf: Option<KdfParams>,
-    /// When it was made, in seconds since 1970, by the clock of the machine that made it.
+    /// When it was created, in seconds since 1970, by the clock of the machine that created it.
     pub created: u64,
     header: Header,
     bytes: Box<[u8; SLOT_LEN]>,
 }
 
 impl Slot {
-    /// Wraps the master key; the bytes are the whole file. `kdf` matters for passwords only. The label (63 bytes at
-    /// most) is what the owner calls the slot; it is sealed.
+    /// Creates a slot, and returns the contents of its file. `kdf` is used for passwords only. The label, at most
+    /// [`LABEL_LEN_MAX`] bytes, is the user's name for the slot; it is encrypted.
     ///
-    /// Refused with [`Kind::Usage`]: parameters out of bounds, a label that is too long, a key file of the wrong
-    /// length.
+    /// Fails with [`Kind::Usage`] if the costs are out of bounds, the label is too long, or the key file has a wrong length.
     pub fn seal(
         id: SlotId,
         master: &MasterKey,
@@ -106,7 +88,7 @@ impl Slot {
     ) -> Result<Vec<u8>> {
         if label.len() > LABEL_LEN_MAX {
             return Err(Error::usage(format_args!(
-                "a label may have {LABEL_LEN_MAX} bytes, and this one has {}",
+                "the label has {} bytes; {LABEL_LEN_MAX} are allowed",
                 label.len()
             )));
         }
@@ -150,9 +132,9 @@ impl Slot {
         Ok(bytes)
     }
 
-    /// Reads a slot file. [`Kind::Damaged`] where it is not as it was written, or asks for more than the fixed bounds
-    /// of Argon2's costs (1 GiB, 64 passes, 64 lanes, 8 GiB times passes); [`Kind::Unsupported`] where it is of a
-    /// later version.
+    /// Parses the contents of a slot's file. Fails with [`Kind::Damaged`] if it was changed, or if its Argon2id costs
+    /// exceed the fixed bounds (1 GiB, 64 passes, 64 lanes, 8 GiB times passes), and with [`Kind::Unsupported`] if it is of
+    /// a later version.
     pub fn parse(id: SlotId, bytes: &[u8]) -> Result<Self> {
         let name = name_of(id);
         let damaged = |check: &str| Err(Error::damaged(&name, check));
@@ -167,7 +149,7 @@ impl Slot {
             ));
         };
         if Sha256::digest(&bytes[..CHECKSUM.start])[..] != bytes[CHECKSUM] {
-            return damaged("its checksum does not fit");
+            return damaged("its checksum does not match");
         }
         let costs = KdfParams {
             memory_kib: u32_at(bytes, MEMORY),
@@ -194,20 +176,20 @@ impl Slot {
         })
     }
 
-    /// The name of a slot in whose header another is than its file has, where it is whole.
+    /// The id in the header of a complete slot, whatever the name of its file.
     pub fn named(bytes: &[u8]) -> Option<SlotId> {
         let header = bytes.first_chunk::<HEADER_LEN>()?;
         let id = SlotId(Header::id_of(header, Magic::Slot)?);
         Self::parse(id, bytes).is_ok().then_some(id)
     }
 
-    /// Whether this version may write to the library, as far as this slot says.
+    /// Whether the slot's header allows this version to write to the library.
     pub fn writable(&self) -> bool {
         self.header.writable()
     }
 
-    /// Opens it. [`Kind::WrongKey`] where the secret is not this slot's, [`Kind::Damaged`] where it is and the slot
-    /// was changed. Takes 0.1 s and 64 MiB with a password and the default costs.
+    /// Decrypts the master key. Fails with [`Kind::WrongKey`] if the secret is not this slot's, and with [`Kind::Damaged`]
+    /// if it is, but the slot was changed. With a password and the default costs, this takes 0.1 s and 64 MiB.
     pub fn open(&self, secret: &Secret) -> Result<MasterKey> {
         let wrong = || Error::new(Kind::WrongKey, name_of(self.id));
         if secret.kind() != self.kind {
@@ -225,8 +207,8 @@ impl Slot {
         Ok(master)
     }
 
-    /// Checks the MAC over the slot, with the master key from elsewhere. [`Kind::Damaged`] where it does not hold:
-    /// the slot was changed, or is another library's.
+    /// Checks the slot's MAC with the library's master key. Fails with [`Kind::Damaged`] if the slot was changed, or is
+    /// another library's.
     pub fn verify(&self, master: &MasterKey) -> Result<()> {
         mac_of(master, &self.bytes[..MAC.start])
             .verify_slice(&self.bytes[MAC])
@@ -239,7 +221,7 @@ impl Slot {
             })
     }
 
-    /// What its owner calls it; may be empty. Verifies the slot.
+    /// The slot's label, which may be empty. Verifies the slot.
     pub fn label(&self, master: &MasterKey) -> Result<String> {
         self.verify(master)?;
         let mut padded = [0; 1 + LABEL_LEN_MAX];
@@ -250,11 +232,11 @@ impl Slot {
             .flatten();
         let text = label.and_then(|label| std::str::from_utf8(label).ok());
         text.map(str::to_string)
-            .ok_or_else(|| Error::damaged(name_of(self.id), "its label does not open"))
+            .ok_or_else(|| Error::damaged(name_of(self.id), "its label cannot be decrypted"))
     }
 }
 
-/// What errors call a slot.
+/// The name of a slot in messages.
 fn name_of(id: SlotId) -> String {
     format!("{}/{id}", Area::Key.name())
 }
@@ -277,8 +259,8 @@ fn mac_of(master: &MasterKey, message: &[u8]) -> Hmac<Sha256> {
     mac
 }
 
-/// The key that wraps the master key: the slow function for passwords, which can be guessed, then HKDF, which binds it
-/// to the header.
+/// The key that encrypts the master key. A password, which could be guessed, is first stretched with Argon2id. HKDF makes
+/// the result depend on the header.
 fn wrapping_key(
     header: &Header,
     secret: &Secret,
@@ -294,7 +276,7 @@ fn wrapping_key(
         (Secret::KeyFile(file), None) => {
             if !(KEY_FILE_LEN_MIN..=KEY_FILE_LEN_MAX).contains(&file.len()) {
                 return Err(Error::usage(format_args!(
-                    "a key file has {KEY_FILE_LEN_MIN} to {KEY_FILE_LEN_MAX} bytes, and this one has {}",
+                    "a key file has {KEY_FILE_LEN_MIN} to {KEY_FILE_LEN_MAX} bytes; this one has {}",
                     file.len()
                 )));
             }
@@ -458,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_sealed_is_refused() {
+    fn invalid_labels_costs_and_key_files_are_refused() {
         let master = MasterKey::generate().unwrap();
         let refused = |secret: &Secret, kdf, label: &str| {
             let e = Slot::seal(ID, &master, secret, kdf, label).unwrap_err();
