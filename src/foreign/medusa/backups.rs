@@ -46,7 +46,9 @@ impl BackupsView {
                     match shown
                         .filter(|shown| is_confined(shown) && is_confined(Path::new(&object.path)))
                     {
-                        Some(shown) => drop(objects.insert(shown, object.clone())),
+                        Some(shown) => {
+                            objects.insert(shown, object.clone());
+                        }
                         None => log::warn!(
                             "{}: {:?}: no name that can be shown",
                             manifest.path.display(),

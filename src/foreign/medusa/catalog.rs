@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::ByPath;
 use super::base::{self, folders};
 use super::manifest::{self, Object, Section};
 use super::names::DataName;
@@ -82,7 +81,8 @@ pub struct Catalog {
     outer: Option<String>,
     /// Backups, the earliest first.
     pub manifests: Vec<Manifest>,
-    by_path: ByPath,
+    /// What manifests record of each stored object, by its path.
+    by_path: HashMap<String, Vec<Known>>,
     /// Backups that were begun, and never completed.
     pub unfinished: Vec<String>,
     /// Backups whose manifest cannot be read.
@@ -119,7 +119,7 @@ impl Catalog {
             base: base::find(root)?,
             outer: None,
             manifests: Vec::new(),
-            by_path: ByPath::new(),
+            by_path: HashMap::new(),
             unfinished: Vec::new(),
             broken: Vec::new(),
         };
@@ -189,13 +189,14 @@ impl Catalog {
         let is_below = |object: &Object| {
             !root.join(&object.path).exists() && bucket.join(&object.path).exists()
         };
-        match self.objects().take(TRIED_MAX).any(is_below) {
-            true => Err(Error::usage(format_args!(
+        if self.objects().take(TRIED_MAX).any(is_below) {
+            Err(Error::usage(format_args!(
                 "{}: the bucket is below this folder",
                 root.display()
             ))
-            .hint(format_args!("give {}", bucket.display()))),
-            false => Ok(()),
+            .hint(format_args!("give {}", bucket.display())))
+        } else {
+            Ok(())
         }
     }
 

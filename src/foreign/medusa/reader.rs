@@ -388,7 +388,9 @@ mod tests {
                                 let number = at / FRAME_PLAIN_LEN as u64;
                                 assert!(piece.iter().all(|b| u64::from(*b) == number));
                             }
-                            Err(_) => drop(failed.fetch_add(1, Ordering::Relaxed)),
+                            Err(_) => {
+                                failed.fetch_add(1, Ordering::Relaxed);
+                            }
                         }
                     }
                 });
