@@ -269,15 +269,16 @@ impl Format for Images {
             shown
         };
         let by_name = || mime_by_name(Path::new(OsStr::from_bytes(shown))).to_string();
-        let mime = match entry.sealed {
-            true => match self.meta(&entry.stored) {
+        let mime = if entry.sealed {
+            match self.meta(&entry.stored) {
                 Ok(meta) => meta.map_or_else(by_name, |meta| meta.mime_type),
                 Err(e) => {
                     log::warn!("{e}");
                     by_name()
                 }
-            },
-            false => by_name(),
+            }
+        } else {
+            by_name()
         };
         vec![(MIME_ATTRIBUTE.into(), mime.into_bytes())]
     }
@@ -338,9 +339,10 @@ impl Format for Images {
             return self.rename_recoded(entry, (from, to), old, in_clear);
         }
         let stage = self.writer()?;
-        let stored = match in_clear {
-            true => to.to_path_buf(),
-            false => self.place(to, old)?,
+        let stored = if in_clear {
+            to.to_path_buf()
+        } else {
+            self.place(to, old)?
         };
         let mut steps = vec![Step::Move(entry.stored.clone(), stored.clone())];
         if entry.sealed {

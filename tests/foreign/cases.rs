@@ -54,9 +54,10 @@ fn stored(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     while let Some(folder) = pending.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
-            match path.is_dir() {
-                true => pending.push(path),
-                false => drop(all.insert(path.clone(), fs::read(path).unwrap())),
+            if path.is_dir() {
+                pending.push(path)
+            } else {
+                all.insert(path.clone(), fs::read(path).unwrap());
             }
         }
     }

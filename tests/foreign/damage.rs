@@ -11,9 +11,10 @@ fn a_changed_byte_never_panics_and_medusa_always_notices() {
         while let Some(folder) = pending.pop() {
             for entry in fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
-                match path.is_dir() {
-                    true => pending.push(path),
-                    false => files.push(path.strip_prefix(&source).unwrap().to_path_buf()),
+                if path.is_dir() {
+                    pending.push(path)
+                } else {
+                    files.push(path.strip_prefix(&source).unwrap().to_path_buf())
                 }
             }
         }

@@ -176,7 +176,9 @@ pub fn files(master: &[u8], segments: &[Segment], packs: &[Vec<u8>]) -> BTreeMap
     for (kind, body) in ordered.into_iter().flat_map(records) {
         let id = body.array()[0].clone();
         match kind {
-            0 if body.member(1).int() == 0 => drop(contents.insert(id.bytes().to_vec(), vec![])),
+            0 if body.member(1).int() == 0 => {
+                contents.insert(id.bytes().to_vec(), vec![]);
+            }
             1 => {
                 let inode = match body.member(1) {
                     Item::Null => id.bytes(),
@@ -185,7 +187,9 @@ pub fn files(master: &[u8], segments: &[Segment], packs: &[Vec<u8>]) -> BTreeMap
                 let name = body.member(3).bytes().to_vec();
                 names.insert(id.bytes().to_vec(), (inode.to_vec(), name));
             }
-            2 => drop(names.remove(id.bytes())),
+            2 => {
+                names.remove(id.bytes());
+            }
             4 => {
                 let Some(file) = contents.get_mut(id.bytes()) else {
                     continue; // a directory's mtime

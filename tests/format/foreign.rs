@@ -55,9 +55,10 @@ fn files(root: &Path) -> Vec<String> {
     while let Some(folder) = pending.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
-            match path.is_dir() {
-                true => pending.push(path),
-                false => found.push(path.strip_prefix(root).unwrap().to_str().unwrap().into()),
+            if path.is_dir() {
+                pending.push(path)
+            } else {
+                found.push(path.strip_prefix(root).unwrap().to_str().unwrap().into())
             }
         }
     }

@@ -170,9 +170,10 @@ impl Pair {
     fn remove(&mut self, place: Place, directory: bool) {
         let (dir, parent, name) = self.place(place);
         let os_name = OsStr::from_bytes(name);
-        let removed = match directory {
-            true => self.vault.rmdir(parent, os_name),
-            false => self.vault.unlink(parent, os_name),
+        let removed = if directory {
+            self.vault.rmdir(parent, os_name)
+        } else {
+            self.vault.unlink(parent, os_name)
         };
         let expected = match self.model.nodes[&dir]
             .entries

@@ -129,16 +129,18 @@ impl Crooked {
         if self.faults.reopens_after.is_some_and(is_late) {
             return Err(Errno::EIO);
         }
-        match self.faults.streams_only && flags.acc_mode() == OpenAccMode::O_RDWR {
-            true => Err(Errno::EPERM),
-            false => Ok(()),
+        if self.faults.streams_only && flags.acc_mode() == OpenAccMode::O_RDWR {
+            Err(Errno::EPERM)
+        } else {
+            Ok(())
         }
     }
 
     fn may_use(&self, nodes: &MutexGuard<'_, Vec<Node>>, ino: INodeNo) -> Answer<()> {
-        match self.faults.forgets_removed && nodes[ino.0 as usize - 1].links == 0 {
-            true => Err(Errno::ENOENT),
-            false => Ok(()),
+        if self.faults.forgets_removed && nodes[ino.0 as usize - 1].links == 0 {
+            Err(Errno::ENOENT)
+        } else {
+            Ok(())
         }
     }
 }
@@ -325,9 +327,10 @@ impl Filesystem for Crooked {
     }
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let is_gone = node(&mut self.nodes(), ino).links == 0;
-        match is_gone && self.faults.syncs_by_name {
-            true => reply.error(Errno::ENOENT),
-            false => reply.ok(),
+        if is_gone && self.faults.syncs_by_name {
+            reply.error(Errno::ENOENT)
+        } else {
+            reply.ok()
         }
     }
     fn readdir(

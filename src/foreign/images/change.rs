@@ -35,9 +35,10 @@ impl Images {
             Some(old) => !old.sealed,
             None => !entry.sealed || self.was_clear(to),
         };
-        match self.encrypts_all {
-            true => as_before && !entry.sealed,
-            false => as_before || self.is_style(to),
+        if self.encrypts_all {
+            as_before && !entry.sealed
+        } else {
+            as_before || self.is_style(to)
         }
     }
 
@@ -68,9 +69,10 @@ impl Images {
     /// A copy of a file, in clear or encrypted, with its attributes.
     pub(super) fn recode(&self, shown: &Path, entry: &Entry, in_clear: bool) -> Result<Sealed> {
         let reader = self.open(shown, entry)?;
-        let seal: Box<dyn Seal> = match in_clear {
-            true => Box::new(InClear),
-            false => Box::new(ImageSeal::new(self.key.clone(), random_iv()?)),
+        let seal: Box<dyn Seal> = if in_clear {
+            Box::new(InClear)
+        } else {
+            Box::new(ImageSeal::new(self.key.clone(), random_iv()?))
         };
         let mut sealer = Sealer::new(self.writer()?, seal, false)?;
         let mut buffer = vec![0; reader.plain_size().min(COPY_LEN) as usize];

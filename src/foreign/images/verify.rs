@@ -71,15 +71,16 @@ fn check(images: &Images, stored: &Path, report: &mut Report<'_>) {
         }
     };
     if mime.starts_with("image/") && !is_image(&reader) {
-        match images.proof != Some(false) {
-            true => report.note(
+        if images.proof != Some(false) {
+            report.note(
                 stored.display(),
                 "is no picture that is known, though its .meta says so",
-            ),
-            false => report.problem(
+            )
+        } else {
+            report.problem(
                 stored.display(),
                 "there is no picture behind it: another key?",
-            ),
+            )
         }
     }
     let mut buffer = vec![0; 1 << 20];

@@ -205,7 +205,7 @@ impl Tree {
     pub fn take(&mut self, listed: Listed) -> Option<(String, String)> {
         let (path, added) = match listed {
             Listed::Folder(path) => {
-                let added = self.folder_at(&path).map(drop);
+                let added = self.folder_at(&path).map(|_| ());
                 (path, added)
             }
             Listed::File(path, entry) => {
@@ -221,7 +221,8 @@ impl Tree {
     fn add_file(&mut self, path: &Path, entry: Entry) -> Result<()> {
         let name = path.file_name().ok_or(Kind::InvalidArgument)?;
         let parent = self.folder_at(path.parent().unwrap_or(Path::new("")))?;
-        self.add(parent, name, Body::File(Some(entry))).map(drop)
+        self.add(parent, name, Body::File(Some(entry)))?;
+        Ok(())
     }
 
     /// The files below a folder, as paths and numbers.

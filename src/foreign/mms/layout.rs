@@ -182,7 +182,8 @@ impl Candidates {
 
 /// Whether there is a library: [`Kind::NotLibrary`], or what else is wrong with it, before a password is asked for.
 pub fn check(root: &Path, options: &Options) -> Result<()> {
-    Candidates::find(root, options).map(drop)
+    Candidates::find(root, options)?;
+    Ok(())
 }
 
 fn parse_key_file(path: &Path) -> Result<KeyFile> {

@@ -406,9 +406,12 @@ fn a_library_without_an_index_says_so() {
 
 /// A WAV file or an AIFF file of a second of silence, with an ID3v2.3 tag in which one frame is cut short.
 fn with_an_odd_tag(is_wav: bool) -> Vec<u8> {
-    let number = |n: usize| match is_wav {
-        true => (n as u32).to_le_bytes(),
-        false => (n as u32).to_be_bytes(),
+    let number = |n: usize| {
+        if is_wav {
+            (n as u32).to_le_bytes()
+        } else {
+            (n as u32).to_be_bytes()
+        }
     };
     let frame = |id: &[u8], data: &[u8]| {
         let len = (data.len() as u32).to_be_bytes();
@@ -426,30 +429,27 @@ fn with_an_odd_tag(is_wav: bool) -> Vec<u8> {
         [id, &number(data.len()), data, padding].concat()
     };
     let silence = vec![0; 88_200];
-    let body = match is_wav {
-        true => {
-            let format = [1, 0, 1, 0, 0x44, 0xac, 0, 0, 0x88, 0x58, 1, 0, 2, 0, 16, 0];
-            [
-                b"WAVE".to_vec(),
-                chunk(b"fmt ", &format),
-                chunk(b"data", &silence),
-                chunk(b"id3 ", &tag),
-            ]
-            .concat()
-        }
-        false => {
-            let format = [
-                0, 1, 0, 0, 0xac, 0x44, 0, 16, 0x40, 0x0e, 0xac, 0x44, 0, 0, 0, 0, 0, 0,
-            ];
-            let sound = [&[0; 8][..], &silence].concat();
-            [
-                b"AIFF".to_vec(),
-                chunk(b"COMM", &format),
-                chunk(b"SSND", &sound),
-                chunk(b"ID3 ", &tag),
-            ]
-            .concat()
-        }
+    let body = if is_wav {
+        let format = [1, 0, 1, 0, 0x44, 0xac, 0, 0, 0x88, 0x58, 1, 0, 2, 0, 16, 0];
+        [
+            b"WAVE".to_vec(),
+            chunk(b"fmt ", &format),
+            chunk(b"data", &silence),
+            chunk(b"id3 ", &tag),
+        ]
+        .concat()
+    } else {
+        let format = [
+            0, 1, 0, 0, 0xac, 0x44, 0, 16, 0x40, 0x0e, 0xac, 0x44, 0, 0, 0, 0, 0, 0,
+        ];
+        let sound = [&[0; 8][..], &silence].concat();
+        [
+            b"AIFF".to_vec(),
+            chunk(b"COMM", &format),
+            chunk(b"SSND", &sound),
+            chunk(b"ID3 ", &tag),
+        ]
+        .concat()
     };
     chunk(if is_wav { b"RIFF" } else { b"FORM" }, &body)
 }

@@ -95,9 +95,10 @@ impl Tags {
                 tags.take_v2(reader, at + 8);
                 break;
             }
-            let len = match is_little {
-                true => u32::from_le_bytes(len),
-                false => u32::from_be_bytes(len),
+            let len = if is_little {
+                u32::from_le_bytes(len)
+            } else {
+                u32::from_be_bytes(len)
             };
             at += 8 + u64::from(len).next_multiple_of(2);
         }
