@@ -142,12 +142,18 @@ pub enum ExitStatus {
 
 impl ExitStatus {
     /// All of them, each at the place of its number.
-    pub const ALL: [Self; 10] = {
-        use ExitStatus::*;
-        [
-            Success, Failure, Usage, WrongKey, NotLibrary, Damaged, InUse, Mount, Exists, Io,
-        ]
-    };
+    pub const ALL: [Self; 10] = [
+        Self::Success,
+        Self::Failure,
+        Self::Usage,
+        Self::WrongKey,
+        Self::NotLibrary,
+        Self::Damaged,
+        Self::InUse,
+        Self::Mount,
+        Self::Exists,
+        Self::Io,
+    ];
 
     /// The status of an exit code; `None` where the number is not in the table.
     pub fn from_code(code: u8) -> Option<Self> {

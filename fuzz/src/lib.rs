@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use hushfs::crypto::{HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, Slot};
-use hushfs::index::record::*;
+use hushfs::index::record::{
+    AttrChange, Closing, Content, Frame, Id, LinkAt, NewInode, Number, Opening, Owner, PackLen,
+    Record, Relocate, Source, Splice, StampSegment, Unlink, WireStamp, XattrChange,
+};
 use hushfs::index::{BaseCursor, ROOT_IX, SegmentExtent, SegmentReader, Tree, from_cbor, to_cbor};
 use hushfs::object::{Area, ObjectId, PackId};
 use hushfs::pack::{PackReader, padme_len};

@@ -7,21 +7,19 @@
 //! holds none of them.
 
 use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::{Mutex, RwLock};
 
 use super::{Entry, Format, Listed};
 use crate::error::{Error, Kind, Result};
 use crate::overdue;
 use crate::store::LastKnown;
-use crate::volume::*;
+use crate::volume::{Handle, Ino, Statfs};
 
 mod attrs;
 mod content;

@@ -9,7 +9,7 @@ use fuser::{
 };
 
 use super::Shared;
-use super::types::*;
+use super::types::{Answer, NEGATIVE, ShownAttr, TTL, file_type, fopen_flags, refuse};
 use super::watch::PendingReply;
 use crate::error::Result;
 use crate::volume::{Attr, Handle, Ino};

@@ -17,7 +17,9 @@ use fuser::{
 use super::Adapter;
 use super::answers::answer_read;
 use super::requester::Requester;
-use super::types::*;
+use super::types::{
+    all_data, answer_xattr, fallocate_mode, file_kind, perm, rename_mode, seek_whence, set_time,
+};
 use crate::error::Kind;
 use crate::volume::{Attr, Handle, Ino, SetAttr, SetId, Volume};
 

@@ -1,12 +1,18 @@
 //! Attributes: those of the stored files, and what was set meanwhile.
 
+use std::fs;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, Timespec, Timestamps, Uid};
 
+use super::Mirror;
 use super::content::Overrides;
-use super::*;
+use super::tree::Body;
+use crate::error::{Error, Kind, Result};
 use crate::foreign::stage::Temp;
+use crate::volume::{Attr, FileKind, Ino, SetAttr, SetTime, Time};
 
 impl Mirror {
     /// What stat(2) says of an inode.

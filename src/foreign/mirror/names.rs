@@ -1,10 +1,19 @@
 //! Making, renaming and removing.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::content::Overrides;
-use super::tree::check_name;
-use super::*;
+use parking_lot::{Mutex, MutexGuard};
+
+use super::Mirror;
+use super::content::{Content, Overrides};
+use super::tree::{Body, check_name};
+use crate::error::{Error, Kind, Result};
+use crate::overdue;
+use crate::volume::{Caller, FileKind, Ino, RenameMode, SetAttr};
 
 /// What a rename is about.
 struct Move {

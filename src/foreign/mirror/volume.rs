@@ -1,8 +1,14 @@
 //! The mirror as a volume: each request in a few lines.
 
-use std::os::unix::ffi::OsStringExt;
+use std::ffi::OsStr;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use super::*;
+use super::Mirror;
+use super::tree::Body;
+use crate::error::{Error, Kind, Result};
+use crate::volume::{
+    Attr, Caller, Dirent, Done, FileKind, Handle, Ino, RenameMode, SetAttr, Statfs, Volume, Whence,
+};
 
 impl Volume for Mirror {
     fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr> {
