@@ -1,5 +1,5 @@
-//! What stands for an object that is not there: a link, as git-annex makes them, or what programs that keep files in a
-//! cloud leave in a file's place, or a name that was changed on the way.
+//! Placeholders of missing objects: symbolic links, as git-annex makes them; files that cloud storage clients leave in place
+//! of a file; and names that were changed during a sync.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -10,17 +10,17 @@ use super::dir::DirStore;
 use crate::error::Result;
 use crate::object::{Area, ObjectId};
 
-/// More are not named.
+/// At most this many are reported.
 const NAMED_MAX: usize = 1000;
-/// Names of files that are on their way end so.
+/// Suffixes of files that are still being transferred.
 const TEMPORARY: [&str; 3] = [".tmp", ".part", ".partial"];
 
-/// Something in an area that stands for an object.
+/// A placeholder in an area for a missing object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Absent {
-    /// The object.
+    /// The missing object.
     pub id: ObjectId,
-    /// Its name, in its area's folder.
+    /// The name of the placeholder, in the area's folder.
     pub name: String,
     what: What,
 }
@@ -72,7 +72,7 @@ impl DirStore {
             };
             let (id, what) = match (ObjectId::parse(name), stands_for(name)) {
                 (Some(id), _) => match kind() {
-                    // Gone meanwhile, or nothing is known of it.
+                    // Removed meanwhile, or of unknown type.
                     FileType::RegularFile | FileType::Unknown => {
                         there.insert(id);
                         continue;
@@ -93,8 +93,8 @@ impl DirStore {
     }
 }
 
-/// The object whose placeholder has this name, or a copy of which: `.ID.icloud`, `ID (1)`, `ID.cloud`, an id in upper
-/// case. Not where it is a file on its way.
+/// The object for which a file of this name is a placeholder or a copy: `.ID.icloud`, `ID (1)`, `ID.cloud`, or an id in
+/// upper case. `None` for other names, and for files that are still being transferred.
 fn stands_for(name: &str) -> Option<ObjectId> {
     let placeholder = name
         .strip_prefix('.')

@@ -1,29 +1,29 @@
-//! Opening files where there are too few file descriptors: others are closed first.
+//! Opening files when there are too few file descriptors: other files are closed first.
 
 use std::time::Duration;
 
 use parking_lot::RwLock;
 use rustix::io::{Errno, retry_on_intr};
 
-/// Closes files that can be opened again when they are asked for; false where there are none.
+/// Closes files that can be opened again when they are needed. Returns false if there are none.
 pub type Closer = Box<dyn Fn() -> bool + Send + Sync>;
 
-/// A file is tried to be opened so often, and where nothing can be closed, after so long again: what others are reading
-/// is closed when they have read it.
+/// How often to try to open a file, and how long to wait before the next try if no file could be closed. Other threads close
+/// theirs when they have read them.
 const TRIES: u32 = 50;
 const WAIT: Duration = Duration::from_millis(10);
 
-/// Who can close files.
+/// Opens files, and closes others if there are too few descriptors.
 #[derive(Default)]
 pub(super) struct Descriptors(RwLock<Option<Closer>>);
 
 impl Descriptors {
-    /// Says who, in place of the one before.
+    /// Sets the function that closes files.
     pub fn set(&self, closer: Closer) {
         *self.0.write() = Some(closer);
     }
 
-    /// Calls `open`, again where the process (or the system) has too many files open and some could be closed.
+    /// Calls `open`, and again if the process or the system has too many open files and some could be closed.
     pub fn open<T>(&self, mut open: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
         let mut tries = 1;
         loop {

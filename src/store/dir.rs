@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! key/ index/ data/     objects, each a file of 32 hex digits
-//! new/<device>/         this device's growing files, `lock`, `reserve` and perhaps `owner`
+//! new/<device>/         this device's unfinished files, `lock`, `reserve` and perhaps `owner`
 //! ```
 //!
-//! Everything is reached from directories that were opened once, so that nothing is written elsewhere when a
-//! folder above is renamed. Symbolic links are not followed below the library.
+//! Everything is accessed relative to directories that are kept open, so that nothing is written elsewhere if a parent
+//! folder is renamed. Symbolic links inside the library are not followed.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -26,24 +26,24 @@ use crate::object::{Area, DeviceId, ObjectId};
 
 mod areas;
 
-/// Most objects that an area may hold: a folder that somebody filled with names must not eat all memory.
+/// Most objects that an area may hold, so that a folder full of names cannot use up all memory.
 const OBJECTS_MAX: usize = 4 << 20;
 
-/// What may be done to a library.
+/// How a library is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Nothing is written, and no permission to is needed.
+    /// For reading. Needs no permission to write.
     ReadOnly,
-    /// The same, and what this device left in its folder can be read, if no mount is at work there.
+    /// For reading, including the unpublished files of this device, unless they are in use by a mount.
     ReadOwn(DeviceId),
-    /// Everything, as this device.
+    /// For reading and writing, as this device.
     Write(DeviceId),
 }
 
 /// A library in a directory.
 pub struct DirStore {
     pub(super) root: Arc<Root>,
-    /// Opened when first asked for: a folder that is not there (yet) is empty to a reader.
+    /// Opened when they are first needed. To a reader, a folder that does not exist (yet) is empty.
     areas: [RwLock<Option<Arc<Folder>>>; 3],
     own: Option<Own>,
 }
@@ -51,9 +51,8 @@ pub struct DirStore {
 impl DirStore {
     /// Opens the library in an existing directory.
     ///
-    /// For writing, the folders that are missing are made, this device's folder is locked (a second writer of the same
-    /// device is [`Kind::InUse`]), and it is tried whether the store can do all that a mount needs. The lock is the
-    /// process's and of those that it forks.
+    /// For writing, this creates missing folders, locks this device's folder ([`Kind::InUse`] if another process writes as
+    /// the same device), and tests whether the store can do everything that a mount needs. The lock is inherited by fork(2).
     pub fn open(library: &Path, access: Access) -> Result<Self> {
         let mut store = Self {
             root: Arc::new(Root::open(library)?),
@@ -74,7 +73,7 @@ impl DirStore {
         Ok(store)
     }
 
-    /// What a device left in `new/`. A folder that cannot be looked at holds nothing.
+    /// The folder of a device in `new/`, and its name; `None` if it cannot be opened.
     fn left_by(&self, device: DeviceId) -> Option<(Arc<OwnedFd>, String)> {
         let open = |parent: &OwnedFd, folder: &str| {
             let opened = Folder::open(&self.root, parent, folder, folder);
@@ -85,7 +84,7 @@ impl DirStore {
         Some((Arc::new(own.fd), format!("new/{device}")))
     }
 
-    /// Makes the folders and takes the lock.
+    /// Creates the folders and takes the lock.
     fn prepare(&self, device: DeviceId) -> Result<Own> {
         let own = Own::open(Arc::clone(&self.root), device)?;
         for area in Area::ALL {
@@ -99,7 +98,7 @@ impl DirStore {
         Ok(own)
     }
 
-    /// Publishing is a rename, which does not work across filesystems: better said now than when data are at stake.
+    /// Publishing is a rename, which does not work across filesystems. It is better to fail now than with data at stake.
     fn check_same_filesystem(&self, a: &OwnedFd, b: &OwnedFd, name: &str) -> Result<()> {
         let device = |fd: &OwnedFd| {
             rustix::fs::fstat(fd)
@@ -115,13 +114,13 @@ impl DirStore {
         )
     }
 
-    /// This device's folder, where it may be written to.
+    /// This device's folder; [`Kind::ReadOnly`] unless it is open for writing.
     pub(super) fn own(&self) -> Result<&Own> {
         let own = self.own.as_ref().filter(|own| own.is_locked());
         own.ok_or_else(|| Error::new(Kind::ReadOnly, self.root.path.display()))
     }
 
-    /// Regular files with an object's name in a folder, and their lengths.
+    /// The regular files in a folder whose names are ids, and their lengths in bytes.
     pub(super) fn objects(
         &self,
         folder: BorrowedFd<'_>,
@@ -163,12 +162,12 @@ impl DirStore {
         Ok(found)
     }
 
-    /// As which device it is written to.
+    /// The device that the store was opened as.
     pub(super) fn device(&self) -> Option<DeviceId> {
         self.own.as_ref().map(Own::device)
     }
 
-    /// Moves a file from another device's folder into this one's.
+    /// Moves a file from another device's folder into this device's.
     pub(super) fn move_leftover(&self, from: &OwnedFd, own: &Own, id: ObjectId) -> Result<()> {
         let file = id.to_string();
         rename_new(from.as_fd(), own.folder().as_fd(), &file, &file)
@@ -176,7 +175,7 @@ impl DirStore {
     }
 }
 
-/// Opens a regular file; [`Kind::Missing`] where there is none.
+/// Opens a regular file; [`Kind::Missing`] if there is none.
 fn open_file(
     descriptors: &Descriptors,
     folder: BorrowedFd<'_>,
@@ -200,17 +199,17 @@ fn open_file(
     Ok(StoredFile { fd, name })
 }
 
-/// What to do where a store cannot read a file for a while after it was renamed, should it be that.
+/// Adds a hint to an error that may mean that the store cannot read a file for some seconds after it was renamed.
 fn hint_if_late(e: Error) -> Error {
     match e.kind() {
         Kind::Io(io) if io.raw_os_error() == Some(libc::EIO) => e.hint(
-            "the store could not read it; if it was written a moment ago, try again in some seconds",
+            "the store could not read it; if it has just been written, try again in a few seconds",
         ),
         _ => e,
     }
 }
 
-/// Gives back the room that was allocated ahead of appends.
+/// Frees the disk space that was allocated ahead of appends.
 fn trim(descriptors: &Descriptors, folder: BorrowedFd<'_>, id: ObjectId, name: &str) -> Result<()> {
     let file = open_file(descriptors, folder, id, OFlags::WRONLY, name.to_owned())?;
     let stat = rustix::fs::fstat(&file.fd).map_err(|e| io_error(e, name))?;
@@ -235,7 +234,7 @@ impl Drop for DirStore {
                         String::new(),
                     )
                 });
-                // One that is not there has been removed since.
+                // A missing file has been removed since.
                 opened.is_none_or(|opened| match opened {
                     Ok(file) => file.read_at(&mut [0], 0).is_ok(),
                     Err(e) => matches!(e.kind(), Kind::Missing),
@@ -284,7 +283,7 @@ impl Store for DirStore {
             .and_then(|()| file.sync())
             .and_then(|()| self.publish(id, area));
         if done.is_err() {
-            // What is left of it would be adopted for a growing file at the next mount.
+            // Otherwise the next mount would try to recover it as an unfinished file.
             let _ = self.discard(id);
         }
         done
@@ -313,7 +312,7 @@ impl Store for DirStore {
             Ok(()) => own.release(id, area, |folder| {
                 rename_new(folder.as_fd(), target.fd.as_fd(), &file, &file)
             })?,
-            // Tried before, and only the syncs below failed: so this call may be repeated.
+            // An earlier call has moved the file, and then failed to sync a folder: go on with that.
             Err(e) if matches!(e.kind(), Kind::Missing) => {
                 self.open(area, id)?;
             }
@@ -407,8 +406,8 @@ impl Store for DirStore {
             Ok(()) => {
                 retry_on_intr(|| rustix::fs::ftruncate(&fd, bytes)).map_err(|e| io_error(e, &name))
             }
-            // A filesystem that cannot allocate (NFS 3, ZFS, most of FUSE) has no reserve: deleting may fail there when
-            // it is full.
+            // Some filesystems cannot allocate space (NFS 3, ZFS, most of FUSE). There is no reserve on these, and deleting
+            // files may fail when they are full.
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::PERM) => {
                 unlink(folder.as_fd(), "reserve", &name)
             }

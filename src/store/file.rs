@@ -1,4 +1,4 @@
-//! Files of a library in a directory: read at offsets, and grown at the end.
+//! Files of a library in a directory: objects, and unfinished files that are appended to.
 
 use std::io;
 use std::num::NonZeroU64;
@@ -17,22 +17,23 @@ use super::{Growing, Object, STREAM_ALIGNMENT};
 use crate::error::{Error, Kind, Result};
 use crate::object::ObjectId;
 
-/// Longest range that one hint asks the kernel for: it cuts longer ones at the device's read-ahead, 128 KiB at least.
+/// Longest range of one hint to the kernel, which truncates longer ones to the read-ahead of the disk, at least 128 KiB.
 const PREFETCH_STEP: u64 = 128 * 1024;
-/// Longest range that is prefetched at all; no object is longer by much.
+/// Longest range that is prefetched. Hardly any object is longer.
 const PREFETCH_MAX: u64 = 64 << 20;
-/// How far ahead of small appends room is allocated. Measured on ext4: append 4 KiB + fdatasync 111 µs, not 146.
+/// How much space is allocated ahead of small appends. Measured on ext4: appending 4 KiB with fdatasync takes 111 µs
+/// instead of 146.
 const ALLOCATE_AHEAD: u64 = 1 << 20;
-/// No file grows longer than a pack: behind it, nothing is allocated.
+/// The length of a pack, which no file exceeds; nothing is allocated past it.
 const GROWING_LEN_MAX: u64 = 64 << 20;
-/// Appends below this many bytes are small. Large ones are left to delayed allocation.
+/// Appends of fewer bytes are small. Larger ones are left to the filesystem's delayed allocation.
 const SMALL_APPEND: usize = 256 * 1024;
-/// What the name of a copy ends in until it is whole.
+/// The suffix of the name of a copy until it is complete.
 pub(super) const BEGUN: &str = ".again";
-/// A file is copied in pieces so long, in bytes.
+/// Buffer size for copying a file, in bytes.
 const COPY_LEN: usize = 1 << 20;
 
-/// An error of the system about the object `name`.
+/// An error of a system call about the object `name`.
 pub(super) fn io_error(errno: Errno, name: &str) -> Error {
     let error = Error::new(Kind::Io(errno.into()), name);
     match errno {
@@ -41,7 +42,7 @@ pub(super) fn io_error(errno: Errno, name: &str) -> Error {
     }
 }
 
-/// Makes a folder's names durable. Filesystems that do not know how (some network ones) say EINVAL: there is no more to be had.
+/// Makes the names in a folder durable. Filesystems that cannot do that (some network ones) return EINVAL, which is ignored.
 pub(super) fn sync_folder(folder: impl AsFd, name: &str) -> Result<()> {
     match retry_on_intr(|| rustix::fs::fsync(&folder)) {
         Ok(()) | Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(()),
@@ -49,7 +50,7 @@ pub(super) fn sync_folder(folder: impl AsFd, name: &str) -> Result<()> {
     }
 }
 
-/// Which file or folder it is, whatever it is called.
+/// Identifies a file or folder independently of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity {
     device: u64,
@@ -72,8 +73,8 @@ impl From<&rustix::fs::Stat> for Identity {
     }
 }
 
-/// Reads until `out` is full or the file ends. That ends where a read does between two pages: a direct read from there
-/// on would be refused.
+/// Reads until `out` is full or the file ends. A read that ends within a page also ends this: a direct read cannot continue
+/// from there.
 fn read_some(fd: &OwnedFd, out: &mut [u8], cipher_offset: u64) -> Result<usize, Errno> {
     let mut done = 0;
     while done < out.len() {
@@ -89,7 +90,7 @@ fn read_some(fd: &OwnedFd, out: &mut [u8], cipher_offset: u64) -> Result<usize, 
     Ok(done)
 }
 
-/// Writes all of `data`; EIO where the system takes nothing of it.
+/// Writes all of `data`; EIO if a system call writes nothing.
 pub(super) fn write_all(fd: &OwnedFd, data: &[u8], cipher_offset: u64) -> Result<(), Errno> {
     let mut done = 0;
     while done < data.len() {
@@ -102,7 +103,7 @@ pub(super) fn write_all(fd: &OwnedFd, data: &[u8], cipher_offset: u64) -> Result
     Ok(())
 }
 
-/// An object open for reading.
+/// An object that is open for reading.
 pub(super) struct StoredFile {
     pub fd: OwnedFd,
     pub name: String,
@@ -139,7 +140,7 @@ impl Object for StoredFile {
     }
 
     fn read_stream(&self, out: &mut [u8], cipher_offset: u64) -> Result<usize> {
-        // Opened anew each time: it costs little beside the read, and there may be many files.
+        // Opened for each read: this costs little compared to the read, and a second descriptor per file could be too many.
         let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
         let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC;
         if let Ok(direct) = rustix::fs::open(path, flags, Mode::empty())
@@ -147,7 +148,7 @@ impl Object for StoredFile {
         {
             return Ok(len);
         }
-        // Not every filesystem can. Nor need the system keep what was read through its memory.
+        // Not every filesystem supports direct reads. The data need not stay in the page cache then.
         let read = read_some(&self.fd, out, cipher_offset);
         self.uncache(cipher_offset, out.len() as u64);
         read.map_err(|e| io_error(e, &self.name))
@@ -155,7 +156,7 @@ impl Object for StoredFile {
 
     fn uncache(&self, cipher_offset: u64, cipher_len: u64) {
         let len = NonZeroU64::new(cipher_len);
-        // A hint: where it is not taken, nothing is lost.
+        // Only a hint, which may fail.
         let _ = rustix::fs::fadvise(&self.fd, cipher_offset, len, Advice::DontNeed);
     }
 
@@ -175,31 +176,31 @@ impl Object for StoredFile {
 pub(super) struct GrowingFile {
     file: StoredFile,
     id: ObjectId,
-    /// Where it is to be found: `new/<device>/<id>` below the library's path.
+    /// Its path: `new/<device>/<id>` below that of the library.
     path: PathBuf,
-    /// Held while the file is written to, or copied.
+    /// Held while the file is written to or copied.
     writing: Mutex<()>,
-    /// `None` where what the store says of files cannot be relied on.
+    /// `None` if the store's inode numbers and lengths are not reliable.
     identity: Mutex<Option<Identity>>,
-    /// It is so long at least.
+    /// The file must be at least this long, in bytes.
     len: AtomicU64,
-    /// What it must still hold.
+    /// Samples of what was written, to notice if another program changes the file.
     marks: Mutex<Marks>,
-    /// The folder that it lies in, whose sync makes its name durable.
+    /// The folder that holds it. Syncing the folder makes the file's name durable.
     folder: Arc<OwnedFd>,
     /// The name is durable.
     named: AtomicBool,
-    /// Room is allocated up to here.
+    /// Disk space is allocated up to this offset.
     allocated: AtomicU64,
-    /// Durable up to here.
+    /// The contents are durable up to this offset.
     durable: AtomicU64,
-    /// A write failed: what is there is known no more, so nothing may be added.
+    /// A write failed. It is unknown what it has left, so nothing may be added.
     write_failed: AtomicBool,
-    /// A sync failed. The kernel forgets the pages that it could not write, so a later sync would say yes without them.
+    /// A sync failed. The kernel has dropped the pages that it could not write, and a later sync would succeed without them.
     sync_failed: AtomicBool,
-    /// Somebody else wrote to it.
+    /// Another program wrote to it.
     overwritten: AtomicBool,
-    /// A sync has looked at its contents since [`GrowingFile::check_unless_synced`] did.
+    /// A sync has checked the contents since the last [`GrowingFile::check_unless_synced`].
     checked: AtomicBool,
     /// See [`Growing::give_up`].
     given_up: AtomicBool,
@@ -241,7 +242,7 @@ impl GrowingFile {
         &self.path
     }
 
-    /// Whether `path` from `folder` on leads to this file, with all that was written to it.
+    /// Whether `path`, relative to `folder`, is this file, with everything that was written to it.
     pub(super) fn is_at(&self, folder: impl AsFd, path: &Path) -> Result<bool> {
         let stat = match rustix::fs::statat(folder, path, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
@@ -254,14 +255,14 @@ impl GrowingFile {
         Ok(identity.is_none_or(|ours| ours == Identity::from(&stat) && is_whole))
     }
 
-    /// The store gives one file ever new inode numbers, or says its length late: that something is there under its name
-    /// has to be enough.
+    /// Called if the store changes the inode number of a file, or reports its length late. From now on it is only checked
+    /// that a file with its name exists.
     pub(super) fn distrust(&self) {
         *self.identity.lock() = None;
     }
 
-    /// Copies the whole file into a new one in `folder`, in place of what has its name there, and goes on in that.
-    /// Durable on return. Who reads meanwhile does not notice.
+    /// Copies the file to `folder`, replacing any file of its name there, and continues with the copy. Durable on return.
+    /// Concurrent reads are not disturbed.
     pub(super) fn write_again(&self, folder: &OwnedFd) -> Result<()> {
         let _writing = self.writing.lock();
         let (name, temporary) = (self.id.to_string(), format!("{}{BEGUN}", self.id));
@@ -280,9 +281,9 @@ impl GrowingFile {
             return Err(e);
         }
         let (new, old) = (copy.as_raw_fd(), self.file.fd.as_raw_fd());
-        // SAFETY: both descriptors are open, and ours: `self` owns the one whose number stays, and which from now on
-        // leads to the copy. A read that another thread has begun ends in the file that it began in, which says the
-        // same; writes are locked out.
+        // SAFETY: both descriptors are open and owned here. The number of the one in `self` stays, and refers to the copy
+        // from now on. A read in another thread that has already begun reads from the old file, which has the same
+        // contents; `writing` excludes writes.
         let swapped = retry_on_intr(|| match unsafe { libc::dup3(new, old, libc::O_CLOEXEC) } {
             -1 => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
             _ => Ok(()),
@@ -313,8 +314,8 @@ impl GrowingFile {
         }
     }
 
-    /// Allocates room behind small appends, past the end of the file, so that its length stays true. Only a help:
-    /// a filesystem that cannot, or is full, says so at the write.
+    /// Allocates space past the end of the file for small appends, without changing its length. Errors are ignored: if the
+    /// disk is full, the write fails.
     fn allocate_ahead(&self, len: usize, end: u64) {
         let allocated = self.allocated.load(Ordering::Relaxed);
         if len >= SMALL_APPEND || end <= allocated {
@@ -341,8 +342,8 @@ impl GrowingFile {
         Ok(())
     }
 
-    /// Makes sure that the file still holds what was written to it, as far as that shows, and answers its length. Where
-    /// it does not, no sync succeeds any more.
+    /// Checks, as far as that is noticeable, that the file still holds what was written to it, and returns its length. If it
+    /// does not, all further syncs fail.
     fn check_contents(&self) -> Result<u64> {
         if self.overwritten.load(Ordering::Acquire) {
             return Err(self.was_overwritten());
@@ -352,7 +353,7 @@ impl GrowingFile {
             return Ok(found);
         }
         let (marks, expected) = (self.marks.lock().clone(), self.len.load(Ordering::Acquire));
-        // Appended to since: only where it was cut short is it too short now, too.
+        // Another thread may have appended since `found` was read. The file was truncated only if it is still too short.
         if (found >= expected || self.cipher_len()? >= expected) && marks.are_in(&self.file.fd) {
             self.marks.lock().were_seen(&marks);
             return Ok(found);
@@ -362,7 +363,7 @@ impl GrowingFile {
         Err(self.was_overwritten())
     }
 
-    /// Makes sure of its contents where no sync has done so since this was asked last.
+    /// Checks the contents, unless a sync has done so since the last call.
     pub(super) fn check_unless_synced(&self) -> Result<()> {
         if self.checked.swap(false, Ordering::AcqRel) {
             return Ok(());
@@ -374,8 +375,8 @@ impl GrowingFile {
     fn was_overwritten(&self) -> Error {
         let what = "was overwritten or cut short while it is mounted";
         Error::new(Kind::Displaced(what.into()), self.path.display()).hint(
-            "what is still known of it is written again, and what is lost is logged. A sync tool, or a backup that is put \
-             back, must leave out the folder new/",
+            "its changes are written again as far as possible, and losses are logged; exclude the folder new/ when syncing \
+             or restoring a backup",
         )
     }
 
@@ -385,7 +386,7 @@ impl GrowingFile {
             Errno::NOENT | Errno::STALE => {
                 let what = "was removed or replaced while it is mounted";
                 Error::new(Kind::Displaced(what.into()), &self.file.name)
-                    .hint("what can be read of it is written again: sync once more")
+                    .hint("it is written again as far as it can be read: sync once more")
             }
             e => io_error(e, &self.file.name),
         })?;
@@ -412,11 +413,11 @@ impl Object for GrowingFile {
         self.file.read_at(out, cipher_offset)
     }
     fn read_stream(&self, out: &mut [u8], cipher_offset: u64) -> Result<usize> {
-        // What was written lately is in memory.
+        // Recent writes are in the page cache.
         read_some(&self.file.fd, out, cipher_offset).map_err(|e| io_error(e, &self.file.name))
     }
     fn uncache(&self, cipher_offset: u64, cipher_len: u64) {
-        // Pages that could not be written look clean, and are all there is.
+        // After a failed sync, pages that were never written look clean. They are the only copy of the data.
         let durable = self.durable.load(Ordering::Acquire);
         let end = durable.min(cipher_offset.saturating_add(cipher_len));
         if cipher_offset < end && !self.sync_failed.load(Ordering::Acquire) {
@@ -439,7 +440,7 @@ impl Growing for GrowingFile {
         }
         self.try_write(data, cipher_offset).inspect_err(|_| {
             self.write_failed.store(true, Ordering::Release);
-            // On a full disk the part that was written, and what was allocated ahead, is wanted for something else.
+            // If the disk is full, this frees the part that was written, and the space that was allocated ahead.
             let _ = retry_on_intr(|| rustix::fs::ftruncate(&self.file.fd, cipher_offset));
         })
     }

@@ -1,4 +1,4 @@
-//! The folders of a library in a directory: how they are made and opened, and whether they are still what they were.
+//! Creating and opening the folders of a library in a directory, and noticing when they are moved or replaced.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -17,20 +17,20 @@ const FOLDER_FLAGS: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
-// NONBLOCK: a pipe under an object's name must not hold up the mount.
+// NONBLOCK: opening a pipe that has an object's name must not block the mount.
 pub(super) const FILE_FLAGS: OFlags = OFlags::NOFOLLOW
     .union(OFlags::NONBLOCK)
     .union(OFlags::CLOEXEC);
 
 /// The library's folder.
 pub(super) struct Root {
-    /// Where it was opened, an absolute path.
+    /// The absolute path at which it was opened.
     pub path: PathBuf,
     pub fd: OwnedFd,
     identity: Identity,
-    /// Inode numbers say whether two files are one: not where a store makes up new ones.
+    /// Inode numbers identify files. Some stores make up new ones.
     pub trusts_identity: AtomicBool,
-    /// Who closes files where too many are open.
+    /// Closes other files if too many are open.
     pub descriptors: Descriptors,
 }
 
@@ -50,8 +50,8 @@ impl Root {
         })
     }
 
-    /// Makes sure that the library is what lies at its path. Moved to a place of its own it may be: answers where.
-    /// What lies elsewhere while another folder is in its place, the next mount would not find: [`Kind::Displaced`].
+    /// Checks that the library is still at its path. It may have been moved: then its new path is returned. If another
+    /// folder is at its path, the next mount would not find what is written now ([`Kind::Displaced`]).
     pub fn check(&self) -> Result<Option<String>> {
         let displaced = |what: String, hint: &str| {
             Err(Error::new(Kind::Displaced(what.into()), self.path.display()).hint(hint))
@@ -64,54 +64,54 @@ impl Root {
                     "another folder was put in its place while it is mounted; {}",
                     self.whereabouts()
                 ),
-                "put back the folder that was there, or unmount",
+                "put the original folder back, or unmount",
             ),
             Err(Errno::NOENT | Errno::NOTDIR) if self.is_deleted() => displaced(
                 "was deleted while it is mounted".into(),
-                "unmount; what is open can be read until then, and nothing that is written now is kept",
+                "unmount; open files can be read until then, but nothing written from now on is kept",
             ),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(Some(self.whereabouts())),
-            // Whoever opened the folder may not look from above any more: nothing is known then.
+            // The process may have lost the permission to look up the path. Nothing is known then.
             Err(Errno::ACCESS | Errno::PERM) => Ok(None),
             Err(e) => Err(Error::io(e.into(), &self.path)),
         }
     }
 
     fn is_deleted(&self) -> bool {
-        // Not every filesystem counts links of folders; in one that is gone, none has an entry.
+        // Not every filesystem counts the links of folders, but a deleted folder has no entries.
         rustix::fs::fstat(&self.fd).is_ok_and(|stat| stat.st_nlink == 0)
             || rustix::fs::statat(&self.fd, ".", AtFlags::empty()).is_err()
             || self.whereabouts().ends_with(" (deleted)")
     }
 
-    /// The path at which the system knows it now.
+    /// The current path of the folder, according to the kernel.
     fn whereabouts(&self) -> String {
         let link = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
         std::fs::read_link(link)
             .map_or_else(|_| "elsewhere".into(), |path| path.display().to_string())
     }
 
-    /// An error of the system about something in the library, with what to do where that is known.
+    /// An error of a system call about something in the library, with a hint if there is one.
     pub fn error(&self, errno: Errno, name: &str) -> Error {
         let error = Error::io(errno.into(), self.path.join(name));
         match errno {
-            Errno::ROFS => error.hint("the store can only be read: --read-only mounts it so"),
+            Errno::ROFS => error.hint("the store is read-only: mount with --read-only"),
             Errno::ACCESS | Errno::PERM => error.hint(
-                "this user may not write there, or the store cannot: --read-only mounts what may be read",
+                "no permission to write, or the store does not support it: mount with --read-only",
             ),
             _ => error,
         }
     }
 }
 
-/// One of the folders in the library, open.
+/// An open folder of the library.
 pub(super) struct Folder {
     pub fd: OwnedFd,
     pub identity: Identity,
 }
 
 impl Folder {
-    /// Opens a folder in `parent`; `None` where there is none. A link is not followed.
+    /// Opens a folder in `parent`; `None` if it does not exist. Symbolic links are not followed.
     pub fn open(root: &Root, parent: &OwnedFd, folder: &str, name: &str) -> Result<Option<Self>> {
         let open = || rustix::fs::openat(parent, folder, FOLDER_FLAGS, Mode::empty());
         match root.descriptors.open(open) {
@@ -125,7 +125,7 @@ impl Folder {
     }
 }
 
-/// Makes a folder in `parent` where it is missing, and opens it.
+/// Opens a folder in `parent`, which is created if it does not exist.
 pub(super) fn make_folder(
     root: &Root,
     parent: &OwnedFd,
@@ -144,7 +144,7 @@ pub(super) fn make_folder(
         .ok_or_else(|| root.error(Errno::NOENT, name))
 }
 
-/// Why this cannot be opened as a folder, and what to do.
+/// The error for something that cannot be opened as a folder, with a hint.
 fn no_folder(root: &Root, parent: &OwnedFd, folder: &str, name: &str, errno: Errno) -> Error {
     let error = root.error(errno, name);
     let Ok(there) = rustix::fs::statat(parent, folder, AtFlags::SYMLINK_NOFOLLOW) else {
@@ -154,14 +154,13 @@ fn no_folder(root: &Root, parent: &OwnedFd, folder: &str, name: &str, errno: Err
         FileType::Directory => error,
         FileType::Symlink if rustix::fs::statat(parent, folder, AtFlags::empty()).is_err() => error
             .hint(
-                "it has not arrived yet: it is a symbolic link to something that is not there, and in a library it has \
-                 to be a folder",
+                "it has not arrived yet: it is a symbolic link to something that does not exist, and must be a folder",
             ),
         FileType::Symlink => error.hint(
-            "it is a symbolic link, and those are not followed in a library: move the folder that it leads to into its \
-             place, or mount that there (mount --bind)",
+            "it is a symbolic link, which is not followed inside a library: replace it with the folder that it leads to, or \
+             mount that folder there (mount --bind)",
         ),
-        _ => error.hint("in a library it has to be a folder: is this what a sync tool left of it?"),
+        _ => error.hint("it must be a folder: has a sync tool replaced it?"),
     }
 }
 
@@ -172,8 +171,8 @@ pub(super) fn unlink(folder: BorrowedFd<'_>, file: &str, name: &str) -> Result<(
     }
 }
 
-/// rename(2) that replaces nothing, also where the filesystem (NFS, most in user space) does not know how: the ids are
-/// random, so the look before the rename only has to find the same object published twice.
+/// Renames a file without replacing another. Some filesystems (NFS, most FUSE ones) do not support this in one step. On
+/// these, a check before the rename is enough: ids are random, so it only has to notice that an object is published twice.
 pub(super) fn rename_new(
     from: BorrowedFd<'_>,
     to: BorrowedFd<'_>,

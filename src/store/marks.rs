@@ -1,29 +1,30 @@
-//! What a growing file must still hold: a few bytes of what was written to it, here and there.
+//! Samples of what was written to an unfinished file, to notice if another program overwrites or truncates it.
 //!
-//! A backup that is copied over a mounted library in place, or a tool that cuts files short, leaves the file that a
-//! descriptor leads to and takes its contents. What is written next lies behind a hole then, and the length is right
-//! again. What is put back is mostly an older state of the same file: whatever was written later is missing. So the
-//! beginning is kept, the end as it was at the last look, and the end of each write since.
+//! If a backup is restored in place over a mounted library, or a tool truncates files, the open file stays the same, but
+//! loses contents. The next write leaves a hole before it, and the length is right again. What is restored is usually an
+//! older state of the same file, without the latest writes. Therefore samples are kept of the beginning, of the end at the
+//! last check, and of the end of each write since.
 
 use std::os::fd::OwnedFd;
 
 use rustix::io::retry_on_intr;
 
-/// More are not kept: every second one goes then, and from there on only every second write has one.
+/// Most marks that are kept. When there are more, every second one is dropped, and from then on only every second write
+/// gets one.
 const MARKS_MAX: usize = 64;
-/// Bytes of a mark. They are ciphertext, so that no two places have the same.
+/// Bytes of a mark. They are ciphertext, so that no two marks are the same.
 const MARK_LEN: usize = 16;
 
-/// The end of a write.
+/// A sample: the end of a write.
 #[derive(Clone, Copy)]
 struct Mark {
-    /// Where it starts.
+    /// Its offset in the file.
     cipher_offset: u64,
     bytes: [u8; MARK_LEN],
 }
 
 impl Mark {
-    /// False where something else is there, or nothing. A store that cannot say is no sign.
+    /// Whether the file still has these bytes. An error of the store does not count as a change.
     fn is_in(&self, file: &OwnedFd) -> bool {
         let mut bytes = [0; MARK_LEN];
         let read = retry_on_intr(|| rustix::io::pread(file, &mut bytes, self.cipher_offset));
@@ -31,14 +32,14 @@ impl Mark {
     }
 }
 
-/// The marks of one file, in the order of their places.
+/// The marks of one file, ordered by offset.
 #[derive(Clone)]
 pub(super) struct Marks {
     marks: Vec<Mark>,
-    /// One write of so many gets a mark.
+    /// One in this many writes gets a mark.
     stride: usize,
     /// Writes since the last one that got a mark.
-    passed_over: usize,
+    skipped: usize,
 }
 
 impl Default for Marks {
@@ -46,13 +47,13 @@ impl Default for Marks {
         Self {
             marks: Vec::new(),
             stride: 1,
-            passed_over: 0,
+            skipped: 0,
         }
     }
 }
 
 impl Marks {
-    /// Notes a write.
+    /// Records a write.
     pub fn note(&mut self, data: &[u8], cipher_offset: u64) {
         let Some((_, last)) = data.split_last_chunk::<MARK_LEN>() else {
             return;
@@ -61,9 +62,9 @@ impl Marks {
             cipher_offset: cipher_offset + (data.len() - MARK_LEN) as u64,
             bytes: *last,
         };
-        self.passed_over += 1;
-        if self.marks.is_empty() || self.passed_over >= self.stride {
-            self.passed_over = 0;
+        self.skipped += 1;
+        if self.marks.is_empty() || self.skipped >= self.stride {
+            self.skipped = 0;
             self.marks.push(mark);
         }
         if self.marks.len() > MARKS_MAX {
@@ -76,12 +77,12 @@ impl Marks {
         }
     }
 
-    /// Whether all of it is there.
+    /// Whether the file still has all marks.
     pub fn are_in(&self, file: &OwnedFd) -> bool {
         self.marks.iter().all(|mark| mark.is_in(file))
     }
 
-    /// These were seen to be there: the first and the last are enough from now on.
+    /// Called after the marks `seen` were found in the file: from now on, the first and the last of them are enough.
     pub fn were_seen(&mut self, seen: &Self) {
         let Some(last) = seen.marks.last() else {
             return;

@@ -1,7 +1,7 @@
-//! A library in memory, for tests: it can crash, fail and be slow.
+//! A store in memory, for tests: it can crash, fail and be slow.
 //!
-//! The model is as cruel as a disk may be: an unsynced write is kept, lost, turned to zeros or torn, whatever
-//! becomes of the others; the name of a file that was never synced may go, and a removed one may come back.
+//! It is as cruel as a disk can be. In a power cut, each unsynced write may be kept, lost, turned into zeros or torn,
+//! independently of the others. The name of a file that was never synced may be lost, and a removed file may come back.
 
 use std::collections::BTreeMap;
 use std::io;

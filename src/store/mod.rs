@@ -1,8 +1,8 @@
-//! Where ciphertext lies.
+//! Storage of ciphertext.
 //!
-//! A store holds write-once objects in three areas, and this device's growing files. An object appears whole
-//! (published by one rename, or put in one piece) and is never changed; a growing file is seen by its own device
-//! only. So any dumb file copier may carry the areas, in any order.
+//! A store holds write-once objects in three areas, and the unfinished (growing) files of this device. An object appears as
+//! a whole, by one rename or one call, and is never changed. Unfinished files are used by their own device only. Therefore
+//! any program that copies files can sync the areas, in any order.
 
 use std::fmt;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ pub use neighbours::{Neighbour, is_in_use};
 pub(crate) use watched::LastKnown;
 pub use watched::{Calls, Watched};
 
-/// That there are contents, and no index that says what they are.
+/// The error for a library that has packs, but no index.
 pub fn index_has_not_arrived(subject: impl fmt::Display) -> Error {
     let text =
         "the index has not arrived yet: there are contents, and nothing says what they are of";
@@ -54,11 +54,12 @@ pub struct Space {
 }
 
 impl Space {
-    /// The most bytes that any store is said to have. Larger numbers are a store's way to say that it has no end, and
-    /// programs that count in signed numbers read them as less than nothing.
+    /// The largest size that is reported. Some stores report a larger one to say that they have no limit; programs that
+    /// use signed numbers would take it for a negative one.
     pub const BYTES_MAX: u64 = 1 << 60;
 
-    /// What is made of a store's own words. FUSE filesystems that do not say have 0 of 0 bytes free.
+    /// Corrects what the store reports. A FUSE filesystem that does not know its size reports 0 bytes in all; this counts as
+    /// no limit.
     #[must_use]
     pub fn bounded(mut self) -> Self {
         if self.total_bytes == 0 {
@@ -72,44 +73,43 @@ impl Space {
     }
 }
 
-/// What [`Object::read_stream`] wants places to be multiples of, in bytes: a disk's sectors and a page's start.
+/// The alignment that [`Object::read_stream`] requires, in bytes. It suits disk sectors and memory pages.
 pub const STREAM_ALIGNMENT: u32 = 4096;
 
-/// An object, or a growing file, open for reading.
+/// An object, or an unfinished file, that is open for reading.
 pub trait Object: Send + Sync {
-    /// What errors call it: `data/00ff…`.
+    /// Its name in messages: `data/00ff…`.
     fn name(&self) -> String;
-    /// Its length now, in bytes.
+    /// Its current length, in bytes.
     fn cipher_len(&self) -> Result<u64>;
-    /// Fills `out` from `cipher_offset`. An object that ends before is damaged.
+    /// Fills `out` from `cipher_offset`. If the object is too short, it is damaged.
     fn read_at(&self, out: &mut [u8], cipher_offset: u64) -> Result<()>;
-    /// Reads what there is from `cipher_offset`, `out.len()` bytes at most, and says how much that was. Place and
-    /// length, and where `out` lies, are multiples of [`STREAM_ALIGNMENT`]: so a disk can fill it without a copy in the
-    /// system's memory.
+    /// Reads at most `out.len()` bytes from `cipher_offset`, and returns how many it read. The offset, and the length and
+    /// address of `out`, must be multiples of [`STREAM_ALIGNMENT`], so that the disk can fill `out` directly, without a copy
+    /// in the page cache.
     fn read_stream(&self, out: &mut [u8], cipher_offset: u64) -> Result<usize>;
-    /// Says that this range will be read soon. A hint: does not wait and cannot fail.
+    /// A hint that this range will be read soon. Does not wait and cannot fail.
     fn prefetch(&self, cipher_offset: u64, cipher_len: u64);
-    /// Says that this range will not be read again soon. A hint: does not wait and cannot fail.
+    /// A hint that this range will not be read again soon. Does not wait and cannot fail.
     fn uncache(&self, cipher_offset: u64, cipher_len: u64);
 }
 
-/// A file of this device that still grows. Written from one thread at a time, read from many.
+/// An unfinished file of this device. One thread may write to it at a time, and any number may read it.
 pub trait Growing: Object {
-    /// Its name, which it keeps when it is published.
+    /// Its id, which it keeps when it is published.
     fn id(&self) -> ObjectId;
-    /// Writes all of `data`. After an error nothing may be added to the file
-    /// ([`Kind::Poisoned`]); what was written before may still be synced.
+    /// Writes all of `data`. After an error, further writes fail ([`Kind::Poisoned`]), but earlier ones can still be synced.
     fn write_at(&self, data: &[u8], cipher_offset: u64) -> Result<()>;
-    /// Starts writing a range to the disk, so that a later sync waits less. A hint.
+    /// A hint to start writing a range to the disk, so that a later sync takes less time.
     fn write_back(&self, cipher_offset: u64, cipher_len: u64);
-    /// Makes what is written so far, and the file's name in `new/`, durable. After an error nothing may be added, and
-    /// no later sync succeeds: [`Kind::Poisoned`].
+    /// Makes everything written so far, and the file's name in `new/`, durable. After an error, all further writes and syncs
+    /// fail ([`Kind::Poisoned`]).
     fn sync(&self) -> Result<()>;
-    /// Says that nothing in it counts any more: whatever becomes of it, [`Store::check_place`] is silent about it.
+    /// Called when its contents are no longer needed: [`Store::check_place`] then ignores the file.
     fn give_up(&self) {}
 }
 
-/// Where ciphertext lies. All methods may be called from several threads.
+/// Storage of ciphertext. All methods may be called from several threads.
 pub trait Store: Send + Sync {
     /// Every object of an area with its length in bytes. Files that no object could be called are passed over.
     fn list(&self, area: Area) -> Result<Vec<(ObjectId, u64)>>;

@@ -1,4 +1,4 @@
-//! Other devices at work in the library's folder, as far as this machine can see them: their locks in `new/`.
+//! Other devices that use the library, as far as this machine can see: their folders and locks in `new/`.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,22 +18,22 @@ use crate::store::file::sync_folder;
 /// Another device's folder in `new/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Neighbour {
-    /// Whose.
+    /// The device.
     pub device: DeviceId,
-    /// It is mounted now, on this machine.
+    /// A mount on this machine uses the folder.
     pub is_mounted: bool,
-    /// Something lies in it: a mount writes it, or a crash left it.
+    /// The folder has unpublished files, of a mount or from a crash.
     pub has_files: bool,
 }
 
-/// Whether a device's folder is being written to: its lock is held, or, over a network, its writer may be alive.
+/// Whether a device's folder is in use: its lock is held, or, over a network, its writer may be alive.
 pub fn is_in_use(folder: &Path) -> bool {
-    File::open(folder.join("lock")).is_ok_and(|file| somebody_holds(&file))
+    File::open(folder.join("lock")).is_ok_and(|file| is_lock_held(&file))
         || File::open(folder).is_ok_and(|folder| may_be_at_work(&folder.into()))
 }
 
-/// Asks for a shared lock, which is given back when the file is closed.
-pub(super) fn somebody_holds(lock: impl AsFd) -> bool {
+/// Whether another process holds the lock. Takes a shared lock, which is released when the file is closed.
+pub(super) fn is_lock_held(lock: impl AsFd) -> bool {
     retry_on_intr(|| rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared))
         .is_err_and(is_held)
 }
@@ -51,11 +51,11 @@ impl DirStore {
             let Some(device) = device.filter(|d| self.device() != Some(*d)) else {
                 continue;
             };
-            // One that this user may not look into is somebody's: what is in it is not known.
+            // A folder that this user may not read belongs to another user; its contents are unknown.
             let name = format!("new/{device}");
             let (is_mounted, has_files) = match open_folder(&new.fd, &device.to_string()) {
                 Ok(folder) => (
-                    open_lock(&folder).is_some_and(somebody_holds),
+                    open_lock(&folder).is_some_and(is_lock_held),
                     !self.objects(folder.as_fd(), &name)?.is_empty(),
                 ),
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
@@ -82,7 +82,7 @@ impl DirStore {
         else {
             return Ok(true);
         };
-        // Held until all is moved: who writes as this device must not come in between.
+        // Held until all files are moved, so that no mount starts to write as that device meanwhile.
         let _lock = match lock(&self.root, &folder, &name) {
             Ok(lock) => lock,
             Err(e) if matches!(e.kind(), Kind::InUse) => return Ok(false),
@@ -108,7 +108,7 @@ fn open_folder(parent: &OwnedFd, folder: &str) -> Result<OwnedFd, Errno> {
     retry_on_intr(|| rustix::fs::openat(parent, folder, flags, Mode::empty()))
 }
 
-/// The lock of a device's folder, to be asked for; none where there is none.
+/// Opens the lock file of a device's folder; `None` if there is none.
 pub(super) fn open_lock(folder: &OwnedFd) -> Option<OwnedFd> {
     let flags = OFlags::RDONLY | FILE_FLAGS;
     retry_on_intr(|| rustix::fs::openat(folder, "lock", flags, Mode::empty())).ok()

@@ -1,8 +1,8 @@
-//! This device's folder in `new/`, and what grows in it.
+//! This device's folder in `new/`, and the unfinished files in it.
 //!
-//! A folder and a file stay usable when somebody removes or replaces them, and nothing that is written there then is
-//! ever found again. So with every sync it is looked whether each file still lies where the next mount will look
-//! ([`Own::check`]). One that does not is written again, whole, from what is still open.
+//! An open folder or file stays usable after another program has removed or replaced it, but what is written to it is then
+//! lost. Therefore every sync checks that each file is still at the path at which the next mount will look for it
+//! ([`Own::check`]). If it is not, it is written again as a whole, from the open file.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,15 +18,16 @@ use rustix::io::{Errno, retry_on_intr};
 use super::Growing;
 use super::file::{BEGUN, GrowingFile, Identity, StoredFile, io_error, sync_folder};
 use super::folder::{FILE_FLAGS, FILE_MODE, Folder, Root, make_folder, rename_new, unlink};
-use super::neighbours::{open_lock, somebody_holds};
+use super::neighbours::{is_lock_held, open_lock};
 use super::owner::Owner;
 use crate::error::{Error, Kind, Result};
 use crate::object::{Area, DeviceId, ObjectId};
 
-/// A lock is tried so often again, and after so long: who looks whether a library is mounted holds it for a moment.
+/// How often to retry a lock, and how long to wait before each retry. A program that checks whether a library is mounted
+/// holds the lock for a moment.
 const LOCK_TRIES: u32 = 10;
 const LOCK_WAIT: Duration = Duration::from_millis(20);
-/// What is published is kept open so long, and so much of it, where the store needs that.
+/// For how long, and how many, published files are kept open if the store needs that.
 const KEPT_FOR: Duration = Duration::from_secs(15);
 const KEPT_MAX: usize = 64;
 
@@ -34,14 +35,14 @@ const KEPT_MAX: usize = 64;
 pub(super) struct Own {
     root: Arc<Root>,
     device: DeviceId,
-    /// `new/<device>`, for errors.
+    /// Its name in messages: `new/<device>`.
     pub name: String,
     held: Mutex<Held>,
-    /// What is not published yet. Locked while a name in the folder changes.
+    /// The unfinished files. Locked while a name in the folder changes.
     growing: Mutex<HashMap<ObjectId, Arc<GrowingFile>>>,
-    /// It was said that the library was moved.
-    is_move_said: AtomicBool,
-    /// What was published lately, where it cannot be opened anew at once; `None` where it can be.
+    /// It was logged that the library was moved.
+    is_move_logged: AtomicBool,
+    /// Recently published files, if the store cannot open them again immediately; otherwise not set.
     published: OnceLock<Mutex<VecDeque<Recent>>>,
 }
 
@@ -52,22 +53,22 @@ struct Recent {
     file: Arc<GrowingFile>,
 }
 
-/// The folder as it was opened last, and its lock.
+/// The open folder and its lock.
 struct Held {
     folder: Arc<OwnedFd>,
-    /// Where it may be written to. The system lets go of it with the process.
+    /// Held if the folder is open for writing. The kernel releases it when the process ends.
     lock: Option<OwnedFd>,
-    /// Says who writes here where the lock is not enough.
+    /// Identifies the writer on filesystems where the lock is not enough.
     owner: Option<Owner>,
 }
 
 impl Own {
-    /// Whose folder it is.
+    /// The device that the folder belongs to.
     pub fn device(&self) -> DeviceId {
         self.device
     }
 
-    /// The folder, for reading; none where it is not there, or a mount is at work in it.
+    /// Opens the folder for reading; `None` if it does not exist, or is in use by a mount.
     pub fn find(root: Arc<Root>, device: DeviceId) -> Result<Option<Self>> {
         let name = format!("new/{device}");
         let Some(new) = Folder::open(&root, &root.fd, "new", "new")? else {
@@ -77,8 +78,8 @@ impl Own {
             return Ok(None);
         };
         let folder = Arc::new(folder.fd);
-        // Held for a moment: who mounts for writing meanwhile tries more than once.
-        if open_lock(&folder).is_some_and(somebody_holds) {
+        // This holds the lock for a moment. A mount for writing retries.
+        if open_lock(&folder).is_some_and(is_lock_held) {
             return Ok(None);
         }
         let held = Held {
@@ -89,14 +90,15 @@ impl Own {
         Ok(Some(Self::new(root, device, name, held)))
     }
 
-    /// Makes the folder where it is missing, and locks it: a second writer of the same device is [`Kind::InUse`].
+    /// Opens and locks the folder, which is created if it is missing. [`Kind::InUse`] if another process writes as the same
+    /// device.
     pub fn open(root: Arc<Root>, device: DeviceId) -> Result<Self> {
         let name = format!("new/{device}");
         let folder = open_own(&root, device, &name)?;
         let lock = lock(&root, &folder, &name)?;
         let folder = Arc::new(folder);
         let owner = Owner::claim(&folder, &name)?;
-        end_begun(&folder, &name)?;
+        finish_copies(&folder, &name)?;
         let held = Held {
             folder,
             lock: Some(lock),
@@ -112,22 +114,22 @@ impl Own {
             name,
             held: Mutex::new(held),
             growing: Mutex::default(),
-            is_move_said: AtomicBool::new(false),
+            is_move_logged: AtomicBool::new(false),
             published: OnceLock::new(),
         }
     }
 
-    /// Whether it may be written to.
+    /// Whether it is open for writing.
     pub fn is_locked(&self) -> bool {
         self.held.lock().lock.is_some()
     }
 
-    /// The folder, for reading and for names that are not objects'.
+    /// The open folder.
     pub fn folder(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.held.lock().folder)
     }
 
-    /// Makes a growing file.
+    /// Creates an unfinished file.
     pub fn create(&self, id: ObjectId) -> Result<Arc<GrowingFile>> {
         let mut growing = self.growing.lock();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | FILE_FLAGS;
@@ -137,7 +139,7 @@ impl Own {
         };
         let name = format!("{}/{id}", self.name);
         let fd = match open(&self.folder()) {
-            // The folder is gone.
+            // The folder was removed.
             Err(Errno::NOENT | Errno::STALE) => {
                 open(&*self.hold_again()?).map_err(|e| io_error(e, &name))?
             }
@@ -148,7 +150,7 @@ impl Own {
         Ok(file)
     }
 
-    /// What was left over, opened: the file that grows, where it is one of this mount.
+    /// Takes over a file that a crash left, opened as `file`. Returns the existing one if this mount already has it open.
     pub fn adopt(&self, id: ObjectId, file: StoredFile) -> Result<Arc<GrowingFile>> {
         let mut growing = self.growing.lock();
         if let Some(file) = growing.get(&id) {
@@ -159,7 +161,7 @@ impl Own {
         Ok(file)
     }
 
-    /// The file that grows under this name, if one of this mount does.
+    /// The unfinished file with this id, if this mount has it open.
     pub fn get(&self, id: ObjectId) -> Option<Arc<GrowingFile>> {
         self.growing.lock().get(&id).cloned()
     }
@@ -174,7 +176,7 @@ impl Own {
         Ok(Arc::new(file))
     }
 
-    /// Removes a file; one that is not there is no error.
+    /// Removes a file. It is no error if it does not exist.
     pub fn discard(&self, id: ObjectId) -> Result<()> {
         let mut growing = self.growing.lock();
         let name = format!("{}/{id}", self.name);
@@ -183,7 +185,7 @@ impl Own {
         Ok(())
     }
 
-    /// Moves a file to an area by `rename`, given the folder.
+    /// Publishes a file: calls `rename`, with the folder, to move it to an area.
     pub fn release(
         &self,
         id: ObjectId,
@@ -206,19 +208,20 @@ impl Own {
         Ok(())
     }
 
-    /// The store cannot open a file for a while after it was renamed: what is published is kept open.
+    /// From now on, recently published files are kept open. For stores that cannot open a file for some seconds after it was
+    /// renamed.
     pub fn keep_published(&self) {
         self.published.get_or_init(Mutex::default);
     }
 
-    /// What was published lately and is kept open.
+    /// A recently published file that is kept open.
     pub fn published(&self, area: Area, id: ObjectId) -> Option<Arc<GrowingFile>> {
         let published = self.published.get()?.lock();
         let is_it = |r: &&Recent| r.area == area && r.file.id() == id;
         published.iter().find(is_it).map(|r| Arc::clone(&r.file))
     }
 
-    /// An object is removed: its room must not stay taken.
+    /// Closes an object that is removed, so that its disk space is freed.
     pub fn forget(&self, area: Area, id: ObjectId) {
         if let Some(published) = self.published.get() {
             let is_it = |r: &Recent| r.area == area && r.file.id() == id;
@@ -226,7 +229,7 @@ impl Own {
         }
     }
 
-    /// Waits until what was published last can be opened by the next mount, for as long as stores take.
+    /// Waits until the next mount can open the recently published files, but not longer than stores usually take.
     pub fn wait_for_published(&self, can_open: impl Fn(Area, ObjectId) -> bool) {
         let Some(published) = self.published.get() else {
             return;
@@ -240,14 +243,14 @@ impl Own {
         }
     }
 
-    /// Makes sure that all that grows lies below the library's path, and writes again what does not; and that it is what
-    /// was written. Costs a look at each file, and some at its contents.
+    /// Checks that all unfinished files are still at their paths, and that their contents are what was written. Files that
+    /// are not at their paths are written again. Costs one system call per file, and a few for its contents.
     pub fn check(&self) -> Result<()> {
         let is_lost = |file: &Arc<GrowingFile>| {
             let is_there = file.is_at(rustix::fs::CWD, file.path());
             !is_there.unwrap_or(false)
         };
-        // Asked without the lock: who creates a file must not wait for the store's answer.
+        // Checked without the lock, so that creating a file does not wait for the store.
         let growing: Vec<Arc<GrowingFile>> = {
             let growing = self.growing.lock();
             growing
@@ -270,12 +273,10 @@ impl Own {
     fn write_again(&self) -> Result<()> {
         let growing = self.growing.lock();
         if let Some(to) = self.root.check()?
-            && !self.is_move_said.swap(true, Ordering::Relaxed)
+            && !self.is_move_logged.swap(true, Ordering::Relaxed)
         {
             let from = self.root.path.display();
-            log::warn!(
-                "{from}: this library was moved to {to} while it is mounted, and what is written goes there"
-            );
+            log::warn!("{from}: moved to {to} while it is mounted; writing continues there");
         }
         let relative = |id: ObjectId| Path::new(&self.name).join(id.to_string());
         let mut lost = Vec::new();
@@ -296,15 +297,15 @@ impl Own {
             }
         }
         log::warn!(
-            "{}: {} files of this mount were removed or replaced by something else, and are written again; a sync tool \
-             must leave out the folder new/",
+            "{}: {} unfinished files were removed or replaced by another program, and were written again (exclude the \
+             folder new/ from syncing)",
             self.root.path.join(&self.name).display(),
             lost.len()
         );
         Ok(())
     }
 
-    /// Opens the folder and its lock again where they are not what lies there now.
+    /// Opens the folder and its lock again if they were replaced.
     fn hold_again(&self) -> Result<Arc<OwnedFd>> {
         let mut held = self.held.lock();
         self.root.check()?;
@@ -327,17 +328,16 @@ impl Own {
     }
 }
 
-/// What is said where something is gone from under a mount, and could not be put back.
+/// The error for a file or folder that was removed during a mount, and cannot be restored.
 fn displaced(subject: &impl std::fmt::Display, why: &Error) -> Error {
     let what =
         format!("was removed or replaced while it is mounted, and cannot be written again: {why}");
     Error::new(Kind::Displaced(what.into()), subject).hint(
-        "put back what was there, or unmount; what was written since it was last saved may be lost. A sync tool must \
-         leave out the folder new/",
+        "put it back, or unmount; changes since the last sync may be lost (exclude the folder new/ from syncing)",
     )
 }
 
-/// Makes the folder, and opens it.
+/// Opens the folder, which is created if it is missing.
 fn open_own(root: &Root, device: DeviceId, name: &str) -> Result<OwnedFd> {
     let new = make_folder(root, &root.fd, "new", "new")?;
     let folder = make_folder(root, &new, &device.to_string(), name)?;
@@ -346,9 +346,9 @@ fn open_own(root: &Root, device: DeviceId, name: &str) -> Result<OwnedFd> {
     Ok(folder)
 }
 
-/// Ends what a crash has interrupted: a copy that was begun is of no use where a file of its name is there, and all there
-/// is where none is.
-fn end_begun(folder: &OwnedFd, name: &str) -> Result<()> {
+/// Cleans up copies that a crash interrupted. Such a copy is removed if the file itself exists. Otherwise it is all that is
+/// left of the file, and gets its name.
+fn finish_copies(folder: &OwnedFd, name: &str) -> Result<()> {
     for entry in Dir::read_from(folder).map_err(|e| io_error(e, name))? {
         let entry = entry.map_err(|e| io_error(e, name))?;
         let begun = entry.file_name().to_str().unwrap_or_default();
@@ -381,16 +381,16 @@ pub(super) fn lock(root: &Root, folder: &OwnedFd, name: &str) -> Result<OwnedFd>
     match locked {
         Ok(()) => Ok(fd),
         Err(e) if is_held(e) => Err(Error::new(Kind::InUse, root.path.display())
-            .hint("this library is already mounted by this device; unmount it first")),
+            .hint("already mounted by this device; unmount it first")),
         Err(e) => Err(root.error(e, &name).hint(
-            "where the library lies, files cannot be locked: `rclone mount` needs --vfs-cache-mode writes, NFS a lock \
+            "the filesystem of the library cannot lock files: `rclone mount` needs --vfs-cache-mode writes, NFS a lock \
              service or the option nolock",
         )),
     }
 }
 
-/// Whether flock(2) says that somebody else holds the lock. Kernel cifs, which turns it into a lock of the server's,
-/// says EACCES.
+/// Whether an error of flock(2) means that another process holds the lock. The kernel's cifs uses a lock of the server, and
+/// reports EACCES.
 pub(super) fn is_held(errno: Errno) -> bool {
     errno == Errno::WOULDBLOCK || errno == Errno::ACCESS
 }

@@ -1,11 +1,11 @@
-//! Who writes in a device's folder, where the lock does not tell: over a network, or through FUSE, each machine may have
-//! locks of its own.
+//! Detects other writers in a device's folder on filesystems where the lock is not enough: over a network, or through FUSE,
+//! each machine may have its own locks.
 //!
-//! Who writes there leaves a file `owner` in the folder, and changes it every few seconds. Who finds one can tell
-//! whether its writer is gone: a process of this machine that runs no more, or, after a restart of this machine, one
-//! that does not change the file any more. Clocks are not compared. Another machine's writer may be asleep, or cut off
-//! for now, so that one is never taken for gone; nor is it noticed where a store shows other machines' changes later
-//! than the file was looked at, as those do that keep a copy of folders for minutes.
+//! The writer keeps a file `owner` in the folder, and changes it every few seconds. Another mount that finds this file
+//! decides whether the writer is gone. It is gone if it was a process of this machine that no longer runs or, after a
+//! restart of this machine, if the file no longer changes. Clocks are not compared. A writer on another machine may be
+//! asleep or disconnected, and is never considered gone. Limitation: a writer is not noticed if the store shows changes of
+//! other machines only after minutes, because it caches folders.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -25,15 +25,15 @@ use crate::object::ObjectId;
 /// The file's name.
 const OWNER: &str = "owner";
 const FIRST_LINE: &str = "hushfs-owner 1\n";
-/// More than the file is long, in bytes.
+/// Bytes to read. The file is shorter.
 const READ_LEN_MAX: usize = 512;
-/// The file is changed so often.
+/// How often the writer changes the file.
 const BEAT: Duration = Duration::from_secs(5);
-/// A file that does not change for so long is a dead writer's.
+/// If the file does not change for this long, its writer is gone.
 const WATCH: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Filesystems (statfs(2)) whose locks all see who can see the files: what one machine alone has mounted.
+/// Filesystems (types of statfs(2)) that only one machine can mount: their locks are seen by all who can see the files.
 const LOCAL: &[u32] = &[
     0xef53,      // ext2, ext3, ext4
     0x5846_5342, // xfs
@@ -54,23 +54,23 @@ const LOCAL: &[u32] = &[
     0xf15f,      // ecryptfs
 ];
 
-/// What is written in the file.
+/// The contents of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Note {
-    /// Random, of one mount.
+    /// A random id of the mount.
     token: ObjectId,
-    /// A hash of the machine's id; of zeros where it has none.
+    /// A hash of the machine's id; zeros if it has none.
     machine: ObjectId,
-    /// A hash of what the machine made up when it was started, and of the numbering of processes there.
+    /// A hash of the kernel's boot id, and of the process's PID namespace.
     boot: ObjectId,
-    /// The writer's process, and when it was started: the system's numbers.
+    /// The writer's process id, and below, the time at which the process was started, in the kernel's units.
     pid: u64,
     started: u64,
-    /// Counts up.
+    /// Incremented with each change.
     beat: u64,
 }
 
-/// This process is the writer in a folder.
+/// Marks this process as the writer in a folder, until it is dropped.
 pub(super) struct Owner {
     folder: Arc<OwnedFd>,
     token: ObjectId,
@@ -84,9 +84,9 @@ struct Stop {
 }
 
 impl Owner {
-    /// Makes this process the writer in a folder whose lock it holds; `None` where the lock is enough.
+    /// Marks this process as the writer in a folder whose lock it holds; `None` if the lock is enough.
     ///
-    /// [`Kind::DeviceTaken`] where another process, of another machine perhaps, may be at work there.
+    /// [`Kind::DeviceTaken`] if another process, perhaps on another machine, may be writing there.
     pub fn claim(folder: &Arc<OwnedFd>, name: &str) -> Result<Option<Self>> {
         if has_local_locks(folder) {
             return Ok(None);
@@ -96,7 +96,7 @@ impl Owner {
 
     fn claim_beside(folder: &Arc<OwnedFd>, name: &str) -> Result<Self> {
         if judge(folder, WATCH)? {
-            let text = "another mount, of another machine perhaps, writes as this device";
+            let text = "another mount, perhaps on another machine, writes as this device";
             return Err(Error::new(Kind::DeviceTaken(text.into()), name));
         }
         let mut note = Note::own()?;
@@ -112,11 +112,11 @@ impl Owner {
                 }
             }
         };
-        // Not waited for at the end: on a store that hangs it may never end.
+        // The thread is never joined: if the store hangs, it may never end.
         std::thread::Builder::new()
             .name("owner".into())
             .spawn(beat)
-            .map_err(|e| Error::new(Kind::Io(e), "the thread that says that a mount is alive"))?;
+            .map_err(|e| Error::new(Kind::Io(e), "the thread that updates the file `owner`"))?;
         Ok(Self {
             folder: Arc::clone(folder),
             token,
@@ -136,7 +136,7 @@ impl Drop for Owner {
 }
 
 impl Stop {
-    /// Waits so long; true where it is time to end.
+    /// Waits for `time`, or until the thread must end; returns true in that case.
     fn wait(&self, time: Duration) -> bool {
         let mut is_set = self.is_set.lock();
         if !*is_set {
@@ -146,12 +146,12 @@ impl Stop {
     }
 }
 
-/// Changes the file; false where it is somebody else's, or gone with its folder.
+/// Changes the file. Returns false if another mount has replaced it.
 fn beat(folder: &OwnedFd, note: &Note, name: &str) -> bool {
     match read(folder) {
         Some(other) if other.token != note.token => {
             log::error!(
-                "{name}: another mount took this folder over: unmount one of the two. What is not published yet may be lost"
+                "{name}: another mount has taken over this folder, and recent changes may be lost (unmount one of the two)"
             );
             false
         }
@@ -164,14 +164,13 @@ fn beat(folder: &OwnedFd, note: &Note, name: &str) -> bool {
     }
 }
 
-/// Whether the folder has a writer beside this process that is not known to be gone. Takes [`WATCH`] where only time
-/// can tell.
+/// Whether the folder may have another writer than this process. Takes [`WATCH`] if that can be decided only by waiting.
 pub(super) fn is_at_work(folder: &OwnedFd) -> Result<bool> {
-    // Where the lock is enough, a note was left when the folder lay elsewhere.
+    // If the lock is enough, a file in the folder was left on another filesystem.
     Ok(!has_local_locks(folder) && judge(folder, WATCH)?)
 }
 
-/// The same without a wait: false where only time can tell.
+/// The same, but without waiting: false if that could be decided only by waiting.
 pub(super) fn may_be_at_work(folder: &OwnedFd) -> bool {
     !has_local_locks(folder) && judge(folder, Duration::ZERO).is_ok_and(|is_at_work| is_at_work)
 }
@@ -190,7 +189,7 @@ fn judge(folder: &OwnedFd, watch: Duration) -> Result<bool> {
     }
     if !watch.is_zero() {
         log::warn!(
-            "a mount did not end well; waiting {} s whether it is another machine's that goes on",
+            "recovering from an unclean shutdown: waiting {} s in case another machine still writes",
             watch.as_secs()
         );
     }
@@ -207,7 +206,7 @@ fn judge(folder: &OwnedFd, watch: Duration) -> Result<bool> {
 }
 
 fn has_local_locks(folder: &OwnedFd) -> bool {
-    // The kernel's numbers have 32 bits; the type here depends on the system.
+    // The kernel's numbers have 32 bits, but the type depends on the architecture.
     let of = |s: rustix::fs::StatFs| LOCAL.contains(&(s.f_type as u32));
     rustix::fs::fstatfs(folder).is_ok_and(of)
 }
@@ -220,7 +219,7 @@ fn read(folder: &OwnedFd) -> Option<Note> {
     Some(Note::parse(bytes.get(..len)?))
 }
 
-/// Writes over what is there: every note has one length.
+/// Overwrites the file. Its length never changes.
 fn write(folder: &OwnedFd, note: &Note) -> Result<(), Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | FILE_FLAGS;
     let fd = retry_on_intr(|| rustix::fs::openat(folder, OWNER, flags, FILE_MODE))?;
@@ -268,7 +267,8 @@ impl Note {
         )
     }
 
-    /// What does not parse, a note that is being written perhaps, is one of no machine, whose beat is a hash of it.
+    /// Contents that do not parse, perhaps because they are being written, count as those of an unknown machine. Their `beat`
+    /// is a hash, so that changes are noticed.
     fn parse(bytes: &[u8]) -> Self {
         Self::parse_text(bytes).unwrap_or_else(|| Self {
             token: hash("note", bytes),
@@ -305,7 +305,7 @@ impl Note {
     }
 }
 
-/// What the library is shown of the machine says nothing of it elsewhere.
+/// A hash of something about this machine, which reveals nothing about the machine to others.
 fn hash(what: &str, bytes: &[u8]) -> ObjectId {
     let hash = Sha256::new()
         .chain_update(b"hushfs owner ")
@@ -317,11 +317,10 @@ fn hash(what: &str, bytes: &[u8]) -> ObjectId {
     id
 }
 
-/// When a process was started, in the system's ticks since its own start; `None` where it is not there, or is dead and
-/// not waited for (proc_pid_stat(5)).
+/// When a process was started, in ticks since the system was (proc_pid_stat(5)); `None` if it does not run.
 fn started(pid: u64) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Behind the name, which may hold anything.
+    // After the name, which may contain anything.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?;
     (!matches!(state, "Z" | "X")).then(|| fields.nth(18)?.parse().ok())?

@@ -1,7 +1,7 @@
-//! Whether a store can do what a mount needs: tried when it is mounted, with files of our own, not with the user's data.
+//! Tests at the start of a mount, with a file of its own, whether the store can do everything that a mount needs.
 //!
-//! What is missing is said with its remedy. What can be done without is only noted: inode numbers that say nothing,
-//! and files that cannot be opened for a while after they were renamed.
+//! If an ability is missing, the error says how to get it. Two abilities are optional: stable inode numbers, and opening a
+//! file right after it was renamed.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
@@ -14,14 +14,14 @@ use super::folder::{FILE_FLAGS, FILE_MODE, Root, make_folder, rename_new, unlink
 use super::own::Own;
 use crate::error::{Error, Result};
 
-/// The file that is tried with, and the folder that it is moved to.
+/// The test file, and the folder that it is moved to.
 const FILE: &str = "probe";
 const FOLDER: &str = "probing";
 
-/// Tries, in this device's folder, what is done with growing files. On a full store nothing is found out.
+/// Tests, in this device's folder, the operations on unfinished files. If the store is full, nothing can be tested.
 pub(super) fn probe(root: &Root, own: &Own) -> Result<()> {
     let folder = own.folder();
-    // Left over from a crash.
+    // Removes what a crash may have left.
     clear(&folder, &own.name)?;
     let tried = try_all(root, own, &folder);
     let cleared = clear(&folder, &own.name);
@@ -48,26 +48,26 @@ fn try_all(root: &Root, own: &Own, folder: &OwnedFd) -> Result<()> {
     let name = format!("{}/{FILE}", own.name);
     let failed = |e: Errno, what: &str| {
         Error::io(e.into(), root.path.join(&name)).hint(format_args!(
-            "the store cannot {what}, and without that nothing can be written: `rclone mount` can with \
-             --vfs-cache-mode writes; --read-only mounts what may be read"
+            "the store cannot {what}, which writing requires: `rclone mount` can with --vfs-cache-mode writes; or mount \
+             with --read-only"
         ))
     };
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | FILE_FLAGS;
     let file = retry_on_intr(|| rustix::fs::openat(folder, FILE, flags, FILE_MODE))
-        .map_err(|e| failed(e, "make a file for reading and writing"))?;
-    // In the order in which packs and segments are written: at the end, and here and there.
+        .map_err(|e| failed(e, "create a file for reading and writing"))?;
+    // Appends, and then overwrites, as packs and segments are written.
     let (mut expected, mut read) = ([0xA5; 8192], [0; 8192]);
     expected[100..200].fill(0x5A);
     write_all(&file, &[0xA5; 4096], 0)
         .and_then(|()| write_all(&file, &[0xA5; 4096], 4096))
         .map_err(|e| failed(e, "write to a file"))?;
     write_all(&file, &[0x5A; 100], 100).map_err(|e| failed(e, "write within a file"))?;
-    read_all(&file, &mut read).map_err(|e| failed(e, "read what it is still writing"))?;
+    read_all(&file, &mut read).map_err(|e| failed(e, "read a file that is being written"))?;
     if read != expected {
-        return Err(failed(Errno::IO, "give back what was written to it"));
+        return Err(failed(Errno::IO, "return what was written to it"));
     }
     retry_on_intr(|| rustix::fs::fdatasync(&file)).map_err(|e| failed(e, "make a file durable"))?;
-    look_at(root, folder, &file)?;
+    test_identity(root, folder, &file)?;
 
     let target = make_folder(root, folder, FOLDER, &format!("{}/{FOLDER}", own.name))?;
     rename_new(folder.as_fd(), target.as_fd(), FILE, FILE)
@@ -83,8 +83,8 @@ fn try_all(root: &Root, own: &Own, folder: &OwnedFd) -> Result<()> {
         Ok(()) if read == expected => Ok(()),
         Ok(()) | Err(Errno::IO | Errno::NOENT) => {
             log::warn!(
-                "{}: where this library lies, a file cannot be read for some seconds after it was renamed (`rclone mount` \
-                 1.60 is so): what is new is kept open until then, and unmounting waits for it",
+                "{}: this store cannot open a file for some seconds after it was renamed (as `rclone mount` 1.60): new \
+                 files are kept open until then, and unmounting waits",
                 root.path.display()
             );
             own.keep_published();
@@ -94,15 +94,15 @@ fn try_all(root: &Root, own: &Own, folder: &OwnedFd) -> Result<()> {
     }
 }
 
-/// Whether the name of an open file leads to what looks like it.
-fn look_at(root: &Root, folder: &OwnedFd, file: &OwnedFd) -> Result<()> {
+/// Tests whether the name and the descriptor of a file lead to the same inode number.
+fn test_identity(root: &Root, folder: &OwnedFd, file: &OwnedFd) -> Result<()> {
     let stat = rustix::fs::statat(folder, FILE, AtFlags::SYMLINK_NOFOLLOW)
         .map_err(|e| root.error(e, FILE))?;
     let is_same = Identity::from(&stat) == Identity::of(file, FILE)? && stat.st_size == 8192;
     root.trusts_identity.store(is_same, Ordering::Relaxed);
     if !is_same {
         log::debug!(
-            "{}: inode numbers and lengths say nothing here: a file that is replaced while it grows is not noticed",
+            "{}: inode numbers and lengths are not reliable here, so that replaced files cannot be noticed",
             root.path.display()
         );
     }

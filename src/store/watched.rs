@@ -1,4 +1,4 @@
-//! A store that is watched: how long it has kept somebody waiting, and that free space is never waited for.
+//! A store that measures how long its calls take, and never waits for the amount of free space.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,13 +12,13 @@ use crate::object::{Area, DeviceId, ObjectId};
 use crate::overdue;
 use crate::volume::Silence;
 
-/// So long an answer about free space is waited for; then the last one has to do.
+/// How long to wait for the amount of free space before the last known one is used.
 const SPACE_PATIENCE: Duration = Duration::from_millis(200);
 
-/// The calls that a store has not answered yet.
+/// The calls that the store has not answered yet.
 #[derive(Default)]
 pub struct Calls {
-    /// When each one began, and whether it writes.
+    /// For each call, when it began, and whether it writes.
     began: Mutex<Vec<Option<(Instant, bool)>>>,
     answers: AtomicU64,
 }
@@ -33,7 +33,7 @@ impl Calls {
         self.begin_one(false)
     }
 
-    /// The same for what others have to wait for: it is made under locks.
+    /// The same for a call that writes: it is made under locks, so that other threads wait for it.
     fn begin_write(&self) -> Call<'_> {
         self.begin_one(true)
     }
@@ -54,7 +54,7 @@ impl Calls {
         Call { calls: self, place }
     }
 
-    /// How long the oldest one has waited.
+    /// How long the oldest call has waited.
     pub fn silence(&self) -> Silence {
         let mut oldest = Silence::default();
         for (began, writes) in self.began.lock().iter().flatten() {
@@ -67,7 +67,7 @@ impl Calls {
         oldest
     }
 
-    /// How many were answered.
+    /// How many calls were answered.
     pub fn answers(&self) -> u64 {
         self.answers.load(Ordering::Relaxed)
     }
@@ -80,18 +80,18 @@ impl Drop for Call<'_> {
     }
 }
 
-/// An answer that may be a little old, where the one who knows does not answer.
+/// Caches the last answer of a call that may hang.
 pub struct LastKnown<T>(Arc<(Mutex<Known<T>>, Condvar)>);
 
 struct Known<T> {
-    /// The last answer, or the errno in place of it.
+    /// The last answer, or the errno of the last failure if there never was one.
     answer: Option<Result<T, i32>>,
-    /// Since when somebody asks.
+    /// When the current call began, if there is one.
     asked: Option<Instant>,
 }
 
 impl<T: Copy + Send + 'static> LastKnown<T> {
-    /// Nothing is known.
+    /// An empty cache.
     pub fn new() -> Self {
         let known = Known {
             answer: None,
@@ -100,8 +100,8 @@ impl<T: Copy + Send + 'static> LastKnown<T> {
         Self(Arc::new((Mutex::new(known), Condvar::new())))
     }
 
-    /// Has `ask` asked, in a thread of its own; the last answer where that takes more than moments. `subject` is what an
-    /// error is about.
+    /// Calls `ask` in a thread of its own, and returns its answer. If that takes more than moments, returns the last known
+    /// answer. `subject` is the subject of errors.
     pub fn get(
         &self,
         subject: &str,
@@ -117,7 +117,7 @@ impl<T: Copy + Send + 'static> LastKnown<T> {
                     let answer = ask().map_err(|e| e.errno());
                     let (known, answered) = &*shared;
                     let mut known = known.lock();
-                    // A failure says nothing of what was known.
+                    // A failure does not replace a known answer.
                     if answer.is_ok() || !matches!(known.answer, Some(Ok(_))) {
                         known.answer = Some(answer);
                     }
@@ -148,7 +148,7 @@ impl<T: Copy + Send + 'static> LastKnown<T> {
     }
 }
 
-/// A store whose calls are watched.
+/// A store that measures how long its calls take.
 pub struct Watched {
     store: Arc<dyn Store>,
     calls: Arc<Calls>,
@@ -156,7 +156,7 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Watches a store.
+    /// Wraps a store.
     pub fn new(store: Arc<dyn Store>) -> Self {
         Self {
             store,
@@ -282,7 +282,7 @@ impl Object for WatchedObject {
     }
 }
 
-/// What is written is written in any case: a write that is refused here would spoil its file.
+/// An unfinished file whose calls are measured. Writes are never refused, because a failed write makes the file unusable.
 struct WatchedFile {
     file: Arc<dyn Growing>,
     calls: Arc<Calls>,
@@ -343,7 +343,7 @@ mod tests {
     use std::sync::mpsc;
 
     #[test]
-    fn who_does_not_answer_is_not_waited_for() {
+    fn a_hanging_call_is_not_waited_for() {
         let known = LastKnown::new();
         assert_eq!(known.get("x", || Ok(1)).unwrap(), 1);
         assert_eq!(known.get("x", || Ok(2)).unwrap(), 2);

@@ -15,11 +15,11 @@ use crate::store::folder::{Folder, make_folder};
 use crate::store::{Store, index_has_not_arrived};
 
 impl DirStore {
-    /// All that are there.
+    /// Opens all folders that exist.
     pub(super) fn open_areas(&self) -> Result<()> {
         for area in Area::ALL {
             self.area(area).map_err(|e| match area {
-                // A link to nothing, for one.
+                // For example, a symbolic link to nothing.
                 Area::Index if self.lacks_index() && self.has_contents() => {
                     index_has_not_arrived(self.root.path.display())
                 }
@@ -29,7 +29,7 @@ impl DirStore {
         Ok(())
     }
 
-    /// An area's folder; none where it is not there.
+    /// The folder of an area; `None` if it does not exist.
     pub(in crate::store) fn area(&self, area: Area) -> Result<Option<Arc<Folder>>> {
         let slot = &self.areas[area as usize];
         if let Some(folder) = &*slot.read() {
@@ -41,16 +41,17 @@ impl DirStore {
         Ok(opened)
     }
 
+    /// The folder of an area, which must exist.
     pub(super) fn area_to_write(&self, area: Area) -> Result<Arc<Folder>> {
         self.area(area)?
             .ok_or_else(|| self.root.error(Errno::NOENT, area.name()))
     }
 
-    /// Makes sure that an area's folder is what lies under its name; true where another one was put there, which is
-    /// used from now on. A look at it, where nothing has changed.
+    /// Checks that the open folder of an area still is the one at its path. If it was replaced, the new one is used from
+    /// now on, and true is returned. Costs one system call if nothing has changed.
     pub(super) fn check_area(&self, area: Area) -> Result<bool> {
         let Some(known) = self.areas[area as usize].read().clone() else {
-            // One that was gone may be back.
+            // It was missing, and may have been put back.
             drop(self.area(area));
             return Ok(false);
         };
@@ -62,8 +63,8 @@ impl DirStore {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() && !trusts => {
                 return Ok(false);
             }
-            // The index is known, and is written again; for packs, whoever took them away has to bring them back.
-            // A new one would hide that no slot is there, and be in the way of the old one.
+            // A missing `index/` is created below, and written again from memory. A new `key/` would hide that the slots are
+            // missing, and be in the way when the old folder is put back. Packs cannot be written again.
             Err(Errno::NOENT) if area == Area::Key => {
                 *self.areas[area as usize].write() = None;
                 return Ok(true);
@@ -72,7 +73,7 @@ impl DirStore {
                 let what = "was removed or renamed while it is mounted";
                 let path = self.root.path.join(name);
                 return Err(Error::new(Kind::Displaced(what.into()), path.display()).hint(
-                    "put it back; what was written since then lies in new/, and the next mount takes it over",
+                    "put it back; everything written since then is in new/, and is recovered by the next mount",
                 ));
             }
             _ => {}
@@ -92,8 +93,8 @@ impl DirStore {
         self.list(Area::Data).is_ok_and(|packs| !packs.is_empty())
     }
 
-    /// Refuses to make an `index/` beside contents: it is under way, or has another name. Where this device has files
-    /// of its own in `new/`, these may be what is missing.
+    /// Refuses to create a missing `index/` if there are packs: it may not have been synced yet, or have another name. If
+    /// this device has unpublished files, the index may be among them.
     pub(super) fn check_index(&self, device: DeviceId) -> Result<()> {
         let own_files = || {
             let (own, name) = self.left_by(device)?;

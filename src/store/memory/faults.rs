@@ -1,11 +1,11 @@
-//! What goes wrong in a library in memory.
+//! The faults of a store in memory.
 
 use std::io;
 use std::time::Duration;
 
 use crate::dice::Dice;
 
-/// What goes wrong, and when. Operations are numbered from 0: each create, write, sync, publish, put, remove, discard.
+/// Which faults happen, and when. Operations are numbered from 0: each create, write, sync, publish, put, remove and discard.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Faults {
     cut_after: Option<u64>,
@@ -16,38 +16,38 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// The power goes in operation `n`, which may be done, partly done or not: it and all later calls fail.
+    /// The power fails in operation `n`, which may be done, partly done or not done. It and all later calls fail.
     #[must_use]
     pub fn cut_after(mut self, n: u64) -> Self {
         self.cut_after = Some(n);
         self
     }
-    /// Operation `n` fails with `errno`; a write may have been done in part. Later ones work.
+    /// Operation `n` fails with `errno`; if it is a write, it may be partly done. Later operations work.
     #[must_use]
     pub fn fail_once(mut self, n: u64, errno: i32) -> Self {
         self.fail_once = Some((n, errno));
         self
     }
-    /// Each sync takes so long.
+    /// How long each sync takes.
     #[must_use]
     pub fn sync_delay(mut self, delay: Duration) -> Self {
         self.sync_delay = delay;
         self
     }
-    /// There is room for so many bytes in all.
+    /// The size of the store in bytes.
     #[must_use]
     pub fn space(mut self, bytes: u64) -> Self {
         self.space_bytes = Some(bytes);
         self
     }
-    /// Decides how much of an operation that fails is done.
+    /// The seed that decides how much of a failing operation is done.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// What becomes of operation `n`.
+    /// The fate of operation `n`.
     pub(super) fn fate(&self, n: u64) -> Fate {
         let chance = Dice::new(self.seed ^ n).next();
         if self.cut_after.is_some_and(|cut| n >= cut) {
@@ -62,12 +62,12 @@ impl Faults {
     }
 }
 
-/// What becomes of an operation.
+/// The fate of an operation.
 pub(super) enum Fate {
     /// It is done.
     Done,
-    /// It fails with this, after a part that the number chooses.
+    /// It fails with this error; the number decides how much of it is done.
     Fails(io::Error, u64),
-    /// It fails, and nobody is left to hear of it.
+    /// The power fails; the number decides how much of it is done.
     Cut(u64),
 }

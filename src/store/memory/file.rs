@@ -1,8 +1,8 @@
-//! One file of the store in memory, and what a power cut leaves of it.
+//! A file of the store in memory, and what a power cut leaves of it.
 
 use crate::dice::Dice;
 
-/// A write that no sync covers yet, with what undoes it.
+/// A write that was not synced, and how to undo it.
 #[derive(Clone)]
 pub(super) struct Unsynced {
     offset: usize,
@@ -11,14 +11,14 @@ pub(super) struct Unsynced {
     file_len_before: usize,
 }
 
-/// A file as programs see it, and how much of that is durable.
+/// The contents of a file, and how much of them is durable.
 #[derive(Clone, Default)]
 pub(super) struct MemoryFile {
     pub bytes: Vec<u8>,
     pub unsynced: Vec<Unsynced>,
     /// Its name is durable.
     pub is_named: bool,
-    /// A sync failed: as with Linux, no later one brings back what that one lost.
+    /// A sync failed. As on Linux, no later sync makes up for it.
     pub is_sync_lost: bool,
 }
 
@@ -46,10 +46,10 @@ impl MemoryFile {
         place(&mut self.bytes, start, data);
     }
 
-    /// Makes the first `writes` of those not synced durable.
+    /// Makes the first `writes` of the unsynced writes durable.
     pub fn sync(&mut self, writes: usize) {
         if !self.is_sync_lost {
-            // Tampering meanwhile may have made all durable.
+            // Meanwhile, tampering may have made all of them durable.
             self.unsynced.drain(..writes.min(self.unsynced.len()));
         }
     }
@@ -60,11 +60,11 @@ impl MemoryFile {
         change(&mut self.bytes)
     }
 
-    /// What is on the disk when the power is back.
+    /// The file after a power cut.
     pub fn after_power_cut(&self, dice: &mut Dice) -> Self {
         let mut bytes = self.bytes.clone();
         let mut writes = Vec::new();
-        // Backwards to what is durable; each write's own data show when all later ones are undone.
+        // Undoes all writes, the latest first. The data of a write are complete once all later ones are undone.
         for write in self.unsynced.iter().rev() {
             writes.push((
                 write.offset,
@@ -80,7 +80,7 @@ impl MemoryFile {
             match dice.below(6) {
                 0 | 1 => place(&mut bytes, offset, &data),
                 2 => {}
-                // The length was written and the data were not: zeros.
+                // The length was written, but not the data, which read as zeros.
                 3 => bytes.resize(bytes.len().max(end), 0),
                 4 => place(&mut bytes, offset, &data[..torn_at]),
                 _ => place(&mut bytes, offset + torn_at, &data[torn_at..]),

@@ -1,4 +1,4 @@
-//! An open file of a library in memory.
+//! An open file of the store in memory.
 
 use std::io;
 use std::sync::Arc;
@@ -72,7 +72,7 @@ impl Handle {
                 self.file.lock().unsynced.len(),
             )
         };
-        // Not under the lock: others go on meanwhile, and what they write is not covered.
+        // Not under the lock: other threads may write meanwhile, and that is not synced.
         std::thread::sleep(delay);
         let mut state = self.state.lock();
         state.check_power(self.place, self.id)?;
