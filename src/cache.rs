@@ -1,8 +1,8 @@
 //! The segmented LRU of decrypted blocks, in memory only.
 //!
-//! New blocks are on probation; one that is asked for again is protected. So a scan, which asks once, pushes out
-//! other newcomers only. (Measured with 64 KiB values: plain LRU kept 44 % of the hits beside a scan, and none of
-//! a loop somewhat longer than itself.)
+//! New blocks are on probation; a block that is used again is protected. Therefore a scan, which uses each block once, only
+//! evicts other new blocks. Measured with 64 KiB values: during a scan, plain LRU kept 44 % of the hits, and none of a loop
+//! somewhat larger than the cache.
 
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
@@ -10,36 +10,36 @@ use std::sync::Arc;
 use lru::LruCache;
 use parking_lot::{Mutex, MutexGuard};
 
-/// What a block costs besides its bytes: the list's node, the table's slot, reference counts, the allocator's share.
+/// Memory of a block besides its contents, in bytes: list node, slot in the table, reference counts, allocator overhead.
 const BOOKKEEPING: usize = 100;
-/// Locks at most, so that threads seldom meet.
+/// Most shards. Each has its own lock, so that threads seldom wait for each other.
 const SHARDS_MAX: usize = 8;
-/// Bytes below which a cache is not split further: in few blocks the order would be arbitrary.
+/// A shard is not smaller than this, in bytes: with few blocks, the order of eviction would be arbitrary.
 const SHARD_BYTES_MIN: usize = 4 << 20;
 
-/// Which block: the pack's number in this mount's index, and where in the pack the block starts.
+/// The key of a block: the pack's number in this mount's index, and the block's offset in the pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BlockKey {
     /// The pack's number.
     pub pack: u32,
-    /// Where its sealed bytes start.
+    /// Offset of the encrypted block in the pack.
     pub cipher_offset: u32,
 }
 
-/// How the cache does.
+/// Statistics of the cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CacheStats {
-    /// Look-ups that found their block.
+    /// Lookups that found their block.
     pub hits: u64,
-    /// Look-ups that did not.
+    /// Lookups that did not.
     pub misses: u64,
-    /// Blocks held.
+    /// Blocks in the cache.
     pub blocks: u64,
-    /// Bytes held, bookkeeping counted in.
+    /// Bytes in use, including bookkeeping.
     pub bytes: u64,
 }
 
-/// Hashes by one multiplication: keys are small numbers that nobody outside chooses freely.
+/// Hashes with one multiplication. Keys are small numbers that an attacker cannot choose freely.
 #[derive(Default)]
 struct KeyHasher(u64);
 
@@ -59,7 +59,7 @@ type Lru = LruCache<BlockKey, Arc<[u8]>, BuildHasherDefault<KeyHasher>>;
 
 /// A bounded cache of decrypted blocks.
 pub struct BlockCache {
-    /// A power of two of them; none where nothing is cached.
+    /// A power of two, or none if nothing is cached.
     shards: Box<[Mutex<Shard>]>,
 }
 
@@ -104,13 +104,14 @@ impl Shard {
         found
     }
 
-    /// From probation to protected; what then is too much there goes back on probation, as its newest.
+    /// Moves a block from probation to the protected ones. If these become too many, the least recently used of them become
+    /// the newest blocks on probation.
     fn promote(&mut self, key: BlockKey) -> Option<Arc<[u8]>> {
         let plain = self.probation.pop(&key)?;
         self.probation_bytes -= weight(&plain);
         self.protected_bytes += weight(&plain);
         self.protected.put(key, Arc::clone(&plain));
-        // A quarter stays for probation: with less, a block is gone before it is asked for again.
+        // A quarter of the space is for probation. With less, a block would be evicted before it is used again.
         while self.protected_bytes > self.bytes_max / 4 * 3 {
             let Some((key, demoted)) = self.protected.pop_lru() else {
                 break;
@@ -123,7 +124,7 @@ impl Shard {
     }
 
     fn insert(&mut self, key: BlockKey, plain: Arc<[u8]>) {
-        // Blocks never change, so one that is here already is the same.
+        // Blocks never change, so a block with the same key is the same.
         if weight(&plain) > self.bytes_max
             || self.protected.contains(&key)
             || self.probation.contains(&key)
@@ -145,7 +146,7 @@ impl Shard {
 }
 
 impl BlockCache {
-    /// Holds at most `bytes_max` bytes, bookkeeping counted in; 0 caches nothing.
+    /// A cache of at most `bytes_max` bytes, including bookkeeping; with 0, nothing is cached.
     pub fn new(bytes_max: usize) -> Self {
         let shards = match bytes_max {
             0 => 0,
@@ -159,7 +160,7 @@ impl BlockCache {
     }
 
     fn shard(&self, key: BlockKey) -> Option<MutexGuard<'_, Shard>> {
-        // The low bits choose the slot in the shard's table, so the shard is chosen by others.
+        // The low bits choose the slot in the shard's table, so other bits choose the shard.
         let mut hasher = KeyHasher::default();
         hasher.write_u32(key.pack);
         hasher.write_u32(key.cipher_offset);
@@ -167,25 +168,25 @@ impl BlockCache {
         Some(self.shards[number].lock())
     }
 
-    /// The block, if it is here.
+    /// The block, if it is in the cache.
     pub fn get(&self, key: BlockKey) -> Option<Arc<[u8]>> {
         self.shard(key)?.get(key)
     }
 
-    /// Whether the block is here. Not a look-up: counts and order stay.
+    /// Whether the block is in the cache. Does not count as a lookup, or change the order of eviction.
     pub fn contains(&self, key: BlockKey) -> bool {
         self.shard(key)
             .is_some_and(|s| s.protected.contains(&key) || s.probation.contains(&key))
     }
 
-    /// Adds a block, whose bytes are the same every time.
+    /// Adds a block. For one key, `plain` must always be the same.
     pub fn insert(&self, key: BlockKey, plain: Arc<[u8]>) {
         if let Some(mut shard) = self.shard(key) {
             shard.insert(key, plain);
         }
     }
 
-    /// Hits, misses, size.
+    /// Statistics of all shards.
     pub fn stats(&self) -> CacheStats {
         let mut stats = CacheStats::default();
         for shard in &self.shards {
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_in_is_found_and_counted() {
+    fn inserted_blocks_are_found_and_counted() {
         let cache = BlockCache::new(1 << 20);
         assert!(cache.get(key(1)).is_none());
         cache.insert(key(1), Arc::from(&b"one"[..]));
@@ -306,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_now_gets_in_beside_what_was_read_before() {
+    fn new_blocks_get_in_when_all_others_are_protected() {
         const CAPACITY: u32 = 1000;
         let plain = block(1024);
         let cache = BlockCache::new(CAPACITY as usize * weight(&plain));

@@ -1,13 +1,14 @@
-//! Written ranges of a file, until they are stored.
+//! Written ranges of a file that are not stored yet.
 
 use std::collections::BTreeMap;
 
-/// A buffer grows to at most this many bytes; more becomes another one behind it.
+/// Most bytes of a buffer. When it is full, another one follows it.
 const CHUNK_LEN_MAX: usize = 1 << 20;
-/// What a buffer costs beside its bytes: the bound on dirty memory counts it, so that tiny writes are bounded too.
+/// Memory of a buffer besides its contents, in bytes. It counts towards the bound on dirty memory, so that many tiny writes
+/// are bounded as well.
 const CHUNK_COST: usize = 96;
 
-/// Written ranges of a file: disjoint buffers, by offset.
+/// Written ranges of a file: disjoint buffers, ordered by offset.
 #[derive(Debug, Default)]
 pub struct Dirty {
     chunks: BTreeMap<u64, Vec<u8>>,
@@ -15,28 +16,28 @@ pub struct Dirty {
 }
 
 impl Dirty {
-    /// What it costs in memory, in bytes.
+    /// Its memory, in bytes.
     pub fn cost(&self) -> usize {
         self.cost
     }
 
-    /// Whether nothing was written.
+    /// Whether there are no written ranges.
     pub fn is_empty(&self) -> bool {
         self.chunks.is_empty()
     }
 
-    /// Where the last written range ends; 0 where nothing was written.
+    /// Where the last written range ends; 0 if there is none.
     pub fn end(&self) -> u64 {
         let last = self.chunks.last_key_value();
         last.map_or(0, |(start, chunk)| start + chunk.len() as u64)
     }
 
-    /// How many buffers there are.
+    /// The number of buffers.
     pub fn chunk_count(&self) -> usize {
         self.chunks.len()
     }
 
-    /// Writes `data` over what is there.
+    /// Writes `data` at `plain_offset`, over earlier writes.
     pub fn write(&mut self, mut plain_offset: u64, mut data: &[u8]) {
         while !data.is_empty() {
             let taken = self.write_some(plain_offset, data);
@@ -45,7 +46,8 @@ impl Dirty {
         }
     }
 
-    /// Writes a part of `data`: into the buffer that it starts in, onto the one that it continues, or as a new one.
+    /// Writes the beginning of `data` to the buffer that it starts in, to the end of the one that it continues, or to a new
+    /// one, and returns how many bytes that were.
     fn write_some(&mut self, at: u64, data: &[u8]) -> usize {
         let next = self.chunks.range(at + 1..).next().map(|(start, _)| *start);
         let room = next.map_or(usize::MAX, |start| {
@@ -71,7 +73,7 @@ impl Dirty {
         len
     }
 
-    /// What was written at `from..to`, ascending.
+    /// The written parts of `from..to`, in ascending order.
     pub fn parts(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, &[u8])> {
         let first = self
             .chunks
@@ -86,7 +88,7 @@ impl Dirty {
             })
     }
 
-    /// The written ranges, ascending; adjacent buffers are one range.
+    /// The written ranges, in ascending order. Adjacent buffers are one range.
     pub fn ranges(&self) -> Vec<(u64, Vec<&[u8]>)> {
         let mut ranges: Vec<(u64, Vec<&[u8]>)> = Vec::new();
         let mut end = None;
@@ -100,12 +102,13 @@ impl Dirty {
         ranges
     }
 
-    /// Takes out what lies behind the last whole block of `block_len` bytes: more of that block may come.
+    /// Removes and returns everything after the last whole block of `block_len` bytes. More may be written to that last,
+    /// incomplete block.
     pub fn take_tail(&mut self, block_len: u64) -> Dirty {
         self.take_from(self.end() / block_len * block_len)
     }
 
-    /// Takes out what was written at `plain_offset` and behind.
+    /// Removes and returns everything at or after `plain_offset`.
     pub fn take_from(&mut self, plain_offset: u64) -> Dirty {
         let mut chunks = self.chunks.split_off(&plain_offset);
         self.cost -= cost(&chunks);
@@ -120,7 +123,7 @@ impl Dirty {
         Dirty { chunks, cost }
     }
 
-    /// Takes in what is older than itself: a flush that failed gives its data back.
+    /// Adds older data, which newer writes hide: a flush that failed gives its data back.
     pub fn put_under(&mut self, older: &Dirty) {
         let newer = std::mem::take(self);
         for (start, chunk) in &older.chunks {
@@ -131,12 +134,12 @@ impl Dirty {
         }
     }
 
-    /// How many bytes were written.
+    /// The number of written bytes.
     pub fn plain_bytes(&self) -> u64 {
         self.chunks.values().map(|chunk| chunk.len() as u64).sum()
     }
 
-    /// Bytes that are in none of `extents`, which are those of the file.
+    /// The number of written bytes outside of the file's extents.
     pub fn bytes_outside(&self, extents: impl Fn(u64, u64) -> u64) -> u64 {
         self.chunks
             .iter()
