@@ -10,6 +10,7 @@
 //! ```text
 //! cli      one file a verb: what was typed, what is printed
 //! mount    builds everything top-down; session, signals, unmount
+//! library  the one way in: where a library lies, its slots, what they open, as which device, and opening
 //! fuse     kernel requests to Volume calls, and what the kernel is told to keep; all that knows fuser
 //! volume   the trait that everything mountable implements
 //! foreign  what three other programs encrypted, over one mirror of a directory
@@ -113,6 +114,7 @@ pub mod gate;
 pub mod index;
 #[cfg(test)]
 mod layers;
+pub mod library;
 mod logged;
 pub mod mount;
 pub mod object;

@@ -14,19 +14,17 @@ use clap::Args;
 
 use super::foreign::ForeignArgs;
 use super::init;
-use super::library::Library;
 use super::output::{counted, print_line};
 use super::passwd::check_writable;
 use super::printable;
-use super::recall::recall;
 use super::recovery::CodeArgs;
 use super::secret::{NewPasswordArgs, OpenArgs};
 use super::verify::byte_bar;
 use crate::error::{Error, Kind, Result};
 use crate::foreign::{Mirror, strangers};
+use crate::library::{self, How, Location, is_vacant};
 use crate::state::canonical;
-use crate::store::{Access, DirStore};
-use crate::vault::{self, Vault};
+use crate::vault::Vault;
 use crate::volume::Volume;
 
 mod copy;
@@ -115,7 +113,7 @@ fn open_source(args: &ConvertArgs, from: &Path) -> Result<(Arc<dyn Volume>, Left
         args.foreign.kind(from)?
     };
     let Some(kind) = kind else {
-        let slots = Library::at(from)?.slots()?;
+        let slots = Location::at(from)?.slots()?;
         if !args.plain && !slots.good.is_empty() {
             return Err(Error::usage(format_args!(
                 "{}: it is a hushfs library already",
@@ -138,11 +136,11 @@ fn open_source(args: &ConvertArgs, from: &Path) -> Result<(Arc<dyn Volume>, Left
 
 fn open_target(args: &ConvertArgs, to: &Path) -> Result<Arc<Vault>> {
     let secret = args.new.as_secret();
-    let master = if init::is_vacant(to)? {
+    let master = if is_vacant(to)? {
         init::make(to, &secret, &args.code)?
     } else {
-        let library = Library::at(to)?;
-        let slots = library.slots()?;
+        let location = Location::at(to)?;
+        let slots = location.slots()?;
         if slots.good.is_empty() && slots.bad.is_empty() {
             return Err(init::not_empty(to));
         }
@@ -151,19 +149,9 @@ fn open_target(args: &ConvertArgs, to: &Path) -> Result<Arc<Vault>> {
             recovery: false,
             accept_cost: false,
         };
-        let unlocked = library.unlock(&open)?;
+        let unlocked = open.unlock(&location)?;
         check_writable(to, unlocked.writable)?;
         unlocked.master
     };
-    let (place, device) = recall(to, &master, false, false)?.into_writer(to)?;
-    let store = DirStore::open(to, Access::Write(device))?;
-    let options = vault::Options {
-        read_only: false,
-        cache_bytes: 0,
-        accept_rollback: false,
-        published_only: false,
-        uid: rustix::process::getuid().as_raw(),
-        gid: rustix::process::getgid().as_raw(),
-    };
-    Vault::open(Arc::new(store), master, device, Some(place), &options)
+    library::open(Location::at(to)?, master, How::default())
 }

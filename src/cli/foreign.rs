@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::library::Library;
 use super::output::print_line;
 use super::secret::{Line, NewPasswordArgs, OpenArgs, SecretArgs, without_marks};
 use crate::error::{Error, ExitStatus, Kind, Result, io_text};
@@ -15,6 +14,7 @@ use crate::foreign::images::Images;
 use crate::foreign::medusa::{BackupsView, Medusa};
 use crate::foreign::mms::{self, Mms};
 use crate::foreign::{Format, FormatKind, detect, images, medusa};
+use crate::library::Location;
 use crate::object::Area;
 
 /// The longest settings file of another program that is read, in bytes.
@@ -89,7 +89,7 @@ impl ForeignArgs {
     /// Which foreign format the library has; none for one of ours, or what is none at all: that is then said as ever.
     /// A library of ours with more slots than can be listed is taken for none, too, and its own error tells.
     pub fn kind(&self, dir: &Path) -> Result<Option<FormatKind>> {
-        let library = Library::at(dir)?;
+        let library = Location::at(dir)?;
         let kind = match self.format {
             Some(kind) => kind,
             None => {
@@ -318,7 +318,7 @@ impl ForeignArgs {
 }
 
 /// Whether it has slots, or more of them than are listed.
-fn is_ours(library: &Library) -> bool {
+fn is_ours(library: &Location) -> bool {
     let slots = library.objects(Area::Key, SLOTS_LISTED_MAX);
     slots.map_or_else(
         |e| !matches!(e.kind(), Kind::Io(_)),
@@ -327,8 +327,8 @@ fn is_ours(library: &Library) -> bool {
 }
 
 /// The library of hushfs itself at `dir`, for commands that know no other.
-pub fn library_of_ours(dir: &Path) -> Result<Library> {
-    let library = Library::at(dir)?;
+pub fn library_of_ours(dir: &Path) -> Result<Location> {
+    let library = Location::at(dir)?;
     if is_ours(&library) {
         return Ok(library);
     }

@@ -1,27 +1,22 @@
 //! `hushfs info`: what can be said of a library, without its key and with it.
 
 use std::fmt::Write;
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 
 use super::foreign::library_of_ours;
 use super::key::{kind_name, utc};
-use super::library::{Library, NEW, Slots};
 use super::output::{counted, print, print_line};
 use super::printable;
-use super::recall::{Recalled, recall_to_read};
 use super::secret::OpenArgs;
-use super::unlock::Unlocked;
 use crate::crypto::FORMAT_VERSION;
 use crate::error::{Error, Kind, Result};
+use crate::index::Replayed;
 use crate::index::record::Head;
-use crate::index::{Replayed, Tree, replay};
-use crate::object::{Area, DeviceId, ObjectId};
-use crate::store::{Access, DirStore, Store, is_in_use};
-use crate::volume::Time;
+use crate::library::{Growing, Location, Slots, Unlocked, recall_to_read};
+use crate::object::{Area, DeviceId};
+use crate::store::{DirStore, Store};
 
 /// More files than these are not counted: of 64 MiB packs they are 64 TiB.
 const OBJECTS_MAX: usize = 1 << 20;
@@ -58,7 +53,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
         return Err(Error::new(Kind::NotLibrary, args.dir.display()));
     }
     let mut facts = stored(&library, &slots)?;
-    if let Some(unlocked) = library.unlock_if_asked(&args.open, true)? {
+    if let Some(unlocked) = args.open.unlock_if_asked(&library, true)? {
         facts.extend(with_key(&library, &slots, &unlocked)?);
     }
     if args.json {
@@ -69,7 +64,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
 }
 
 /// What the folder shows to everybody.
-fn stored(library: &Library, slots: &Slots) -> Result<Facts> {
+fn stored(library: &Location, slots: &Slots) -> Result<Facts> {
     let mut facts: Facts = vec![
         ("library", Value::Text(library.dir.display().to_string())),
         ("format", Value::Number(FORMAT_VERSION.into())),
@@ -99,92 +94,25 @@ fn stored(library: &Library, slots: &Slots) -> Result<Facts> {
         ]
     });
     facts.push(("keys", Value::List(good.chain(bad).collect())));
-    let growing = growing(&library.dir)?;
+    let growing = library.growing()?;
     facts.push((
         "growing",
-        Value::List(growing.iter().map(Growing::facts).collect()),
+        Value::List(growing.iter().map(growing_facts).collect()),
     ));
     Ok(facts)
 }
 
-/// What lies in the folder of one device in `new/`: files that a mount is writing, or that a crash left.
-struct Growing {
-    device: ObjectId,
-    files: u64,
-    bytes: u64,
-    is_mounted: bool,
-}
-
-impl Growing {
-    fn facts(&self) -> Facts {
-        vec![
-            ("device", Value::Text(self.device.to_string())),
-            ("files", Value::Number(self.files)),
-            ("bytes", Value::Number(self.bytes)),
-            ("mounted", Value::Flag(self.is_mounted)),
-        ]
-    }
-}
-
-/// What grows in the library at `dir`, for each device.
-fn growing(dir: &Path) -> Result<Vec<Growing>> {
-    let folder = dir.join(NEW);
-    let entries = match fs::read_dir(&folder) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(Error::io(e, folder)),
-    };
-    let is_object = |file: &fs::DirEntry| file.file_name().to_str().and_then(ObjectId::parse);
-    let mut devices = Vec::new();
-    for entry in entries.flatten() {
-        let Some(device) = is_object(&entry) else {
-            continue;
-        };
-        let files = fs::read_dir(entry.path()).into_iter().flatten().flatten();
-        let lens: Vec<u64> = files
-            .filter(|file| is_object(file).is_some())
-            .map(|file| file.metadata().map_or(0, |meta| meta.len()))
-            .collect();
-        devices.push(Growing {
-            device,
-            files: lens.len() as u64,
-            bytes: lens.iter().sum(),
-            is_mounted: is_in_use(&entry.path()),
-        });
-    }
-    Ok(devices)
-}
-
-/// Says what a crash left in `new/` that who uses the library at `dir` now will not see: what other devices left, and
-/// unless `shows_own`, what this one left.
-pub fn warn_of_leftovers(dir: &Path, own: &Recalled, shows_own: bool) {
-    let left = growing(dir).unwrap_or_default();
-    let state = own.place.as_ref().map_or_else(
-        || "the state file".into(),
-        |p| p.path().display().to_string(),
-    );
-    let own = own.device;
-    for g in left.iter().filter(|g| g.files > 0 && !g.is_mounted) {
-        let adopter = match (g.device == own, shows_own) {
-            (true, true) => continue,
-            (true, false) => "the next mount for writing takes them over".into(),
-            (false, _) => format!(
-                "they show when who wrote them mounts the library for writing; where that was this user, and {state} \
-                 was lost, put `device {}` into it",
-                g.device
-            ),
-        };
-        log::warn!(
-            "{}: an unclean shutdown left {} ({}) not visible yet; {adopter}",
-            dir.join(NEW).join(g.device.to_string()).display(),
-            counted(g.files, "file"),
-            counted(g.bytes, "byte")
-        );
-    }
+fn growing_facts(growing: &Growing) -> Facts {
+    vec![
+        ("device", Value::Text(growing.device.to_string())),
+        ("files", Value::Number(growing.files)),
+        ("bytes", Value::Number(growing.bytes)),
+        ("mounted", Value::Flag(growing.is_mounted)),
+    ]
 }
 
 /// What the key adds.
-fn with_key(library: &Library, slots: &Slots, unlocked: &Unlocked) -> Result<Facts> {
+fn with_key(library: &Location, slots: &Slots, unlocked: &Unlocked) -> Result<Facts> {
     let fingerprint = unlocked.master.fingerprint();
     let verified = slots
         .good
@@ -216,11 +144,8 @@ fn with_key(library: &Library, slots: &Slots, unlocked: &Unlocked) -> Result<Fac
 }
 
 /// What the published index says, to the device `own`.
-fn with_index(library: &Library, unlocked: &Unlocked, own: DeviceId) -> Result<Facts> {
-    let store = DirStore::open(&library.dir, Access::ReadOnly)?;
-    let replayed = replay(&store, &unlocked.master, true, || {
-        Tree::new(0, 0, Time::default())
-    })?;
+fn with_index(library: &Location, unlocked: &Unlocked, own: DeviceId) -> Result<Facts> {
+    let (store, replayed) = library.index(&unlocked.master)?;
     let packs = replayed.tree.packs();
     let live = packs.iter().map(|p| p.live_plain_bytes).sum();
     let device = |head: &Head| {

@@ -6,15 +6,14 @@ use clap::{Args, Subcommand};
 use zeroize::Zeroizing;
 
 use super::foreign::library_of_ours;
-use super::library::{Library, Slots};
 use super::output::{print, print_line};
 use super::passwd::check_writable;
 use super::printable;
 use super::recovery::{self, CodeArgs, NewFile};
 use super::secret::{NewPasswordArgs, OpenArgs, confirm, read_key_file};
-use super::unlock::opened_by;
 use crate::crypto::{KEY_FILE_LEN_MIN, MasterKey, Secret, Slot, SlotKind, random};
 use crate::error::{Error, Kind, Result};
+use crate::library::{Location, Slots, opened_by};
 use crate::object::SlotId;
 
 /// What was typed.
@@ -110,7 +109,7 @@ fn list(args: &ListArgs) -> Result<()> {
     if slots.good.is_empty() && slots.bad.is_empty() && !library.has_contents() {
         return Err(Error::new(Kind::NotLibrary, args.dir.display()));
     }
-    let unlocked = library.unlock_if_asked(&args.open, true)?;
+    let unlocked = args.open.unlock_if_asked(&library, true)?;
     print(table(&slots, unlocked.as_ref().map(|u| &u.master)))
 }
 
@@ -118,7 +117,7 @@ fn recovery(args: &RecoveryArgs) -> Result<()> {
     let library = library_of_ours(&args.dir)?;
     args.code.check_shown()?;
     args.code.check(&args.dir)?;
-    let unlocked = library.unlock(&args.open)?;
+    let unlocked = args.open.unlock(&library)?;
     recovery::show(&args.dir, &unlocked.master, args.code.create()?)
 }
 
@@ -191,7 +190,7 @@ pub fn utc(seconds: u64) -> String {
 
 fn add(args: &AddArgs) -> Result<()> {
     let library = library_of_ours(&args.dir)?;
-    let unlocked = library.unlock(&args.open)?;
+    let unlocked = args.open.unlock(&library)?;
     check_writable(&args.dir, unlocked.writable)?;
     let secret = match &args.new_key_file {
         Some(path) => {
@@ -214,7 +213,7 @@ fn add(args: &AddArgs) -> Result<()> {
 }
 
 /// Refuses a secret that opens a slot already: removing one of the two would not shut it out.
-fn refuse_known(library: &Library, master: &MasterKey, secret: &Secret) -> Result<()> {
+fn refuse_known(library: &Location, master: &MasterKey, secret: &Secret) -> Result<()> {
     let slots = library.slots()?;
     match opened_by(&slots, master, secret).first() {
         None => Ok(()),
@@ -239,7 +238,7 @@ fn make_key_file(path: &Path) -> Result<()> {
 
 fn remove(args: &RemoveArgs) -> Result<()> {
     let library = library_of_ours(&args.dir)?;
-    let unlocked = library.unlock_if_asked(&args.open, false)?;
+    let unlocked = args.open.unlock_if_asked(&library, false)?;
     if let Some(unlocked) = &unlocked {
         check_writable(&args.dir, unlocked.writable)?;
     }

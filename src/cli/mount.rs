@@ -8,21 +8,20 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::foreign::ForeignArgs;
-use super::info;
 use super::init;
-use super::library::Library;
 use super::output::print_line;
 use super::passwd::check_writable;
 use super::printable;
-use super::recall::{Recalled, recall, recall_to_read};
 use super::recovery::CodeArgs;
 use super::secret::OpenArgs;
 use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
 use crate::foreign::{FormatKind, Mirror, detect};
+use crate::library::{Location, is_vacant, prepare};
 use crate::logged;
 use crate::mount::Plan;
 use crate::state::{self, canonical};
+use crate::volume::Volume;
 
 mod options;
 
@@ -174,80 +173,77 @@ fn mount(args: &MountArgs, mut wish: Wish) -> Result<()> {
         start_log_file(path, &library, &mountpoint)?;
     }
     warn_of_shut_out(&wish);
-    let made = args.create && init::is_vacant(&library)?;
+    let made = args.create && is_vacant(&library)?;
     if !made && let Some(kind) = wish.foreign.kind(&library)? {
-        return mount_foreign(wish, kind, &library, &mountpoint);
+        return mount_foreign(wish, kind, library, mountpoint);
     }
     let master = if made {
         make(&library, &wish, &args.code)?
     } else {
-        let unlocked = Library::at(&library)?.unlock(&wish.open)?;
+        let unlocked = wish.open.unlock(&Location::at(&library)?)?;
         check_writable(&library, unlocked.writable || wish.mount.read_only)?;
         unlocked.master
     };
-    let recalled = recall_as(&mut wish, &library, &master)?;
-    info::warn_of_leftovers(&library, &recalled, true);
+    let mut opening = prepare(Location::at(&library)?, master, wish.how())?;
+    if let Some(original) = opening.read_if_copy() {
+        log::warn!(
+            "{}: this machine uses the library at {}, which is still there, so this is a copy, perhaps an older one, and \
+             is mounted read-only. --new-device writes to it, as a device of its own. Where it took the other's place, \
+             move that away",
+            library.display(),
+            original.display()
+        );
+        wish.mount.read_only = true;
+    }
     if args.create {
         fs::create_dir_all(&mountpoint).map_err(|e| Error::io(e, &mountpoint))?;
     }
+    let foreground = wish.foreground;
+    run_mount(wish, library, mountpoint, || {
+        if !foreground {
+            opening.lock_key();
+        }
+        let vault: Arc<dyn Volume> = opening.open()?;
+        Ok(vault)
+    })
+}
+
+/// Mounts what `open` opens, and says so.
+fn run_mount(
+    wish: Wish,
+    library: PathBuf,
+    mountpoint: PathBuf,
+    open: impl FnOnce() -> Result<Arc<dyn Volume>>,
+) -> Result<()> {
     let announce = announcement(&wish);
     let plan = Plan {
         library,
         mountpoint,
         options: wish.mount,
-        master: Arc::new(master),
-        device: recalled.device,
-        place: recalled.place,
         foreground: wish.foreground,
-        force: wish.force,
-        cache_bytes: wish.cache_bytes,
-        accept_rollback: wish.accept_rollback,
     };
-    crate::mount::run(plan, announce)
-}
-
-/// What is remembered of the library. A copy of one that is used at another place is mounted read-only.
-fn recall_as(wish: &mut Wish, library: &Path, master: &MasterKey) -> Result<Recalled> {
-    if wish.mount.read_only {
-        return recall_to_read(library, master, wish.accept_rollback);
-    }
-    let recalled = recall(library, master, wish.accept_rollback, wish.new_device)?;
-    let Some(original) = &recalled.copy_of else {
-        return Ok(recalled);
-    };
-    log::warn!(
-        "{}: this machine uses the library at {}, which is still there, so this is a copy, perhaps an older one, and is \
-         mounted read-only. --new-device writes to it, as a device of its own. Where it took the other's place, move that \
-         away",
-        library.display(),
-        original.display()
-    );
-    wish.mount.read_only = true;
-    Ok(recalled)
+    crate::mount::run(plan, open, announce)
 }
 
 /// Mounts what another program encrypted.
 fn mount_foreign(
     mut wish: Wish,
     kind: FormatKind,
-    library: &Path,
-    mountpoint: &Path,
+    library: PathBuf,
+    mountpoint: PathBuf,
 ) -> Result<()> {
     if !wish.quiet {
         print_line(format_args!("{}: this is {kind}", library.display()))?;
     }
-    let secret = wish.foreign.secret(kind, library, &wish.open)?;
+    let secret = wish.foreign.secret(kind, &library, &wish.open)?;
     wish.mount.read_only |= wish.foreign.only_reads();
     let (read_only, cache_bytes) = (wish.mount.read_only, wish.cache_bytes);
-    let open = |library: &Path| {
-        let foreign = &wish.foreign;
-        let format = foreign.open(kind, library, &secret, read_only, cache_bytes)?;
-        let mirror: Arc<dyn crate::volume::Volume> = Mirror::new(format)?;
+    let (foreign, dir) = (wish.foreign.clone(), library.clone());
+    run_mount(wish, library, mountpoint, move || {
+        let format = foreign.open(kind, &dir, &secret, read_only, cache_bytes)?;
+        let mirror: Arc<dyn Volume> = Mirror::new(format)?;
         Ok(mirror)
-    };
-    let announce = announcement(&wish);
-    let (options, foreground) = (&wish.mount, wish.foreground);
-    crate::mount::run_volume(library, mountpoint, options, foreground, open, announce)
+    })
 }
 
 /// Says what is mounted where, and how to end it. The mount is there, whether or not that can be printed.
@@ -356,7 +352,7 @@ fn explain(e: Error, args: &MountArgs) -> Error {
 }
 
 fn is_library(dir: &Path) -> bool {
-    let slots = Library::at(dir).and_then(|library| library.slots());
+    let slots = Location::at(dir).and_then(|library| library.slots());
     slots.is_ok_and(|slots| !slots.good.is_empty()) || detect(dir, false).is_ok()
 }
 

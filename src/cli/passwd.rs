@@ -6,12 +6,11 @@ use clap::Args;
 
 use super::foreign::ForeignArgs;
 use super::key::{describe_all, still_open};
-use super::library::Library;
 use super::output::print_line;
 use super::secret::{NewPasswordArgs, OpenArgs};
-use super::unlock::opened_by;
 use crate::crypto::SlotKind;
 use crate::error::{Error, Kind, Result};
+use crate::library::{Location, opened_by};
 use crate::object::SlotId;
 
 /// What was typed.
@@ -35,8 +34,8 @@ pub fn run(args: &PasswdArgs) -> Result<()> {
         let (old, new) = (&args.open, &args.new);
         return args.foreign.passwd(kind, &args.dir, old, new);
     }
-    let library = Library::at(&args.dir)?;
-    let unlocked = library.unlock(&args.open)?;
+    let library = Location::at(&args.dir)?;
+    let unlocked = args.open.unlock(&library)?;
     check_writable(&args.dir, unlocked.writable)?;
     let new = args.new.choose()?;
     let master = &unlocked.master;

@@ -8,6 +8,7 @@ use clap::Args;
 
 use crate::crypto::{MasterKey, Secret};
 use crate::error::{Error, Kind, Result};
+use crate::library::Opener;
 
 mod source;
 
@@ -54,37 +55,22 @@ pub struct NewPasswordArgs {
     pub new_password_command: Option<OsString>,
 }
 
-/// What opens a library.
-pub enum Opener {
-    /// A slot's secret.
-    Secret {
-        /// As it was given.
-        secret: Secret,
-        /// The same without the marks of a text file from Windows, if it has any.
-        bare: Option<Secret>,
-    },
-    /// The master key itself, from the recovery code.
-    Recovery(MasterKey),
+/// A password's line.
+fn password(line: Sourced) -> Result<Opener> {
+    let bare = without_marks(&line.text);
+    let bare = (bare.len() < line.text.len() && !bare.is_empty())
+        .then(|| Secret::Password(Line::new(bare.to_vec())));
+    let secret = checked(line.text)?;
+    Ok(Opener::Secret { secret, bare })
 }
 
-impl Opener {
-    /// From a password's line.
-    fn password(line: Sourced) -> Result<Self> {
-        let bare = without_marks(&line.text);
-        let bare = (bare.len() < line.text.len() && !bare.is_empty())
-            .then(|| Secret::Password(Line::new(bare.to_vec())));
-        let secret = checked(line.text)?;
-        Ok(Self::Secret { secret, bare })
-    }
-
-    fn recovery(line: Sourced) -> Result<Self> {
-        let code = std::str::from_utf8(without_marks(&line.text)).map_err(|_| {
-            Error::from(Kind::Secret(
-                "this is not a recovery code: it is not text".into(),
-            ))
-        })?;
-        MasterKey::from_recovery_code(code).map(Self::Recovery)
-    }
+fn recovery(line: Sourced) -> Result<Opener> {
+    let code = std::str::from_utf8(without_marks(&line.text)).map_err(|_| {
+        Error::from(Kind::Secret(
+            "this is not a recovery code: it is not text".into(),
+        ))
+    })?;
+    MasterKey::from_recovery_code(code).map(Opener::Recovery)
 }
 
 impl OpenArgs {
@@ -131,8 +117,8 @@ impl OpenArgs {
             return open(Opener::Secret { secret, bare: None });
         }
         let (prompt, opener): (_, fn(Sourced) -> Result<Opener>) = match self.recovery {
-            true => ("Recovery code: ", Opener::recovery),
-            false => ("Password: ", Opener::password),
+            true => ("Recovery code: ", recovery),
+            false => ("Password: ", password),
         };
         match self.secret.given(!self.recovery)? {
             Some(given) => open(opener(given.first_line()?)?),
@@ -145,7 +131,7 @@ impl OpenArgs {
         let prompt = "Password (leave it empty to go on without): ";
         ask_until(prompt, |typed| match typed.text.is_empty() {
             true => Ok(None),
-            false => open(Opener::password(typed)?).map(Some),
+            false => open(password(typed)?).map(Some),
         })
     }
 

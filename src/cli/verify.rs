@@ -8,18 +8,15 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::foreign::ForeignArgs;
-use super::info::warn_of_leftovers;
-use super::library::Library;
 use super::output::{counted, print_line, report};
 use super::printable;
-use super::recall::{Recalled, recall_to_read};
 use super::secret::OpenArgs;
 use crate::error::{Error, Kind, Result};
 use crate::foreign::Mirror;
+use crate::library::{self, How, Location};
 use crate::report::{Report, Watch};
 use crate::state::canonical;
-use crate::store::{Access, DirStore};
-use crate::vault::{self, Vault};
+use crate::vault::Vault;
 use crate::volume::{FileKind, Ino, ROOT, Volume};
 
 /// Bytes that are read at once.
@@ -126,28 +123,21 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
 
 /// Opens the library, and looks at its slots: only one of them was needed for that.
 fn open_vault(dir: &Path, args: &VerifyArgs, report: &mut Report<'_>) -> Result<Arc<Vault>> {
-    let library = Library::at(dir)?;
-    let master = library.unlock(&args.open)?.master;
-    let slots = library.slots()?;
+    let location = Location::at(dir)?;
+    let master = args.open.unlock(&location)?.master;
+    let slots = location.slots()?;
     let good = slots.good.iter().map(|slot| slot.verify(&master));
     let bad = slots.bad.into_iter().map(|(_, e)| e);
     for e in good.filter_map(Result::err).chain(bad) {
         report.problem(dir.display(), e);
     }
-    let recalled = recall_to_read(dir, &master, args.accept_rollback)?;
-    warn_of_leftovers(dir, &recalled, false);
-    let Recalled { place, device, .. } = recalled;
-    let store = DirStore::open(dir, Access::ReadOwn(device))?;
-    let options = vault::Options {
+    let how = How {
         read_only: true,
-        cache_bytes: 0,
-        accept_rollback: args.accept_rollback,
         published_only: true,
-        uid: 0,
-        gid: 0,
+        accept_rollback: args.accept_rollback,
+        ..How::default()
     };
-    Vault::open(Arc::new(store), master, device, place, &options)
-        .map_err(|e| e.about(dir.display()))
+    library::open(location, master, how).map_err(|e| e.about(dir.display()))
 }
 
 /// A file of a volume.

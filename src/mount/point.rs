@@ -227,7 +227,7 @@ pub fn library_at(path: &Path) -> Option<PathBuf> {
 }
 
 /// Where the library in the folder `library` (a resolved path) was last mounted, if it is.
-pub(super) fn mount_of(library: &Path) -> Option<PathBuf> {
+pub fn mount_of(library: &Path) -> Option<PathBuf> {
     let mut table = table().ok()?.into_iter();
     let found = table.rfind(|e| e.is_fuse() && e.source == library)?;
     Some(found.point)

@@ -10,7 +10,8 @@ use crate::cli::foreign::ForeignArgs;
 use crate::cli::secret::OpenArgs;
 use crate::error::{Error, Result};
 use crate::fuse::ShownAs;
-use crate::mount::Options;
+use crate::library::{How, Others};
+use crate::mount::{Options, mount_of};
 
 /// Bytes of decrypted blocks to keep, where nothing else is said.
 const CACHE_BYTES: usize = 32 << 20;
@@ -105,6 +106,22 @@ impl Wish {
         wish.mount.read_only |= args.read_only;
         wish.open.check()?;
         Ok(wish)
+    }
+
+    /// How a library of ours is opened.
+    pub fn how(&self) -> How {
+        How {
+            read_only: self.mount.read_only,
+            published_only: false,
+            accept_rollback: self.accept_rollback,
+            new_device: self.new_device,
+            others: match self.mount.read_only || self.force {
+                true => Others::Told,
+                false => Others::Refused,
+            },
+            cache_bytes: self.cache_bytes,
+            mounted_at: Some(mount_of),
+        }
     }
 
     /// One `-o` option. Dashes and underscores are one.

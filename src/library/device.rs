@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::library::{Library, Slots};
+use super::location::{Location, Slots};
 use crate::crypto::{MasterKey, random_id};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::object::DeviceId;
 use crate::state::{self, Found, Place, Remembered};
 
@@ -17,19 +17,6 @@ pub struct Recalled {
     pub device: DeviceId,
     /// The library that this is a copy of, where it is one without a device of its own: it may only be read.
     pub copy_of: Option<PathBuf>,
-}
-
-impl Recalled {
-    /// The state file and the device's id, for who writes to the library at `dir`: [`Kind::InUse`] where it is a copy.
-    pub fn into_writer(self, dir: &Path) -> Result<(Place, DeviceId)> {
-        match (self.place, self.copy_of) {
-            (Some(place), None) => Ok((place, self.device)),
-            (_, original) => Err(Error::new(Kind::InUse, dir.display()).hint(format_args!(
-                "it is a copy of {}; `hushfs mount --new-device` makes it one that is written to",
-                original.unwrap_or_default().display()
-            ))),
-        }
-    }
 }
 
 /// What this machine remembers of the library at `dir`; where it remembers nothing, it gets a device id. So does a copy
@@ -100,7 +87,7 @@ fn copy(original: PathBuf) -> Result<Recalled> {
 
 /// Whether the library with this key lies at `dir`.
 fn holds(dir: &Path, master: &MasterKey) -> bool {
-    let Ok(library) = Library::at(dir) else {
+    let Ok(library) = Location::at(dir) else {
         return false;
     };
     let has_slot = |slots: Slots| slots.good.iter().any(|slot| slot.verify(master).is_ok());

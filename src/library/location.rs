@@ -1,6 +1,7 @@
-//! The folder of a library, as far as the commands need it: its slots.
+//! Where a library lies: a folder, and the slots in it.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -9,18 +10,46 @@ use std::time::{Duration, Instant};
 
 use crate::crypto::{KdfParams, MasterKey, SLOT_LEN, Secret, Slot, random_id};
 use crate::error::{Error, Kind, Result, io_text};
-use crate::object::{Area, ObjectId, SlotId};
+use crate::index::{Replayed, Tree, replay};
+use crate::object::{Area, DeviceId, ObjectId, SlotId};
 use crate::state::{replace_durably, sync_dir};
+use crate::store::{Access, DirStore, is_in_use};
+use crate::volume::Time;
 
 /// The folder for files that still grow.
-pub const NEW: &str = "new";
+const NEW: &str = "new";
 /// More slots than these are not looked at: nobody has so many, and a hostile store may.
 const SLOTS_MAX: usize = 1000;
 
-/// A library's folder.
-pub struct Library {
+/// Where a library lies.
+pub struct Location {
     /// Where it is, as typed.
     pub dir: PathBuf,
+}
+
+/// What lies in the folder of one device in `new/`: files that a mount is writing, or that a crash left.
+pub struct Growing {
+    /// Whose.
+    pub device: DeviceId,
+    /// How many.
+    pub files: u64,
+    /// Their length in all.
+    pub bytes: u64,
+    /// A mount is at work there, as far as this machine can see.
+    pub is_mounted: bool,
+}
+
+impl fmt::Display for Growing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = |number| if number == 1 { "" } else { "s" };
+        let Self { files, bytes, .. } = self;
+        write!(
+            f,
+            "{files} file{} ({bytes} byte{})",
+            end(*files),
+            end(*bytes)
+        )
+    }
 }
 
 /// The files in `key/`, in the order of their names.
@@ -33,7 +62,7 @@ pub struct Slots {
     pub copies: Vec<(SlotId, SlotId)>,
 }
 
-impl Library {
+impl Location {
     /// The library in a folder that is there.
     pub fn at(dir: &Path) -> Result<Self> {
         match fs::metadata(dir) {
@@ -211,6 +240,42 @@ impl Library {
         Ok(objects)
     }
 
+    /// What grows, for each device.
+    pub fn growing(&self) -> Result<Vec<Growing>> {
+        let folder = self.dir.join(NEW);
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(Error::io(e, folder)),
+        };
+        let is_object = |file: &fs::DirEntry| file.file_name().to_str().and_then(ObjectId::parse);
+        let mut devices = Vec::new();
+        for entry in entries.flatten() {
+            let Some(device) = is_object(&entry) else {
+                continue;
+            };
+            let files = fs::read_dir(entry.path()).into_iter().flatten().flatten();
+            let lens: Vec<u64> = files
+                .filter(|file| is_object(file).is_some())
+                .map(|file| file.metadata().map_or(0, |meta| meta.len()))
+                .collect();
+            devices.push(Growing {
+                device,
+                files: lens.len() as u64,
+                bytes: lens.iter().sum(),
+                is_mounted: is_in_use(&entry.path()),
+            });
+        }
+        Ok(devices)
+    }
+
+    /// What the published index says, gaps included.
+    pub fn index(&self, master: &MasterKey) -> Result<(DirStore, Replayed)> {
+        let store = DirStore::open(&self.dir, Access::ReadOnly)?;
+        let replayed = replay(&store, master, true, || Tree::new(0, 0, Time::default()))?;
+        Ok((store, replayed))
+    }
+
     /// The bytes of a slot's file, one more than a slot has where it is longer.
     fn read_slot(&self, id: SlotId) -> Result<Vec<u8>> {
         let path = self.slot_path(id);
@@ -308,6 +373,35 @@ fn make_folders(dir: &Path, names: &[&str]) -> Result<()> {
 }
 
 /// The folders of a library.
-pub fn folders() -> [&'static str; 4] {
+fn folders() -> [&'static str; 4] {
     [Area::Key.name(), Area::Index.name(), Area::Data.name(), NEW]
+}
+
+/// Whether a library can be made here: there is nothing, but for what an `init` leaves that was cut short, and what a
+/// new ext4 has.
+pub fn is_vacant(dir: &Path) -> Result<bool> {
+    let at = |e| Error::io(e, dir);
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
+            return Err(Error::new(Kind::NotDirectory, dir.display()));
+        }
+        Err(e) => return Err(at(e)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(at)?;
+        let name = entry.file_name();
+        let ours = folders().iter().any(|folder| name == **folder);
+        // Nothing, but for slots on their way into `key/`.
+        let begun = |e: &fs::DirEntry| name == NEW && e.path().extension() == Some("key".as_ref());
+        let empty = || {
+            let inside = fs::read_dir(entry.path());
+            inside.is_ok_and(|mut inside| inside.all(|e| e.is_ok_and(|e| begun(&e))))
+        };
+        if name != "lost+found" && !(ours && empty()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

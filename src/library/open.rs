@@ -1,0 +1,262 @@
+//! Opening: the state file, the device, the store and the vault, put together in one place.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::device::{recall, recall_to_read};
+use super::location::Location;
+use crate::crypto::{MasterKey, random_id};
+use crate::error::{Error, Kind, Result};
+use crate::index::check_rollback;
+use crate::object::DeviceId;
+use crate::state::Place;
+use crate::store::{Access, DirStore, Watched};
+use crate::vault::{self, Vault};
+
+/// How a library is opened.
+#[derive(Debug, Clone, Default)]
+pub struct How {
+    /// Nothing is written.
+    pub read_only: bool,
+    /// Who only reads is not shown what a crash left in `new/`.
+    pub published_only: bool,
+    /// An index older than this machine has seen is accepted, and so is another library in its place.
+    pub accept_rollback: bool,
+    /// A copy of a library that this machine uses at another place is written to, as a device of its own.
+    pub new_device: bool,
+    /// What becomes of it where another device has the library mounted on this machine.
+    pub others: Others,
+    /// Bytes of decrypted blocks to keep.
+    pub cache_bytes: usize,
+    /// Finds where a library is mounted, for messages.
+    pub mounted_at: Option<fn(&Path) -> Option<PathBuf>>,
+}
+
+/// What becomes of opening a library that another device has mounted on this machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Others {
+    /// It is opened, and nothing said.
+    #[default]
+    Ignored,
+    /// It is opened, with a warning.
+    Told,
+    /// It is not opened.
+    Refused,
+}
+
+/// A library that is to be opened, and as which device.
+pub struct Opening {
+    location: Location,
+    master: Arc<MasterKey>,
+    how: How,
+    place: Option<Place>,
+    device: DeviceId,
+    copy_of: Option<PathBuf>,
+}
+
+/// Opens a library. [`Kind::InUse`] where it is to be written to, and is a copy of one that this machine uses.
+pub fn open(location: Location, master: MasterKey, how: How) -> Result<Arc<Vault>> {
+    prepare(location, master, how)?.open()
+}
+
+/// The first half of [`open`], for who forks in between: finds out as which device, and says what a crash left that will
+/// not be seen. For writing, this machine remembers the library from now on.
+pub fn prepare(location: Location, master: MasterKey, how: How) -> Result<Opening> {
+    let (dir, accept) = (&location.dir, how.accept_rollback);
+    let recalled = match how.read_only {
+        true => recall_to_read(dir, &master, accept)?,
+        false => recall(dir, &master, accept, how.new_device)?,
+    };
+    let opening = Opening {
+        location,
+        master: Arc::new(master),
+        how,
+        place: recalled.place,
+        device: recalled.device,
+        copy_of: recalled.copy_of,
+    };
+    opening.warn_of_leftovers();
+    Ok(opening)
+}
+
+impl Opening {
+    /// Has a copy of a library that this machine uses at another place opened read-only; answers that place.
+    pub fn read_if_copy(&mut self) -> Option<&Path> {
+        let original = self.copy_of.as_deref().filter(|_| !self.how.read_only)?;
+        self.how.read_only = true;
+        self.how.others = Others::Told;
+        Some(original)
+    }
+
+    /// Keeps the key out of swap space, in this process.
+    pub fn lock_key(&self) {
+        self.master.lock();
+    }
+
+    /// The second half of [`open`].
+    pub fn open(mut self) -> Result<Arc<Vault>> {
+        if let (false, Some(original)) = (self.how.read_only, &self.copy_of) {
+            let dir = self.location.dir.display();
+            return Err(Error::new(Kind::InUse, dir).hint(format_args!(
+                "it is a copy of {}; `hushfs mount --new-device` makes it one that is written to",
+                original.display()
+            )));
+        }
+        // Who only reads is shown all that is there at once: what is missing would not be an error.
+        let accepts = self.how.accept_rollback;
+        let mut accept_rollback = accepts && self.how.read_only;
+        let mut is_renewed = false;
+        loop {
+            let e = match self.try_open(accept_rollback) {
+                Err(e) => e,
+                opened => return opened,
+            };
+            match e.kind() {
+                // Once: what is random is not taken again.
+                Kind::DeviceTaken(_) if !is_renewed => {
+                    is_renewed = true;
+                    self.renew_device(&e)?;
+                }
+                kind if accepts && !accept_rollback => {
+                    if matches!(kind, Kind::RolledBack(_)) && self.lacks_own()? {
+                        // What is missing may still come: what is written now must not bear the same numbers.
+                        let old = std::mem::replace(&mut self.device, random_id()?);
+                        log::warn!(
+                            "segments of this machine are missing or replaced, so it writes as device {} from now on: \
+                             what lies in new/{old} does not show, and until there is a new library, no room is given \
+                             back",
+                            self.device
+                        );
+                    }
+                    accept_rollback = true;
+                }
+                _ => return Err(e),
+            }
+        }
+    }
+
+    fn try_open(&self, accept_rollback: bool) -> Result<Arc<Vault>> {
+        let (how, dir) = (&self.how, &self.location.dir);
+        let access = match how.read_only {
+            true => Access::ReadOwn(self.device),
+            false => Access::Write(self.device),
+        };
+        let mounted_at = || how.mounted_at.and_then(|find| find(dir));
+        let store = DirStore::open(dir, access).map_err(|e| match e.kind() {
+            Kind::InUse => match mounted_at() {
+                Some(point) => e.hint(format_args!(
+                    "it is already mounted at {}: unmount it first",
+                    point.display()
+                )),
+                None => e,
+            },
+            _ => e,
+        })?;
+        // With the lock of this device: of two that come at once, one at least sees the other.
+        self.check_others(&store)?;
+        let options = vault::Options {
+            read_only: how.read_only,
+            cache_bytes: how.cache_bytes,
+            accept_rollback,
+            published_only: how.published_only,
+            uid: rustix::process::getuid().as_raw(),
+            gid: rustix::process::getgid().as_raw(),
+        };
+        let store = Arc::new(Watched::new(Arc::new(store)));
+        let (master, place) = (Arc::clone(&self.master), self.place.clone());
+        Vault::open(store, master, self.device, place, &options).map_err(|e| match e.kind() {
+            Kind::RolledBack(_) => e.about(dir.display()),
+            _ => e,
+        })
+    }
+
+    /// Looks for another device that has the library mounted on this machine.
+    fn check_others(&self, store: &DirStore) -> Result<()> {
+        if self.how.others == Others::Ignored {
+            return Ok(());
+        }
+        let neighbours = store.neighbours()?;
+        let mut mounted = neighbours
+            .iter()
+            .filter(|n| n.is_mounted && n.device != self.device);
+        let Some(other) = mounted.next() else {
+            return Ok(());
+        };
+        let text = format!(
+            "device {}, another user or container perhaps, has it mounted on this machine",
+            other.device
+        );
+        let dir = self.location.dir.display();
+        if self.how.others == Others::Told {
+            let when = match self.how.read_only {
+                true => "some seconds after it wrote that to the library",
+                false => "after the next mount",
+            };
+            log::warn!("{dir}: {text}; what it changes shows here {when}");
+            return Ok(());
+        }
+        Err(Error::new(Kind::InUse, dir).hint(format_args!(
+            "{text}: unmount it there, or mount it with --read-only; --force mounts it beside, and what both change is \
+             merged by the next mount"
+        )))
+    }
+
+    /// Lets this machine write as another device from now on, and take over what it left as the old one where that is
+    /// dead.
+    fn renew_device(&mut self, why: &Error) -> Result<()> {
+        let old = std::mem::replace(&mut self.device, random_id()?);
+        log::warn!(
+            "{why}. So this machine writes as device {} from now on: nothing of either is lost, and what is deleted gives \
+             no room back from now on",
+            self.device
+        );
+        let Some(place) = &self.place else {
+            return Ok(());
+        };
+        let Some(mut remembered) = place.load()? else {
+            return Ok(());
+        };
+        (remembered.device, remembered.former) = (self.device, Some(old));
+        remembered.wrote.clear();
+        place.save(&remembered)
+    }
+
+    /// Whether the index is without segments of this device that this machine has seen, or made, or has others in their
+    /// place.
+    fn lacks_own(&self) -> Result<bool> {
+        let place = self.place.as_ref();
+        let remembered = place.map(Place::load).transpose()?.flatten();
+        let heads = remembered.map_or_else(Vec::new, |r| r.heads);
+        let Some(own) = heads.iter().find(|head| head.device == self.device) else {
+            return Ok(false);
+        };
+        let (_, there) = self.location.index(&self.master)?;
+        Ok(check_rollback(&[*own], there.heads.values()).is_err())
+    }
+
+    /// Says what a crash left in `new/` that will not be seen: what other devices left, and where only what is published
+    /// is shown, what this one left.
+    fn warn_of_leftovers(&self) {
+        let left = self.location.growing().unwrap_or_default();
+        let state = self.place.as_ref().map_or_else(
+            || "the state file".into(),
+            |place| place.path().display().to_string(),
+        );
+        for g in left.iter().filter(|g| g.files > 0 && !g.is_mounted) {
+            let adopter = match (g.device == self.device, self.how.published_only) {
+                (true, false) => continue,
+                (true, true) => "the next mount for writing takes them over".into(),
+                (false, _) => format!(
+                    "they show when who wrote them mounts the library for writing; where that was this user, and {state} \
+                     was lost, put `device {}` into it",
+                    g.device
+                ),
+            };
+            log::warn!(
+                "{}/new/{}: an unclean shutdown left {g} not visible yet; {adopter}",
+                self.location.dir.display(),
+                g.device
+            );
+        }
+    }
+}
