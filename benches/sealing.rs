@@ -5,8 +5,8 @@ use std::sync::Arc;
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use hushfs::cache::{BlockCache, BlockKey};
-use hushfs::crypto::{Header, Magic, MasterKey, SEAL_OVERHEAD};
-use hushfs::object::{Area, ObjectId};
+use hushfs::crypto::{Header, Magic, MasterKey, SEAL_OVERHEAD, random_id};
+use hushfs::object::{Area, ObjectId, PackId};
 use hushfs::pack::{BLOCK_PLAIN_LEN, Note, PackReader, PackWriter, Run};
 use hushfs::store::{Access, DirStore, Store};
 
@@ -57,7 +57,9 @@ fn open(bencher: Bencher<'_, '_>, len: usize) {
 
 /// Writes a full pack in runs of `run_len`, syncs and publishes it.
 fn write_pack(store: &dyn Store, master: &MasterKey, plain: &[u8]) -> Run {
-    let mut writer = PackWriter::create(store, master, ObjectId([1; 16])).expect("there is room");
+    let id = PackId(random_id().expect("the system has random numbers"));
+    let mut writer =
+        PackWriter::create(store, master, id, ObjectId([1; 16])).expect("there is room");
     let mut first = None;
     while writer.room() > 0 {
         let len = plain.len().min(writer.room() as usize);

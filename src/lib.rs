@@ -1,79 +1,105 @@
 //! hushfs: an encrypted library, mounted as a normal folder.
 //!
-//! What is stored (the *library*: a directory, or a synced copy of one) is ciphertext only. What programs
-//! see below the mount point is an ordinary POSIX filesystem. This page is the map: the parts, the ways through
-//! them, and what is promised. The storage format is in `man/hushfs-format.5`, the formats of other programs in
-//! `man/hushfs-foreign.5`, the threat model in `man/hushfs-security.7`: there, and only there.
+//! The *library* (a directory, or a synced copy of one) holds ciphertext only. Programs see an ordinary POSIX filesystem
+//! below the mount point. This page is the map: the words, the parts, the ways through them, and what is promised. The
+//! storage format is described in `man/hushfs-format.5`, the formats of other programs in `man/hushfs-foreign.5`, the
+//! threat model in `man/hushfs-security.7`: there, and only there.
+//!
+//! # Words
+//!
+//! | word | meaning |
+//! |---|---|
+//! | *object* | a file of the library: a slot in `key/`, a segment in `index/`, a pack in `data/`; written once, never changed |
+//! | *pack* | encrypted file contents, up to 64 MiB, of any number of files |
+//! | *run* | consecutive blocks in one pack that were encrypted together |
+//! | *extent* | a range of a file, and the part of a run that holds it |
+//! | *segment* | a part of a device's journal; *frames* in it are atomic, and hold *records* |
+//! | *snapshot* | a segment that holds the whole state of the index; the format page calls it a base |
+//! | *head* | the newest segment of one device |
+//! | *slot* | the master key, encrypted for one password, key file or recovery code |
+//! | *device* | one user on one machine; each writes segments of its own |
+//! | *inode*, *link* | a file or directory, and a name of it, each with an id that never changes |
+//! | *tree* | the state in memory that the index replays to |
+//! | *published* | in `key/`, `index/` or `data/`, where copiers find it; before that a file is in `new/` |
+//! | *plain*, *cipher* | `plain_` is an offset or length as programs see it, `cipher_` one in a stored file |
 //!
 //! # The parts
 //!
 //! ```text
-//! cli      one file a verb: what was typed, what is printed
-//! mount    builds everything top-down; session, signals, unmount
-//! library  the one way in: where a library lies, its slots, what they open, as which device, and opening
-//! fuse     kernel requests to Volume calls, and what the kernel is told to keep; all that knows fuser
+//! cli      one file per subcommand: what was typed, what is printed
+//! mount    a mount from beginning to end: session, signals, unmount; takes whatever gives a Volume
+//! library  the one way in: where a library is, its slots, what they open, as which device, and opening
+//! fuse     kernel requests to Volume calls, and what the kernel may keep; the only part that knows fuser
 //! volume   the trait that everything mountable implements
 //! foreign  what three other programs encrypted, over one mirror of a directory
-//! vault    the native filesystem: open files, write buffers, commits, adoption after a crash
-//! index    records, frames, segments, bases, and the tree that they replay to
-//! pack     sealed blocks in packs: writer, reader, catalogue, padding
+//! vault    the native filesystem: view, log, files, outbox, syncer, upkeep, recovery
+//! state    what this machine remembers of a library, outside of it
+//! index    records, frames, segments, snapshots, and the tree that they replay to
+//! pack     encrypted blocks in packs: writer, reader, catalogue, padding
 //! cache    the segmented LRU of decrypted blocks
 //! dirty    written ranges of a file, until they are stored
-//! report   what verify finds, of native and foreign libraries
+//! report   what verify finds, in native and foreign libraries
+//! store    where ciphertext is kept: a directory; for tests memory, with faults and power cuts
+//! env      the clock and the source of ids
 //! cbor     arrays to which later versions may add members
-//! state    what this machine remembers of a library, outside of it
-//! store    where ciphertext lies: a directory; for tests memory, and one that crashes
-//! crypto   keys, slots, derivation, sealing; no I/O
+//! crypto   keys, slots, key derivation, authenticated encryption; no I/O
 //! gate     whether the library may be written to, and why not
-//! overdue  requests that are answered although the store is not done
-//! object   ids of objects, and the areas that they lie in
 //! logged   where the log goes, and names of files in it
+//! overdue  requests that are answered although the store is not done
+//! object   ids of objects, and the areas that they are in
 //! error    one error type, one errno table, one table of exit codes
 //! dice     numbers from a seed, for tests
 //! ```
 //!
 //! Dependencies point one way: `cli → mount → library → fuse, vault, foreign → state → index → pack → cache, dirty,
-//! report, store → cbor, crypto, gate, logged, overdue → object, volume → error, dice`. Modules of one floor do not know each
-//! other.
-//!
-//! Names say which world a number is of: `plain_` is what programs see, `cipher_` what is stored.
+//! report, store → env → cbor, crypto, gate, logged, overdue → object, volume → error, dice`. Modules of one floor do not
+//! know each other; a test (`layers`) holds that.
 //!
 //! # The way of a read
 //!
 //! 1. `fuse`: the kernel's request becomes [`Volume::read`](volume::Volume::read) on an inode number.
-//! 2. `vault::read`: the inode's extents, copied out of the [`Tree`](index::Tree) under a short lock; what is still in
-//!    the file's dirty buffer lies over them. `vault::blocks` fills them:
-//! 3. [`cache`]: blocks that are there are copied; sequential readers pass it by. What these will want next,
-//!    `vault::ahead` fetches in large pieces, beside them.
-//! 4. [`pack::Packs`] finds the open [`PackReader`](pack::PackReader); adjacent blocks that are missing are one read of
-//!    the [`Store`](store::Store), or lie in a piece that was fetched ahead.
-//! 5. [`crypto::SealKey::open`] opens each block straight into the answer. What does not open is EIO, and named in the log.
+//! 2. `vault::files::read`: the file's extents are copied out of the tree under a short lock. Bytes that are still in its
+//!    dirty buffer cover what the view returns.
+//! 3. `vault::view`: blocks that are in the [`cache`] are copied from there. Sequential readers bypass it: what they will
+//!    want next is fetched in large chunks on threads of its own (`view::readahead`).
+//! 4. [`pack::Packs`] finds the open [`PackReader`](pack::PackReader). Adjacent blocks that are missing are one read of the
+//!    [`Store`](store::Store).
+//! 5. [`crypto::SealKey::open`] decrypts each block into the answer. A block that fails to decrypt is EIO, and logged.
 //!
 //! No lock that a reader takes is held over I/O.
 //!
 //! # The way of a write
 //!
 //! 1. `fuse`: [`Volume::write`](volume::Volume::write).
-//! 2. `vault::write`: into the file's dirty buffer (`vault::file`), which is bounded for all files together.
-//! 3. A flush (close, fsync, age, size, or a rename that must not get ahead of its data) seals the dirty ranges into the
-//!    device's open pack: `vault::flush`, `vault::contents`, [`pack::PackWriter`]. Of a long write, `vault::stream` has
-//!    that done beside the writer.
-//! 4. `vault::journal`: a [`Frame`](index::record::Frame) that says where the bytes lie is appended to the open segment in
-//!    `new/`, and then changes the tree. Operations on names and attributes begin here: look, frame, change.
-//! 5. `vault::commit`, one thread: syncs packs and segment for all who wait in fsync; publishes both, packs first, by a
+//! 2. `vault::files::write`: into the file's dirty buffer; the buffers of all files together are bounded.
+//! 3. `vault::files::flush` (at close, fsync, by age or size, or before a rename that must not overtake its data): the dirty
+//!    ranges are encrypted into the device's open pack (`vault::log::new_packs`). During a long write, `files::stream` does
+//!    that on another thread.
+//! 4. `vault::log`: a transaction appends a [`Frame`](index::record::Frame) that says where the bytes are to the open segment
+//!    in `new/`, then changes the tree. Operations on names and attributes (`vault::ops`) begin here.
+//! 5. `vault::syncer`, a thread: one sync of packs and segment for all who wait in fsync, and by age (`log::sync`).
+//! 6. `vault::outbox`, called by `vault::upkeep`, a second thread: publishes packs, then the segment that names them, by a
 //!    rename to `data/` and `index/`.
 //!
-//! What a crash leaves in `new/` is recovered by `vault::adopt` at the next mount. After a publication, `vault::base` writes
-//! a base when one is due, and `vault::collect` removes what nothing needs any more; `vault::defragment` rewrites files
-//! that are in too many pieces, and `vault::salvage` empties packs that a write failed in.
+//! # Where everything else is
+//!
+//! | what | where |
+//! |---|---|
+//! | a mount after a crash | `vault::recovery`: scan, judge, adopt; before any thread runs |
+//! | removing dead packs, snapshots, defragmentation | the tasks of `vault::upkeep` |
+//! | a pack that a write or a sync failed in | `vault::salvage`, before anything is published |
+//! | a mount that only reads | `vault::view`; `view::follow` reads the index again when it changes |
+//! | closing a library | `Vault::close_writer`, one list |
+//! | an older state (a mount as of yesterday) | a `View` of a tree that [`index::replay`] stopped early |
+//! | another store (a bucket) | a second implementation of the traits in [`store`]; uploads go through the outbox |
 //!
 //! # Several devices
 //!
-//! Each device writes segments of its own, and what its writer had applied is in their heads. `index::history` says which
-//! segments count and in which order; `index::merge` applies those that were written beside each other, in an order that
-//! no arrival changes (`index::versions` has the contents); `index::conflicts` settles by ordinary records what these
-//! leave: two links of one name, a folder below itself, versions of a file that lost. `vault::conflicts` frames them
-//! before anything else.
+//! Each device writes segments of its own; their heads say what its writer had applied. `index::history` says which segments
+//! count and in which order, `index::merge` applies those that were written concurrently, in an order that does not depend
+//! on their arrival (`index::versions` has the contents). `index::conflicts` settles by ordinary records what these leave:
+//! two links of one name, a directory below itself, versions of a file that lost. `vault::conflicts` records that before
+//! anything else.
 //!
 //! # What is promised
 //!
@@ -88,16 +114,19 @@
 //!    moment; on a disk that is too full for that, after it is durable.
 //! 5. Bad input (a slot, an index, a pack) is an error that names the file and what to do. It never panics, loops, or
 //!    takes memory without bound: `fuzz/` and `tests/fuzz_smoke.rs` try.
-//! 6. Memory is bounded: the cache, 96 MiB, 300 bytes a file, 32 an extent, and the bytes of extended attributes, link
+//! 6. Memory is bounded: the cache, 96 MiB, 300 bytes per file, 32 per extent, and the bytes of extended attributes, link
 //!    targets and long names.
 //! 7. Every request is answered in bounded time, whether or not the store answers; what was answered with EIO for that is
 //!    not done: `overdue`.
 //!
 //! # Where a change belongs
 //!
-//! A request of the kernel that is not answered: `fuse`, then [`volume`]. Another store: a second [`Store`](store::Store).
-//! Another thing to mount: a second [`Volume`](volume::Volume). A new kind of record: `index::record`, its meaning in
-//! `index::apply`, and the format page, which `tests/format` holds against both.
+//! A kernel request that is not answered: `fuse`, then [`volume`]. Another store: a second implementation of
+//! [`Store`](store::Store). Another thing to mount: a second [`Volume`](volume::Volume). A new kind of record: `index::record`,
+//! its meaning in `index::apply`, and the format page, which `tests/format` holds against both.
+//!
+//! Tests are inline below a hundred lines, else in `x/tests.rs`; those of a whole vault are in `vault/tests/`, those of
+//! the public API in `tests/`, and those with real mounts and programs in `tests/programs/`.
 
 #![deny(clippy::unwrap_used)]
 
@@ -105,8 +134,10 @@ pub mod cache;
 mod cbor;
 pub mod cli;
 pub mod crypto;
+#[cfg(any(test, feature = "testing"))]
 mod dice;
 mod dirty;
+pub mod env;
 pub mod error;
 pub mod foreign;
 pub mod fuse;

@@ -186,9 +186,36 @@ pub fn random_id() -> Result<ObjectId> {
 
 /// Fills `out` with random bytes from getrandom(2).
 pub fn random(out: &mut [u8]) -> Result<()> {
+    #[cfg(any(test, feature = "testing"))]
+    if seeded(out) {
+        return Ok(());
+    }
     rand::rngs::SysRng
         .try_fill_bytes(out)
         .map_err(|e| Error::new(Kind::Io(e.into()), "getrandom"))
+}
+
+#[cfg(any(test, feature = "testing"))]
+std::thread_local! {
+    static DICE: std::cell::RefCell<Option<crate::dice::Dice>> = const { std::cell::RefCell::new(None) };
+}
+
+/// From now on this thread's keys and nonces come from a seed, so that a test can be repeated.
+#[cfg(any(test, feature = "testing"))]
+pub fn seed_random(seed: u64) {
+    DICE.with_borrow_mut(|dice| *dice = Some(crate::dice::Dice::new(seed)));
+}
+
+/// Fills `out` where this thread has a seed.
+#[cfg(any(test, feature = "testing"))]
+fn seeded(out: &mut [u8]) -> bool {
+    DICE.with_borrow_mut(|dice| {
+        let Some(dice) = dice else { return false };
+        for bytes in out.chunks_mut(8) {
+            bytes.copy_from_slice(&dice.next().to_le_bytes()[..bytes.len()]);
+        }
+        true
+    })
 }
 
 #[cfg(test)]

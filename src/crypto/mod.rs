@@ -15,6 +15,8 @@ mod slot;
 pub use aead::{NONCE_LEN, SEAL_OVERHEAD, SealKey, TAG_LEN};
 pub use header::{FORMAT_SUITE, FORMAT_VERSION, Features, HEADER_LEN, Header, Magic};
 pub use kdf::KdfParams;
+#[cfg(any(test, feature = "testing"))]
+pub use keys::seed_random;
 pub use keys::{Fingerprint, MasterKey, random, random_id};
 pub use process::harden_process;
 pub use slot::{

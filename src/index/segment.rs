@@ -10,9 +10,7 @@ use sha2::{Digest, Sha256};
 use super::encoding::{from_cbor, to_cbor};
 use super::kept::Kept;
 use super::record::{Closing, Frame, Head, Opening};
-use crate::crypto::{
-    HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, random, random_id,
-};
+use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, random};
 use crate::error::{Error, Kind, Result};
 use crate::object::{DeviceId, SegmentId};
 use crate::pack::padme_len;
@@ -73,8 +71,12 @@ pub struct ClosedSegment {
 
 impl SegmentWriter {
     /// Starts a segment in the store's `new/` folder.
-    pub fn create(store: &dyn Store, master: &MasterKey, opening: &Opening) -> Result<Self> {
-        let id = SegmentId(random_id()?);
+    pub fn create(
+        store: &dyn Store,
+        master: &MasterKey,
+        id: SegmentId,
+        opening: &Opening,
+    ) -> Result<Self> {
         let header = Header::new(Magic::Segment, id.object());
         let mut writer = Self {
             id,

@@ -15,6 +15,10 @@ mod tamper;
 const DEVICE: DeviceId = ObjectId([9; 16]);
 const BLOCK: usize = BLOCK_PLAIN_LEN as usize;
 
+fn new_id() -> PackId {
+    PackId(crate::crypto::random_id().unwrap())
+}
+
 fn library() -> (MemoryStore, Arc<MasterKey>) {
     (MemoryStore::new(), Arc::new(MasterKey::generate().unwrap()))
 }
@@ -71,7 +75,7 @@ fn open(store: &MemoryStore, master: &MasterKey, id: PackId) -> Result<PackReade
 
 /// A published pack with two runs.
 fn small_pack(store: &MemoryStore, master: &MasterKey) -> [Run; 2] {
-    let mut writer = PackWriter::create(store, master, DEVICE).unwrap();
+    let mut writer = PackWriter::create(store, master, new_id(), DEVICE).unwrap();
     let first = writer.append(&[b"first"], &note(b"a", 0)).unwrap();
     let second = writer
         .append(&[&content(2, BLOCK + 10)], &note(b"b", 0))
@@ -83,7 +87,7 @@ fn small_pack(store: &MemoryStore, master: &MasterKey) -> [Run; 2] {
 #[test]
 fn what_is_appended_is_read_while_it_grows_and_after() {
     let (store, master) = library();
-    let mut writer = PackWriter::create(&store, &master, DEVICE).unwrap();
+    let mut writer = PackWriter::create(&store, &master, new_id(), DEVICE).unwrap();
     assert!(writer.is_empty());
     let growing = PackReader::open(writer.file(), writer.id(), &master).unwrap();
     let contents: Vec<_> = [1, 5, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK]
@@ -186,7 +190,7 @@ fn a_pack_is_laid_out_as_documented() {
 #[test]
 fn adjacent_runs_read_as_one() {
     let (store, master) = library();
-    let mut writer = PackWriter::create(&store, &master, DEVICE).unwrap();
+    let mut writer = PackWriter::create(&store, &master, new_id(), DEVICE).unwrap();
     let all = content(0, 3 * BLOCK + 7);
     let first = writer.append(&[&all[..2 * BLOCK]], &note(b"", 0)).unwrap();
     writer
@@ -203,7 +207,7 @@ fn adjacent_runs_read_as_one() {
 #[test]
 fn a_pack_that_is_filled_ends_at_64_mib() {
     let (store, master) = library();
-    let mut writer = PackWriter::create(&store, &master, DEVICE).unwrap();
+    let mut writer = PackWriter::create(&store, &master, new_id(), DEVICE).unwrap();
     let plain = content(1, 8 << 20);
     let mut runs = 0;
     while writer.room() > 0 {
@@ -233,7 +237,7 @@ fn room_is_kept_for_the_longest_note() {
     let plain = content(1, 8 << 20);
     // Fills all but one block, then adds so many tiny runs.
     let filled = |tiny: usize| {
-        let mut writer = PackWriter::create(&store, &master, DEVICE).unwrap();
+        let mut writer = PackWriter::create(&store, &master, new_id(), DEVICE).unwrap();
         while writer.room() > BLOCK_PLAIN_LEN {
             let len = plain.len().min((writer.room() - BLOCK_PLAIN_LEN) as usize);
             writer.append(&[&plain[..len]], &note(b"", 0)).unwrap();
@@ -267,7 +271,7 @@ fn room_is_kept_for_the_longest_note() {
 #[test]
 fn a_catalogue_is_bounded_and_then_the_pack_is_full() {
     let (store, master) = library();
-    let mut writer = PackWriter::create(&store, &master, DEVICE).unwrap();
+    let mut writer = PackWriter::create(&store, &master, new_id(), DEVICE).unwrap();
     let mut runs = 0_u32;
     while writer.room() > 0 {
         // Another path each time, each of the longest.
@@ -301,7 +305,7 @@ fn a_catalogue_is_bounded_and_then_the_pack_is_full() {
 #[test]
 fn after_a_failed_write_a_pack_takes_no_more() {
     let (store, master) = library();
-    let mut writer = PackWriter::create(&store, &master, DEVICE).unwrap();
+    let mut writer = PackWriter::create(&store, &master, new_id(), DEVICE).unwrap();
     let kept = writer.append(&[b"kept"], &note(b"", 0)).unwrap();
     store.set_faults(
         Faults::default()
@@ -336,7 +340,7 @@ fn the_pool_is_bounded_and_follows_a_pack_through_its_life() {
         2,
         Arc::default(),
     );
-    let mut writer = PackWriter::create(&store, &master, DEVICE).unwrap();
+    let mut writer = PackWriter::create(&store, &master, new_id(), DEVICE).unwrap();
     let run = writer.append(&[b"grows"], &note(b"", 0)).unwrap();
     assert!(matches!(
         packs.get(run.pack).err().unwrap().kind(),
@@ -385,7 +389,7 @@ proptest! {
         range in (0u32..8, 1u32..8),
     ) {
         let (store, master) = library();
-        let mut writer = PackWriter::create(&store, &master, DEVICE).unwrap();
+        let mut writer = PackWriter::create(&store, &master, new_id(), DEVICE).unwrap();
         let pieces: Vec<_> = cuts.iter().enumerate().map(|(n, len)| content(n, *len)).collect();
         let slices: Vec<&[u8]> = pieces.iter().map(|piece| &piece[..]).collect();
         prop_assume!(cuts.iter().sum::<usize>() > 0);

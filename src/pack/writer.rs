@@ -7,9 +7,7 @@ use super::reader::{TRAILER_CIPHER_LEN, Trailer};
 use super::{
     BLOCK_CIPHER_LEN, BLOCK_PLAIN_LEN, MessageKind, PACK_CIPHER_LEN, Run, message_aad, padme_len,
 };
-use crate::crypto::{
-    HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, random, random_id,
-};
+use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, random};
 use crate::error::{Error, Kind, Result};
 use crate::object::{DeviceId, PackId};
 use crate::store::{Growing, Store};
@@ -66,8 +64,12 @@ pub struct FinishedPack {
 
 impl PackWriter {
     /// Starts a pack in the store's `new/` folder.
-    pub fn create(store: &dyn Store, master: &MasterKey, device: DeviceId) -> Result<Self> {
-        let id = PackId(random_id()?);
+    pub fn create(
+        store: &dyn Store,
+        master: &MasterKey,
+        id: PackId,
+        device: DeviceId,
+    ) -> Result<Self> {
         let header = Header::new(Magic::Pack, id.object());
         let key = master.object_key(&header);
         let file = store.create(id.object())?;

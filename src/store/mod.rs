@@ -16,6 +16,7 @@ mod dir;
 mod file;
 mod folder;
 mod marks;
+#[cfg(any(test, feature = "testing"))]
 mod memory;
 mod neighbours;
 mod own;
@@ -28,6 +29,7 @@ mod watched;
 pub use absent::Absent;
 pub use descriptors::Closer;
 pub use dir::{Access, DirStore};
+#[cfg(any(test, feature = "testing"))]
 pub use memory::{Faults, MemoryStore};
 pub use neighbours::{Neighbour, is_in_use};
 pub(crate) use watched::LastKnown;

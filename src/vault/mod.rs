@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 
 use crate::cache::CacheStats;
 use crate::crypto::MasterKey;
+use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::gate::{Reason, WriteGate};
 use crate::index::{Tree, replay};
@@ -31,7 +32,6 @@ use crate::object::DeviceId;
 use crate::pack::Packs;
 use crate::state::Place;
 use crate::store::Store;
-use crate::volume::Time;
 
 mod conflicts;
 mod copy;
@@ -62,7 +62,7 @@ use salvage::Salvage;
 use syncer::Syncer;
 use thread::Thread;
 use upkeep::Upkeep;
-use view::{Follow, Follower, View};
+use view::{Follow, Follower, Source, View};
 
 /// Published packs that are kept open for reading, at most.
 const OPEN_PACKS_MAX: usize = 512;
@@ -116,8 +116,24 @@ impl Vault {
         place: Option<Place>,
         options: &Options,
     ) -> Result<Arc<Self>> {
-        let master = master.into();
-        let load = || Self::load(&store, &master, device, place.as_ref(), options);
+        Self::open_in(Env::system(), store, master, device, place, options)
+    }
+
+    /// The same with another clock and source of ids.
+    pub fn open_in(
+        env: impl Into<Arc<Env>>,
+        store: Arc<dyn Store>,
+        master: impl Into<Arc<MasterKey>>,
+        device: DeviceId,
+        place: Option<Place>,
+        options: &Options,
+    ) -> Result<Arc<Self>> {
+        let source = Source {
+            env: env.into(),
+            store,
+            master: master.into(),
+        };
+        let load = || Self::load(&source, device, place.as_ref(), options);
         let (mut vault, adopted) = load()?;
         if options.read_only {
             if !options.published_only
@@ -210,15 +226,15 @@ impl Vault {
 
     /// Replays the index; answers what of the leftovers was adopted before, too, and as which segments.
     fn load(
-        store: &Arc<dyn Store>,
-        master: &Arc<MasterKey>,
+        source: &Source,
         device: DeviceId,
         place: Option<&Place>,
         options: &Options,
     ) -> Result<(Self, Adopted)> {
+        let Source { env, store, master } = source;
         let index_seen = devices::list_index(&**store)?;
         let mut replayed = replay(&**store, master, options.accept_rollback, || {
-            Tree::new(options.uid, options.gid, Time::now())
+            Tree::new(options.uid, options.gid, env.wall())
         })?;
         let remembered = place.map(Place::load).transpose()?.flatten();
         let seen = remembered
@@ -242,8 +258,7 @@ impl Vault {
         let follow = Follow::new(options.accept_rollback, &replayed);
         let cache_bytes = options.cache_bytes;
         let view = View::new(
-            store,
-            master,
+            source.clone(),
             replayed.tree,
             packs,
             cache_bytes,

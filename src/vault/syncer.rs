@@ -52,7 +52,7 @@ impl Syncer {
             if synced.is_ok() {
                 requests.packs_are_due();
             }
-            backoff.record(synced.and(flushed));
+            backoff.record(self.log.env().now(), synced.and(flushed));
         }
         let is_durable = self.log.journal().is_durable();
         if !is_durable || self.files.budget().dirty_cost() > 0 {

@@ -25,7 +25,13 @@ impl Bench {
     }
 
     fn publish(&self, opening: &Opening) -> (SegmentId, Head) {
-        let mut writer = SegmentWriter::create(&self.store, &self.master, opening).unwrap();
+        let mut writer = SegmentWriter::create(
+            &self.store,
+            &self.master,
+            SegmentId(crate::crypto::random_id().unwrap()),
+            opening,
+        )
+        .unwrap();
         let closed = writer.close(Vec::new()).unwrap();
         closed.file.sync().unwrap();
         self.store.publish(closed.id.object(), Area::Index).unwrap();

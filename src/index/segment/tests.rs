@@ -15,7 +15,13 @@ fn opening(number: u64) -> Opening {
 /// Publishes a segment, with `change` made before it is closed; answers what is wrong with it.
 fn check(opening: &Opening, change: impl FnOnce(&mut SegmentWriter)) -> Option<String> {
     let (store, master) = (MemoryStore::default(), MasterKey::generate().unwrap());
-    let mut writer = SegmentWriter::create(&store, &master, opening).unwrap();
+    let mut writer = SegmentWriter::create(
+        &store,
+        &master,
+        SegmentId(crate::crypto::random_id().unwrap()),
+        opening,
+    )
+    .unwrap();
     change(&mut writer);
     let closed = writer.close(Vec::new()).unwrap();
     closed.file.sync().unwrap();

@@ -97,7 +97,7 @@ fn packs_under_each_others_names_open_nothing() {
 #[test]
 fn blocks_that_change_places_or_turn_to_zeros_do_not_open() {
     let (store, master) = library();
-    let mut writer = PackWriter::create(&store, &master, DEVICE).unwrap();
+    let mut writer = PackWriter::create(&store, &master, new_id(), DEVICE).unwrap();
     let run = writer
         .append(&[&content(4, 2 * BLOCK)], &note(b"", 0))
         .unwrap();

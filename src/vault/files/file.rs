@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 
 use super::allocate::Promised;
 use crate::dirty::Dirty;
+use crate::env::Env;
 use crate::vault::view::ReadPattern;
 use crate::volume::{Ino, Time};
 
@@ -48,13 +49,13 @@ pub struct FileState {
 
 impl FileState {
     /// Notes that something was written, or, with `is_write_back`, stored through a map some time ago.
-    pub fn touch(&mut self, is_write_back: bool) {
+    pub fn touch(&mut self, env: &Env, is_write_back: bool) {
         /// After this what is written back counts as stored later. Programs that set times end their maps, or close
         /// the file, at once, and a change that moves no time is worse than a time that moves.
         const WRITTEN_BACK: Duration = Duration::from_secs(5);
-        let is_older = |set: Instant| is_write_back && set.elapsed() < WRITTEN_BACK;
+        let is_older = |set: Instant| is_write_back && env.since(set) < WRITTEN_BACK;
         if !self.mtime_set.is_some_and(is_older) {
-            (self.mtime, self.mtime_set) = (Some(Time::now()), None);
+            (self.mtime, self.mtime_set) = (Some(env.wall()), None);
         }
     }
 

@@ -7,7 +7,7 @@
 //! Each file is in the table once, for all that work on it, for as long as anything needs it. Lock order: a file's
 //! `flushing`, then the log's locks, then the table, a file's state, and the tree. The handles come last, alone.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +40,8 @@ const MOMENT: Duration = Duration::from_millis(100);
 pub(crate) struct Files {
     view: Arc<View>,
     log: Arc<Log>,
-    open: Mutex<HashMap<Ino, Arc<OpenFile>>>,
+    /// In order, so that files are written out in the order in which they were made.
+    open: Mutex<BTreeMap<Ino, Arc<OpenFile>>>,
     /// Inodes to be dropped for which the journal was waited for too long.
     unused: Mutex<Vec<Ino>>,
     handles: Handles,

@@ -63,7 +63,7 @@ impl Files {
             self.fill_promise(ino, &mut state, plain_offset, end);
             state.dirty.write(plain_offset, data);
             let cost = state.dirty.cost();
-            state.touch(is_write_back);
+            state.touch(self.log.env(), is_write_back);
             self.budget.recount_dirty(before, cost);
             before < STREAM_LEN && cost >= STREAM_LEN && is_stream(&state.dirty)
         })?;

@@ -2,10 +2,10 @@
 
 use parking_lot::Mutex;
 
+use crate::env::Env;
 use crate::error::Result;
 use crate::index::Tree;
 use crate::index::record::Id;
-use crate::volume::Time;
 
 /// The low half of the last id given: the time in seconds, and a count.
 #[derive(Default)]
@@ -15,11 +15,11 @@ impl Ids {
     /// An id for a new inode or link. The low half is the time in seconds and a count that starts at random: directories
     /// are listed, and packs are read, in the order in which things were created. The high half is random, and with it
     /// the number that programs see, which no inode has.
-    pub fn next(&self, tree: &Tree) -> Result<Id> {
+    pub fn next(&self, env: &Env, tree: &Tree) -> Result<Id> {
         let mut random = [[0; 8]; 2];
-        crate::crypto::random(random.as_flattened_mut())?;
+        env.random(random.as_flattened_mut())?;
         let start = u64::from_le_bytes(random[0]) & ((1 << 29) - 1);
-        let seconds = u64::try_from(Time::now().sec).unwrap_or(0) & ((1 << 33) - 1);
+        let seconds = u64::try_from(env.wall().sec).unwrap_or(0) & ((1 << 33) - 1);
         let mut last = self.0.lock();
         *last = if seconds > *last >> 30 {
             seconds << 30 | start
@@ -32,7 +32,7 @@ impl Ids {
             if tree.is_free(id.number().into()) {
                 return Ok(id);
             }
-            crate::crypto::random(&mut random[1])?;
+            env.random(&mut random[1])?;
         }
     }
 }

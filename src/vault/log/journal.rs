@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use super::published::PublishedIndex;
 use crate::crypto::MasterKey;
+use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::gate::{Reason, WriteGate};
 use crate::index::record::{Frame, Head, Opening, Record, StampSegment};
@@ -28,6 +29,7 @@ pub const RESERVE_BYTES: u64 = 8 << 20;
 
 /// The journal of a mount that writes.
 pub struct Journal {
+    env: Arc<Env>,
     store: Arc<dyn Store>,
     master: Arc<MasterKey>,
     device: DeviceId,
@@ -50,15 +52,11 @@ struct Open {
 
 impl Journal {
     /// A journal without an open segment, on top of what is published.
-    pub fn new(
-        store: Arc<dyn Store>,
-        master: Arc<MasterKey>,
-        device: DeviceId,
-        index: PublishedIndex,
-    ) -> Self {
+    pub fn new(view: &View, device: DeviceId, index: PublishedIndex) -> Self {
         Self {
-            store,
-            master,
+            env: view.env().clone(),
+            store: view.store().clone(),
+            master: view.master().clone(),
             device,
             open: None,
             closed: None,
@@ -98,6 +96,11 @@ impl Journal {
         }
     }
 
+    fn create_segment(&self, opening: &Opening) -> Result<SegmentWriter> {
+        let id = SegmentId(self.env.id()?);
+        SegmentWriter::create(&*self.store, &self.master, id, opening)
+    }
+
     /// The number that the next segment of this device gets.
     pub fn next_number(&self) -> u64 {
         self.index.next_number(self.device)
@@ -109,13 +112,13 @@ impl Journal {
             return Ok(open.number_in_tree);
         }
         let opening = self.opening(self.next_number(), None);
-        let writer = SegmentWriter::create(&*self.store, &self.master, &opening)?;
+        let writer = self.create_segment(&opening)?;
         let number_in_tree = view.tree_mut().intern_segment(StampSegment {
             segment: writer.id(),
             device: self.device,
             number: opening.number,
         });
-        let now = Instant::now();
+        let now = self.env.now();
         self.open = Some(Open {
             writer,
             number_in_tree,
@@ -153,7 +156,7 @@ impl Journal {
         let open = self.open.as_mut().ok_or(Kind::Poisoned)?;
         let applied = overdue::unless_answered(|| {
             self.appended += 1;
-            open.last_change = Instant::now();
+            open.last_change = self.env.now();
             let mut tree = view.tree_mut();
             let applied = tree.apply_frame(open.number_in_tree, &frame);
             tree.drop_removed(&frame.records);
@@ -222,7 +225,7 @@ impl Journal {
         let (old, expected) = (open.writer.id(), open.writer.frames());
         let kept = open.writer.kept();
         let opening = self.opening(open.writer.number(), None);
-        let mut writer = SegmentWriter::create(&*self.store, &self.master, &opening)?;
+        let mut writer = self.create_segment(&opening)?;
         let new = writer.id();
         // The old file holds what was promised, and is removed: the new one has to be durable before.
         let copied = self

@@ -16,13 +16,14 @@ use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::devices::Others;
 use super::view::View;
+use crate::env::Env;
 use crate::error::Result;
 use crate::gate::WriteGate;
 use crate::index::record::{Id, Record};
 use crate::index::{PackInfo, Tree};
 use crate::object::{DeviceId, PackId};
 use crate::overdue;
-use crate::volume::{Ino, Time};
+use crate::volume::Ino;
 
 mod ids;
 mod journal;
@@ -69,9 +70,9 @@ impl Log {
         index: PublishedIndex,
         others: Others,
     ) -> Self {
-        let (store, master) = (view.store().clone(), view.master().clone());
         Self {
-            journal: Mutex::new(Journal::new(store, master, device, index)),
+            journal: Mutex::new(Journal::new(&view, device, index)),
+            requests: Requests::new(view.env().clone()),
             new_packs: NewPacks::new(&view, device),
             view,
             device,
@@ -79,7 +80,6 @@ impl Log {
             lane: Mutex::default(),
             barrier: RwLock::default(),
             ids: Ids::default(),
-            requests: Requests::default(),
             others,
         }
     }
@@ -87,6 +87,11 @@ impl Log {
     /// What is read.
     pub fn view(&self) -> &Arc<View> {
         &self.view
+    }
+
+    /// The clock and the source of ids.
+    pub fn env(&self) -> &Arc<Env> {
+        self.view.env()
     }
 
     /// This device.
@@ -126,7 +131,7 @@ impl Log {
 
     /// An id for a new inode or link.
     pub fn next_id(&self, tree: &Tree) -> Result<Id> {
-        self.ids.next(tree)
+        self.ids.next(self.env(), tree)
     }
 
     /// Held from writing data to a pack until the record that names it is in the journal.
@@ -165,7 +170,7 @@ impl Log {
             return Ok(false);
         }
         let records = finished.into_iter().map(Record::Pack).collect();
-        journal.append((&self.view, &self.gate), Time::now(), records)?;
+        journal.append((&self.view, &self.gate), self.env().wall(), records)?;
         Ok(true)
     }
 

@@ -3,12 +3,13 @@
 //!
 //! Owns these files; does not own which bytes in them are live (the tree knows), nor when they are synced or published.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use crate::crypto::MasterKey;
+use crate::env::Env;
 use crate::error::{Kind, Result};
 use crate::index::record::{Id, PackLen, Splices};
 use crate::object::{Area, DeviceId, PackId};
@@ -19,6 +20,7 @@ use crate::vault::view::View;
 
 /// All packs of this mount that are not published.
 pub struct NewPacks {
+    env: Arc<Env>,
     store: Arc<dyn Store>,
     master: Arc<MasterKey>,
     device: DeviceId,
@@ -31,9 +33,9 @@ struct Inner {
     open: Option<PackWriter>,
     finished: Vec<FinishedPack>,
     /// A write to these failed: nothing is added, and what is live in them has to be copied out.
-    failed: HashMap<PackId, Arc<dyn Growing>>,
+    failed: BTreeMap<PackId, Arc<dyn Growing>>,
     /// Written to since the last sync.
-    unsynced: HashMap<PackId, Arc<dyn Growing>>,
+    unsynced: BTreeMap<PackId, Arc<dyn Growing>>,
     unsynced_bytes: u64,
     /// Long runs among that.
     streamed: Vec<Streamed>,
@@ -81,6 +83,7 @@ impl NewPacks {
     /// None yet. What grows is readable through the view.
     pub fn new(view: &View, device: DeviceId) -> Self {
         Self {
+            env: view.env().clone(),
             store: view.store().clone(),
             master: view.master().clone(),
             device,
@@ -140,7 +143,10 @@ impl NewPacks {
             self.finish(inner)?;
         }
         if inner.open.is_none() {
-            let writer = PackWriter::create(&*self.store, &self.master, self.device)?;
+            let writer = {
+                let id = PackId(self.env.id()?);
+                PackWriter::create(&*self.store, &self.master, id, self.device)?
+            };
             self.packs.pin(writer.id(), writer.file())?;
             inner.open = Some(writer);
         }

@@ -2,11 +2,13 @@
 //!
 //! Owns what waits and since when something is not durable; does not own the work.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::gate::{Reason, WriteGate};
 use crate::volume::Done;
@@ -17,8 +19,8 @@ const DURABLE_AFTER: Duration = Duration::from_secs(5);
 pub(in crate::vault) const TICK: Duration = Duration::from_millis(500);
 
 /// What waits to be done.
-#[derive(Default)]
 pub struct Requests {
+    env: Arc<Env>,
     state: Mutex<State>,
     wake_syncer: Condvar,
     wake_upkeep: Condvar,
@@ -45,12 +47,26 @@ struct State {
 }
 
 impl Requests {
+    /// Nothing waits.
+    pub fn new(env: Arc<Env>) -> Self {
+        Self {
+            env,
+            state: Mutex::default(),
+            wake_syncer: Condvar::new(),
+            wake_upkeep: Condvar::new(),
+            has_changes: AtomicBool::new(false),
+            is_space_wanted: AtomicBool::new(false),
+            are_packs_due: AtomicBool::new(false),
+            has_lost: AtomicBool::new(false),
+        }
+    }
+
     /// Something was written, or is dirty.
     pub fn changed(&self) {
         if !self.has_changes.swap(true, Ordering::AcqRel) {
             // The first change after a while: both threads may sleep without a limit.
             let mut state = self.state.lock();
-            state.undurable_since.get_or_insert_with(Instant::now);
+            state.undurable_since.get_or_insert_with(|| self.env.now());
             self.wake_syncer.notify_one();
             self.wake_upkeep.notify_one();
         }
@@ -59,22 +75,13 @@ impl Requests {
     /// Whether all that was changed up to now has to be made durable. True at most once per deadline: the caller must
     /// then sync. What changes from now on has its own age.
     pub fn take_if_due(&self) -> bool {
-        let is_due = |since: &mut Instant| since.elapsed() >= DURABLE_AFTER;
+        let is_due = |since: &mut Instant| self.env.since(*since) >= DURABLE_AFTER;
         let mut state = self.state.lock();
         let due = state.undurable_since.take_if(is_due).is_some();
         if due {
             self.has_changes.store(false, Ordering::Release);
         }
         due
-    }
-
-    /// Backdates what was changed up to now.
-    #[cfg(test)]
-    pub fn age(&self, by: Duration) {
-        let mut state = self.state.lock();
-        state.undurable_since = state
-            .undurable_since
-            .and_then(|since| since.checked_sub(by));
     }
 
     /// Has `done` called when everything that is in the journal now is durable.

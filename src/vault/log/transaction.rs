@@ -57,7 +57,7 @@ impl Log {
     ) -> Result<R> {
         let mut journal = overdue::lock(&self.journal)?;
         let mut transaction = Transaction {
-            wall: Time::now(),
+            wall: self.env().wall(),
             records: Vec::new(),
             unlinked: false,
         };

@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::time::Instant;
 
 use super::acl::Acl;
 use super::names::{ACL_ACCESS, ACL_DEFAULT};
@@ -14,7 +13,7 @@ use crate::vault::files::Files;
 use crate::vault::log::Transaction;
 use crate::vault::view::find;
 use crate::volume::{
-    Attr, FILE_LEN_MAX, FileKind, Ino, NAME_LEN_MAX, SetAttr, SetId, SetTime, Time, XATTR_LEN_MAX,
+    Attr, FILE_LEN_MAX, FileKind, Ino, NAME_LEN_MAX, SetAttr, SetId, SetTime, XATTR_LEN_MAX,
     XattrMode,
 };
 
@@ -54,7 +53,7 @@ impl Files {
         }
         if change.mtime.is_some() {
             if let Some(file) = self.opened(ino) {
-                file.state.lock().mtime_set = Some(Instant::now());
+                file.state.lock().mtime_set = Some(self.log().env().now());
             }
             // What is dirty has an mtime of its own, which must not come after this one.
             self.flush_ino(ino)?;
@@ -165,7 +164,7 @@ impl Files {
             let mtime = state.mtime;
             state.mtime = mtime
                 .filter(|_| !state.dirty.is_empty())
-                .map(|_| Time::now());
+                .map(|_| self.log().env().wall());
             (cut, mtime)
         };
         let frame = |tree: &Tree, transaction: &mut Transaction| {

@@ -140,7 +140,12 @@ impl Recovery<'_> {
         let mut opening = self.log.journal().opening(left.opening.number, None);
         opening.heads = self.heads_for_copy(heads);
         opening.adopts = Some(left.id);
-        let writer = SegmentWriter::create(&**self.view().store(), self.view().master(), &opening)?;
+        let writer = SegmentWriter::create(
+            &**self.view().store(),
+            self.view().master(),
+            SegmentId(self.log.env().id()?),
+            &opening,
+        )?;
         let id = writer.id();
         let mut packs = Vec::new();
         let copied = self.copy_segment(writer, left, others, &mut packs);
@@ -205,7 +210,7 @@ impl Recovery<'_> {
             let counter = self.view().tree().next_counter();
             let frame = Frame {
                 counter,
-                wall: crate::volume::Time::now(),
+                wall: self.log.env().wall(),
                 durable_before: false,
                 records,
             };

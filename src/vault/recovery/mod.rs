@@ -12,7 +12,6 @@ use crate::vault::log::Log;
 use crate::vault::outbox::Outbox;
 use crate::vault::upkeep::Upkeep;
 use crate::vault::view::View;
-use crate::volume::Time;
 
 mod adopt;
 mod full_disk;
@@ -89,7 +88,7 @@ impl<'a> Recovery<'a> {
         }
         let view = self.view();
         let root = view.tree().attr(crate::index::ROOT_IX);
-        let empty = || Tree::new(root.uid, root.gid, Time::now());
+        let empty = || Tree::new(root.uid, root.gid, self.log.env().wall());
         let merged = replay(&**view.store(), view.master(), self.accept, empty)?;
         *view.tree_mut() = merged.tree;
         Ok(())

@@ -1,6 +1,6 @@
 //! The files in this device's `new/` folder: which are what, and in which order.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::Recovery;
@@ -26,9 +26,9 @@ pub struct Leftovers {
     /// Those whose header or first frame is damaged, so that no frame can be reached.
     pub headless: Vec<Headless>,
     /// Packs that have no end.
-    pub packs: HashMap<PackId, Arc<dyn Growing>>,
+    pub packs: BTreeMap<PackId, Arc<dyn Growing>>,
     /// Packs that have one.
-    pub finished: HashMap<PackId, Arc<dyn Growing>>,
+    pub finished: BTreeMap<PackId, Arc<dyn Growing>>,
     /// Packs that a frame that counts condemns: nothing in them matters, and they may be gone.
     pub condemned: HashSet<PackId>,
     /// What is of no use.

@@ -103,7 +103,7 @@ fn names_that_were_used_again_while_a_base_was_written_replay() {
         ..SetAttr::default()
     };
     bench.vault.setattr(ino, &change).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(2));
+    bench.env.advance(std::time::Duration::from_millis(2));
     bench.write(ino, 0, b"C");
     let before = names(&bench);
     bench.vault.upkeep.write_snapshot_if_due().unwrap();

@@ -80,7 +80,7 @@ fn times_that_were_told_stay_when_data_are_written_out() {
     let handle = bench.vault.open(ino, libc::O_RDWR).unwrap();
     bench.vault.write(ino, handle, 0, b"data").unwrap();
     let told = bench.vault.getattr(ino).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(5));
+    bench.env.advance(std::time::Duration::from_millis(5));
     bench.vault.flush(ino, handle).unwrap();
     let after = bench.vault.getattr(ino).unwrap();
     assert_eq!((told.mtime, told.ctime), (after.mtime, after.ctime));
@@ -181,11 +181,7 @@ fn a_tail_that_a_stream_leaves_behind_is_as_old_as_it_is() {
     let handle = bench.vault.open(ino, libc::O_WRONLY).unwrap();
     bench.vault.write(ino, handle, 1 << 30, b"far").unwrap();
     let file = bench.vault.files.opened(ino).unwrap();
-    bench
-        .vault
-        .log
-        .requests()
-        .age(std::time::Duration::from_secs(5));
+    bench.env.advance(std::time::Duration::from_secs(5));
     let data = vec![1; 1 << 20];
     for i in 0..8 {
         bench.vault.write(ino, handle, i << 20, &data).unwrap();
@@ -228,8 +224,7 @@ fn what_is_written_back_keeps_a_time_that_was_set_just_now() {
         &|| bench.vault.flush(ino, handle).unwrap(),
         &|| bench.fsync(ino).unwrap(),
         &|| {
-            let long_ago = Instant::now().checked_sub(Duration::from_secs(6));
-            bench.vault.files.file(ino).state.lock().mtime_set = long_ago;
+            bench.env.advance(Duration::from_secs(6));
         },
     ];
     for happens in later {

@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use super::upkeep::{Backoff, Backoffs, Task};
 use super::*;
@@ -11,7 +10,7 @@ use crate::error::Kind;
 use crate::index::record::{Id, Record};
 use crate::object::PackId;
 use crate::store::{Faults, MemoryStore};
-use crate::volume::{Attr, Caller, FileKind, Handle, Ino, ROOT, RenameMode, SetAttr, Volume};
+use crate::volume::{Attr, Caller, FileKind, Handle, Ino, ROOT, RenameMode, SetAttr, Time, Volume};
 
 mod adoption;
 mod bases;
@@ -56,6 +55,7 @@ type Duties = (Backoff, Backoffs);
 
 /// A library in memory, and one mount of it after the other.
 struct Bench {
+    env: Arc<Env>,
     code: String,
     store: MemoryStore,
     vault: Arc<Vault>,
@@ -63,16 +63,28 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::seeded(1)
+    }
+
+    /// Ids, keys and times follow from the seed, and whatever the store does from its own.
+    fn seeded(seed: u64) -> Self {
+        crate::crypto::seed_random(seed);
+        let env = Arc::new(Env::seeded(seed));
         let code = MasterKey::generate().unwrap().recovery_code().to_string();
         let store = MemoryStore::new();
-        let vault = open(&code, &store).unwrap();
-        Self { code, store, vault }
+        let vault = open_in(&env, &code, &store, &OPTIONS).unwrap();
+        Self {
+            env,
+            code,
+            store,
+            vault,
+        }
     }
 
     /// Killed, and mounted again.
     fn kill(&mut self) -> Result<()> {
         let after = self.store.after_kill();
-        self.vault = open(&self.code, &after)?;
+        self.vault = open_in(&self.env, &self.code, &after, &OPTIONS)?;
         self.store = after;
         Ok(())
     }
@@ -80,8 +92,13 @@ impl Bench {
     /// What is found when the power is back, beside this.
     fn after_power_cut(&self, seed: u64) -> Result<Self> {
         let (code, store) = (self.code.clone(), self.store.after_power_cut(seed));
-        let vault = open(&code, &store)?;
-        Ok(Self { code, store, vault })
+        let vault = open_in(&self.env, &code, &store, &OPTIONS)?;
+        Ok(Self {
+            env: self.env.clone(),
+            code,
+            store,
+            vault,
+        })
     }
 
     fn power_cut(&mut self, seed: u64) -> Result<()> {
@@ -92,7 +109,7 @@ impl Bench {
     /// Unmounted, and mounted again.
     fn remount(&mut self) -> Result<()> {
         self.vault.close()?;
-        self.vault = open(&self.code, &self.store)?;
+        self.vault = open_in(&self.env, &self.code, &self.store, &OPTIONS)?;
         Ok(())
     }
 
@@ -223,7 +240,17 @@ fn open(code: &str, store: &MemoryStore) -> Result<Arc<Vault>> {
 }
 
 fn open_with(code: &str, store: &MemoryStore, options: &Options) -> Result<Arc<Vault>> {
-    Vault::open(
+    open_in(&Arc::new(Env::system()), code, store, options)
+}
+
+fn open_in(
+    env: &Arc<Env>,
+    code: &str,
+    store: &MemoryStore,
+    options: &Options,
+) -> Result<Arc<Vault>> {
+    Vault::open_in(
+        env.clone(),
         Arc::new(store.clone()),
         MasterKey::from_recovery_code(code).unwrap(),
         crate::object::ObjectId([0xde; 16]),

@@ -43,6 +43,7 @@ fn adoption_without_room_leaves_nothing_and_ends_with_all() {
     store.set_faults(Faults::default().space(total + 200_000));
     let vault = open(&bench.code, &store).unwrap();
     let mut after = Bench {
+        env: bench.env.clone(),
         code: bench.code.clone(),
         store,
         vault,
@@ -162,6 +163,7 @@ fn what_is_deleted_makes_room_for_adoption() {
         };
         freed += u32::from(is_freed && opened.is_err());
         let mut after = Bench {
+            env: bench.env.clone(),
             code: bench.code.clone(),
             vault: open(&bench.code, &store).unwrap(),
             store,
@@ -194,6 +196,7 @@ fn who_only_reads_sees_what_a_crash_left_and_changes_nothing() {
     for _ in 0..2 {
         let vault = open_with(&bench.code, &store, &READ_ONLY).unwrap();
         let shown = Bench {
+            env: bench.env.clone(),
             code: bench.code.clone(),
             store: store.clone(),
             vault,

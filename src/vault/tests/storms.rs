@@ -162,7 +162,12 @@ fn check_published(code: &str, store: &MemoryStore) {
     let master = Arc::new(MasterKey::from_recovery_code(code).unwrap());
     let device = crate::object::ObjectId([0xde; 16]);
     let store: Arc<dyn Store> = Arc::new(store.clone());
-    let (vault, _) = Vault::load(&store, &master, device, None, &options).unwrap();
+    let source = Source {
+        env: Arc::default(),
+        store: store.clone(),
+        master,
+    };
+    let (vault, _) = Vault::load(&source, device, None, &options).unwrap();
     let there: Vec<PackId> = store
         .list(Area::Data)
         .unwrap()

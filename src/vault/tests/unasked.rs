@@ -1,6 +1,6 @@
 //! What the committer does without being asked, and when.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::*;
 use crate::object::Area;
@@ -16,15 +16,18 @@ fn what_is_written_is_durable_after_some_seconds_whatever_is_synced_meanwhile() 
     let bench = Bench::new();
     let (ino, other) = (bench.make("f"), bench.put("other", b"x"));
     let handle = bench.vault.open(ino, libc::O_WRONLY).unwrap();
-    let start = Instant::now();
     bench.vault.write(ino, handle, 0, &[7; 3000]).unwrap();
-    std::thread::sleep(Duration::from_millis(4500));
+    bench.env.advance(Duration::from_millis(4500));
     bench.fsync(other).unwrap();
-    while !is_durable(&bench) {
-        // 5 s and half a second until that is looked at; the rest is for a slow machine.
-        assert!(start.elapsed() < Duration::from_secs(7), "not durable yet");
-        std::thread::sleep(Duration::from_millis(50));
+    bench.env.advance(Duration::from_millis(500));
+    // The syncer looks every half second; the rest is for a slow machine.
+    for _ in 0..1000 {
+        if is_durable(&bench) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
+    assert!(is_durable(&bench));
     for seed in 0..16 {
         let after = bench.after_power_cut(seed).unwrap();
         assert!(after.read("f").unwrap() == [7; 3000]);
@@ -45,7 +48,7 @@ fn all_that_is_written_is_made_durable_at_once_when_the_oldest_is_due() {
     let handles = [old, young].map(|ino| bench.vault.open(ino, libc::O_WRONLY).unwrap());
     bench.vault.write(old, handles[0], 0, &[7; 3000]).unwrap();
     assert!(!due(), "made durable when it was new");
-    bench.vault.log.requests().age(Duration::from_secs(5));
+    bench.env.advance(Duration::from_secs(5));
     bench.vault.write(young, handles[1], 0, &[8; 3000]).unwrap();
     assert!(due());
     for seed in 0..16 {
@@ -60,7 +63,7 @@ fn all_that_is_written_is_made_durable_at_once_when_the_oldest_is_due() {
     let before = bench.store.operations();
     assert!(!due());
     assert_eq!(bench.store.operations(), before);
-    bench.vault.log.requests().age(Duration::from_secs(5));
+    bench.env.advance(Duration::from_secs(5));
     assert!(due());
     bench.vault.release(old, handles[0]);
     bench.vault.release(young, handles[1]);
@@ -75,12 +78,12 @@ fn what_could_not_be_made_durable_is_tried_again() {
     let handle = bench.vault.open(ino, libc::O_WRONLY).unwrap();
     bench.vault.write(ino, handle, 0, &[7; 3000]).unwrap();
     for _ in 0..2 {
-        bench.vault.log.requests().age(Duration::from_secs(5));
+        bench.env.advance(Duration::from_secs(5));
         bench.fail(0, libc::EIO);
         assert!(!bench.do_what_is_due(&mut duties) && !is_durable(&bench));
     }
     for _ in 0..3 {
-        bench.vault.log.requests().age(Duration::from_secs(5));
+        bench.env.advance(Duration::from_secs(5));
         bench.do_what_is_due(&mut duties);
     }
     assert!(is_durable(&bench));
@@ -105,7 +108,7 @@ fn a_publication_that_keeps_failing_is_not_tried_all_the_time() {
     assert_eq!(bench.store.operations(), before, "tried again at once");
     // What is written meanwhile is made durable, asked or not.
     bench.put("unasked", &[2; 3000]);
-    bench.vault.log.requests().age(Duration::from_secs(5));
+    bench.env.advance(Duration::from_secs(5));
     bench.do_what_is_due(&mut duties);
     assert!(is_durable(&bench));
     let (send, receive) = std::sync::mpsc::channel();
@@ -131,8 +134,8 @@ fn a_file_that_is_removed_while_it_is_rewritten_is_no_error() {
     }
     assert!(bench.extents(ino) > 100);
     let vault = &bench.vault;
-    let long_ago = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
-    vault.upkeep.defragmenter.push_closed(ino, long_ago);
+    vault.upkeep.defragmenter.note_closed(ino);
+    bench.env.advance(Duration::from_secs(60));
     let mut remove = || {
         if bench.stat("f").is_some() {
             bench.unlink("f");

@@ -127,8 +127,9 @@ impl Collector {
             let journal = self.log.journal();
             (journal.is_full(), journal.changes())
         };
+        let env = self.log.env();
         let is_late = changes.is_some_and(|(first, last)| {
-            last.elapsed() >= IDLE_PUBLISH || first.elapsed() >= LATEST_PUBLISH
+            env.since(last) >= IDLE_PUBLISH || env.since(first) >= LATEST_PUBLISH
         });
         is_full || is_late || self.log.requests().is_space_wanted() && self.log.is_any_dead()
     }

@@ -51,24 +51,28 @@ impl Defragmenter {
             })
         };
         if is_fragmented {
-            self.push_closed(ino, Instant::now());
+            self.push_closed(ino);
             self.log.requests().changed();
         }
     }
 
     /// A file was closed: it waits from then on.
-    pub fn push_closed(&self, ino: Ino, closed: Instant) {
+    fn push_closed(&self, ino: Ino) {
         let mut queue = self.queue.lock();
         queue.retain(|(other, _)| *other != ino);
         if queue.len() < QUEUE_MAX {
-            queue.push((ino, closed));
+            queue.push((ino, self.log.env().now()));
         }
+    }
+
+    fn is_over(&self, (_, closed): &(Ino, Instant)) -> bool {
+        self.log.env().since(*closed) >= REWRITE_AFTER
     }
 
     /// Takes one out that has waited long enough.
     fn take_due(&self) -> Option<Ino> {
         let mut queue = self.queue.lock();
-        let due = queue.iter().position(is_due)?;
+        let due = queue.iter().position(|waits| self.is_over(waits))?;
         Some(queue.remove(due).0)
     }
 
@@ -102,7 +106,7 @@ impl Defragmenter {
 
 impl Task for Defragmenter {
     fn is_due(&self) -> Result<bool> {
-        Ok(self.queue.lock().iter().any(is_due))
+        Ok(self.queue.lock().iter().any(|waits| self.is_over(waits)))
     }
 
     fn is_waiting(&self) -> bool {
@@ -119,10 +123,6 @@ impl Task for Defragmenter {
         }
         Ok(())
     }
-}
-
-fn is_due((_, closed): &(Ino, Instant)) -> bool {
-    closed.elapsed() >= REWRITE_AFTER
 }
 
 /// Ranges without holes that the extents (ascending) cover.

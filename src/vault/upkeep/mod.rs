@@ -104,15 +104,16 @@ impl Upkeep {
             &self.snapshots,
             &self.defragmenter,
         ];
+        let env = self.log.env();
         let mut go_on = || !self.log.requests().is_stopping();
         for (task, backoff) in tasks.iter().zip(backoffs) {
-            if !backoff.is_ready() {
+            if !backoff.is_ready(env.now()) {
                 continue;
             }
             match task.is_due() {
-                Ok(true) => backoff.record(task.run(&mut go_on)),
+                Ok(true) => backoff.record(env.now(), task.run(&mut go_on)),
                 Ok(false) => {}
-                Err(e) => backoff.record(Err(e)),
+                Err(e) => backoff.record(env.now(), Err(e)),
             }
         }
         !tasks.iter().any(|task| task.is_waiting())

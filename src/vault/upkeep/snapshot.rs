@@ -92,6 +92,7 @@ impl Snapshots {
         let writer = SegmentWriter::create(
             &**self.log.view().store(),
             self.log.view().master(),
+            SegmentId(self.log.env().id()?),
             &opening,
         )?;
         let id = writer.id();

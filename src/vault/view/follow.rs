@@ -141,7 +141,10 @@ impl View {
     /// A pack is missing: in a library that is followed, the index may say by now that it is not needed.
     pub(in crate::vault) fn follow_missing(&self) {
         let mut state = self.follow.state.lock();
-        if state.looked.is_none_or(|at| at.elapsed() > LOOK_AGAIN) {
+        if state
+            .looked
+            .is_none_or(|at| self.env.since(at) > LOOK_AGAIN)
+        {
             self.reread(&mut state);
         }
     }
@@ -151,7 +154,7 @@ impl View {
         if !state.is_followed {
             return;
         }
-        state.looked = Some(Instant::now());
+        state.looked = Some(self.env.now());
         let read = self.store.list(Area::Index).and_then(|listed| {
             let listed = listed.into_iter();
             let mut files: Vec<_> = listed.map(|(id, len)| (SegmentId(id), len)).collect();

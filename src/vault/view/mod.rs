@@ -14,6 +14,7 @@ use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use super::opening::Findings;
 use crate::cache::CacheStats;
 use crate::crypto::MasterKey;
+use crate::env::Env;
 use crate::error::{Kind, Result};
 use crate::index::extents::Extent;
 use crate::index::{InodeIx, Tree};
@@ -36,8 +37,17 @@ pub(super) struct Located {
     pub plain_size: u64,
 }
 
+#[derive(Clone)]
+/// Where a library is, and what it takes to read it.
+pub(super) struct Source {
+    pub env: Arc<Env>,
+    pub store: Arc<dyn Store>,
+    pub master: Arc<MasterKey>,
+}
+
 /// What is read of a library.
 pub(crate) struct View {
+    env: Arc<Env>,
     store: Arc<dyn Store>,
     master: Arc<MasterKey>,
     tree: RwLock<Tree>,
@@ -48,10 +58,9 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// A view of the library in `store` whose index says `tree`, with `cache_bytes` of decrypted blocks.
+    /// A view of a library whose index says `tree`, with `cache_bytes` of decrypted blocks.
     pub fn new(
-        store: &Arc<dyn Store>,
-        master: &Arc<MasterKey>,
+        source: Source,
         tree: Tree,
         packs: Arc<Packs>,
         cache_bytes: usize,
@@ -59,10 +68,11 @@ impl View {
         follow: Follow,
     ) -> Result<Self> {
         Ok(Self {
-            store: store.clone(),
-            master: master.clone(),
             tree: RwLock::new(tree),
             blocks: Blocks::new(packs.clone(), cache_bytes)?,
+            env: source.env,
+            store: source.store,
+            master: source.master,
             packs,
             findings,
             follow,
@@ -77,6 +87,11 @@ impl View {
     /// The tree, for those who may change it: the log, after the record is written; recovery; and a reader that follows.
     pub fn tree_mut(&self) -> RwLockWriteGuard<'_, Tree> {
         self.tree.write()
+    }
+
+    /// The clock and the source of ids.
+    pub fn env(&self) -> &Arc<Env> {
+        &self.env
     }
 
     /// Where the library is kept.
