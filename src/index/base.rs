@@ -16,10 +16,12 @@ const EXTENTS_PER_RECORD: usize = 65_536;
 /// How far a base has been written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BaseCursor {
-    /// Inodes from this slot on, then links, directories again, packs.
+    /// Inodes from this slot on, then links, removed names, directories again, packs.
     Inodes(u32),
-    /// Links from this slot on, then directories again, packs.
+    /// Links from this slot on, then removed names, directories again, packs.
     Links(u32),
+    /// Removed names of inodes from this slot on, then directories again, packs.
+    Unlinked(u32),
     /// Directories from this slot on whose names changed in segments that the base needs, then packs. A name that
     /// left one before the links were written is not seen to leave when those segments are applied, so the directory
     /// has to be as it was after.
@@ -57,6 +59,7 @@ impl Tree {
             }
         }
         self.links.iter_from(0).for_each(|(_, link)| mark(link.at));
+        self.unlinked_stamps().for_each(&mut mark);
         let mut table = StampTable {
             places: vec![None; used.len()],
             from,
@@ -110,7 +113,12 @@ impl Tree {
                         at: stamp(link.at)?,
                     }));
                 }
-                Some((records, BaseCursor::Again(0)))
+                Some((records, BaseCursor::Unlinked(0)))
+            }
+            BaseCursor::Unlinked(from) => {
+                let (records, next) = self.base_unlinked(from, count, &stamp)?;
+                let next = next.map_or(BaseCursor::Again(0), BaseCursor::Unlinked);
+                Some((records, next))
             }
             BaseCursor::Again(from) => {
                 for (slot, inode) in self.inodes.iter_from(from) {
@@ -293,6 +301,9 @@ impl Tree {
             Record::BaseLink(base) => {
                 let at = stamp(base.at)?;
                 self.counter = self.counter.max(at.counter());
+                if self.apply_base_unlinked(&base.link, at) {
+                    return Ok(());
+                }
                 let parent = self.find_id(base.link.parent);
                 self.note_link_in_base(&base.link);
                 if !self.make_way(at, &base.link) {

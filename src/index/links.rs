@@ -263,6 +263,7 @@ impl Tree {
                 // Gone before the base came to it, and perhaps after the base came to the inode.
                 self.note_change(inode, wall);
             }
+            self.note_unlinked(inode, gone.link, at);
             return;
         };
         if !self.is_later(at, self.link(ix).at) {
@@ -275,6 +276,7 @@ impl Tree {
         self.detach(ix, at, wall);
         self.remove_link(ix);
         self.note_change(inode, wall);
+        self.note_unlinked(inode, gone.link, at);
     }
 
     /// Forgets a link that is in no directory any more.

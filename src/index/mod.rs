@@ -19,6 +19,7 @@ mod segment;
 mod several_bases;
 mod slab;
 mod tree;
+mod unlinked;
 mod versions;
 
 pub use base::{BaseCursor, StampTable};

@@ -136,6 +136,7 @@ impl Tree {
     pub(super) fn take_out(&mut self, ix: InodeIx) -> Option<Inode> {
         self.hide_number(ix);
         let inode = self.inodes.remove(ix.0)?;
+        self.unlinked.remove(&ix);
         let hash = self.hash.hash_one(inode.id().number());
         if let Ok(entry) = self.by_id.find_entry(hash, |other| *other == ix) {
             entry.remove();

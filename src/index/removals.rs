@@ -188,20 +188,18 @@ impl Tree {
     /// Of the removals that apply, those that must not: each of several devices removed another name, and none of them
     /// the file, so the name that was removed last stays.
     fn last_name(&self, names: &Names, id: Id, applied: Vec<(Id, Yielding)>) -> Vec<Yielding> {
-        let Some((last, _)) = applied.iter().max_by_key(|(_, removed)| removed.place) else {
+        let gone: HashSet<Id> = applied.iter().map(|(link, _)| *link).collect();
+        let is_removed = applied.iter().any(|(_, removed)| removed.is_whole);
+        let all: HashSet<Id> = self.names_of(names, id).into_iter().collect();
+        if is_removed || !all.is_subset(&gone) {
+            return Vec::new();
+        }
+        // What a base lacks is not there to stay.
+        let there = applied.iter().filter(|(link, _)| all.contains(link));
+        let Some((last, _)) = there.max_by_key(|(_, removed)| removed.place) else {
             return Vec::new();
         };
         let last = *last;
-        let gone: HashSet<Id> = applied.iter().map(|(link, _)| *link).collect();
-        let is_removed = applied.iter().any(|(_, removed)| removed.is_whole);
-        if is_removed
-            || self
-                .names_of(names, id)
-                .iter()
-                .any(|link| !gone.contains(link))
-        {
-            return Vec::new();
-        }
         let of_last = applied.into_iter().filter(|(link, _)| *link == last);
         of_last.map(|(_, removed)| removed).collect()
     }
@@ -247,7 +245,17 @@ impl Tree {
         };
         let all = self.names_of(names, id);
         let mut others = all.iter().filter(|link| **link != removal.link);
+        // What went before, and is in no base, its writer may have seen.
         !others.any(|link| is_known(*link) && !is_gone(*link))
+            && !self.has_unseen_removal(id, &block.branches[removal.by.0], |link| {
+                link == removal.link || is_gone(link)
+            })
+    }
+
+    /// Whether a stamp of what was applied before the block is not known to the writer of one of its branches.
+    pub(super) fn is_unknown(&self, at: Stamp, by: &Branch) -> bool {
+        // What a base was written beside, it may have already.
+        at.segment != by.segment && !self.is_known(at, &by.known)
     }
 
     /// Whether what was applied before the block has a change of this inode, or unless `is_whole` of the place of this link,
@@ -256,8 +264,7 @@ impl Tree {
         let Some(ix) = self.find_id(inode) else {
             return false;
         };
-        // What a base was written beside, it may have already.
-        let is_unknown = |at: Stamp| at.segment != by.segment && !self.is_known(at, &by.known);
+        let is_unknown = |at: Stamp| self.is_unknown(at, by);
         let place = self.find_link(ix, link).map(|l| self.link(l).at);
         if !is_whole {
             return place.is_some_and(is_unknown);

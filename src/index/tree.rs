@@ -14,6 +14,7 @@ use super::inode::*;
 use super::merge::Unsettled;
 use super::record::{Id, ROOT_ID, StampSegment, WireStamp};
 use super::slab::Slab;
+use super::unlinked::Unlinked;
 use crate::object::{PackId, SegmentId};
 use crate::volume::{Attr, FileKind, Ino, Time};
 
@@ -41,6 +42,8 @@ pub struct Tree {
     /// Links whose id is not their inode's (hard links), by id, and their ids.
     pub(super) other_links: HashMap<Id, LinkIx>,
     pub(super) other_link_ids: HashMap<LinkIx, Id>,
+    /// The newest removals of names of inodes that have others, by device.
+    pub(super) unlinked: BTreeMap<InodeIx, Vec<Unlinked>>,
     /// Inodes that are shown by another number than that of their id, by that number.
     pub(super) renumbered: HashMap<u64, InodeIx>,
     /// Inodes that were given a spare number, some of which may be gone.
@@ -68,6 +71,7 @@ impl Tree {
             hash: DefaultHashBuilder::default(),
             other_links: HashMap::new(),
             other_link_ids: HashMap::new(),
+            unlinked: BTreeMap::new(),
             renumbered: HashMap::new(),
             contested: Vec::new(),
             packs: Vec::new(),

@@ -22,6 +22,7 @@ mod features;
 mod files;
 mod fleet;
 mod follow;
+mod hard_links;
 mod ledger;
 mod numbers;
 mod promises;
