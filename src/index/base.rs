@@ -185,7 +185,7 @@ impl Tree {
         if let Some(other) = self.child(parent, &to.name) {
             // What another base placed there may be gone by now, or is a conflict: it is noted as one.
             let set_at = self.link(other).at;
-            let is_conflict = !self.is_in_this_base(other);
+            let is_conflict = !self.is_of_this_base(other);
             match self.is_later(at, set_at) {
                 _ if is_conflict => {}
                 false => return false,
@@ -320,7 +320,7 @@ impl Tree {
                 let inode = self.find_id(base.link.inode.unwrap_or(base.link.link));
                 let ctime = inode.map(|i| (i, self.inode(i).ctime));
                 self.place(at, Time::default(), &base.link)?;
-                self.note_link_in_base(&base.link);
+                self.note_place_in_base(&base.link, at);
                 // The base has the times themselves.
                 if let Some((ix, ctime)) = ctime {
                     self.inode_mut(ix).ctime = ctime;

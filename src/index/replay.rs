@@ -123,6 +123,9 @@ fn apply(
     for base in &history.bases {
         apply_base(store, master, base, &mut out).map_err(|e| (base.published.id, e))?;
     }
+    if history.bases_agree {
+        out.tree.keep_last_names();
+    }
     let all: Vec<&Opened> = history.segments.iter().collect();
     let known = known_by(&history.segments);
     for block in merge::blocks(&known) {

@@ -22,6 +22,8 @@ pub(super) struct InBases {
     covers: Vec<Known>,
     inodes: Vec<u16>,
     links: Vec<u16>,
+    /// The links that are where the base has them, or were while it was applied.
+    places: Vec<u16>,
 }
 
 impl InBases {
@@ -80,12 +82,45 @@ impl Tree {
         }
     }
 
-    /// Whether the base that is applied now has this link, as far as it was read.
-    pub(super) fn is_in_this_base(&self, link: LinkIx) -> bool {
+    /// The base has this link, since `at`: if that is still so, then where the base has it.
+    pub(super) fn note_place_in_base(&mut self, base: &LinkAt, at: Stamp) {
+        self.note_link_in_base(base);
+        let inode = self.find_id(base.inode.unwrap_or(base.link));
+        let link = inode.and_then(|ix| self.find_link(ix, base.link));
+        let placed = link.filter(|ix| self.link(*ix).at == at);
+        if let (Some(link), Some(unsettled)) = (placed, &mut self.unsettled) {
+            let in_bases = &mut unsettled.in_bases;
+            let bit = in_bases.bit();
+            set_bit(&mut in_bases.places, link.0, bit);
+        }
+    }
+
+    /// Whether a link is where the base that is applied now has it, as far as that was read.
+    pub(super) fn is_of_this_base(&self, link: LinkIx) -> bool {
         self.unsettled.as_ref().is_none_or(|unsettled| {
             let in_bases = &unsettled.in_bases;
-            in_bases.covers.len() < 2 || bits(&in_bases.links, link.0) & in_bases.bit() != 0
+            in_bases.covers.len() < 2 || bits(&in_bases.places, link.0) & in_bases.bit() != 0
         })
+    }
+
+    /// Where each link that the bases have of a file was removed from one of them, all stay, whatever becomes of them
+    /// later. When all bases are applied.
+    pub fn keep_last_names(&mut self) {
+        let candidates = self.superseded_links().into_iter();
+        let is_all = |(inode, links): &(InodeIx, Vec<LinkIx>)| {
+            self.inode(*inode).kind != FileKind::Directory
+                && links.len() == self.links_of(*inode).count()
+                && !self.lacks_in_a_base(*inode)
+        };
+        let kept: Vec<LinkIx> = candidates
+            .filter(is_all)
+            .flat_map(|(_, links)| links)
+            .collect();
+        if let Some(unsettled) = &mut self.unsettled {
+            let links = &mut unsettled.in_bases.links;
+            kept.iter()
+                .for_each(|link| set_bit(links, link.0, u16::MAX));
+        }
     }
 
     /// Removes what one of the bases in use removed from another: files first, then directories that are left empty. When

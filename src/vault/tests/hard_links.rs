@@ -179,6 +179,32 @@ fn names_that_went_on_three_devices() {
     }
 }
 
+/// What one base moved to a name and the other made there are two files, whichever is later.
+#[test]
+fn a_name_that_two_bases_gave_to_two_files() {
+    for later in [0, 1] {
+        let mut fleet = fleet(2, |v| put(v, "/x", b"of x").unwrap());
+        fleet[later].session(|v| (0..20).for_each(|i| mkdir(v, &format!("/d{i}")).unwrap()));
+        session_with_base(&mut fleet[0], |v| rename(v, "/x", "/n").unwrap());
+        session_with_base(&mut fleet[1], |v| put(v, "/n", b"of n").unwrap());
+        let shown = merged(&mut fleet);
+        let contents: BTreeSet<_> = shown.values().flatten().cloned().collect();
+        let expected = BTreeSet::from([b"of n".to_vec(), b"of x".to_vec()]);
+        assert_eq!(contents, expected, "later: {later}");
+    }
+}
+
+/// Each of two bases lacks a name that the other has: both stay, even when one of them is moved afterwards.
+#[test]
+fn names_that_two_bases_have_left_stay_where_one_moves_on() {
+    let mut fleet = fleet(2, named(&["/g", "/h"]));
+    session_with_base(&mut fleet[0], remove_all(&["/h"]));
+    session_with_base(&mut fleet[1], remove_all(&["/g"]));
+    assert_eq!(names(&merged(&mut fleet)), ["/g", "/h"]);
+    fleet[0].session(|v| rename(v, "/g", "/k").unwrap());
+    assert_eq!(names(&merged(&mut fleet)), ["/h", "/k"]);
+}
+
 #[test]
 fn no_file_goes_whose_last_name_nobody_removed() {
     let seeds = std::env::var("HUSHFS_LINK_SEEDS").ok();
