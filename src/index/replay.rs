@@ -123,12 +123,15 @@ fn apply(
     for base in &history.bases {
         apply_base(store, master, base, &mut out).map_err(|e| (base.published.id, e))?;
     }
-    if history.bases_agree {
-        out.tree.keep_last_names();
-    }
     let all: Vec<&Opened> = history.segments.iter().collect();
     let known = known_by(&history.segments);
+    let beside = last_beside_bases(&all, &known, &out);
+    let mut is_due = history.bases_agree;
     for block in merge::blocks(&known) {
+        if is_due && beside.is_none_or(|last| last < block.start) {
+            out.tree.remove_superseded();
+            is_due = false;
+        }
         let segments = &all[block.clone()];
         // What a base was written beside, it knows in part.
         let is_needed = |s: &&Opened| out.needs.iter().any(|need| needs(need, &s.published));
@@ -152,11 +155,25 @@ fn apply(
             out.gaps.push(gap);
         }
     }
-    if history.bases_agree {
+    if is_due {
         out.tree.remove_superseded();
     }
     out.tree.drop_unlinked();
     Ok(out)
+}
+
+/// The last segment that was written beside one of the bases. Who wrote what comes behind it knew what the bases have, and
+/// saw what one of them removed from another go. When the bases are applied, and nothing else.
+fn last_beside_bases(
+    all: &[&Opened],
+    known: &[(DeviceId, u64, Known)],
+    out: &Replayed,
+) -> Option<usize> {
+    let is_beside = |at: &usize| {
+        let mut needs_it = out.needs.iter().map(|n| needs(n, &all[*at].published));
+        needs_it.any(|is_needed| is_needed) || !knows_all(&known[*at], &out.heads)
+    };
+    (0..all.len()).rev().find(is_beside)
 }
 
 fn needs(need: &Head, segment: &Published) -> bool {

@@ -103,28 +103,8 @@ impl Tree {
         })
     }
 
-    /// Where each link that the bases have of a file was removed from one of them, all stay, whatever becomes of them
-    /// later. When all bases are applied.
-    pub fn keep_last_names(&mut self) {
-        let candidates = self.superseded_links().into_iter();
-        let is_all = |(inode, links): &(InodeIx, Vec<LinkIx>)| {
-            self.inode(*inode).kind != FileKind::Directory
-                && links.len() == self.links_of(*inode).count()
-                && !self.lacks_in_a_base(*inode)
-        };
-        let kept: Vec<LinkIx> = candidates
-            .filter(is_all)
-            .flat_map(|(_, links)| links)
-            .collect();
-        if let Some(unsettled) = &mut self.unsettled {
-            let links = &mut unsettled.in_bases.links;
-            kept.iter()
-                .for_each(|link| set_bit(links, link.0, u16::MAX));
-        }
-    }
-
     /// Removes what one of the bases in use removed from another: files first, then directories that are left empty. When
-    /// all segments are applied.
+    /// all is applied that was written beside one of them: who wrote the rest saw the tree without it.
     pub fn remove_superseded(&mut self) {
         let candidates = self.superseded_links();
         let mut dirs = Vec::new();

@@ -205,6 +205,17 @@ fn names_that_two_bases_have_left_stay_where_one_moves_on() {
     assert_eq!(names(&merged(&mut fleet)), ["/h", "/k"]);
 }
 
+/// What one of two bases removed from the other does not come back where the rest is removed by who saw that.
+#[test]
+fn a_name_that_one_base_has_left_does_not_come_back_with_the_last_removal() {
+    let mut fleet = fleet(2, named(&["/g", "/h"]));
+    session_with_base(&mut fleet[0], remove_all(&["/h"]));
+    session_with_base(&mut fleet[1], |v| put(v, "/other", b"other").unwrap());
+    assert_eq!(names(&merged(&mut fleet)), ["/g", "/other"]);
+    fleet[1].session(remove_all(&["/g"]));
+    assert_eq!(names(&merged(&mut fleet)), ["/other"]);
+}
+
 #[test]
 fn no_file_goes_whose_last_name_nobody_removed() {
     let seeds = std::env::var("HUSHFS_LINK_SEEDS").ok();
