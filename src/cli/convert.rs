@@ -22,8 +22,9 @@ use super::secret::{NewPasswordArgs, OpenArgs};
 use super::verify::byte_bar;
 use crate::error::{Error, Kind, Result};
 use crate::foreign::{Mirror, strangers};
-use crate::library::{self, How, Location, is_vacant};
+use crate::library::{self, How, Location};
 use crate::state::canonical;
+use crate::store::is_vacant;
 use crate::vault::Vault;
 use crate::volume::Volume;
 

@@ -15,7 +15,6 @@ use crate::foreign::medusa::{BackupsView, Medusa};
 use crate::foreign::mms::{self, Mms};
 use crate::foreign::{Format, FormatKind, detect, images, medusa};
 use crate::library::Location;
-use crate::object::Area;
 
 /// The longest settings file of another program that is read, in bytes.
 const SETTINGS_LEN_MAX: u64 = 1 << 20;
@@ -23,9 +22,6 @@ const SETTINGS_LEN_MAX: u64 = 1 << 20;
 /// What the app does where its settings name no key.
 const NO_KEY: &str = "where its surroundings set none either, the app uses its built-in key, \
     your-32-character-secret-key-here!, which everybody knows: an empty --password-file opens the store with that";
-
-/// Slots are counted up to here, to tell one of our libraries.
-const SLOTS_LISTED_MAX: usize = 1_000_000;
 
 /// What was typed.
 #[derive(Args, Debug, Clone, Default)]
@@ -92,14 +88,11 @@ impl ForeignArgs {
         let library = Location::at(dir)?;
         let kind = match self.format {
             Some(kind) => kind,
-            None => {
-                let slots = library.objects(Area::Key, SLOTS_LISTED_MAX);
-                match detect(dir, slots.is_ok_and(|slots| !slots.is_empty())) {
-                    Ok(kind) => kind,
-                    Err(e) if matches!(e.kind(), Kind::NotLibrary) => return Ok(None),
-                    Err(e) => return Err(e),
-                }
-            }
+            None => match detect(dir, library.has_slots().unwrap_or(false)) {
+                Ok(kind) => kind,
+                Err(e) if matches!(e.kind(), Kind::NotLibrary) => return Ok(None),
+                Err(e) => return Err(e),
+            },
         };
         self.check_fit(kind)?;
         if kind == FormatKind::Mms {
@@ -317,13 +310,10 @@ impl ForeignArgs {
     }
 }
 
-/// Whether it has slots, or more of them than are listed.
+/// Whether it has slots, or more than can be listed.
 fn is_ours(library: &Location) -> bool {
-    let slots = library.objects(Area::Key, SLOTS_LISTED_MAX);
-    slots.map_or_else(
-        |e| !matches!(e.kind(), Kind::Io(_)),
-        |slots| !slots.is_empty(),
-    )
+    let slots = library.has_slots();
+    slots.unwrap_or_else(|e| !matches!(e.kind(), Kind::Io(_)))
 }
 
 /// The library of hushfs itself at `dir`, for commands that know no other.

@@ -14,12 +14,9 @@ use crate::crypto::FORMAT_VERSION;
 use crate::error::{Error, Kind, Result};
 use crate::index::Replayed;
 use crate::index::record::Head;
-use crate::library::{Growing, Location, Slots, Unlocked, recall_to_read};
+use crate::library::{Location, Slots, Unlocked, recall_to_read};
 use crate::object::{Area, DeviceId};
-use crate::store::{DirStore, Store};
-
-/// More files than these are not counted: of 64 MiB packs they are 64 TiB.
-const OBJECTS_MAX: usize = 1 << 20;
+use crate::store::{DirStore, Growth, Store};
 
 /// What was typed.
 #[derive(Args, Debug)]
@@ -75,8 +72,9 @@ fn stored(library: &Location, slots: &Slots) -> Result<Facts> {
         (Area::Data, "packs", "pack_bytes"),
     ];
     for (area, count, bytes) in areas {
-        let objects = library.objects(area, OBJECTS_MAX)?;
-        let sum = objects.iter().map(|(_, len)| len).sum();
+        let objects = library.objects(area)?;
+        let lens = objects.iter().map(|(_, len)| *len);
+        let sum = lens.fold(0, u64::saturating_add);
         facts.push((count, Value::Number(objects.len() as u64)));
         facts.push((bytes, Value::Number(sum)));
     }
@@ -94,7 +92,7 @@ fn stored(library: &Location, slots: &Slots) -> Result<Facts> {
         ]
     });
     facts.push(("keys", Value::List(good.chain(bad).collect())));
-    let growing = library.growing()?;
+    let growing = library.growth()?;
     facts.push((
         "growing",
         Value::List(growing.iter().map(growing_facts).collect()),
@@ -102,11 +100,11 @@ fn stored(library: &Location, slots: &Slots) -> Result<Facts> {
     Ok(facts)
 }
 
-fn growing_facts(growing: &Growing) -> Facts {
+fn growing_facts(growing: &Growth) -> Facts {
     vec![
         ("device", Value::Text(growing.device.to_string())),
         ("files", Value::Number(growing.files)),
-        ("bytes", Value::Number(growing.bytes)),
+        ("bytes", Value::Number(growing.cipher_bytes)),
         ("mounted", Value::Flag(growing.is_mounted)),
     ]
 }

@@ -11,7 +11,8 @@ use super::secret::SecretArgs;
 use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
 use crate::foreign::FormatKind;
-use crate::library::{Location, is_vacant, recall};
+use crate::library::{Location, recall};
+use crate::store::is_vacant;
 
 /// What was typed.
 #[derive(Args, Debug)]
@@ -50,12 +51,7 @@ pub fn make(dir: &Path, secret: &SecretArgs, code: &CodeArgs) -> Result<MasterKe
     let secret = secret.choose()?;
     let file = code.create()?;
     let master = MasterKey::generate()?;
-    Location::make(dir, &master, &secret).map_err(|e| match e.kind() {
-        Kind::Io(_) if !dir.join("key").exists() => {
-            e.hint("no library was created: can the folder's file system be written to?")
-        }
-        _ => e,
-    })?;
+    Location::make(dir, &master, &secret)?;
     // Not before: a code that opens nothing would be taken for that of a later library.
     recovery::show_new(dir, &master, file)?;
     recall(dir, &master, true, true)?;

@@ -17,10 +17,11 @@ use super::secret::OpenArgs;
 use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
 use crate::foreign::{FormatKind, Mirror, detect};
-use crate::library::{Location, is_vacant, prepare};
+use crate::library::{Location, prepare};
 use crate::logged;
 use crate::mount::Plan;
 use crate::state::{self, canonical};
+use crate::store::is_vacant;
 use crate::volume::Volume;
 
 mod options;

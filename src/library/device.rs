@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::location::{Location, Slots};
+use super::location::Location;
+use super::slots::Slots;
 use crate::crypto::{MasterKey, random_id};
 use crate::error::{Kind, Result};
 use crate::object::DeviceId;

@@ -6,9 +6,11 @@
 mod device;
 mod location;
 mod open;
+mod slots;
 mod unlock;
 
 pub use device::{Recalled, recall, recall_to_read};
-pub use location::{Growing, Location, Slots, is_vacant};
+pub use location::Location;
 pub use open::{How, Opening, Others, open, prepare};
+pub use slots::Slots;
 pub use unlock::{MayCost, Opener, Unlocked, opened_by};

@@ -237,7 +237,7 @@ impl Opening {
     /// Says what a crash left in `new/` that will not be seen: what other devices left, and where only what is published
     /// is shown, what this one left.
     fn warn_of_leftovers(&self) {
-        let left = self.location.growing().unwrap_or_default();
+        let left = self.location.growth().unwrap_or_default();
         let state = self.place.as_ref().map_or_else(
             || "the state file".into(),
             |place| place.path().display().to_string(),

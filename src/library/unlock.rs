@@ -1,16 +1,12 @@
 //! Which slot of a library a secret opens, and whether that is this library's.
 
-use super::location::{Location, Slots};
+use super::location::Location;
+use super::slots::Slots;
 use crate::crypto::{KdfParams, MasterKey, Secret, Slot, SlotKind};
 use crate::error::{Error, ExitStatus, Kind, Result};
-use crate::index::{SegmentExtent, SegmentReader};
-use crate::object::{Area, PackId, SegmentId, SlotId};
-use crate::pack::PackReader;
+use crate::object::SlotId;
 use crate::state::{self, Found};
-use crate::store::{Access, DirStore, Store};
 
-/// So many segments, and packs, are tried with a recovery code.
-const CHECKED_MAX: usize = 100;
 /// What trying passwords on slots may cost in all before somebody is asked, in KiB of Argon2 times passes: 40 slots of
 /// ours, some seconds.
 const WORK_UNASKED: u64 = 8 << 20;
@@ -225,34 +221,6 @@ impl Location {
                 Ok(())
             }
         }
-    }
-
-    /// Whether a segment or a pack opens with this key; `None` where there is none. One that opens is enough: others
-    /// may be damaged.
-    pub fn opens_with(&self, master: &MasterKey) -> Result<Option<bool>> {
-        let store = DirStore::open(&self.dir, Access::ReadOnly)?;
-        let mut answer = None;
-        for area in [Area::Index, Area::Data] {
-            for (id, _) in store.list(area)?.into_iter().take(CHECKED_MAX) {
-                let opened = store.open(area, id).and_then(|object| match area {
-                    Area::Index => {
-                        SegmentReader::open(object, SegmentId(id), master, SegmentExtent::Published)
-                            .map(drop)
-                    }
-                    _ => PackReader::open(object, PackId(id), master)?
-                        .trailer()
-                        .map(drop),
-                });
-                match opened {
-                    Ok(()) => return Ok(Some(true)),
-                    Err(e) if matches!(e.kind(), Kind::Damaged(_)) => answer = Some(false),
-                    // A sync tool just took it away.
-                    Err(e) if matches!(e.kind(), Kind::Missing) => {}
-                    Err(e) => return Err(e),
-                }
-            }
-        }
-        Ok(answer)
     }
 }
 

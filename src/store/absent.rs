@@ -91,6 +91,49 @@ impl DirStore {
         found.retain(|absent| !there.contains(&absent.id));
         Ok(found)
     }
+
+    /// Whether an area's folder is there, or a link to one.
+    pub fn has_area(&self, area: Area) -> bool {
+        let stat = rustix::fs::statat(&self.root.fd, area.name(), AtFlags::empty());
+        stat.is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory)
+    }
+
+    /// Why an area has no objects, for people.
+    pub fn why_empty(&self, area: Area) -> String {
+        let name = area.name();
+        let stat = rustix::fs::statat(&self.root.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+        match stat.map(|s| FileType::from_raw_mode(s.st_mode)) {
+            Ok(FileType::Directory) => {}
+            Ok(FileType::Symlink) if self.has_area(area) => {
+                return format!(
+                    "`{name}` is a symbolic link, and links are not followed in a library"
+                );
+            }
+            Ok(FileType::Symlink) => {
+                return format!("`{name}` is a symbolic link to something that is not there");
+            }
+            Ok(_) => return format!("`{name}` is a file, and in a library it has to be a folder"),
+            Err(_) => return format!("the folder `{name}` is missing"),
+        }
+        if let Some(absent) = self.find_absent(area).into_iter().flatten().min_by(by_name) {
+            return format!("{name}/{} {absent}", absent.name);
+        }
+        let folder = self.area(area).ok().flatten();
+        let entries = folder.and_then(|folder| Dir::read_from(&folder.fd).ok());
+        let names = entries.into_iter().flatten().flatten();
+        let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        match names.filter(|n| n != "." && n != "..").min() {
+            Some(other) => format!(
+                "no file in `{name}` has the name of an object; there is {name}/{}",
+                other.escape_debug()
+            ),
+            None => format!("the folder `{name}` is empty"),
+        }
+    }
+}
+
+fn by_name(a: &Absent, b: &Absent) -> std::cmp::Ordering {
+    a.name.cmp(&b.name)
 }
 
 /// The object for which a file of this name is a placeholder or a copy: `.ID.icloud`, `ID (1)`, `ID.cloud`, or an id in

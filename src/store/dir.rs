@@ -34,6 +34,9 @@ const OBJECTS_MAX: usize = 4 << 20;
 pub enum Access {
     /// For reading. Needs no permission to write.
     ReadOnly,
+    /// Objects are read, added and removed one by one, without a device, while others may be at work; both are durable
+    /// on return. A folder is opened when it is needed: one that cannot be opened does not affect the others.
+    Objects,
     /// For reading, including the unpublished files of this device, unless they are in use by a mount.
     ReadOwn(DeviceId),
     /// For reading and writing, as this device.
@@ -46,6 +49,7 @@ pub struct DirStore {
     /// Opened when they are first needed. To a reader, a folder that does not exist (yet) is empty.
     areas: [RwLock<Option<Arc<Folder>>>; 3],
     own: Option<Own>,
+    access: Access,
 }
 
 impl DirStore {
@@ -58,8 +62,10 @@ impl DirStore {
             root: Arc::new(Root::open(library)?),
             areas: Default::default(),
             own: None,
+            access,
         };
         match access {
+            Access::Objects => {}
             Access::Write(device) => {
                 store.check_index(device)?;
                 store.own = Some(store.prepare(device)?);
@@ -126,19 +132,21 @@ impl DirStore {
         folder: BorrowedFd<'_>,
         name: &str,
     ) -> Result<Vec<(ObjectId, u64)>> {
+        let pass_over = |file: &str, why: &str| {
+            // A look at the slots is no place to say it.
+            if self.access != Access::Objects {
+                log::debug!("{name}/{file}: {why}, passed over");
+            }
+        };
         let mut found = Vec::new();
         let entries = self.root.descriptors.open(|| Dir::read_from(folder));
         for entry in entries.map_err(|e| self.root.error(e, name))? {
             let entry = entry.map_err(|e| self.root.error(e, name))?;
             let Some(id) = entry.file_name().to_str().ok().and_then(ObjectId::parse) else {
-                if !matches!(
-                    entry.file_name().to_bytes(),
-                    b"." | b".." | b"lock" | b"reserve" | b"owner"
-                ) {
-                    log::debug!(
-                        "{name}/{}: not an object, passed over",
-                        entry.file_name().to_string_lossy()
-                    );
+                let entry_name = entry.file_name();
+                let ours = [b".".as_slice(), b"..", b"lock", b"reserve", b"owner"];
+                if !ours.contains(&entry_name.to_bytes()) {
+                    pass_over(&entry_name.to_string_lossy(), "not an object");
                 }
                 continue;
             };
@@ -150,7 +158,7 @@ impl DirStore {
                     Err(e) => return Err(io_error(e, &format!("{name}/{id}"))),
                 };
             if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-                log::debug!("{name}/{id}: not a regular file, passed over");
+                pass_over(&id.to_string(), "not a regular file");
                 continue;
             }
             if found.len() == OBJECTS_MAX {
@@ -277,6 +285,9 @@ impl Store for DirStore {
     }
 
     fn put(&self, area: Area, id: ObjectId, bytes: &[u8]) -> Result<()> {
+        if self.access == Access::Objects {
+            return self.put_without_device(area, id, bytes);
+        }
         let file = self.own()?.create(id)?;
         let done = file
             .write_at(bytes, 0)
@@ -290,13 +301,17 @@ impl Store for DirStore {
     }
 
     fn remove(&self, area: Area, id: ObjectId) -> Result<()> {
-        self.own()?.forget(area, id);
+        let has_device = self.access != Access::Objects;
+        if has_device {
+            self.own()?.forget(area, id);
+        }
         let folder = self.area_to_write(area)?;
-        unlink(
-            folder.fd.as_fd(),
-            &id.to_string(),
-            &format!("{}/{id}", area.name()),
-        )
+        let (file, name) = (id.to_string(), format!("{}/{id}", area.name()));
+        unlink(folder.fd.as_fd(), &file, &name)?;
+        match has_device {
+            true => Ok(()),
+            false => sync_folder(&folder.fd, area.name()),
+        }
     }
 
     fn create(&self, id: ObjectId) -> Result<Arc<dyn Growing>> {

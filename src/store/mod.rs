@@ -15,6 +15,7 @@ mod descriptors;
 mod dir;
 mod file;
 mod folder;
+mod make;
 mod marks;
 #[cfg(any(test, feature = "testing"))]
 mod memory;
@@ -29,9 +30,10 @@ mod watched;
 pub use absent::Absent;
 pub use descriptors::Closer;
 pub use dir::{Access, DirStore};
+pub use make::is_vacant;
 #[cfg(any(test, feature = "testing"))]
 pub use memory::{Faults, MemoryStore};
-pub use neighbours::{Neighbour, is_in_use};
+pub use neighbours::{Growth, Neighbour};
 pub(crate) use watched::LastKnown;
 pub use watched::{Calls, Watched};
 

@@ -1,8 +1,7 @@
 //! Other devices that use the library, as far as this machine can see: their folders and locks in `new/`.
 
-use std::fs::File;
+use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 
 use rustix::fs::{Dir, FlockOperation, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
@@ -26,10 +25,25 @@ pub struct Neighbour {
     pub has_files: bool,
 }
 
-/// Whether a device's folder is in use: its lock is held, or, over a network, its writer may be alive.
-pub fn is_in_use(folder: &Path) -> bool {
-    File::open(folder.join("lock")).is_ok_and(|file| is_lock_held(&file))
-        || File::open(folder).is_ok_and(|folder| may_be_at_work(&folder.into()))
+/// What is in the folder of one device in `new/`: files that a mount is writing, or that a crash left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Growth {
+    /// Whose.
+    pub device: DeviceId,
+    /// How many.
+    pub files: u64,
+    /// Their length in all.
+    pub cipher_bytes: u64,
+    /// A mount is at work there: its lock is held, or, over a network, its writer may be alive.
+    pub is_mounted: bool,
+}
+
+impl fmt::Display for Growth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = |number| if number == 1 { "" } else { "s" };
+        let (files, bytes) = (self.files, self.cipher_bytes);
+        write!(f, "{files} file{} ({bytes} byte{})", end(files), end(bytes))
+    }
 }
 
 /// Whether another process holds the lock. Takes a shared lock, which is released when the file is closed.
@@ -41,33 +55,66 @@ pub(super) fn is_lock_held(lock: impl AsFd) -> bool {
 impl DirStore {
     /// The folders of other devices in `new/`.
     pub fn neighbours(&self) -> Result<Vec<Neighbour>> {
-        let Some(new) = Folder::open(&self.root, &self.root.fd, "new", "new")? else {
-            return Ok(Vec::new());
-        };
         let mut found = Vec::new();
-        for entry in Dir::read_from(&new.fd).map_err(|e| self.root.error(e, "new"))? {
-            let entry = entry.map_err(|e| self.root.error(e, "new"))?;
-            let device = entry.file_name().to_str().ok().and_then(ObjectId::parse);
-            let Some(device) = device.filter(|d| self.device() != Some(*d)) else {
-                continue;
-            };
+        self.each_device(|device, folder| {
             // A folder that this user may not read belongs to another user; its contents are unknown.
-            let name = format!("new/{device}");
-            let (is_mounted, has_files) = match open_folder(&new.fd, &device.to_string()) {
-                Ok(folder) => (
-                    open_lock(&folder).is_some_and(is_lock_held),
-                    !self.objects(folder.as_fd(), &name)?.is_empty(),
-                ),
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
-                Err(_) => (false, true),
+            let (is_mounted, has_files) = match folder {
+                Some(folder) => {
+                    let objects = self.objects(folder.as_fd(), &format!("new/{device}"))?;
+                    let is_mounted = open_lock(folder).is_some_and(is_lock_held);
+                    (is_mounted, !objects.is_empty())
+                }
+                None => (false, true),
             };
             found.push(Neighbour {
                 device,
                 is_mounted,
                 has_files,
             });
-        }
+            Ok(())
+        })?;
         Ok(found)
+    }
+
+    /// What lies in these folders. Of one that cannot be looked into, nothing.
+    pub fn growth(&self) -> Result<Vec<Growth>> {
+        let mut found = Vec::new();
+        self.each_device(|device, folder| {
+            let listed = folder.map(|f| self.objects(f.as_fd(), &format!("new/{device}")));
+            let objects = listed.and_then(Result::ok).unwrap_or_default();
+            let lens = objects.iter().map(|(_, len)| *len);
+            found.push(Growth {
+                device,
+                files: objects.len() as u64,
+                cipher_bytes: lens.fold(0, u64::saturating_add),
+                is_mounted: folder.is_some_and(is_in_use),
+            });
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// Shows the folder of each other device, open where that can be.
+    fn each_device(
+        &self,
+        mut show: impl FnMut(DeviceId, Option<&OwnedFd>) -> Result<()>,
+    ) -> Result<()> {
+        let Some(new) = Folder::open(&self.root, &self.root.fd, "new", "new")? else {
+            return Ok(());
+        };
+        for entry in Dir::read_from(&new.fd).map_err(|e| self.root.error(e, "new"))? {
+            let entry = entry.map_err(|e| self.root.error(e, "new"))?;
+            let device = entry.file_name().to_str().ok().and_then(ObjectId::parse);
+            let Some(device) = device.filter(|d| self.device() != Some(*d)) else {
+                continue;
+            };
+            match open_folder(&new.fd, &device.to_string()) {
+                Ok(folder) => show(device, Some(&folder))?,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(_) => show(device, None)?,
+            }
+        }
+        Ok(())
     }
 
     /// See [`Store::take_over`](super::Store::take_over).
@@ -103,6 +150,11 @@ impl DirStore {
     }
 }
 
+/// Whether a device's folder is being written to.
+fn is_in_use(folder: &OwnedFd) -> bool {
+    open_lock(folder).is_some_and(is_lock_held) || may_be_at_work(folder)
+}
+
 fn open_folder(parent: &OwnedFd, folder: &str) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     retry_on_intr(|| rustix::fs::openat(parent, folder, flags, Mode::empty()))
@@ -116,13 +168,16 @@ pub(super) fn open_lock(folder: &OwnedFd) -> Option<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     #[test]
     fn a_lock_shows_while_it_is_held() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
-        let is_in_use = || super::is_in_use(dir.path());
+        let folder = OwnedFd::from(File::open(dir.path()).unwrap());
+        let is_in_use = || super::is_in_use(&folder);
         assert!(!is_in_use());
         let file = File::create(&path).unwrap();
         assert!(!is_in_use());

@@ -42,7 +42,7 @@ impl DirStore {
     }
 
     /// The folder of an area, which must exist.
-    pub(super) fn area_to_write(&self, area: Area) -> Result<Arc<Folder>> {
+    pub(in crate::store) fn area_to_write(&self, area: Area) -> Result<Arc<Folder>> {
         self.area(area)?
             .ok_or_else(|| self.root.error(Errno::NOENT, area.name()))
     }
