@@ -8,7 +8,7 @@ use hushfs::cache::{BlockCache, BlockKey};
 use hushfs::crypto::{Header, Magic, MasterKey, SEAL_OVERHEAD, random_id};
 use hushfs::object::{Area, ObjectId, PackId};
 use hushfs::pack::{BLOCK_PLAIN_LEN, Note, PackReader, PackWriter, Run};
-use hushfs::store::{Access, DirStore, Store};
+use hushfs::store::{Access, DirStore, Objects, Store};
 
 const BLOCK: usize = BLOCK_PLAIN_LEN as usize;
 const NOTE: Note<'_> = Note {

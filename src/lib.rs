@@ -51,8 +51,8 @@
 //! dice     numbers from a seed, for tests
 //! ```
 //!
-//! Dependencies point one way: `cli → mount → library → fuse, vault, foreign → state → index → pack → cache, dirty,
-//! report, store → env → cbor, crypto, gate, logged, overdue → object, volume → error, dice`. Modules of one floor do not
+//! Dependencies point one way: `cli → library → vault, foreign → state → index → pack, mount → cache, dirty, report,
+//! store, fuse → env → cbor, crypto, gate, logged, overdue → object, volume → error, dice`. Modules of one floor do not
 //! know each other; a test (`layers`) holds that.
 //!
 //! # The way of a read
@@ -121,8 +121,8 @@
 //!
 //! # Where a change belongs
 //!
-//! A kernel request that is not answered: `fuse`, then [`volume`]. Another store: a second implementation of
-//! [`Store`](store::Store). Another thing to mount: a second [`Volume`](volume::Volume). A new kind of record: `index::record`,
+//! A kernel request that is not answered: `fuse`, then [`volume`]. Another store, or a layer over one: an
+//! implementation of [`Objects`](store::Objects). Another way to open a library: [`library`]. Another thing to mount: a second [`Volume`](volume::Volume). A new kind of record: `index::record`,
 //! its meaning in `index::apply`, and the format page, which `tests/format` holds against both.
 //!
 //! Tests are inline below a hundred lines, else in `x/tests.rs`; those of a whole vault are in `vault/tests/`, those of

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use hushfs::crypto::{MasterKey, Secret, Slot};
 use hushfs::object::{Area, ObjectId};
-use hushfs::store::{Access, DirStore, Store};
+use hushfs::store::{Access, DirStore, Objects};
 use hushfs::vault::{Options, Vault};
 use hushfs::volume::{Attr, Caller, FileKind, Ino, ROOT, Volume, Whence};
 use sha2::{Digest, Sha256};

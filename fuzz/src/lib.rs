@@ -16,7 +16,7 @@ use hushfs::index::{BaseCursor, ROOT_IX, SegmentExtent, SegmentReader, Tree, fro
 use hushfs::object::{Area, ObjectId, PackId};
 use hushfs::pack::{PackReader, padme_len};
 use hushfs::state::Place;
-use hushfs::store::{MemoryStore, Store};
+use hushfs::store::{MemoryStore, Objects};
 use hushfs::vault::acl::Acl;
 use hushfs::volume::{Attr, FileKind, Ino, Time};
 

@@ -16,7 +16,7 @@ use crate::index::Replayed;
 use crate::index::record::Head;
 use crate::library::{Location, Slots, Unlocked, recall_to_read};
 use crate::object::{Area, DeviceId};
-use crate::store::{DirStore, Growth, Store};
+use crate::store::{DirStore, Growth, Objects};
 
 /// What was typed.
 #[derive(Args, Debug)]

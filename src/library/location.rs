@@ -8,7 +8,7 @@ use crate::error::{Error, Kind, Result};
 use crate::index::{Replayed, SegmentExtent, SegmentReader, Tree, replay};
 use crate::object::{Area, ObjectId, PackId, SegmentId};
 use crate::pack::PackReader;
-use crate::store::{Access, DirStore, Growth, Store};
+use crate::store::{Access, DirStore, Growth, Objects};
 use crate::volume::Time;
 
 /// So many segments, and packs, are tried with a recovery code.

@@ -4,7 +4,7 @@ use super::location::Location;
 use crate::crypto::{KdfParams, MasterKey, SLOT_LEN, Secret, Slot, random_id};
 use crate::error::{Error, Result};
 use crate::object::{Area, SlotId};
-use crate::store::{DirStore, Store};
+use crate::store::{DirStore, Objects};
 
 /// More slots than these are not looked at: nobody has so many, and a hostile store may.
 const SLOTS_MAX: usize = 1000;

@@ -8,7 +8,7 @@ use super::*;
 use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey};
 use crate::error::{Kind, Result};
 use crate::object::{Area, DeviceId, ObjectId, PackId};
-use crate::store::{Faults, MemoryStore, Store};
+use crate::store::{Faults, MemoryStore, Objects, Staging};
 
 mod tamper;
 

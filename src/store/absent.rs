@@ -50,7 +50,7 @@ impl fmt::Display for Absent {
 }
 
 impl DirStore {
-    /// See [`Store::absent`](super::Store::absent).
+    /// See [`Objects::absent`](super::Objects::absent).
     pub(super) fn find_absent(&self, area: Area) -> Result<Vec<Absent>> {
         let Some(folder) = self.area(area)? else {
             return Ok(Vec::new());

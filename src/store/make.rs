@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::Store;
+use super::Objects;
 use super::dir::{Access, DirStore};
 use super::file::{io_error, sync_folder};
 use super::folder::{FILE_FLAGS, FILE_MODE, make_folder, rename_new, unlink};
@@ -110,7 +110,7 @@ impl DirStore {
         Ok(new)
     }
 
-    /// [`Store::put`] where no device is at work. Of a library that is being recovered, `key/` is made again, and of a
+    /// [`Objects::put`] where no device is at work. Of a library that is being recovered, `key/` is made again, and of a
     /// synced copy `new/`.
     pub(super) fn put_without_device(&self, area: Area, id: ObjectId, bytes: &[u8]) -> Result<()> {
         let new = self.make_folders(&Area::ALL)?;

@@ -19,7 +19,7 @@ use self::faults::Fate;
 pub use self::faults::Faults;
 use self::file::MemoryFile;
 use self::handle::Handle;
-use super::{Growing, Object, Space, Store};
+use super::{Growing, Object, Objects, Space, Staging};
 use crate::dice::Dice;
 use crate::error::{Error, Kind, Result};
 use crate::object::{Area, DeviceId, ObjectId};
@@ -309,7 +309,7 @@ impl MemoryStore {
     }
 }
 
-impl Store for MemoryStore {
+impl Objects for MemoryStore {
     fn list(&self, area: Area) -> Result<Vec<(ObjectId, u64)>> {
         let mut state = self.state.lock();
         if state.is_cut {
@@ -370,7 +370,9 @@ impl Store for MemoryStore {
     fn remove(&self, area: Area, id: ObjectId) -> Result<()> {
         self.state.lock().remove(Some(area), id)
     }
+}
 
+impl Staging for MemoryStore {
     fn create(&self, id: ObjectId) -> Result<Arc<dyn Growing>> {
         let mut state = self.state.lock();
         let fate = match state.begin() {

@@ -117,7 +117,7 @@ impl DirStore {
         Ok(())
     }
 
-    /// See [`Store::take_over`](super::Store::take_over).
+    /// See [`Staging::take_over`](super::Staging::take_over).
     pub(super) fn take_over_folder(&self, device: DeviceId) -> Result<bool> {
         let own = self.own()?;
         let name = format!("new/{device}");

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::file::{GrowingFile, StoredFile};
 use super::*;
 use crate::error::Kind;
+use crate::object::{Area, DeviceId, ObjectId};
 
 const DEVICE: DeviceId = ObjectId([0xde; 16]);
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Absent, Closer, Growing, Object, Space, Store};
+use super::{Absent, Closer, Growing, Object, Objects, Space, Staging, Store};
 use crate::error::{Error, Kind, Result};
 use crate::object::{Area, DeviceId, ObjectId};
 use crate::overdue;
@@ -171,7 +171,7 @@ impl Watched {
     }
 }
 
-impl Store for Watched {
+impl Objects for Watched {
     fn list(&self, area: Area) -> Result<Vec<(ObjectId, u64)>> {
         let _waiting = overdue::wait()?;
         let _call = self.calls.begin();
@@ -197,6 +197,15 @@ impl Store for Watched {
         let _call = self.calls.begin_write();
         self.store.remove(area, id)
     }
+    fn on_too_few_files(&self, closer: Closer) {
+        self.store.on_too_few_files(closer);
+    }
+    fn calls(&self) -> Option<&Calls> {
+        Some(&self.calls)
+    }
+}
+
+impl Staging for Watched {
     fn create(&self, id: ObjectId) -> Result<Arc<dyn Growing>> {
         let _call = self.calls.begin_write();
         self.store.create(id).map(|file| self.file(file))
@@ -229,9 +238,6 @@ impl Store for Watched {
         let _call = self.calls.begin();
         self.store.has_neighbours()
     }
-    fn on_too_few_files(&self, closer: Closer) {
-        self.store.on_too_few_files(closer);
-    }
     fn space(&self) -> Result<Space> {
         let (store, calls) = (self.store.clone(), self.calls.clone());
         self.space.get("the library's free space", move || {
@@ -242,9 +248,6 @@ impl Store for Watched {
     fn reserve(&self, bytes: u64) -> Result<()> {
         let _call = self.calls.begin_write();
         self.store.reserve(bytes)
-    }
-    fn calls(&self) -> Option<&Calls> {
-        Some(&self.calls)
     }
 }
 

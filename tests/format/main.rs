@@ -24,7 +24,7 @@ use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
 use hushfs::crypto::{KdfParams, MasterKey, Secret, Slot};
 use hushfs::object::{Area, ObjectId};
-use hushfs::store::{MemoryStore, Store};
+use hushfs::store::{MemoryStore, Objects};
 use hushfs::vault::{Options, Vault};
 use hushfs::volume::{Caller, ROOT, RenameMode, SetAttr, SetTime, Time, Volume, XattrMode};
 use page::*;

@@ -4,7 +4,7 @@ use super::*;
 use crate::crypto::{KdfParams, Secret};
 use crate::index::record::{BaseRef, StampSegment as Stamped};
 use crate::index::{SegmentWriter, Tree, replay};
-use crate::store::MemoryStore;
+use crate::store::{MemoryStore, Objects, Staging};
 use crate::volume::Time;
 
 const A: DeviceId = ObjectId([0xa; 16]);

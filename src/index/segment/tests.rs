@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::object::{Area, ObjectId};
-use crate::store::MemoryStore;
+use crate::store::{MemoryStore, Objects, Staging};
 
 fn opening(number: u64) -> Opening {
     Opening {

@@ -9,7 +9,7 @@ use super::*;
 use crate::error::Kind;
 use crate::index::record::{Id, Record};
 use crate::object::PackId;
-use crate::store::{Faults, MemoryStore};
+use crate::store::{Faults, MemoryStore, Staging};
 use crate::volume::{Attr, Caller, FileKind, Handle, Ino, ROOT, RenameMode, SetAttr, Time, Volume};
 
 mod adoption;

@@ -12,7 +12,7 @@ const KEEP: Fallocate = Fallocate::Allocate { keep_size: true };
 fn leave_room(bench: &Bench, bytes: u64) {
     let store = &bench.store;
     store.set_faults(Faults::default());
-    let used = (1 << 50) - crate::store::Store::space(store).unwrap().available_bytes;
+    let used = (1 << 50) - crate::store::Staging::space(store).unwrap().available_bytes;
     // What writes may not take, and what is not told to be free.
     let room = bytes + bytes / 256 + RESERVE_BYTES / 4;
     store.set_faults(Faults::default().space(used + room));
