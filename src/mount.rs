@@ -1,4 +1,4 @@
-//! Mounting: builds everything top-down, and takes it down again.
+//! Mounting: gives a volume a mount point and a process that serves it, and takes the mount down again.
 //!
 //! We mount ourselves and hand fuser the open device: fuser 0.18, left to unmount, takes away whatever is at the
 //! mount point once our own mount is gone, a stranger's included.

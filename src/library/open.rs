@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::index::check_rollback;
 use crate::object::DeviceId;
 use crate::state::Place;
-use crate::store::{Access, DirStore, Watched};
+use crate::store::{Access, DirStore, Store, Watched};
 use crate::vault::{self, Vault};
 
 /// How a library is opened.
@@ -28,6 +28,9 @@ pub struct How {
     pub others: Others,
     /// Bytes of decrypted blocks to keep.
     pub cache_bytes: usize,
+    /// The store's calls are watched, and free space that it does not tell soon is not waited for, as who has to answer
+    /// requests needs it.
+    pub watched: bool,
     /// Finds where a library is mounted, for messages.
     pub mounted_at: Option<fn(&Path) -> Option<PathBuf>>,
 }
@@ -162,7 +165,11 @@ impl Opening {
             uid: rustix::process::getuid().as_raw(),
             gid: rustix::process::getgid().as_raw(),
         };
-        let store = Arc::new(Watched::new(Arc::new(store)));
+        let store: Arc<dyn Store> = Arc::new(store);
+        let store = match how.watched {
+            true => Arc::new(Watched::new(store)),
+            false => store,
+        };
         let (master, place) = (Arc::clone(&self.master), self.place.clone());
         Vault::open(store, master, self.device, place, &options).map_err(|e| match e.kind() {
             Kind::RolledBack(_) => e.about(dir.display()),

@@ -120,6 +120,7 @@ impl Wish {
                 false => Others::Refused,
             },
             cache_bytes: self.cache_bytes,
+            watched: true,
             mounted_at: Some(mount_of),
         }
     }
