@@ -12,7 +12,7 @@ impl Log {
         self.look_after_place()?.map_or(Ok(()), Err)
     }
 
-    /// See [`Store::check_place`](crate::store::Store::check_place). Answers what is gone for good or has to be written
+    /// See [`Staging::check_place`](crate::store::Staging::check_place). Answers what is gone for good or has to be written
     /// anew, where the mount goes on nevertheless.
     pub fn look_after_place(&self) -> Result<Option<Error>> {
         let mut gone = None;
