@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::object::{Area, DeviceId};
 use crate::store::file::Identity;
 use crate::store::folder::{Folder, make_folder};
-use crate::store::{Store, index_has_not_arrived};
+use crate::store::{Objects, index_has_not_arrived};
 
 impl DirStore {
     /// Opens all folders that exist.

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use super::fleet::*;
 use super::*;
 use crate::object::Area;
+use crate::store::Objects;
 
 /// Devices that start from what the first made.
 fn fleet(count: u8, before: impl FnOnce(&Vault)) -> Vec<Device> {
@@ -34,15 +35,15 @@ fn link(vault: &Vault, of: &str, path: &str) -> Result<()> {
 fn session_with_base(device: &mut Device, work: impl FnOnce(&Vault)) {
     device.session(|v| {
         work(v);
-        v.core.publish().unwrap();
-        v.core.write_base().unwrap();
+        v.outbox.publish().unwrap();
+        v.upkeep.snapshots.write(&mut || ()).unwrap();
     });
     remove_covered(device);
 }
 
 fn remove_covered(device: &Device) {
     let vault = device.open(true).unwrap();
-    let covered = vault.core.garbage.covered();
+    let covered = vault.upkeep.snapshots.superseded();
     for segment in covered {
         device
             .store
@@ -281,8 +282,8 @@ fn links(seed: u64) {
         }
         let base = dice.below(3);
         if base > 0 {
-            vault.core.publish().unwrap();
-            vault.core.write_base().unwrap();
+            vault.outbox.publish().unwrap();
+            vault.upkeep.snapshots.write(&mut || ()).unwrap();
         }
         drop(vault);
         fleet[at].unmount();
