@@ -1,4 +1,4 @@
-//! AES-CBC with PKCS#7 padding, as all three foreign formats use it, each in its own framing. No I/O.
+//! AES-CBC with PKCS#7 padding, which all three foreign formats use. No I/O.
 
 use aes::{Aes128, Aes256};
 use cbc::cipher::array::Array;
@@ -6,7 +6,7 @@ use cbc::cipher::block_padding::NoPadding;
 use cbc::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, BlockModeDecrypt, BlockModeEncrypt};
 use cbc::cipher::{BlockSizeUser, InnerIvInit, KeyInit, consts::U16};
 
-/// Bytes of an AES block, of an initialisation vector, and of the longest padding.
+/// Bytes of an AES block, an initialisation vector, and the longest padding.
 pub const BLOCK_LEN: usize = 16;
 
 /// An initialisation vector.
@@ -32,7 +32,7 @@ impl Key {
         Self::Long(Box::new(Aes256::new(&Array::from(*bytes))))
     }
 
-    /// Decrypts whole blocks in place; what padding there is stays. `data` is a multiple of [`BLOCK_LEN`] long.
+    /// Decrypts whole blocks in place, without removing padding. The length of `data` must be a multiple of [`BLOCK_LEN`].
     pub fn decrypt_blocks(&self, iv: &Iv, data: &mut [u8]) {
         match self {
             Self::Short(aes) => decrypt(&**aes, iv, data),
@@ -40,7 +40,7 @@ impl Key {
         }
     }
 
-    /// Encrypts whole blocks in place, without padding. `data` is a multiple of [`BLOCK_LEN`] long.
+    /// Encrypts whole blocks in place, without padding. The length of `data` must be a multiple of [`BLOCK_LEN`].
     pub fn encrypt_blocks(&self, iv: &Iv, data: &mut [u8]) {
         match self {
             Self::Short(aes) => encrypt(&**aes, iv, data),
@@ -48,7 +48,7 @@ impl Key {
         }
     }
 
-    /// Decrypts a padded message in place; answers its length, or nothing where the padding is none.
+    /// Decrypts a padded message in place, and returns its length; `None` if the padding is invalid.
     pub fn decrypt_padded(&self, iv: &Iv, data: &mut [u8]) -> Option<usize> {
         if data.is_empty() || !data.len().is_multiple_of(BLOCK_LEN) {
             return None;
@@ -57,7 +57,7 @@ impl Key {
         unpadded_len(data)
     }
 
-    /// Appends the encryption of `plain`, padded, to `out`.
+    /// Pads and encrypts `plain`, and appends the result to `out`.
     pub fn encrypt_padded(&self, iv: &Iv, plain: &[u8], out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(plain);
@@ -87,7 +87,7 @@ where
     debug_assert!(whole.is_ok(), "whole blocks");
 }
 
-/// The length of a decrypted message without its PKCS#7 padding; nothing where the padding is none.
+/// The length of a decrypted message without its PKCS#7 padding; `None` if the padding is invalid.
 pub fn unpadded_len(plain: &[u8]) -> Option<usize> {
     let pad = usize::from(*plain.last()?);
     if pad == 0 || pad > BLOCK_LEN || pad > plain.len() {
@@ -98,7 +98,7 @@ pub fn unpadded_len(plain: &[u8]) -> Option<usize> {
     is_padding.then_some(kept.len())
 }
 
-/// The bytes that `plain_len` bytes take when encrypted in one piece.
+/// The encrypted length of a message of `plain_len` bytes.
 pub fn padded_len(plain_len: u64) -> u64 {
     (plain_len / BLOCK_LEN as u64 + 1) * BLOCK_LEN as u64
 }

@@ -1,4 +1,4 @@
-//! What a folder is: one of ours, or one of the foreign formats.
+//! Detects the format of a library.
 
 use std::fmt;
 use std::fs;
@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
 
-/// Entries that are looked at, at most, to tell what a folder is.
+/// Most directory entries that are read to detect a format.
 const LOOKED_AT_MAX: usize = 20_000;
 
-/// What a library can be.
+/// The formats of libraries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(test, derive(Hash))]
 pub enum FormatKind {
@@ -27,7 +27,7 @@ impl FormatKind {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Vault, Self::Mms, Self::Medusa, Self::Images];
 
-    /// As it is written on the command line.
+    /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Vault => "vault",
@@ -37,7 +37,7 @@ impl FormatKind {
         }
     }
 
-    /// The format of that name.
+    /// The format with this name.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
@@ -54,9 +54,9 @@ impl fmt::Display for FormatKind {
     }
 }
 
-/// What the folder is. `is_vault` is what the caller knows: whether it has slots.
+/// Detects the format of a folder. The caller knows whether it is hushfs's own (`is_vault`): whether it has slots.
 ///
-/// [`Kind::Usage`] where it could be more than one, [`Kind::NotLibrary`] where it is none.
+/// [`Kind::Usage`] if several formats are possible, [`Kind::NotLibrary`] if none is.
 pub fn detect(root: &Path, is_vault: bool) -> Result<FormatKind> {
     let mut found = Vec::new();
     if is_vault {
@@ -79,7 +79,7 @@ pub fn detect(root: &Path, is_vault: bool) -> Result<FormatKind> {
     }
 }
 
-/// A key file at the top. There should be an index, too; where there is none, that is said by who opens it.
+/// Whether there is a key file in the root. If the index is missing, opening the library reports that.
 fn looks_like_mms(root: &Path) -> bool {
     let entries = fs::read_dir(root).into_iter().flatten().flatten();
     entries
@@ -87,7 +87,7 @@ fn looks_like_mms(root: &Path) -> bool {
         .any(|entry| super::mms::is_key_file(&entry.path()))
 }
 
-/// A file with its description beside it, somewhere below.
+/// Whether there is a file together with its description, in any folder.
 fn looks_like_images(root: &Path) -> bool {
     let mut pending = vec![PathBuf::from(root)];
     let mut looked_at = 0;

@@ -1,10 +1,10 @@
-//! The prompt-nest image store: AES-256-CBC a file, `X.enc`, and its type in clear beside it, `X.enc.meta`
-//! (`man/hushfs-foreign.5`: PROMPT-NEST).
+//! The prompt-nest image store: each file is encrypted with AES-256-CBC as `X.enc`; its type is stored unencrypted in
+//! `X.enc.meta` (`man/hushfs-foreign.5`: PROMPT-NEST).
 //!
-//! Nothing is authenticated: changed bytes give changed pictures, in silence. The key is one SHA-256 of a text.
+//! Nothing is authenticated: changed bytes are not noticed, and give a changed picture. The key is one SHA-256 of a text.
 //!
-//! What lies in clear (pictures from before encryption, styles) stays so when it is changed: the app finds it by its
-//! whole name, and with `.enc` behind that no more.
+//! Unencrypted files (pictures from before encryption, and styles) stay unencrypted when they are changed: the app looks for
+//! them by their whole names, and would not find them with `.enc` appended.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -37,17 +37,17 @@ use names::{ends_in, free_name, mime_by_name, with_suffix};
 use run::CIPHER_LEN_MIN;
 pub use run::{ImageReader, ImageSeal};
 
-/// What an encrypted file's name ends in.
+/// The suffix of an encrypted file.
 const ENC: &str = ".enc";
-/// What that of its description ends in.
+/// The suffix of its description.
 const META: &str = ".enc.meta";
 /// The longest description that is read, in bytes.
 const META_LEN_MAX: u64 = 64 << 10;
-/// The key's text where none is set (`man/hushfs-foreign.5`: Store key).
+/// The text of the key if none is set (`man/hushfs-foreign.5`: Store key).
 pub const DEFAULT_KEY: &str = "your-32-character-secret-key-here!";
-/// The attribute that shows a file's type.
+/// The extended attribute with a file's type.
 const MIME_ATTRIBUTE: &str = "user.mime_type";
-/// Files that are tried to tell a wrong key.
+/// Most files that are tried to notice a wrong key.
 const SAMPLE_MAX: usize = 64;
 /// The folder of prompt styles.
 const STYLES: &str = "prompt-styles";
@@ -66,15 +66,15 @@ pub struct Images {
     root: PathBuf,
     stage: Option<Stage>,
     key: Key,
-    /// Whether the key is known to be right: a picture was found with it. None if there is nothing to try it on.
+    /// Whether the key is known to be right, because it decrypts a picture. `None` if there is no file to try it on.
     proof: Option<bool>,
-    /// Everything that is written is encrypted, also where it takes the place of something in clear.
+    /// All files that are written are encrypted, even if they replace unencrypted ones.
     encrypts_all: bool,
-    /// Names of files in clear that were renamed to those of backups: editors do so before they write the file anew.
+    /// Unencrypted files that were renamed to backups, by their former names: editors do that before they write a new file.
     were_clear: Mutex<HashMap<PathBuf, PathBuf>>,
 }
 
-/// The AES key that a text makes (`man/hushfs-foreign.5`: Store key).
+/// The AES key that is derived from a text (`man/hushfs-foreign.5`: Store key).
 pub fn key_of(text: &[u8]) -> Key {
     let text = if text.is_empty() {
         DEFAULT_KEY.as_bytes()
@@ -86,7 +86,7 @@ pub fn key_of(text: &[u8]) -> Key {
 }
 
 impl Images {
-    /// Opens a store. [`Kind::WrongKey`] where there are encrypted files, and none opens.
+    /// Opens a store. [`Kind::WrongKey`] if there are encrypted files, and none can be decrypted.
     pub fn open(root: &Path, key: &[u8], read_only: bool) -> Result<Self> {
         let stage = if read_only {
             None
@@ -105,12 +105,13 @@ impl Images {
         Ok(images)
     }
 
-    /// Whether what is stored opens with the key. Without anything stored, every key is taken.
+    /// Whether the key decrypts a stored picture. A store without files accepts every key.
     pub fn is_key_proven(&self) -> bool {
         self.proof == Some(true)
     }
 
-    /// Encrypts whatever is written: what was in clear is then found under another URL, and styles not at all.
+    /// Encrypts all files that are written. The app then finds files that were unencrypted under another URL, and styles not
+    /// at all.
     #[must_use]
     pub fn encrypting_all(self, encrypts_all: bool) -> Self {
         Self {
@@ -119,16 +120,16 @@ impl Images {
         }
     }
 
-    /// Whether a file is one of the texts of prompt styles, which the server reads in clear only.
-    fn is_style(&self, shown: &Path) -> bool {
-        let folder = shown
+    /// Whether a file is a prompt style: a text that the server cannot read encrypted.
+    fn is_style(&self, plain_path: &Path) -> bool {
+        let folder = plain_path
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty());
         let folder = folder.unwrap_or(&self.root).file_name();
-        folder == Some(OsStr::new(STYLES)) && shown.extension() == Some(OsStr::new("json"))
+        folder == Some(OsStr::new(STYLES)) && plain_path.extension() == Some(OsStr::new("json"))
     }
 
-    /// Tries the key on some files; none if there are none. A wrong one gets past the padding of one file in 256.
+    /// Tries the key on some files; `None` if there are none. With a wrong key, one file in 256 has a valid padding.
     fn check_key(&self) -> Result<Option<bool>> {
         let mut sample = Vec::new();
         super::walk(&self.root, &mut |path, is_dir| {
@@ -165,9 +166,9 @@ impl Images {
         self.stage.as_ref().ok_or_else(|| Kind::ReadOnly.into())
     }
 
-    /// What the description says; nothing where there is none, an error where it cannot be read.
-    fn meta(&self, stored: &Path) -> Result<Option<Meta>> {
-        let path = self.root.join(with_suffix(stored, ".meta"));
+    /// The description of an encrypted file; `None` if it does not exist.
+    fn meta(&self, cipher_path: &Path) -> Result<Option<Meta>> {
+        let path = self.root.join(with_suffix(cipher_path, ".meta"));
         let bytes = match super::read_file(&path, META_LEN_MAX) {
             Err(e) if matches!(e.kind(), Kind::Missing) => return Ok(None),
             other => other?,
@@ -178,8 +179,8 @@ impl Images {
             .map_err(|e| Error::damaged(path.display(), e))
     }
 
-    fn open_sealed(&self, stored: &Path) -> Result<ImageReader> {
-        let path = self.root.join(stored);
+    fn open_sealed(&self, cipher_path: &Path) -> Result<ImageReader> {
+        let path = self.root.join(cipher_path);
         let (file, len) = super::open_file(&path)?;
         ImageReader::new(Arc::new(file), self.key.clone(), len).map_err(|e| e.about(path.display()))
     }
@@ -197,33 +198,33 @@ impl Format for Images {
     fn list(&self, add: &mut dyn FnMut(Listed)) -> Result<()> {
         let (mut sealed, mut taken) = (Vec::new(), HashSet::new());
         super::walk(&self.root, &mut |path, is_dir| {
-            let stored = path.to_path_buf();
+            let cipher_path = path.to_path_buf();
             if is_dir {
-                taken.insert(stored.clone());
-                add(Listed::Folder(stored));
+                taken.insert(cipher_path.clone());
+                add(Listed::Folder(cipher_path));
             } else if ends_in(path, ENC) {
-                sealed.push(stored);
+                sealed.push(cipher_path);
             } else if !ends_in(path, META) {
-                taken.insert(stored.clone());
+                taken.insert(cipher_path.clone());
                 add(Listed::File(
-                    stored.clone(),
+                    cipher_path.clone(),
                     Entry {
-                        stored,
+                        cipher_path,
                         sealed: false,
                         plain_size: None,
                     },
                 ));
             }
         })?;
-        // The order of a folder's entries must not decide what a name means.
+        // What a name refers to must not depend on the order of directory entries.
         sealed.sort_unstable();
-        for stored in sealed {
-            let shown = free_name(&stored, &taken);
-            taken.insert(shown.clone());
+        for cipher_path in sealed {
+            let plain_path = free_name(&cipher_path, &taken);
+            taken.insert(plain_path.clone());
             add(Listed::File(
-                shown,
+                plain_path,
                 Entry {
-                    stored,
+                    cipher_path,
                     sealed: true,
                     plain_size: None,
                 },
@@ -235,42 +236,42 @@ impl Format for Images {
     fn plain_size(&self, entry: &Entry) -> Result<u64> {
         if entry.sealed {
             return self
-                .open_sealed(&entry.stored)
+                .open_sealed(&entry.cipher_path)
                 .map(|reader| reader.plain_size());
         }
-        super::open_file(&self.root.join(&entry.stored)).map(|(_, len)| len)
+        super::open_file(&self.root.join(&entry.cipher_path)).map(|(_, len)| len)
     }
 
-    fn open(&self, shown: &Path, entry: &Entry) -> Result<Arc<dyn Reader>> {
+    fn open(&self, plain_path: &Path, entry: &Entry) -> Result<Arc<dyn Reader>> {
         if !entry.sealed {
-            return PlainReader::open(&self.root.join(&entry.stored));
+            return PlainReader::open(&self.root.join(&entry.cipher_path));
         }
-        let reader = self.open_sealed(&entry.stored)?;
+        let reader = self.open_sealed(&entry.cipher_path)?;
         let claims_image = || {
-            self.meta(&entry.stored)
+            self.meta(&entry.cipher_path)
                 .ok()
                 .flatten()
                 .is_some_and(|m| m.mime_type.starts_with("image/"))
         };
         if self.proof == Some(false) && claims_image() && !is_image(&reader) {
             return Err(Error::damaged(
-                shown.display(),
-                "there is no picture behind it: another key?",
+                plain_path.display(),
+                "it does not contain a picture: wrong key?",
             ));
         }
         Ok(Arc::new(reader))
     }
 
     fn xattrs(&self, entry: &Entry) -> Vec<(String, Vec<u8>)> {
-        let shown = entry.stored.as_os_str().as_bytes();
-        let shown = if entry.sealed {
-            shown.strip_suffix(ENC.as_bytes()).unwrap_or(shown)
+        let name = entry.cipher_path.as_os_str().as_bytes();
+        let name = if entry.sealed {
+            name.strip_suffix(ENC.as_bytes()).unwrap_or(name)
         } else {
-            shown
+            name
         };
-        let by_name = || mime_by_name(Path::new(OsStr::from_bytes(shown))).to_string();
+        let by_name = || mime_by_name(Path::new(OsStr::from_bytes(name))).to_string();
         let mime = if entry.sealed {
-            match self.meta(&entry.stored) {
+            match self.meta(&entry.cipher_path) {
                 Ok(meta) => meta.map_or_else(by_name, |meta| meta.mime_type),
                 Err(e) => {
                     log::warn!("{e}");
@@ -283,80 +284,85 @@ impl Format for Images {
         vec![(MIME_ATTRIBUTE.into(), mime.into_bytes())]
     }
 
-    fn admit(&self, shown: &Path) -> Result<()> {
-        let longest = shown.file_name().map_or(0, |name| name.len() + META.len());
+    fn check_name(&self, plain_path: &Path) -> Result<()> {
+        let longest = plain_path
+            .file_name()
+            .map_or(0, |name| name.len() + META.len());
         if longest > crate::volume::NAME_LEN_MAX {
             return Err(Kind::NameTooLong.into());
         }
-        if ends_in(shown, ENC) || ends_in(shown, META) {
-            return Err(Error::new(Kind::NotPermitted, shown.display())
+        if ends_in(plain_path, ENC) || ends_in(plain_path, META) {
+            return Err(Error::new(Kind::NotPermitted, plain_path.display())
                 .hint("names that end in .enc or .enc.meta are the store's own"));
         }
         Ok(())
     }
 
-    fn in_clear(&self, shown: &Path) -> bool {
+    fn in_clear(&self, plain_path: &Path) -> bool {
         let is_there = || {
-            let meta = self.root.join(shown).symlink_metadata();
-            meta.is_ok_and(|meta| meta.is_file()) || self.was_clear(shown)
+            let meta = self.root.join(plain_path).symlink_metadata();
+            meta.is_ok_and(|meta| meta.is_file()) || self.was_clear(plain_path)
         };
-        !self.encrypts_all && (self.is_style(shown) || is_there())
+        !self.encrypts_all && (self.is_style(plain_path) || is_there())
     }
 
-    fn seal(&self, shown: &Path) -> Result<Box<dyn Seal>> {
-        if self.in_clear(shown) {
+    fn seal(&self, plain_path: &Path) -> Result<Box<dyn Seal>> {
+        if self.in_clear(plain_path) {
             return Ok(Box::new(InClear));
         }
         let iv = random_iv()?;
         Ok(Box::new(ImageSeal::new(self.key.clone(), iv)))
     }
 
-    fn publish(&self, sealed: Sealed, shown: &Path, old: Option<&Entry>) -> Result<Entry> {
+    fn publish(&self, sealed: Sealed, plain_path: &Path, old: Option<&Entry>) -> Result<Entry> {
         let (plain_size, is_sealed) = (Some(sealed.plain_size), !sealed.in_clear);
-        let (stored, mut steps) = if sealed.in_clear {
-            let stored = shown.to_path_buf();
-            (stored.clone(), vec![Step::Place(sealed.temp, stored)])
+        let (cipher_path, mut steps) = if sealed.in_clear {
+            let cipher_path = plain_path.to_path_buf();
+            (
+                cipher_path.clone(),
+                vec![Step::Install(sealed.temp, cipher_path)],
+            )
         } else {
-            let stored = self.place(shown, old)?;
-            let steps = self.encrypted_steps(sealed, shown, &stored)?;
-            (stored, steps.into())
+            let cipher_path = self.place(plain_path, old)?;
+            let steps = self.encrypted_steps(sealed, plain_path, &cipher_path)?;
+            (cipher_path, steps.into())
         };
-        let replaced = old.filter(|old| old.stored != stored);
+        let replaced = old.filter(|old| old.cipher_path != cipher_path);
         steps.extend(replaced.into_iter().flat_map(Self::removal));
         self.writer()?.commit(steps)?;
         Ok(Entry {
-            stored,
+            cipher_path,
             sealed: is_sealed,
             plain_size,
         })
     }
 
     fn rename(&self, entry: &Entry, from: &Path, to: &Path, old: Option<&Entry>) -> Result<Entry> {
-        self.admit(to)?;
+        self.check_name(to)?;
         let in_clear = self.becomes_clear(entry, (from, to), old);
-        self.note_clear(from, to, entry);
+        self.record_clear(from, to, entry);
         if in_clear == entry.sealed {
             return self.rename_recoded(entry, (from, to), old, in_clear);
         }
         let stage = self.writer()?;
-        let stored = if in_clear {
+        let cipher_path = if in_clear {
             to.to_path_buf()
         } else {
             self.place(to, old)?
         };
-        let mut steps = vec![Step::Move(entry.stored.clone(), stored.clone())];
+        let mut steps = vec![Step::Move(entry.cipher_path.clone(), cipher_path.clone())];
         if entry.sealed {
-            let meta = with_suffix(&entry.stored, ".meta");
+            let meta = with_suffix(&entry.cipher_path, ".meta");
             let bytes = describe(to, &self.type_after(entry, from, to)?);
             let temp = stage.create_in_place_of(&meta, &bytes)?;
-            steps.push(Step::Place(temp, with_suffix(&stored, ".meta")));
+            steps.push(Step::Install(temp, with_suffix(&cipher_path, ".meta")));
             steps.push(Step::Remove(meta));
         }
-        let replaced = old.filter(|old| old.stored != stored);
+        let replaced = old.filter(|old| old.cipher_path != cipher_path);
         steps.extend(replaced.into_iter().flat_map(Self::removal));
         stage.commit(steps)?;
         Ok(Entry {
-            stored,
+            cipher_path,
             ..entry.clone()
         })
     }
@@ -364,11 +370,11 @@ impl Format for Images {
     fn rename_dir(&self, from: &Path, to: &Path, files: &[(PathBuf, Entry)]) -> Result<Vec<Entry>> {
         let moved = |(_, entry): &(PathBuf, Entry)| {
             let below = entry
-                .stored
+                .cipher_path
                 .strip_prefix(from)
                 .map_err(|_| Kind::InvalidArgument)?;
             Ok(Entry {
-                stored: to.join(below),
+                cipher_path: to.join(below),
                 ..entry.clone()
             })
         };
@@ -387,7 +393,7 @@ impl Format for Images {
     }
 }
 
-/// Whether a picture, or anything else that is known, is behind this.
+/// Whether a file contains a picture, or anything else of a known type.
 fn is_image(reader: &ImageReader) -> bool {
     let mut head = vec![0; reader.plain_size().min(4096) as usize];
     reader.read_exact_at(0, &mut head).is_ok() && infer::is_image(&head)

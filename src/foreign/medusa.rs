@@ -1,8 +1,8 @@
-//! Cassandra Medusa with client-side encryption: Fernet frames, names and manifests in clear
+//! Cassandra Medusa with client-side encryption: Fernet frames, and unencrypted names and manifests
 //! (`man/hushfs-foreign.5`: CASSANDRA MEDUSA).
 //!
-//! Each frame is authenticated, its file and place are not: frames swapped or taken from elsewhere are found by the
-//! manifest's sizes and digests alone, and the manifest itself is in clear and not authenticated. It also shows the
+//! Each frame is authenticated, but not its file or position. Only the sizes and digests in the manifest show that frames
+//! were swapped or are from another file, and the manifest is neither encrypted nor authenticated. It also reveals the
 //! digests of the plaintext.
 
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ use manifest::{DigestForm, NewObject, Object};
 use names::{DataName, in_metadata, is_manifest, restores_undecrypted};
 pub use reader::FrameReader;
 
-/// Files that are tried to tell a wrong key.
+/// Most files that are tried to notice a wrong key.
 const SAMPLE_MAX: usize = 8;
 
 /// An open bucket.
@@ -51,8 +51,8 @@ pub struct Medusa {
 }
 
 impl Medusa {
-    /// Opens a bucket. [`Kind::WrongKey`] where its objects do not open, [`Kind::OtherForm`] where they are of the
-    /// later format.
+    /// Opens a bucket. [`Kind::WrongKey`] if its objects cannot be decrypted, [`Kind::OtherForm`] if they are in the later
+    /// format.
     pub fn open(root: &Path, key: &[u8], cache_bytes: usize, read_only: bool) -> Result<Self> {
         let key = FernetKey::parse(key).ok_or_else(|| {
             Error::from(Kind::Secret(
@@ -89,7 +89,7 @@ impl Medusa {
                 self.root.display()
             );
         }
-        // Those that look like frames first: the bucket may hold backups in another form, too.
+        // Objects that look like frames come first: the bucket may also contain backups in another format.
         let likely = objects().filter(|object| object.is_like_frames());
         let others = objects().filter(|object| !object.is_like_frames());
         let mut wrong = None;
@@ -100,7 +100,7 @@ impl Medusa {
             };
             match self.try_first(Arc::new(file), len) {
                 Ok(()) => return Ok(()),
-                // One that does not open says more than one that is not read.
+                // A file that cannot be decrypted says more about the key than one in another format.
                 Err(e) if matches!(e.kind(), Kind::OtherForm(_)) && wrong.is_some() => {}
                 Err(e) => wrong = Some(e.about(path.display())),
             }
@@ -124,9 +124,9 @@ impl Medusa {
         self.stage.as_ref().ok_or_else(|| Kind::ReadOnly.into())
     }
 
-    /// Opens what is stored at `stored`, as `object` says it is; what no manifest names is what it looks like.
-    fn open_object(&self, stored: &Path, object: Option<&Object>) -> Result<Arc<dyn Reader>> {
-        let path = self.root.join(stored);
+    /// Opens a stored file according to its entry in a manifest (`object`), or, without one, according to its contents.
+    fn open_object(&self, cipher_path: &Path, object: Option<&Object>) -> Result<Arc<dyn Reader>> {
+        let path = self.root.join(cipher_path);
         let (file, len) = super::open_file(&path)?;
         self.reader(file, len, object)
             .map_err(|e| e.about(path.display()))
@@ -195,18 +195,18 @@ impl Format for Medusa {
     fn list(&self, add: &mut dyn FnMut(Listed)) -> Result<()> {
         let catalog = self.catalog.lock();
         super::walk(&self.root, &mut |path, is_dir| {
-            let stored = path.to_path_buf();
+            let cipher_path = path.to_path_buf();
             if is_dir {
-                return add(Listed::Folder(stored));
+                return add(Listed::Folder(cipher_path));
             }
             if path == Path::new(base::KEPT) {
                 return;
             }
             let sealed = catalog.data_name(path).is_some();
             add(Listed::File(
-                stored.clone(),
+                cipher_path.clone(),
                 Entry {
-                    stored,
+                    cipher_path,
                     sealed,
                     plain_size: None,
                 },
@@ -215,17 +215,17 @@ impl Format for Medusa {
         for broken in &catalog.broken {
             add(broken.listed());
         }
-        // What a manifest names and is not there is shown, too: reading it says that it is missing.
+        // Missing objects of manifests are shown as well: reading one fails, and says that it is missing.
         for object in catalog.objects() {
-            let stored = PathBuf::from(&object.path);
-            if super::stage::is_confined(&stored)
-                && self.root.join(&stored).symlink_metadata().is_err()
+            let cipher_path = PathBuf::from(&object.path);
+            if super::stage::is_confined(&cipher_path)
+                && self.root.join(&cipher_path).symlink_metadata().is_err()
             {
                 let plain_size = Some(object.source_size.unwrap_or(object.size));
                 add(Listed::File(
-                    stored.clone(),
+                    cipher_path.clone(),
                     Entry {
-                        stored,
+                        cipher_path,
                         sealed: true,
                         plain_size,
                     },
@@ -236,12 +236,12 @@ impl Format for Medusa {
     }
 
     fn plain_size(&self, entry: &Entry) -> Result<u64> {
-        let path = self.root.join(&entry.stored);
+        let path = self.root.join(&entry.cipher_path);
         let (file, len) = super::open_file(&path)?;
         if !entry.sealed {
             return Ok(len);
         }
-        let object = self.catalog.lock().current(&entry.stored, len);
+        let object = self.catalog.lock().current(&entry.cipher_path, len);
         if let Some(size) = object.as_ref().and_then(|o| o.source_size) {
             return Ok(size);
         }
@@ -251,21 +251,23 @@ impl Format for Medusa {
 
     fn open(&self, _shown: &Path, entry: &Entry) -> Result<Arc<dyn Reader>> {
         if !entry.sealed {
-            return PlainReader::open(&self.root.join(&entry.stored));
+            return PlainReader::open(&self.root.join(&entry.cipher_path));
         }
-        let len = std::fs::metadata(self.root.join(&entry.stored)).map_or(0, |meta| meta.len());
-        let object = self.catalog.lock().current(&entry.stored, len);
-        self.open_object(&entry.stored, object.as_ref())
+        let len =
+            std::fs::metadata(self.root.join(&entry.cipher_path)).map_or(0, |meta| meta.len());
+        let object = self.catalog.lock().current(&entry.cipher_path, len);
+        self.open_object(&entry.cipher_path, object.as_ref())
     }
 
-    fn admit(&self, shown: &Path) -> Result<()> {
-        let refuse = |hint: &str| Err(Error::new(Kind::NotPermitted, shown.display()).hint(hint));
-        let Some(text) = shown.to_str() else {
+    fn check_name(&self, plain_path: &Path) -> Result<()> {
+        let refuse =
+            |hint: &str| Err(Error::new(Kind::NotPermitted, plain_path.display()).hint(hint));
+        let Some(text) = plain_path.to_str() else {
             return Err(Kind::InvalidArgument.into());
         };
         let catalog = self.catalog.lock();
-        let Some(name) = catalog.data_name(shown) else {
-            let path = catalog.below_base(shown);
+        let Some(name) = catalog.data_name(plain_path) else {
+            let path = catalog.below_base(plain_path);
             return match () {
                 () if is_manifest(path) => {
                     refuse("manifests are kept by hushfs, as files come and go")
@@ -283,18 +285,18 @@ impl Format for Medusa {
             let hint = format!(
                 "a restore would put it in the place of {other}: it knows no such folders in that of a table"
             );
-            return Err(Error::new(Kind::NotPermitted, shown.display()).hint(hint));
+            return Err(Error::new(Kind::NotPermitted, plain_path.display()).hint(hint));
         }
         self.keepers(&catalog, &name, text)?;
         Ok(())
     }
 
-    fn in_clear(&self, shown: &Path) -> bool {
-        self.catalog.lock().data_name(shown).is_none()
+    fn in_clear(&self, plain_path: &Path) -> bool {
+        self.catalog.lock().data_name(plain_path).is_none()
     }
 
-    fn seal(&self, shown: &Path) -> Result<Box<dyn Seal>> {
-        if self.in_clear(shown) {
+    fn seal(&self, plain_path: &Path) -> Result<Box<dyn Seal>> {
+        if self.in_clear(plain_path) {
             return Ok(Box::new(InClear));
         }
         let (key, cache) = (self.key.clone(), Arc::clone(&self.cache));
@@ -309,15 +311,15 @@ impl Format for Medusa {
         true
     }
 
-    fn publish(&self, sealed: Sealed, shown: &Path, _old: Option<&Entry>) -> Result<Entry> {
-        let stored = shown.to_path_buf();
-        let path = shown.to_str().ok_or(Kind::InvalidArgument)?;
+    fn publish(&self, sealed: Sealed, plain_path: &Path, _old: Option<&Entry>) -> Result<Entry> {
+        let cipher_path = plain_path.to_path_buf();
+        let path = plain_path.to_str().ok_or(Kind::InvalidArgument)?;
         let mut catalog = self.catalog.lock();
-        let Some(name) = catalog.data_name(shown).map(DataName::own) else {
+        let Some(name) = catalog.data_name(plain_path).map(DataName::own) else {
             self.writer()?
-                .commit(vec![Step::Place(sealed.temp, stored.clone())])?;
+                .commit(vec![Step::Install(sealed.temp, cipher_path.clone())])?;
             return Ok(Entry {
-                stored,
+                cipher_path,
                 sealed: false,
                 plain_size: Some(sealed.plain_size),
             });
@@ -335,19 +337,19 @@ impl Format for Medusa {
         let form = DigestForm::of(catalog.objects());
         let (mut steps, drafts) =
             self.manifest_steps(&mut catalog, &keepers, |draft| draft.put(&new, form))?;
-        steps.insert(0, Step::Place(sealed.temp, stored.clone()));
+        steps.insert(0, Step::Install(sealed.temp, cipher_path.clone()));
         self.commit(&mut catalog, steps, drafts)?;
         Ok(Entry {
-            stored,
+            cipher_path,
             sealed: true,
             plain_size: Some(sealed.plain_size),
         })
     }
 
     fn rename(&self, entry: &Entry, from: &Path, to: &Path, _old: Option<&Entry>) -> Result<Entry> {
-        self.admit(to)?;
+        self.check_name(to)?;
         let moved = Entry {
-            stored: to.to_path_buf(),
+            cipher_path: to.to_path_buf(),
             ..entry.clone()
         };
         let step = Step::Move(from.to_path_buf(), to.to_path_buf());
@@ -388,12 +390,12 @@ impl Format for Medusa {
         self.move_folder(from, to, files)
     }
 
-    fn remove(&self, shown: &Path, entry: &Entry) -> Result<()> {
+    fn remove(&self, plain_path: &Path, entry: &Entry) -> Result<()> {
         let mut catalog = self.catalog.lock();
-        if let Some(name) = catalog.data_name(shown) {
+        if let Some(name) = catalog.data_name(plain_path) {
             catalog.check_change(&name)?;
         }
-        let path = shown.to_str().unwrap_or_default();
+        let path = plain_path.to_str().unwrap_or_default();
         let named: Vec<usize> = catalog
             .known(path)
             .iter()
@@ -404,10 +406,10 @@ impl Format for Medusa {
         let name = catalog.named(path);
         let (mut steps, drafts) =
             self.manifest_steps(&mut catalog, &named, |draft| drop(draft.take(&name)))?;
-        steps.push(Step::Remove(entry.stored.clone()));
+        steps.push(Step::Remove(entry.cipher_path.clone()));
         self.commit(&mut catalog, steps, drafts)?;
-        if is_manifest(catalog.below_base(shown)) {
-            catalog.forget(shown);
+        if is_manifest(catalog.below_base(plain_path)) {
+            catalog.forget(plain_path);
         }
         Ok(())
     }

@@ -1,10 +1,10 @@
 //! A foreign library as a filesystem: names, inodes, attributes and open files, the same for all formats.
 //!
-//! Names are read once and kept in memory; times and permissions are those of the stored files. A file that was
-//! written is encrypted as a whole into a new one, which takes its place when the file is closed or synced.
+//! Names are read once and kept in memory. Times and permissions are those of the stored files. A changed file is encrypted
+//! as a whole into a new one, which replaces the old one when the file is closed or synced.
 //!
-//! Lock order, each only while needed: a file's content; `changes`; the tree. Reading a file that nobody writes to
-//! holds none of them.
+//! Lock order, each held only while needed: the content of a file; `changes`; the tree. Reading a file that is not being
+//! written holds none of them.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -31,19 +31,19 @@ mod volume;
 use content::{Content, DIRTY_COST_MAX};
 use tree::{Body, Tree};
 
-/// Bytes that may wait in memory in all; beyond, each writer writes out what it has.
+/// Bytes of unwritten changes in memory, for all files together. Above that, each writer writes its own changes out.
 const DIRTY_TOTAL_MAX: usize = 64 << 20;
 
 /// A foreign library that can be mounted.
 pub struct Mirror {
-    /// Before the format, so that what was written and never placed goes before the folder that it lies in.
+    /// Declared before `format`: temporary files must be dropped before the folder that holds them.
     files: Mutex<HashMap<u64, Arc<Mutex<Content>>>>,
     format: Box<dyn Format>,
     read_only: bool,
     tree: RwLock<Tree>,
-    /// What the format has, and cannot be shown: names, and why not.
+    /// Entries of the format that cannot be shown: names and reasons.
     left_out: Vec<(String, String)>,
-    /// Held by whoever changes names or puts a file in its place.
+    /// Held while names change, or a file is moved into the library.
     changes: Mutex<()>,
     handles: Mutex<HashMap<u64, (Ino, bool)>>,
     next_handle: AtomicU64,
@@ -52,7 +52,7 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// Reads all names. Without a [`Format::stage`] nothing can be changed.
+    /// Reads all names. Without a [`Format::stage`], it is read-only.
     pub fn new(format: Box<dyn Format>) -> Result<Arc<Self>> {
         let mut tree = Tree::new();
         let mut left_out = Vec::new();
@@ -80,13 +80,13 @@ impl Mirror {
         }))
     }
 
-    /// What the library has and cannot be shown: names, and why not.
+    /// Entries of the library that cannot be shown: names and reasons.
     pub fn left_out(&self) -> &[(String, String)] {
         &self.left_out
     }
 
-    /// What of a library is shown nowhere, because something else has its name, or it is neither file nor folder: names,
-    /// and why not.
+    /// Entries that a mount of this format would not show, because another one has the same name, or because they are
+    /// neither files nor folders: names and reasons.
     pub fn conflicts(format: &dyn Format) -> Result<Vec<(String, String)>> {
         let (mut tree, mut found) = (Tree::new(), super::strangers(format.root())?);
         format.list(&mut |listed| {
@@ -110,7 +110,7 @@ impl Mirror {
         }
     }
 
-    /// Where a file is stored; none where it was never written out, an error for a folder.
+    /// The stored file of an inode; `None` if it was never written out. An error for a folder.
     fn entry(&self, ino: Ino) -> Result<Option<Entry>> {
         match &self.tree.read().node(ino)?.body {
             Body::File(entry) => Ok(entry.clone()),
@@ -118,15 +118,19 @@ impl Mirror {
         }
     }
 
-    /// Whether a file may have a name that the format does not take: that of a file which its program will rename, when
-    /// it is whole, to one that the format takes.
-    fn may_be_renamed(&self, shown: &Path) -> bool {
-        let name = shown.file_name().unwrap_or_default();
-        let takes = |name: OsString| self.format.admit(&shown.with_file_name(name)).is_ok();
+    /// Whether a name that the format refuses is a temporary one: programs write to such a file, and then rename it to a
+    /// name that the format accepts.
+    fn may_be_renamed(&self, plain_path: &Path) -> bool {
+        let name = plain_path.file_name().unwrap_or_default();
+        let takes = |name: OsString| {
+            self.format
+                .check_name(&plain_path.with_file_name(name))
+                .is_ok()
+        };
         temporary::is_nameless(name) || temporary::final_names(name).into_iter().any(takes)
     }
 
-    /// Whether a file has a name; one that has none may be forgotten already.
+    /// Whether a file has a name. A file without one may already be forgotten.
     fn is_linked(&self, ino: Ino) -> bool {
         self.tree.read().node(ino).is_ok_and(|node| node.linked)
     }
@@ -135,18 +139,18 @@ impl Mirror {
         self.tree.read().path(ino)
     }
 
-    /// Bytes of plaintext of a stored file. Where that cannot be told, all that is stored is shown as its size:
-    /// reading it then says what is wrong.
+    /// Bytes of plaintext of a stored file. If that cannot be determined, it is the length of the stored file; reading it
+    /// then fails with the reason.
     fn plain_size(&self, ino: Ino, entry: &Entry) -> u64 {
         if let Some(known) = entry.plain_size {
             return known;
         }
-        let path = self.format.root().join(&entry.stored);
+        let path = self.format.root().join(&entry.cipher_path);
         match self.format.plain_size(entry) {
             Ok(plain_size) => {
                 if let Ok(node) = self.tree.write().node_mut(ino)
                     && let Body::File(Some(now)) = &mut node.body
-                    && now.stored == entry.stored
+                    && now.cipher_path == entry.cipher_path
                 {
                     now.plain_size = Some(plain_size);
                 }
@@ -163,7 +167,7 @@ impl Mirror {
         self.files.lock().get(&ino.0).cloned()
     }
 
-    /// The content of a file, opened where it is not.
+    /// The content of a file, which is opened if necessary.
     fn content(&self, ino: Ino) -> Result<Arc<Mutex<Content>>> {
         if let Some(content) = self.opened(ino) {
             return Ok(content);
@@ -182,7 +186,7 @@ impl Mirror {
         Ok(Arc::clone(file))
     }
 
-    /// Puts what was written into the library. A file without a name has no place there.
+    /// Moves the changes of a file into the library, unless it has no name any more.
     fn publish(&self, ino: Ino, content: &mut Content) -> Result<()> {
         if !content.changed() {
             return Ok(());
@@ -190,37 +194,44 @@ impl Mirror {
         if !self.is_linked(ino) {
             return Ok(());
         }
-        let shown = self.path(ino)?;
-        if self.format.admit(&shown).is_err() {
-            // Held for the name that it will get: see `create`. Who syncs it before it is renamed is told no error, as
-            // the rename makes it durable.
+        let plain_path = self.path(ino)?;
+        if self.format.check_name(&plain_path).is_err() {
+            // Kept until it gets its final name: see `create_file`. A sync before that returns no error, because the rename
+            // makes the file durable.
             return Ok(());
         }
-        self.account(content, |content| content.complete(&*self.format, &shown))?;
+        self.account(content, |content| {
+            content.complete(&*self.format, &plain_path)
+        })?;
         let _changes = overdue::lock(&self.changes)?;
-        // The name may have changed meanwhile.
+        // It may have been removed meanwhile.
         if !self.is_linked(ino) {
             return Ok(());
         }
-        let shown = self.path(ino)?;
+        let plain_path = self.path(ino)?;
         let old = self.entry(ino)?;
-        let entry = self.place(content, &shown, old.as_ref())?;
+        let entry = self.place(content, &plain_path, old.as_ref())?;
         self.tree.write().node_mut(ino)?.body = Body::File(Some(entry));
         Ok(())
     }
 
-    /// Puts contents at `shown`, with the attributes that are wanted of it. `changes` is held.
-    fn place(&self, content: &mut Content, shown: &Path, old: Option<&Entry>) -> Result<Entry> {
+    /// Moves contents to `plain_path`, with the attributes that were set. The caller holds `changes`.
+    fn place(
+        &self,
+        content: &mut Content,
+        plain_path: &Path,
+        old: Option<&Entry>,
+    ) -> Result<Entry> {
         let format = &*self.format;
         self.account(content, |content| {
-            content.publish(format, shown, old, |sealed, overrides| {
-                let old = old.map(|old| format.root().join(&old.stored));
+            content.publish(format, plain_path, old, |sealed, overrides| {
+                let old = old.map(|old| format.root().join(&old.cipher_path));
                 attrs::prepare(&sealed.temp, old.as_deref(), overrides)
             })
         })
     }
 
-    /// Keeps count of what waits in memory while `work` changes that.
+    /// Calls `work`, and updates the count of unwritten changes in memory.
     fn account<T>(&self, content: &mut Content, work: impl FnOnce(&mut Content) -> T) -> T {
         let before = content.dirty_cost();
         let done = work(content);
@@ -233,7 +244,7 @@ impl Mirror {
         done
     }
 
-    /// What one more write may leave in memory.
+    /// How much unwritten data, in bytes of memory, a file may keep after a write.
     fn cost_max(&self) -> usize {
         if self.dirty.load(Ordering::Relaxed) > DIRTY_TOTAL_MAX {
             return 0;
@@ -247,13 +258,13 @@ impl Mirror {
         Handle(number)
     }
 
-    /// Forgets the content of a file that nobody needs any more.
+    /// Drops the content of a file that is no longer needed.
     fn close_content(&self, ino: Ino) {
         let mut files = self.files.lock();
         let Some(file) = files.get(&ino.0) else {
             return;
         };
-        // Somebody else at work on it comes by here, too.
+        // A thread that holds the lock will also call this.
         let Some(content) = file.try_lock() else {
             return;
         };
@@ -267,8 +278,8 @@ impl Mirror {
         }
     }
 
-    /// Puts everything that was written into the library. What was never given a name that its format takes is dropped:
-    /// an error that names it.
+    /// Moves all changes into the library. Files that were never renamed to a name that the format accepts are dropped; the
+    /// error lists them.
     fn publish_all(&self) -> Result<()> {
         let open: Vec<_> = {
             let files = self.files.lock();
@@ -300,15 +311,15 @@ impl Mirror {
     }
 }
 
-/// Files were dropped, as they had the names of unfinished ones to the end.
+/// The error for files that were dropped because they still had temporary names.
 fn unstored(paths: &[String]) -> Error {
-    /// Names that are told at once.
-    const TOLD: usize = 10;
-    let others = match paths.len().saturating_sub(TOLD) {
+    /// How many names are listed.
+    const LISTED_MAX: usize = 10;
+    let others = match paths.len().saturating_sub(LISTED_MAX) {
         0 => String::new(),
         others => format!(" and {others} others"),
     };
-    let names = paths[..paths.len().min(TOLD)].join(", ");
+    let names = paths[..paths.len().min(LISTED_MAX)].join(", ");
     Error::new(Kind::NotPermitted, format_args!("{names}{others}")).hint(
         "not stored: unfinished files, which the library does not take under these names, and nothing renamed them",
     )

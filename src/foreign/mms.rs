@@ -1,8 +1,8 @@
-//! Minio Music Server: AES-128-CBC in segments, a key file, an encrypted index
+//! Minio Music Server: AES-128-CBC in segments, a key file, and an encrypted index
 //! (`man/hushfs-foreign.5`: MINIO MUSIC SERVER).
 //!
-//! Nothing is authenticated: changed bytes, swapped segments and a rolled-back index are not noticed. The password
-//! goes through one SHA-256. Names can be guessed from their MD5; equal segments of a file show.
+//! Nothing is authenticated: changed bytes, swapped segments and an older index are not noticed. The key of the password is
+//! one SHA-256. Names can be guessed from their MD5 digests, and equal segments of a file are visible.
 
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
@@ -38,15 +38,15 @@ use layout::Candidates;
 pub use layout::{Layout, Options, check, init, is_key_file, passwd};
 pub use segments::{SegmentReader, SegmentSeal, cipher_len};
 
-/// The longest object name that S3 takes, in bytes.
+/// The longest object name in S3, in bytes.
 const OBJECT_NAME_LEN_MAX: usize = 1024;
 
-/// What the server encrypts, by extension; of the audio files it also keeps titles
-/// (`man/hushfs-foreign.5`: Media types).
+/// Extensions of audio files, whose titles the server records (`man/hushfs-foreign.5`: Media types).
 const AUDIO: &[&str] = &[
     "mp3", "aiff", "ape", "wma", "wmv", "asf", "flac", "mp2", "mpc", "mp4", "m4a", "m4v", "ogg",
     "oga", "mogg", "wav", "wv",
 ];
+/// Extensions of the other files that the server encrypts.
 const VIDEO: &[&str] = &["avi", "mpg", "vob", "mkv"];
 
 /// An open library.
@@ -60,7 +60,7 @@ pub struct Mms {
 }
 
 impl Mms {
-    /// Opens a library. [`Kind::WrongKey`] where the password does not open its key file.
+    /// Opens a library. [`Kind::WrongKey`] if the password does not open its key file.
     pub fn open(root: &Path, password: &[u8], options: &Options, read_only: bool) -> Result<Self> {
         let stage = if read_only {
             None
@@ -73,7 +73,7 @@ impl Mms {
         let whole = index.is_whole();
         if stage.is_some() && !whole {
             let root = root.display();
-            log::warn!("{root}: mounted read-only: its index is not whole");
+            log::warn!("{root}: mounted read-only, because its index is incomplete");
         }
         let mms = Self {
             root: root.to_path_buf(),
@@ -87,9 +87,9 @@ impl Mms {
         Ok(mms)
     }
 
-    /// What the names of objects begin with.
+    /// The prefix of object names.
     fn prefix(&self) -> &str {
-        // Where it is not known, nothing is written.
+        // If it is not known, the library is read-only.
         self.layout.prefix.as_deref().unwrap_or_default()
     }
 
@@ -97,7 +97,7 @@ impl Mms {
         self.stage.as_ref().ok_or_else(|| Kind::ReadOnly.into())
     }
 
-    /// Where the encrypted object of a file lies (`man/hushfs-foreign.5`: Music names).
+    /// The name of the encrypted object of a file (`man/hushfs-foreign.5`: Music names).
     fn object_name(&self, path: &str) -> String {
         let digest: [u8; 16] = Md5::digest(path.as_bytes()).into();
         let hex: String = digest.iter().map(|b| format!("{b:02x}")).collect();
@@ -105,54 +105,54 @@ impl Mms {
     }
 
     /// Whether the server encrypts a file of this name.
-    fn is_media(&self, shown: &Path) -> bool {
-        let below = shown
+    fn is_media(&self, plain_path: &Path) -> bool {
+        let below = plain_path
             .as_os_str()
             .as_bytes()
             .starts_with(self.prefix().as_bytes());
-        let extension = extension(shown);
+        let extension = extension(plain_path);
         below && (AUDIO.contains(&&*extension) || VIDEO.contains(&&*extension))
     }
 
-    /// The steps of a change of the index, and what it then is.
+    /// The steps that change the index, and the changed index.
     fn index_steps(&self, index: &Index, edits: Vec<Edit>) -> Result<(Vec<Step>, Index)> {
         let place = PathBuf::from(&self.layout.index);
         let (bytes, changed) = index.edited(&self.root.join(&place), &self.key, edits)?;
         let temp = self.writer()?.create_in_place_of(&place, &bytes)?;
-        // The path first: it must be there where no object tells it.
+        // The path comes first: it must be stored if no object name contains it any more.
         let mut steps: Vec<Step> = self.path_step(&changed)?.into_iter().collect();
-        steps.push(Step::Place(temp, place));
+        steps.push(Step::Install(temp, place));
         Ok((steps, changed))
     }
 
-    /// The original in clear that may lie beside an encrypted file: it would come back when the index lets it go.
-    fn original_step(&self, shown: &Path) -> Option<Step> {
-        let path = self.root.join(shown);
+    /// The step that removes the unencrypted original of an encrypted file, if there is one. It would be shown again once the
+    /// file is removed from the index.
+    fn original_step(&self, plain_path: &Path) -> Option<Step> {
+        let path = self.root.join(plain_path);
         let is_file = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file());
-        is_file.then(|| Step::Remove(shown.to_path_buf()))
+        is_file.then(|| Step::Remove(plain_path.to_path_buf()))
     }
 
-    /// Something in a folder that is none of the files shown there: a key file, an index, an object of this library or
-    /// another one.
+    /// Something in a folder that is not shown there: a key file, an index, or an object of this library or another one.
     fn hidden_below(&self, folder: &Path, files: &[(PathBuf, Entry)]) -> Result<Option<PathBuf>> {
         let top = self.root.join(folder);
         if !top.is_dir() {
             return Ok(None);
         }
-        let shown: HashSet<&Path> = files.iter().map(|(path, _)| &**path).collect();
+        let listed: HashSet<&Path> = files.iter().map(|(path, _)| &**path).collect();
         let mut hidden = super::strangers(&top)?
             .pop()
             .map(|(name, _)| folder.join(name));
         super::walk(&top, &mut |below, is_dir| {
             let path = folder.join(below);
-            if !is_dir && !shown.contains(&*path) {
+            if !is_dir && !listed.contains(&*path) {
                 hidden = Some(path);
             }
         })?;
         Ok(hidden)
     }
 
-    /// A record with another path, and so another object.
+    /// The record of a renamed file, with a new path and object, and the object's name.
     fn moved_record(&self, index: &Index, from: &str, to: &Path) -> Result<(Edit, String)> {
         let mut json = index.json(&self.root.join(&self.layout.index), &self.key, from)?;
         let to = text(to)?;
@@ -169,7 +169,7 @@ impl Mms {
         ))
     }
 
-    /// What is encrypted in the object of a record.
+    /// A reader of the object of a record.
     fn open_object(&self, record: &Record) -> Result<Arc<dyn Reader>> {
         let path = self.root.join(&*record.object);
         let stored = PlainReader::open(&path)?;
@@ -177,7 +177,7 @@ impl Mms {
         if len != expected {
             let check = format!("it has {len} bytes, and {expected} by the index");
             return Err(Error::damaged(path.display(), check)
-                .hint("the copy is not complete, or the index is of another time"));
+                .hint("the copy is incomplete, or the index is from another time"));
         }
         let key = self.key.clone();
         Ok(Arc::new(SegmentReader::new(
@@ -190,7 +190,7 @@ impl Mms {
 
     fn entry(&self, object: String, plain_size: u64) -> Entry {
         Entry {
-            stored: object.into(),
+            cipher_path: object.into(),
             sealed: true,
             plain_size: Some(plain_size),
         }
@@ -224,11 +224,11 @@ impl Format for Mms {
             let ours = text.is_some_and(|path| self.layout.own.contains(path));
             let known = || text.is_some_and(|path| index.get(path).is_some());
             if !ours && !prefix::is_object(path) && !known() {
-                let stored = path.to_path_buf();
+                let cipher_path = path.to_path_buf();
                 add(Listed::File(
                     path.to_path_buf(),
                     Entry {
-                        stored,
+                        cipher_path,
                         sealed: false,
                         plain_size: None,
                     },
@@ -246,16 +246,16 @@ impl Format for Mms {
         if entry.sealed {
             return doubled::plain_size(self, entry);
         }
-        super::open_file(&self.root.join(&entry.stored)).map(|(_, len)| len)
+        super::open_file(&self.root.join(&entry.cipher_path)).map(|(_, len)| len)
     }
 
-    fn open(&self, shown: &Path, entry: &Entry) -> Result<Arc<dyn Reader>> {
-        let path = self.root.join(&entry.stored);
+    fn open(&self, plain_path: &Path, entry: &Entry) -> Result<Arc<dyn Reader>> {
+        let path = self.root.join(&entry.cipher_path);
         if !entry.sealed {
             return PlainReader::open(&path);
         }
         let index = self.index.lock();
-        let record = index.get(text(shown)?).ok_or(Kind::NotFound)?.clone();
+        let record = index.get(text(plain_path)?).ok_or(Kind::NotFound)?.clone();
         drop(index);
         if doubled::is_doubled(&record.path) {
             return doubled::open(self, record).map(|(reader, _)| reader);
@@ -263,19 +263,20 @@ impl Format for Mms {
         self.open_object(&record)
     }
 
-    fn admit(&self, shown: &Path) -> Result<()> {
-        let refuse = |hint: &str| Err(Error::new(Kind::NotPermitted, shown.display()).hint(hint));
-        let path = text(shown)?;
+    fn check_name(&self, plain_path: &Path) -> Result<()> {
+        let refuse =
+            |hint: &str| Err(Error::new(Kind::NotPermitted, plain_path.display()).hint(hint));
+        let path = text(plain_path)?;
         if path.len() > OBJECT_NAME_LEN_MAX {
             return Err(Kind::NameTooLong.into());
         }
         if self.layout.own.contains(path) {
             return refuse("this is the name of a key file or index of the server");
         }
-        if self.is_media(shown) {
+        if self.is_media(plain_path) {
             return Ok(());
         }
-        if &*extension(shown) == "encrypt" {
+        if &*extension(plain_path) == "encrypt" {
             return refuse("the server would take it for a song and encrypt it");
         }
         if !self.allow_plain {
@@ -283,20 +284,20 @@ impl Format for Mms {
                 "the server encrypts audio and video files in its music folder alone, so this one would lie in clear: --allow-plain lets it",
             );
         }
-        let name = shown.file_name().unwrap_or_default();
-        let is_media = |name| self.is_media(&shown.with_file_name(name));
+        let name = plain_path.file_name().unwrap_or_default();
+        let is_media = |name| self.is_media(&plain_path.with_file_name(name));
         if temporary::is_nameless(name) || temporary::final_names(name).into_iter().any(is_media) {
             return refuse("what is not whole yet does not lie in clear");
         }
         Ok(())
     }
 
-    fn in_clear(&self, shown: &Path) -> bool {
-        self.admit(shown).is_ok() && !self.is_media(shown)
+    fn in_clear(&self, plain_path: &Path) -> bool {
+        self.check_name(plain_path).is_ok() && !self.is_media(plain_path)
     }
 
-    fn seal(&self, shown: &Path) -> Result<Box<dyn Seal>> {
-        if self.in_clear(shown) {
+    fn seal(&self, plain_path: &Path) -> Result<Box<dyn Seal>> {
+        if self.in_clear(plain_path) {
             return Ok(Box::new(InClear));
         }
         Ok(Box::new(SegmentSeal {
@@ -305,19 +306,19 @@ impl Format for Mms {
         }))
     }
 
-    fn publish(&self, sealed: Sealed, shown: &Path, _old: Option<&Entry>) -> Result<Entry> {
+    fn publish(&self, sealed: Sealed, plain_path: &Path, _old: Option<&Entry>) -> Result<Entry> {
         let stage = self.writer()?;
         let Some(iv) = sealed.iv else {
-            let stored = shown.to_path_buf();
-            stage.commit(vec![Step::Place(sealed.temp, stored.clone())])?;
+            let cipher_path = plain_path.to_path_buf();
+            stage.commit(vec![Step::Install(sealed.temp, cipher_path.clone())])?;
             return Ok(Entry {
-                stored,
+                cipher_path,
                 sealed: false,
                 plain_size: Some(sealed.plain_size),
             });
         };
-        let path = text(shown)?;
-        let extension = extension(shown);
+        let path = text(plain_path)?;
+        let extension = extension(plain_path);
         let object = self.object_name(path);
         let mut index = self.index.lock();
         let mut json = Map::new();
@@ -332,10 +333,10 @@ impl Format for Mms {
         }
         let old = index.get(path).map(|_| path.into());
         let (index_steps, changed) = self.index_steps(&index, vec![Edit::Put { old, json }])?;
-        let mut steps = vec![Step::Place(sealed.temp, object.clone().into())];
+        let mut steps = vec![Step::Install(sealed.temp, object.clone().into())];
         steps.extend(index_steps);
         steps.extend(unnamed_step(&index, &changed, path));
-        steps.extend(self.original_step(shown));
+        steps.extend(self.original_step(plain_path));
         stage.commit(steps)?;
         *index = changed;
         Ok(self.entry(object, sealed.plain_size))
@@ -343,16 +344,16 @@ impl Format for Mms {
 
     fn rename(&self, entry: &Entry, from: &Path, to: &Path, old: Option<&Entry>) -> Result<Entry> {
         let stage = self.writer()?;
-        self.admit(to)?;
+        self.check_name(to)?;
         if entry.sealed != self.is_media(to) || entry.sealed && doubled::is_doubled(text(from)?) {
-            // Who renames then copies, and what is copied is encrypted, once, or let through, as it should be.
+            // The program then copies the file, which is encrypted (or not) as its new name requires.
             return Err(Kind::CrossDevice.into());
         }
         let mut index = self.index.lock();
         if !entry.sealed {
             stage.commit(vec![Step::Move(from.to_path_buf(), to.to_path_buf())])?;
             return Ok(Entry {
-                stored: to.to_path_buf(),
+                cipher_path: to.to_path_buf(),
                 ..entry.clone()
             });
         }
@@ -362,7 +363,7 @@ impl Format for Mms {
             edits.insert(0, Edit::Remove(text(to)?.into()));
         }
         let (index_steps, changed) = self.index_steps(&index, edits)?;
-        let mut steps = vec![Step::Move(entry.stored.clone(), object.clone().into())];
+        let mut steps = vec![Step::Move(entry.cipher_path.clone(), object.clone().into())];
         steps.extend(index_steps);
         steps.extend(unnamed_step(&index, &changed, text(to)?));
         steps.extend(
@@ -385,20 +386,20 @@ impl Format for Mms {
         for (path, entry) in files {
             let below = path.strip_prefix(from).map_err(|_| Kind::InvalidArgument)?;
             let new = to.join(below);
-            // A file that was encrypted twice would not be read through under a name of its own.
+            // A file that was encrypted twice is only recognised by its name.
             let is_doubled = entry.sealed && doubled::is_doubled(text(path)?);
             if entry.sealed != self.is_media(&new) || is_doubled {
                 return Err(Kind::CrossDevice.into());
             }
             if !entry.sealed {
                 entries.push(Entry {
-                    stored: new,
+                    cipher_path: new,
                     ..entry.clone()
                 });
                 continue;
             }
             let (edit, object) = self.moved_record(&index, text(path)?, &new)?;
-            steps.push(Step::Move(entry.stored.clone(), object.clone().into()));
+            steps.push(Step::Move(entry.cipher_path.clone(), object.clone().into()));
             edits.push(edit);
             entries.push(self.entry(object, entry.plain_size.unwrap_or(0)));
         }
@@ -406,7 +407,7 @@ impl Format for Mms {
             return Err(Error::new(Kind::NotPermitted, from.display())
                 .hint("it is the folder of the library's objects"));
         }
-        // The folder itself moves first, so nothing may lie in it but what is shown.
+        // The folder itself is moved first, so it must not contain anything that is not shown.
         if let Some(hidden) = self.hidden_below(from, files)? {
             let hint = format!(
                 "it holds {}, which is not shown and has to stay",
@@ -428,16 +429,16 @@ impl Format for Mms {
         Ok(entries)
     }
 
-    fn remove(&self, shown: &Path, entry: &Entry) -> Result<()> {
+    fn remove(&self, plain_path: &Path, entry: &Entry) -> Result<()> {
         let stage = self.writer()?;
         if !entry.sealed {
-            return stage.commit(vec![Step::Remove(shown.to_path_buf())]);
+            return stage.commit(vec![Step::Remove(plain_path.to_path_buf())]);
         }
         let mut index = self.index.lock();
-        let edit = Edit::Remove(text(shown)?.into());
+        let edit = Edit::Remove(text(plain_path)?.into());
         let (mut steps, changed) = self.index_steps(&index, vec![edit])?;
-        steps.push(Step::Remove(entry.stored.clone()));
-        steps.extend(self.original_step(shown));
+        steps.push(Step::Remove(entry.cipher_path.clone()));
+        steps.extend(self.original_step(plain_path));
         stage.commit(steps)?;
         *index = changed;
         Ok(())
@@ -448,8 +449,8 @@ impl Format for Mms {
     }
 }
 
-/// The step that removes the object which the record of a path named, where it has another name now, as after a change
-/// of the library's path: the server would take it for a song, and encrypt it.
+/// The step that removes the former object of a path, if its object has another name now, as after a change of the
+/// library's path: the server would encrypt the former object as if it were a song.
 fn unnamed_step(before: &Index, after: &Index, path: &str) -> Option<Step> {
     let object = &before.get(path)?.object;
     let now = after.get(path).map(|record| &record.object);
@@ -472,7 +473,7 @@ fn text(path: &Path) -> Result<&str> {
     })
 }
 
-/// The key that a password makes, which opens the key file alone (`man/hushfs-foreign.5`: Music keys).
+/// The key that is derived from a password, and decrypts only the key file (`man/hushfs-foreign.5`: Music keys).
 fn password_key(password: &[u8]) -> Key {
     let hash: Zeroizing<[u8; 32]> = Zeroizing::new(Sha256::digest(password).into());
     let (front, _) = hash
@@ -481,13 +482,13 @@ fn password_key(password: &[u8]) -> Key {
     Key::short(front)
 }
 
-/// A vector in base64, as key file and index have it.
+/// Parses an initialisation vector in base64.
 fn parse_iv(text: &str) -> Option<Iv> {
     let bytes = BASE64.decode_to_vec(text).ok()?;
     <[u8; BLOCK_LEN]>::try_from(bytes).ok()
 }
 
-/// A record's JSON as the server writes it: compact, other letters as they are.
+/// A record's JSON as the server writes it: compact, without escapes for non-ASCII characters.
 fn to_json(record: &Map<String, Value>) -> Vec<u8> {
     serde_json::to_vec(record).expect("a record is JSON")
 }

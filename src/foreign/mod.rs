@@ -1,14 +1,16 @@
-//! Foreign libraries: what three other programs encrypted, as [`Volume`](crate::volume::Volume)s, to read and to
-//! write; what is written is read by the original program as if it had written it itself.
+//! Foreign libraries: the encrypted data of three other programs as [`Volume`](crate::volume::Volume)s, for reading and
+//! writing. The original program can read what is written here as if it had written it itself.
 //!
-//! - [`mms`]: Minio Music Server. AES-128-CBC in segments, names and vectors in an encrypted index. *Not
-//!   authenticated*: changed bytes and swapped segments are not noticed, names can be guessed, equal segments show.
-//! - [`medusa`]: Cassandra Medusa's client-side encryption. Fernet frames, which are authenticated each; what binds
-//!   them to a file and an order is a digest in a manifest, which is in clear and not authenticated.
-//! - [`images`]: the prompt-nest image store. AES-256-CBC a file, its type beside it in clear. *Not authenticated.*
+//! - [`mms`]: Minio Music Server. AES-128-CBC in segments; names and initialisation vectors are in an encrypted index. *Not
+//!   authenticated*: changed bytes and swapped segments are not noticed, names can be guessed, and equal segments are
+//!   visible.
+//! - [`medusa`]: Cassandra Medusa's client-side encryption. Each Fernet frame is authenticated. Only a digest in a manifest,
+//!   which is neither encrypted nor authenticated, binds the frames to a file and an order.
+//! - [`images`]: the prompt-nest image store. AES-256-CBC for each file, whose type is stored unencrypted in another file.
+//!   *Not authenticated.*
 //!
-//! Each is a [`Format`]: what there is, how a file is read, how one is encrypted, and what else has to change with
-//! it. [`mirror`] makes a filesystem of it. Changes take effect whole, by way of [`stage`].
+//! Each is a [`Format`], which lists the files, decrypts and encrypts them, and changes the metadata that goes with them.
+//! [`mirror`] turns a format into a filesystem. [`stage`] makes each change take effect as a whole.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -33,18 +35,18 @@ pub use mirror::Mirror;
 use sealer::{Seal, Sealed};
 use stage::Stage;
 
-/// A file of the library as it is shown.
+/// A file of the library.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Where it lies, relative to the top of the library.
-    pub stored: PathBuf,
+    /// The path of the stored file, relative to the root of the library.
+    pub cipher_path: PathBuf,
     /// It is encrypted.
     pub sealed: bool,
-    /// Bytes of plaintext, where that is known without looking.
+    /// Bytes of plaintext, if known without opening the file.
     pub plain_size: Option<u64>,
 }
 
-/// What a library holds, by the path at which it is shown.
+/// An entry of a library, with the path at which it is shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listed {
     /// A folder.
@@ -55,35 +57,36 @@ pub enum Listed {
     NotShown(String, String),
 }
 
-/// Reads a file.
+/// Reads the plaintext of a file.
 pub trait Reader: Send + Sync {
     /// Bytes of plaintext.
     fn plain_size(&self) -> u64;
-    /// Fills `out` from `plain_offset`; the range ends at or before the end of the file.
+    /// Fills `out` from `plain_offset`. The range must not exceed the end of the file.
     fn read_exact_at(&self, plain_offset: u64, out: &mut [u8]) -> Result<()>;
 }
 
-/// One of the foreign formats, over one library. Paths given are those shown; they are confined.
+/// An open library in one of the foreign formats. A `plain_path` is the path at which a file is shown. All paths are
+/// relative to the root of the library, and stay below it.
 pub trait Format: Send + Sync {
-    /// The top of the library.
+    /// The root of the library.
     fn root(&self) -> &Path;
-    /// Where changes are prepared; none where it is only read.
+    /// Where changes are prepared; `None` if the library is read-only.
     fn stage(&self) -> Option<&Stage>;
-    /// Everything that is shown. A folder may come before or after what is in it, or not at all.
+    /// Lists everything that is shown. A folder may come before or after its contents, or be left out.
     fn list(&self, add: &mut dyn FnMut(Listed)) -> Result<()>;
-    /// Bytes of plaintext, found by looking.
+    /// Bytes of plaintext; opens the file if necessary.
     fn plain_size(&self, entry: &Entry) -> Result<u64>;
     /// Opens a file for reading.
-    fn open(&self, shown: &Path, entry: &Entry) -> Result<Arc<dyn Reader>>;
-    /// Its extended attributes: names and values.
+    fn open(&self, plain_path: &Path, entry: &Entry) -> Result<Arc<dyn Reader>>;
+    /// The extended attributes of a file: names and values.
     fn xattrs(&self, _entry: &Entry) -> Vec<(String, Vec<u8>)> {
         Vec::new()
     }
-    /// Whether a file of this name can be written; if not, why.
-    fn admit(&self, shown: &Path) -> Result<()>;
-    /// How a new file of this name is encrypted.
-    fn seal(&self, shown: &Path) -> Result<Box<dyn Seal>>;
-    /// Whether a file of this name is stored in clear.
+    /// Checks whether a file of this name can be written.
+    fn check_name(&self, plain_path: &Path) -> Result<()>;
+    /// Starts to encrypt a new file of this name.
+    fn seal(&self, plain_path: &Path) -> Result<Box<dyn Seal>>;
+    /// Whether a file of this name is stored unencrypted.
     fn in_clear(&self, _shown: &Path) -> bool {
         false
     }
@@ -91,12 +94,13 @@ pub trait Format: Send + Sync {
     fn wants_digests(&self) -> bool {
         false
     }
-    /// Puts a file in its place, in that of `old` where there is one; as a whole and durably.
-    fn publish(&self, sealed: Sealed, shown: &Path, old: Option<&Entry>) -> Result<Entry>;
-    /// Gives a file another name, in place of `old` where there is one.
+    /// Moves a finished file into the library, where it replaces `old` if that exists. Takes effect as a whole, and is
+    /// durable on return.
+    fn publish(&self, sealed: Sealed, plain_path: &Path, old: Option<&Entry>) -> Result<Entry>;
+    /// Renames a file, which replaces `old` if that exists.
     fn rename(&self, entry: &Entry, from: &Path, to: &Path, old: Option<&Entry>) -> Result<Entry>;
-    /// Gives a folder another name; `files` are those below it. The target is not there, or an empty folder. Answers
-    /// where the files are now. [`Kind::CrossDevice`] where that is not done: programs then copy.
+    /// Renames a folder; `files` are those below it. The target must not exist, or be an empty folder. Returns the new
+    /// entries of the files. [`Kind::CrossDevice`] if that is not possible; programs then copy the files.
     fn rename_dir(
         &self,
         _from: &Path,
@@ -106,16 +110,16 @@ pub trait Format: Send + Sync {
         Err(Kind::CrossDevice.into())
     }
     /// Removes a file.
-    fn remove(&self, shown: &Path, entry: &Entry) -> Result<()>;
-    /// Looks at everything, and reports what is wrong.
+    fn remove(&self, plain_path: &Path, entry: &Entry) -> Result<()>;
+    /// Checks everything, and reports problems.
     fn verify(&self, report: &mut Report<'_>) -> Result<()>;
 }
 
-/// Reads a file in clear.
+/// Reads an unencrypted file.
 pub struct PlainReader {
     /// The file.
     pub file: Arc<File>,
-    /// Its length.
+    /// Its length in bytes.
     pub plain_size: u64,
 }
 
@@ -138,7 +142,8 @@ impl Reader for PlainReader {
     }
 }
 
-/// Opens a regular file of a library; its length. What is no file is not followed or waited for.
+/// Opens a regular file of a library, and returns its length in bytes. Symbolic links are not followed, and opening a pipe
+/// does not block.
 pub fn open_file(path: &Path) -> Result<(File, u64)> {
     use std::os::unix::fs::OpenOptionsExt;
     let opened = std::fs::OpenOptions::new()
@@ -168,7 +173,7 @@ pub fn read_file(path: &Path, len_max: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Fills `out`; a file that ended is damaged.
+/// Fills `out` from `offset`. If the file is too short, it is damaged.
 pub(crate) fn read_at(file: &File, offset: u64, out: &mut [u8]) -> Result<()> {
     file.read_exact_at(out, offset).map_err(|e| match e.kind() {
         std::io::ErrorKind::UnexpectedEof => {
@@ -178,8 +183,8 @@ pub(crate) fn read_at(file: &File, offset: u64, out: &mut [u8]) -> Result<()> {
     })
 }
 
-/// Lends a buffer of `len` bytes that the thread keeps, so that none is made and faulted in for each read. What is
-/// in it means nothing. Within `work` another one is lent.
+/// Calls `work` with a buffer of `len` bytes and undefined contents. Each thread keeps its buffer, so that none is allocated
+/// for each read. Nested calls get another buffer.
 pub(crate) fn with_buffer<R>(len: usize, work: impl FnOnce(&mut [u8]) -> R) -> R {
     thread_local! {
         static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
@@ -193,14 +198,14 @@ pub(crate) fn with_buffer<R>(len: usize, work: impl FnOnce(&mut [u8]) -> R) -> R
     done
 }
 
-/// A reader as `std::io` has them.
+/// A reader as [`std::io::Read`] and [`std::io::Seek`].
 pub struct Cursor {
     reader: Arc<dyn Reader>,
     at: u64,
 }
 
 impl Cursor {
-    /// At the start of the file.
+    /// Starts at the beginning of the file.
     pub fn new(reader: Arc<dyn Reader>) -> Self {
         Self { reader, at: 0 }
     }
@@ -229,8 +234,8 @@ impl std::io::Seek for Cursor {
     }
 }
 
-/// Walks the folders of a library without following links: `visit` gets each path, relative to `root`, and whether
-/// it is a folder. What is neither file nor folder is passed over: see [`strangers`].
+/// Walks the folders of a library without following symbolic links. `visit` gets each path, relative to `root`, and whether
+/// it is a folder. Anything else than files and folders is skipped: see [`strangers`].
 pub(crate) fn walk(root: &Path, visit: &mut dyn FnMut(&Path, bool)) -> Result<()> {
     walk_all(root, &mut |path, found| match found {
         Found::Folder => visit(path, true),
@@ -239,19 +244,19 @@ pub(crate) fn walk(root: &Path, visit: &mut dyn FnMut(&Path, bool)) -> Result<()
     })
 }
 
-/// What of a library is neither a file nor a folder that can be shown: names, and why not.
+/// Everything in a library that is not shown because it is neither a file nor a folder, or too deep: names and reasons.
 pub fn strangers(root: &Path) -> Result<Vec<(String, String)>> {
     let mut found = Vec::new();
     walk_all(root, &mut |path, what| {
         if what == Found::Stranger {
-            let why = "not a file or a folder, or one that lies too deep: not shown";
+            let why = "not a file or a folder, or too deep: not shown";
             found.push((path.display().to_string(), why.to_string()));
         }
     })?;
     Ok(found)
 }
 
-/// What a walk comes by.
+/// What a walk finds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Found {
     Folder,
@@ -260,7 +265,7 @@ enum Found {
 }
 
 fn walk_all(root: &Path, visit: &mut dyn FnMut(&Path, Found)) -> Result<()> {
-    /// Deeper folders than these are no library's.
+    /// No library has deeper folders.
     const DEPTH_MAX: usize = 64;
     let mut pending = vec![(PathBuf::new(), 0)];
     while let Some((folder, depth)) = pending.pop() {
@@ -273,14 +278,14 @@ fn walk_all(root: &Path, visit: &mut dyn FnMut(&Path, Found)) -> Result<()> {
                 continue;
             }
             let kind = entry.file_type().map_err(at)?;
-            let shown = folder.join(name);
+            let path = folder.join(name);
             if kind.is_dir() && depth < DEPTH_MAX {
-                visit(&shown, Found::Folder);
-                pending.push((shown, depth + 1));
+                visit(&path, Found::Folder);
+                pending.push((path, depth + 1));
             } else if kind.is_file() {
-                visit(&shown, Found::File);
+                visit(&path, Found::File);
             } else {
-                visit(&shown, Found::Stranger);
+                visit(&path, Found::Stranger);
             }
         }
     }

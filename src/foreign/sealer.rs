@@ -1,4 +1,4 @@
-//! Encrypts a file as it streams into a temporary file: plaintext is never on a disk, and little of it in memory.
+//! Encrypts a file while it is written to a temporary file. Plaintext is never on a disk, and little of it is in memory.
 
 use std::fs::File;
 use std::io::Write;
@@ -11,19 +11,19 @@ use super::stage::{Stage, Temp};
 use super::{PlainReader, Reader};
 use crate::error::{Error, Result};
 
-/// How many bytes of the start of a file are kept, to tell what it is.
+/// Bytes that are kept of the start of a file, to detect its type.
 const HEAD_LEN: usize = 4096;
 
-/// How a format encrypts one file: unit after unit.
+/// Encrypts one file in a format, unit by unit.
 pub trait Seal: Send {
     /// Bytes of plaintext in a unit; never 0.
     fn unit_plain_len(&self) -> usize;
-    /// Appends the encryption of the next unit to `out`: a whole one, or the `last`, which may be short or empty.
-    /// The last comes exactly once.
+    /// Encrypts the next unit and appends it to `out`. All units are full but the last, which may be short or empty. It is
+    /// called with `last` exactly once.
     fn seal(&mut self, plain: &[u8], last: bool, out: &mut Vec<u8>) -> Result<()>;
-    /// Reads what was sealed.
+    /// A reader of the encrypted file.
     fn reader(&self, file: Arc<File>, plain_size: u64) -> Arc<dyn Reader>;
-    /// The initialisation vector, where the file does not hold it itself.
+    /// The initialisation vector, if it is not stored in the file.
     fn iv(&self) -> Option<Iv> {
         None
     }
@@ -33,7 +33,7 @@ pub trait Seal: Send {
     }
 }
 
-/// A file in clear.
+/// Stores a file unencrypted.
 pub struct InClear;
 
 impl Seal for InClear {
@@ -55,11 +55,11 @@ impl Seal for InClear {
     }
 }
 
-/// A file on its way into the library.
+/// A file that is being encrypted.
 pub struct Sealer {
     seal: Box<dyn Seal>,
     temp: Temp,
-    /// At most one unit, kept until more comes: the last unit may be another than those before it.
+    /// At most one unit, which is kept until there is more, because the last unit is encrypted differently.
     unit: Vec<u8>,
     cipher: Vec<u8>,
     plain_len: u64,
@@ -68,19 +68,19 @@ pub struct Sealer {
     head: Vec<u8>,
 }
 
-/// A whole file, as it will be stored, that is not in its place yet.
+/// A complete encrypted file that is not in the library yet.
 pub struct Sealed {
     /// The file.
     pub temp: Temp,
-    /// Reads it.
+    /// A reader of its plaintext.
     pub reader: Arc<dyn Reader>,
     /// Bytes of plaintext.
     pub plain_size: u64,
-    /// Bytes in the file.
+    /// Bytes of the file.
     pub cipher_len: u64,
-    /// MD5 of the plaintext and of the file, where they were asked for.
+    /// MD5 of the plaintext and of the file, if requested.
     pub digests: Option<Digests>,
-    /// The initialisation vector, where the file does not hold it itself.
+    /// The initialisation vector, if it is not stored in the file.
     pub iv: Option<Iv>,
     /// The first bytes of plaintext.
     pub head: Vec<u8>,
@@ -88,17 +88,17 @@ pub struct Sealed {
     pub in_clear: bool,
 }
 
-/// The two MD5 sums of a sealed file.
+/// The two MD5 digests of an encrypted file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Digests {
     /// Of the plaintext.
     pub plain: [u8; 16],
-    /// Of what is stored.
+    /// Of the file.
     pub cipher: [u8; 16],
 }
 
 impl Sealer {
-    /// Starts a file; `with_digests` where MD5 sums are wanted of it.
+    /// Starts a file, with MD5 digests if `with_digests` is set.
     pub fn new(stage: &Stage, seal: Box<dyn Seal>, with_digests: bool) -> Result<Self> {
         Ok(Self {
             temp: stage.create()?,
@@ -112,12 +112,12 @@ impl Sealer {
         })
     }
 
-    /// How much plaintext was taken.
+    /// Bytes of plaintext written so far.
     pub fn plain_len(&self) -> u64 {
         self.plain_len
     }
 
-    /// Takes more.
+    /// Adds plaintext.
     pub fn write(&mut self, mut plain: &[u8]) -> Result<()> {
         self.plain_len += plain.len() as u64;
         let head = plain.len().min(HEAD_LEN.saturating_sub(self.head.len()));
@@ -149,7 +149,7 @@ impl Sealer {
         written.map_err(|e| Error::io(e, self.temp.path()))
     }
 
-    /// Ends the file. Nothing is durable yet: the commit that places it sees to that.
+    /// Finishes the file. It is not durable until it is committed to the library.
     pub fn finish(mut self) -> Result<Sealed> {
         self.put(true)?;
         Ok(Sealed {

@@ -1,9 +1,9 @@
-//! Where a change is prepared, and how it takes effect as a whole.
+//! Prepares changes, and makes each take effect as a whole.
 //!
-//! New files are made, sealed, in `.hushfs-tmp` at the top of the library and renamed from there. A change of more
-//! than one file (an object and the index that names it) is first written down, as an *intent*; whoever opens the
-//! library next finishes what a crash cut short. So a crash at any moment leaves all that was, or all that is new.
-//! The folder is gone when nothing is open; it is locked, so that there is one writer.
+//! New files are encrypted into the folder `.hushfs-tmp` in the root of the library, and renamed from there. A change of
+//! several files (such as an object and the index that refers to it) is first recorded as an *intent*. If a crash interrupts
+//! it, the next process that opens the library completes it. Therefore a crash at any moment leaves either the old state or
+//! the new one. The folder is locked, so that there is only one writer, and removed when the library is closed.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -25,50 +25,50 @@ mod temp;
 
 pub use temp::Temp;
 
-/// The folder of temporary files, at the top of a library.
+/// The folder of temporary files, in the root of a library.
 pub const STAGE_DIR: &str = ".hushfs-tmp";
-/// The file in it that says which steps are under way.
+/// The file in it that records the steps of the current change.
 const INTENT: &str = "intent";
-/// The file in it that the writer holds locked.
+/// The lock file in it.
 const LOCK: &str = "lock";
 /// The most steps of one change.
 pub const STEPS_MAX: usize = 10_000;
 /// The longest intent that is read, in bytes: [`STEPS_MAX`] steps of two long paths.
 const INTENT_LEN_MAX: u64 = 128 << 20;
 
-/// The place where changes of one library are prepared.
+/// Prepares the changes of one library.
 pub struct Stage {
     root: PathBuf,
     _lock: File,
-    /// A change was cut short by an error: only the next opening may finish it.
-    poisoned: AtomicBool,
+    /// An error interrupted a change, which is completed when the library is opened again.
+    failed: AtomicBool,
 }
 
-/// A part of a change. Paths are relative to the top of the library.
+/// A part of a change. Paths are relative to the root of the library.
 pub enum Step {
-    /// A prepared file takes this place, whatever is there.
-    Place(Temp, PathBuf),
-    /// A file or folder moves, whatever file is there.
+    /// Moves a prepared file to this path, replacing any file there.
+    Install(Temp, PathBuf),
+    /// Moves a file or folder, replacing any file at the target.
     Move(PathBuf, PathBuf),
-    /// A file goes, if it is there.
+    /// Removes a file, if it exists.
     Remove(PathBuf),
 }
 
-/// What is written down of a change: renames and removals in order, paths in base64.
+/// The contents of an intent: renames and removals in order, with paths in base64.
 #[derive(Serialize, Deserialize)]
 struct Intent {
     version: u32,
     steps: Vec<(String, Option<String>)>,
 }
 
-/// A step as it is carried out, now or after a crash.
+/// A step that is carried out immediately, or after a crash.
 struct Action {
     from: PathBuf,
     to: Option<PathBuf>,
 }
 
 impl Stage {
-    /// Opens the place, finishes a change that a crash cut short, and clears what else was left there.
+    /// Creates and locks the folder, completes a change that a crash interrupted, and removes other leftover files.
     ///
     /// [`Kind::InUse`] where another process writes to this library.
     pub fn open(root: &Path) -> Result<Self> {
@@ -84,7 +84,7 @@ impl Stage {
         let stage = Self {
             root: root.to_path_buf(),
             _lock: lock(&dir)?,
-            poisoned: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
         };
         stage.recover()?;
         for entry in fs::read_dir(&dir).map_err(|e| Error::io(e, &dir))? {
@@ -96,12 +96,12 @@ impl Stage {
         Ok(stage)
     }
 
-    /// The top of the library.
+    /// The root of the library.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// A new empty file that only this user can read, until it is placed.
+    /// Creates an empty file that only this user can read until it is committed.
     pub fn create(&self) -> Result<Temp> {
         let mut name = [0; 12];
         random(&mut name)?;
@@ -121,7 +121,8 @@ impl Stage {
         })
     }
 
-    /// A new file with this content, for the place of one that may be there: owner and permissions are then those of that.
+    /// Creates a file with these contents that will replace the file at `old`. If that exists, its owner and permissions
+    /// are kept.
     pub fn create_in_place_of(&self, old: &Path, bytes: &[u8]) -> Result<Temp> {
         let temp = self.create_with(bytes)?;
         let Ok(old) = fs::symlink_metadata(self.root.join(old)) else {
@@ -131,7 +132,7 @@ impl Stage {
         Ok(temp)
     }
 
-    /// A new file with this content, which others may read.
+    /// Creates a file with these contents that other users may read.
     pub fn create_with(&self, bytes: &[u8]) -> Result<Temp> {
         let temp = self.create()?;
         let at = |e| Error::io(e, &temp.path);
@@ -141,10 +142,10 @@ impl Stage {
         Ok(temp)
     }
 
-    /// Makes all steps take effect, durably, in order; folders of new places are made. After an error nothing took
-    /// effect, or nothing more can be changed until the library is opened anew ([`Kind::Poisoned`]).
+    /// Makes all steps take effect, in order and durably; missing parent folders are created. After an error, either nothing
+    /// has taken effect, or all further changes fail until the library is opened again ([`Kind::Poisoned`]).
     pub fn commit(&self, steps: Vec<Step>) -> Result<()> {
-        if self.poisoned.load(Ordering::Relaxed) {
+        if self.failed.load(Ordering::Relaxed) {
             return Err(Error::from(Kind::Poisoned).hint("unmount and mount again to finish it"));
         }
         if steps.len() > STEPS_MAX {
@@ -165,7 +166,7 @@ impl Stage {
             .try_for_each(|action| self.act(action, false))
         {
             if actions.len() > 1 {
-                self.poisoned.store(true, Ordering::Relaxed);
+                self.failed.store(true, Ordering::Relaxed);
                 temps.iter_mut().for_each(|temp| temp.placed = true);
             }
             return Err(e);
@@ -174,7 +175,7 @@ impl Stage {
         self.finish(&actions)
     }
 
-    /// Makes the renames durable, and forgets the intent.
+    /// Makes the renames durable, and removes the intent.
     fn finish(&self, actions: &[Action]) -> Result<()> {
         let mut folders: Vec<&Path> = actions
             .iter()
@@ -215,7 +216,7 @@ impl Stage {
         sync_dir(&dir).map_err(|e| Error::io(e, dir))
     }
 
-    /// One step. When it is made up for after a crash, it may have been made before.
+    /// Carries out one step. When `again` is set, after a crash, it may already have been done.
     fn act(&self, action: &Action, again: bool) -> Result<()> {
         let from = self.root.join(&action.from);
         let done = match &action.to {
@@ -230,12 +231,13 @@ impl Stage {
         }
     }
 
-    /// Carries out what a crash left undone.
+    /// Completes a change that a crash interrupted.
     fn recover(&self) -> Result<()> {
         let path = self.root.join(STAGE_DIR).join(INTENT);
         let damaged = |check: &str| {
-            Error::damaged(path.display(), check)
-                .hint("hushfs wrote down there what it was about to do; see to it, then remove it")
+            Error::damaged(path.display(), check).hint(
+                "it records an interrupted change; check the files that it lists, then remove it",
+            )
         };
         let mut bytes = Vec::new();
         match File::open(&path) {
@@ -277,7 +279,7 @@ impl Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         let dir = self.root.join(STAGE_DIR);
-        // Where something is left, it is for the next opening to see to, lock or no lock.
+        // If files are left, the next process that opens the library handles them, with or without the lock.
         let _ = fs::remove_file(dir.join(LOCK));
         let _ = fs::remove_dir(dir);
     }
@@ -298,19 +300,19 @@ fn lock(dir: &Path) -> Result<File> {
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let root = dir.parent().unwrap_or(dir);
             Err(Error::new(Kind::InUse, root.display())
-                .hint("another hushfs writes to it: unmount it there, or use --read-only"))
+                .hint("another hushfs is writing to it: unmount it there, or use --read-only"))
         }
         Err(e) => Err(Error::io(e.into(), &path)),
     }
 }
 
-/// The actions of the steps, whose new files are made durable; the files themselves are kept for as long as may be.
+/// Converts steps to actions, and makes new files durable. The files are also returned: dropping them would remove them.
 fn prepare(steps: Vec<Step>) -> Result<(Vec<Action>, Vec<Temp>)> {
     let mut actions = Vec::with_capacity(steps.len());
     let mut temps = Vec::new();
     for step in steps {
         let (from, to) = match step {
-            Step::Place(temp, to) => {
+            Step::Install(temp, to) => {
                 temp.sync()?;
                 let name = temp.path.file_name().unwrap_or_default();
                 let from = Path::new(STAGE_DIR).join(name);
@@ -329,7 +331,7 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Whether a symbolic link lies on the way to `path` below `root`.
+/// Whether `path`, relative to `root`, goes through a symbolic link.
 pub fn has_link(root: &Path, path: &Path) -> bool {
     let mut at = root.to_path_buf();
     let folders = path.parent().into_iter().flat_map(Path::components);
@@ -339,11 +341,11 @@ pub fn has_link(root: &Path, path: &Path) -> bool {
     })
 }
 
-/// Whether a path stays below where it starts: names only, no `..`, and not empty.
+/// Whether a relative path stays below its start: only names, no `..`, and not empty.
 pub fn is_confined(path: &Path) -> bool {
     let bytes = path.as_os_str().as_bytes();
     let is_name = |n: &[u8]| !n.is_empty() && n != b"." && n.len() <= 255;
-    // What `components` passes over (double slashes, dots) would be another spelling of the same file.
+    // `components` ignores double slashes and dots, which would be another spelling of the same path.
     !bytes.contains(&0)
         && path
             .components()
@@ -391,7 +393,7 @@ mod tests {
             let stage = Stage::open(root).unwrap();
             let temp = stage.create_with(b"new a").unwrap();
             let steps = vec![
-                Step::Place(temp, "a".into()),
+                Step::Install(temp, "a".into()),
                 Step::Move("b".into(), "sub/b".into()),
                 Step::Remove("c".into()),
             ];

@@ -218,7 +218,7 @@ fn new_problems(format: &dyn Format) -> Vec<String> {
     all.retain(|p| {
         !LEFT_OUT.iter().any(|out| p.contains(out)) && !p.contains("the backup diff-1 has lost it")
     });
-    all.retain(|p| !p.contains("describes a file that is not there"));
+    all.retain(|p| !p.contains("describes a file that does not exist"));
     all
 }
 

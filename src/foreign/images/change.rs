@@ -1,4 +1,4 @@
-//! Where a changed file is stored, in clear or encrypted, and what describes it.
+//! Decides how a changed file is stored, and how its description changes.
 
 use std::path::{Path, PathBuf};
 
@@ -12,16 +12,16 @@ use crate::foreign::sealer::{InClear, Seal, Sealed, Sealer};
 use crate::foreign::stage::Step;
 use crate::foreign::{Entry, Format, Reader};
 
-/// Bytes that are copied at once.
+/// Buffer size for copying, in bytes.
 const COPY_LEN: u64 = 1 << 20;
-/// How much of a file tells its type, in bytes.
+/// Bytes of a file that are read to detect its type.
 const HEAD_LEN: u64 = 4096;
-/// Names of files in clear that are remembered.
+/// How many renamed unencrypted files are remembered.
 const WERE_CLEAR_MAX: usize = 10_000;
 
 impl Images {
-    /// Whether a file that is now to be at `to` lies there in clear: as what it replaces does. One that is encrypted stays
-    /// so, unless its name was a temporary one of `to`.
+    /// Whether a file that is renamed to `to` is stored unencrypted there: if the file that it replaces is. An encrypted file
+    /// stays encrypted, unless its name was a temporary one for `to`.
     pub(super) fn becomes_clear(
         &self,
         entry: &Entry,
@@ -42,8 +42,8 @@ impl Images {
         }
     }
 
-    /// Notes that a file in clear was renamed, if its new name is that of a backup of it.
-    pub(super) fn note_clear(&self, from: &Path, to: &Path, entry: &Entry) {
+    /// Records the rename of an unencrypted file, if the new name is that of a backup.
+    pub(super) fn record_clear(&self, from: &Path, to: &Path, entry: &Entry) {
         let name = |path: &Path| path.file_name().unwrap_or_default().to_owned();
         let mut names = self.were_clear.lock();
         if !entry.sealed && is_backup_of(&name(to), &name(from)) && names.len() < WERE_CLEAR_MAX {
@@ -51,24 +51,29 @@ impl Images {
         }
     }
 
-    /// Whether a file of this name was in clear, and still is under the name of a backup.
-    pub(super) fn was_clear(&self, shown: &Path) -> bool {
+    /// Whether a file of this name was unencrypted, and is still kept as a backup.
+    pub(super) fn was_clear(&self, plain_path: &Path) -> bool {
         let names = self.were_clear.lock();
-        let backup = names.get(shown).map(|backup| self.root.join(backup));
+        let backup = names.get(plain_path).map(|backup| self.root.join(backup));
         backup.is_some_and(|backup| backup.symlink_metadata().is_ok_and(|meta| meta.is_file()))
     }
 
-    /// The steps that remove a stored file and what describes it.
+    /// The steps that remove a stored file and its description.
     pub(super) fn removal(entry: &Entry) -> impl Iterator<Item = Step> + use<> {
         let meta = entry
             .sealed
-            .then(|| Step::Remove(with_suffix(&entry.stored, ".meta")));
-        std::iter::once(Step::Remove(entry.stored.clone())).chain(meta)
+            .then(|| Step::Remove(with_suffix(&entry.cipher_path, ".meta")));
+        std::iter::once(Step::Remove(entry.cipher_path.clone())).chain(meta)
     }
 
-    /// A copy of a file, in clear or encrypted, with its attributes.
-    pub(super) fn recode(&self, shown: &Path, entry: &Entry, in_clear: bool) -> Result<Sealed> {
-        let reader = self.open(shown, entry)?;
+    /// Copies a file, encrypted or not, with its attributes.
+    pub(super) fn recode(
+        &self,
+        plain_path: &Path,
+        entry: &Entry,
+        in_clear: bool,
+    ) -> Result<Sealed> {
+        let reader = self.open(plain_path, entry)?;
         let seal: Box<dyn Seal> = if in_clear {
             Box::new(InClear)
         } else {
@@ -86,11 +91,11 @@ impl Images {
         let sealed = sealer.finish()?;
         sealed
             .temp
-            .take_attributes(&self.root.join(&entry.stored))?;
+            .take_attributes(&self.root.join(&entry.cipher_path))?;
         Ok(sealed)
     }
 
-    /// Puts a file at `to` that is stored in another way there than it was: in clear now, or encrypted.
+    /// Renames a file that must be encrypted or decrypted for that.
     pub(super) fn rename_recoded(
         &self,
         entry: &Entry,
@@ -101,48 +106,47 @@ impl Images {
         let sealed = self.recode(from, entry, in_clear)?;
         let plain_size = Some(sealed.plain_size);
         let mut steps = Vec::new();
-        let stored = if in_clear {
-            steps.push(Step::Place(sealed.temp, to.to_path_buf()));
+        let cipher_path = if in_clear {
+            steps.push(Step::Install(sealed.temp, to.to_path_buf()));
             to.to_path_buf()
         } else {
-            let stored = self.place(to, old)?;
-            steps.extend(self.encrypted_steps(sealed, to, &stored)?);
-            stored
+            let cipher_path = self.place(to, old)?;
+            steps.extend(self.encrypted_steps(sealed, to, &cipher_path)?);
+            cipher_path
         };
         steps.extend(Self::removal(entry));
-        let replaced = old.filter(|old| old.stored != stored);
+        let replaced = old.filter(|old| old.cipher_path != cipher_path);
         steps.extend(replaced.into_iter().flat_map(Self::removal));
         self.writer()?.commit(steps)?;
         Ok(Entry {
-            stored,
+            cipher_path,
             sealed: !in_clear,
             plain_size,
         })
     }
 
-    /// The steps that place an encrypted file and its description.
+    /// The steps that install an encrypted file and its description.
     pub(super) fn encrypted_steps(
         &self,
         sealed: Sealed,
-        shown: &Path,
-        stored: &Path,
+        plain_path: &Path,
+        cipher_path: &Path,
     ) -> Result<[Step; 2]> {
-        let place = with_suffix(stored, ".meta");
-        let meta = describe(shown, types::of(shown, &sealed.head));
+        let place = with_suffix(cipher_path, ".meta");
+        let meta = describe(plain_path, types::of(plain_path, &sealed.head));
         let meta = self.writer()?.create_in_place_of(&place, &meta)?;
         Ok([
-            Step::Place(sealed.temp, stored.to_path_buf()),
-            Step::Place(meta, place),
+            Step::Install(sealed.temp, cipher_path.to_path_buf()),
+            Step::Install(meta, place),
         ])
     }
 
-    /// The type of a file that gets another name: as it was declared, unless the name was one for the while, or tells of
-    /// another type.
+    /// The type of a renamed file: the declared one, unless the old name was temporary, or the new one implies another type.
     pub(super) fn type_after(&self, entry: &Entry, from: &Path, to: &Path) -> Result<String> {
         let name = |path: &Path| path.file_name().unwrap_or_default().to_owned();
         let (from, to_name) = (name(from), name(to));
         let declared = self
-            .meta(&entry.stored)
+            .meta(&entry.cipher_path)
             .ok()
             .flatten()
             .map(|meta| meta.mime_type);
@@ -150,7 +154,7 @@ impl Images {
         match declared.filter(|mime| stays && mime != types::UNKNOWN) {
             Some(mime) => Ok(mime),
             None => {
-                let reader = self.open_sealed(&entry.stored)?;
+                let reader = self.open_sealed(&entry.cipher_path)?;
                 let mut head = vec![0; reader.plain_size().min(HEAD_LEN) as usize];
                 reader.read_exact_at(0, &mut head)?;
                 Ok(types::of(to, &head).into())
@@ -158,24 +162,24 @@ impl Images {
         }
     }
 
-    /// Where a file of this name is to be stored; what is there already must be the one that it replaces.
-    pub(super) fn place(&self, shown: &Path, old: Option<&Entry>) -> Result<PathBuf> {
+    /// The path at which a file of this name is stored. If something exists there, it must be the file that is replaced.
+    pub(super) fn place(&self, plain_path: &Path, old: Option<&Entry>) -> Result<PathBuf> {
         if let Some(old) = old.filter(|old| old.sealed) {
-            return Ok(old.stored.clone());
+            return Ok(old.cipher_path.clone());
         }
-        let stored = with_suffix(shown, ENC);
-        if self.root.join(&stored).symlink_metadata().is_ok() {
-            return Err(Error::new(Kind::Exists, stored.display())
-                .hint("it is shown under another name, as the name is also that of a file in clear; rename one"));
+        let cipher_path = with_suffix(plain_path, ENC);
+        if self.root.join(&cipher_path).symlink_metadata().is_ok() {
+            return Err(Error::new(Kind::Exists, cipher_path.display())
+                .hint("it is shown under another name, because an unencrypted file has the same name; rename one"));
         }
-        Ok(stored)
+        Ok(cipher_path)
     }
 }
 
-/// The description of a file of this name and type.
-pub(super) fn describe(shown: &Path, mime_type: &str) -> Vec<u8> {
+/// The description for a file of this name and type.
+pub(super) fn describe(plain_path: &Path, mime_type: &str) -> Vec<u8> {
     let meta = Meta {
-        original_extension: extname(shown.file_name().unwrap_or_default()),
+        original_extension: extname(plain_path.file_name().unwrap_or_default()),
         mime_type: mime_type.into(),
     };
     serde_json::to_vec(&meta).expect("two strings are JSON")

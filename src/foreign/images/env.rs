@@ -1,22 +1,22 @@
-//! `IMAGE_ENCRYPTION_KEY` in a `.env` file, as the app has it: by `@next/env` 16.1, which is dotenv 16.3 and then an
-//! expansion of `$NAME`. No crate reads these files so; each of their oddities decides which key is in use.
+//! `IMAGE_ENCRYPTION_KEY` in a `.env` file, parsed as the app does with `@next/env` 16.1: dotenv 16.3, and then an expansion
+//! of `$NAME`. No crate parses these files in the same way, and each of their oddities can change the key.
 
 use zeroize::Zeroizing;
 
 /// The variable.
 const NAME: &str = "IMAGE_ENCRYPTION_KEY";
-/// Steps of expansion of one value; the app gives up on a file that needs endless ones.
+/// Most steps to expand one value. The app rejects a file whose expansion never ends.
 const STEPS_MAX: usize = 5_000;
-/// The longest value, in letters, on its way through an expansion.
+/// The longest value during an expansion, in characters.
 const VALUE_LEN_MAX: usize = 1 << 16;
 
-/// The key in a `.env` file; nothing where it is not set, or empty: the app then uses its own.
+/// The key in a `.env` file; `None` if it is not set or empty: the app then uses its default.
 ///
-/// Variables of the app's surroundings are not known here, and taken as not set.
+/// The environment of the app is not known here; its variables count as not set.
 pub fn key_in_env(text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     let text = Zeroizing::new(String::from_utf8_lossy(text).into_owned());
     let mut variables = parse(&text);
-    // One that cannot be expanded makes the app set none of them.
+    // If one value cannot be expanded, the app sets no variable.
     for at in 0..variables.len() {
         let value = variables[at].1.clone();
         variables[at].1 = expanded(&value, &variables)?.replace("\\$", "$");
@@ -26,7 +26,7 @@ pub fn key_in_env(text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     key.filter(|key| !key.is_empty())
 }
 
-/// Names and values, each name once, where it came first, with the last of its values.
+/// Names and values: each name once, at its first position, with its last value.
 fn parse(text: &str) -> Vec<(String, String)> {
     let text: Vec<char> = text
         .replace("\r\n", "\n")
@@ -55,14 +55,14 @@ fn parse(text: &str) -> Vec<(String, String)> {
 /// An assignment.
 struct Assignment {
     name: String,
-    /// As it is written, quotes and all.
+    /// The value as written, including quotes.
     value: String,
-    /// Where it ends.
+    /// Where the assignment ends.
     end: usize,
 }
 
 fn assignment(text: &[char], start: usize) -> Option<Assignment> {
-    // `export` may be the name itself.
+    // `export` may also be a name.
     let exported = text[start..]
         .starts_with(&['e', 'x', 'p', 'o', 'r', 't'])
         .then_some(start + 6);
@@ -86,7 +86,7 @@ fn assignment(text: &[char], start: usize) -> Option<Assignment> {
     None
 }
 
-/// Where a value begins: behind `=`, which blanks and line ends may stand before, or behind `:` and a blank.
+/// Where the value begins: after `=`, before which there may be blanks and line ends, or after `:` and a blank.
 fn separator(text: &[char], end: usize) -> Option<usize> {
     let equals = skip_blanks(text, end);
     if text.get(equals) == Some(&'=') {
@@ -96,8 +96,8 @@ fn separator(text: &[char], end: usize) -> Option<usize> {
     colon.then_some(end + 2)
 }
 
-/// The value that begins at `at`, and where the assignment ends: a text in quotes, if nothing but a comment is behind
-/// it in its line; else all up to a `#` or the end of the line.
+/// The value that begins at `at`, and where the assignment ends. It is a text in quotes, if only a comment follows in the
+/// same line; otherwise everything up to a `#` or the end of the line.
 fn value(text: &[char], at: usize) -> Option<(String, usize)> {
     let taken = |from: usize, to: usize| text[from..to].iter().collect();
     for quote in ['\'', '"', '`'] {
@@ -105,7 +105,7 @@ fn value(text: &[char], at: usize) -> Option<(String, usize)> {
         if text.get(open) != Some(&quote) {
             continue;
         }
-        // The first that is not escaped; else one that is, the last first.
+        // The first quote that is not escaped is tried before the escaped ones, the last of these first.
         let mut closing = Vec::new();
         for end in open + 1..text.len() {
             if text[end] == quote {
@@ -131,8 +131,8 @@ fn value(text: &[char], at: usize) -> Option<(String, usize)> {
     Some((taken(at, end), rest(text, end)?))
 }
 
-/// The end of an assignment whose value ends at `at`: that of a line, perhaps some lines on, with nothing between but
-/// blanks and a comment.
+/// The end of an assignment whose value ends at `at`: the end of the line, or of a later one, if there are only blanks and a
+/// comment in between.
 fn rest(text: &[char], at: usize) -> Option<usize> {
     let blanks = skip_blanks(text, at);
     (at..=blanks).rev().find_map(|at| match text.get(at) {
@@ -142,7 +142,7 @@ fn rest(text: &[char], at: usize) -> Option<usize> {
     })
 }
 
-/// A value without its quotes; in double ones, `\n` and `\r` are line ends.
+/// A value without its quotes. In double quotes, `\n` and `\r` are line ends.
 fn unquoted(value: &str) -> String {
     let value: Vec<char> = value.trim_matches(is_blank).chars().collect();
     let mut out = String::new();
@@ -174,7 +174,7 @@ fn unquoted(value: &str) -> String {
     out
 }
 
-/// A value with `$NAME`, `${NAME}` and `${NAME:-default}` replaced, the last first; none where that never ends.
+/// A value with `$NAME`, `${NAME}` and `${NAME:-default}` replaced, starting with the last; `None` if that never ends.
 fn expanded(value: &str, variables: &[(String, String)]) -> Option<String> {
     let mut value = value.to_string();
     for _ in 0..STEPS_MAX {
@@ -199,14 +199,14 @@ fn expanded(value: &str, variables: &[(String, String)]) -> Option<String> {
     None
 }
 
-/// What stands for a variable.
+/// A reference to a variable.
 struct Reference {
     whole: String,
     name: String,
     default: String,
 }
 
-/// The last `$` that is not escaped, if it is one of a variable: where it is not, the others before it stay, too.
+/// The reference at the last `$` that is not escaped. If that is not a reference, earlier ones are not replaced either.
 fn last_reference(value: &str) -> Option<Reference> {
     let escaped = |at: usize| value[..at].ends_with('\\');
     let at = value
@@ -233,7 +233,8 @@ fn last_reference(value: &str) -> Option<Reference> {
     })
 }
 
-/// The first `old` of a text as `new`, in which `$$`, `$&`, `` $` `` and `$'` mean what they mean to a script.
+/// Replaces the first `old` in a text with `new`, in which `$$`, `$&`, `` $` `` and `$'` have the same meaning as in
+/// JavaScript.
 fn replaced(text: &str, old: &str, new: &str) -> String {
     let Some((before, after)) = text.split_once(old) else {
         return text.into();
@@ -263,7 +264,7 @@ fn skip_blanks(text: &[char], at: usize) -> usize {
     at + text[at..].iter().take_while(|c| is_blank(**c)).count()
 }
 
-/// What a script takes for white space: a byte order mark, too.
+/// Whether JavaScript counts a character as white space, which includes the byte order mark.
 fn is_blank(c: char) -> bool {
     c.is_whitespace() && c != '\u{85}' || c == '\u{feff}'
 }

@@ -1,4 +1,4 @@
-//! An encrypted file: a vector, then one run of AES-256-CBC (`man/hushfs-foreign.5`: Encrypted images).
+//! An encrypted file: an initialisation vector, then AES-256-CBC (`man/hushfs-foreign.5`: Encrypted images).
 
 use std::fs::File;
 use std::sync::Arc;
@@ -11,16 +11,16 @@ use crate::error::{Error, Kind, Result};
 /// The shortest encrypted file: a vector and one block.
 pub const CIPHER_LEN_MIN: u64 = 2 * BLOCK_LEN as u64;
 
-/// Encrypts a file as one run (`man/hushfs-foreign.5`: Encrypted images).
+/// Encrypts a file.
 pub struct ImageSeal {
     key: Key,
     iv: Iv,
-    /// The last encrypted block; at the start there is none.
+    /// The last encrypted block; `None` at the start.
     chain: Option<Iv>,
 }
 
 impl ImageSeal {
-    /// Starts with a vector, which the file holds first.
+    /// Starts a file with an initialisation vector, which is stored at its beginning.
     pub fn new(key: Key, iv: Iv) -> Self {
         Self {
             key,
@@ -68,7 +68,7 @@ pub struct ImageReader {
 }
 
 impl ImageReader {
-    /// Of a file of `cipher_len` bytes; its last block says how long it is.
+    /// Opens a file of `cipher_len` bytes. Its last block determines the length of the plaintext.
     pub fn new(file: Arc<File>, key: Key, cipher_len: u64) -> Result<Self> {
         if cipher_len < CIPHER_LEN_MIN || !cipher_len.is_multiple_of(BLOCK_LEN as u64) {
             let check = format!("no encrypted file has {cipher_len} bytes: it was cut");
@@ -81,7 +81,7 @@ impl ImageReader {
         key.decrypt_blocks(&chain, block);
         let kept = unpadded_len(block).ok_or_else(|| {
             Error::from(Kind::Damaged(
-                "its last block does not open: cut, changed, or another key".into(),
+                "its last block cannot be decrypted: truncated, changed, or a wrong key".into(),
             ))
         })?;
         let plain_size = cipher_len - CIPHER_LEN_MIN + kept as u64;
@@ -102,7 +102,7 @@ impl Reader for ImageReader {
         if out.is_empty() {
             return Ok(());
         }
-        // The block before the first is its vector; the file starts with the very first one.
+        // The vector of a block is the one before it, and that of the first block is at the start of the file.
         let first = plain_offset / BLOCK_LEN as u64;
         let end = (plain_offset + out.len() as u64).div_ceil(BLOCK_LEN as u64) + 1;
         with_buffer((end - first) as usize * BLOCK_LEN, |cipher| {

@@ -1,25 +1,24 @@
-//! The type of a new file, as a browser declares it that uploads it: by its content, where that is no text; else by its
-//! name.
+//! The type of a new file, as a browser that uploads it would declare it: by its content, or, for a text, by its name.
 
 use std::borrow::Cow;
 use std::path::Path;
 
 use super::names::extname;
 
-/// What a file is whose type nobody knows.
+/// The type of a file whose type is not known.
 pub const UNKNOWN: &str = "application/octet-stream";
 
 /// The type of a file of this name that begins with `head`.
 ///
-/// Texts are told by their name: what looks like HTML and is none would be shown as such. SVG is told by its content, too, as
-/// nothing else shows it.
+/// The type of a text is decided by its name: a text that only looks like HTML would otherwise be shown as HTML. SVG is also
+/// detected by its content, because a browser shows a drawing only with this type.
 pub fn of(path: &Path, head: &[u8]) -> &'static str {
     if is_svg(head) {
         return "image/svg+xml";
     }
     let by_name = by_name(path);
     match infer::get(head) {
-        // One kind of file by two names: the name tells how it is called.
+        // One format with two types: the name decides which.
         Some(kind) if kind.mime_type() == "image/heif" && is_heif(by_name) => by_name,
         Some(kind) if kind.mime_type() == "image/heif" && is_heic(head) => "image/heic",
         Some(kind) if by_name == "image/apng" && kind.mime_type() == "image/png" => by_name,
@@ -69,7 +68,7 @@ fn is_heif(mime: &str) -> bool {
     matches!(mime, "image/heic" | "image/heif")
 }
 
-/// By the brand of the container.
+/// Whether a file is HEIC, by the brand of its container.
 fn is_heic(head: &[u8]) -> bool {
     let brand = head.get(8..12).unwrap_or_default();
     matches!(
@@ -78,7 +77,7 @@ fn is_heic(head: &[u8]) -> bool {
     )
 }
 
-/// Whether a text is an SVG drawing: its first element is `svg`, whatever prologue, comments and type stand before it.
+/// Whether a text is an SVG drawing: its first element is `svg`, after any prologue, comments and document type.
 fn is_svg(head: &[u8]) -> bool {
     let text = text_of(head);
     let mut left = text.trim_start_matches('\u{feff}').trim_start();
@@ -88,7 +87,7 @@ fn is_svg(head: &[u8]) -> bool {
         } else if left.starts_with("<?") {
             left.find("?>").map(|at| at + 2)
         } else if let Some(name) = doctype_name(left) {
-            // Another document may hold drawings, too. The type can be longer than what is looked at.
+            // Documents of other types may contain drawings. The document type may be longer than what was read.
             match (name, doctype_len(left)) {
                 ("svg", Some(len)) => Some(len),
                 (name, _) => return name == "svg",
@@ -109,7 +108,7 @@ fn is_svg(head: &[u8]) -> bool {
     name.rsplit_once(':').map_or(name, |(_, local)| local) == "svg"
 }
 
-/// What a document type that begins here is called.
+/// The name of the document type that begins here.
 fn doctype_name(text: &str) -> Option<&str> {
     let (start, left) = text.split_at_checked(9)?;
     let left = left.trim_start();
@@ -121,7 +120,7 @@ fn doctype_name(text: &str) -> Option<&str> {
         .then_some(&left[..end])
 }
 
-/// The length of a document type, with what it may hold in brackets.
+/// The length of a document type, including its part in brackets.
 fn doctype_len(text: &str) -> Option<usize> {
     let inner = text.find('[').filter(|at| text[..*at].find('>').is_none());
     let from = match inner {

@@ -1,4 +1,4 @@
-//! Looks at every file, and at what describes it.
+//! Checks every file and its description.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::foreign::Reader;
 use crate::report::Report;
 
-/// Every encrypted file to its end, descriptions without one, and pictures that lie in clear.
+/// Reads every encrypted file to its end, and reports descriptions without a file, and unencrypted pictures.
 pub fn run(images: &Images, report: &mut Report<'_>) -> Result<()> {
     let (mut sealed, mut metas) = (Vec::new(), Vec::new());
     crate::foreign::walk(&images.root, &mut |path, is_dir| {
@@ -20,7 +20,7 @@ pub fn run(images: &Images, report: &mut Report<'_>) -> Result<()> {
         } else if !is_dir
             && !infer::get_from_path(images.root.join(path)).is_ok_and(|kind| kind.is_none())
         {
-            report.note(path.display(), "lies in clear");
+            report.note(path.display(), "is not encrypted");
         }
     })?;
     sealed.sort_unstable();
@@ -28,58 +28,58 @@ pub fn run(images: &Images, report: &mut Report<'_>) -> Result<()> {
         .iter()
         .map(|path| images.root.join(path).metadata().map_or(0, |m| m.len()));
     report.total(lens.sum());
-    for stored in &sealed {
-        check(images, stored, report);
+    for cipher_path in &sealed {
+        check(images, cipher_path, report);
     }
     let sealed: HashSet<PathBuf> = sealed
         .iter()
         .map(|path| with_suffix(path, ".meta"))
         .collect();
     for meta in metas.iter().filter(|meta| !sealed.contains(*meta)) {
-        report.problem(meta.display(), "describes a file that is not there");
+        report.problem(meta.display(), "describes a file that does not exist");
     }
     Ok(())
 }
 
-fn check(images: &Images, stored: &Path, report: &mut Report<'_>) {
+fn check(images: &Images, cipher_path: &Path, report: &mut Report<'_>) {
     report.count_file();
-    let mime = match images.meta(stored) {
+    let mime = match images.meta(cipher_path) {
         Ok(Some(meta)) => meta.mime_type,
         Ok(None) => {
             report.problem(
-                stored.display(),
-                "its .meta is missing: its type is guessed by its name",
+                cipher_path.display(),
+                "its .meta is missing: the type is guessed from the name",
             );
             String::new()
         }
         Err(e) => {
-            report.problem(stored.display(), e);
+            report.problem(cipher_path.display(), e);
             String::new()
         }
     };
-    let reader = match images.open_sealed(stored) {
+    let reader = match images.open_sealed(cipher_path) {
         Ok(reader) => reader,
         Err(e) => {
             report.advance(
                 images
                     .root
-                    .join(stored)
+                    .join(cipher_path)
                     .metadata()
                     .map_or(0, |meta| meta.len()),
             );
-            return report.problem(stored.display(), e);
+            return report.problem(cipher_path.display(), e);
         }
     };
     if mime.starts_with("image/") && !is_image(&reader) {
         if images.proof != Some(false) {
             report.note(
-                stored.display(),
-                "is no picture that is known, though its .meta says so",
+                cipher_path.display(),
+                "is not of a known image type, contrary to its .meta",
             )
         } else {
             report.problem(
-                stored.display(),
-                "there is no picture behind it: another key?",
+                cipher_path.display(),
+                "does not contain a picture: wrong key?",
             )
         }
     }
@@ -88,7 +88,7 @@ fn check(images: &Images, stored: &Path, report: &mut Report<'_>) {
     while at < reader.plain_size() {
         let len = (reader.plain_size() - at).min(buffer.len() as u64);
         if let Err(e) = reader.read_exact_at(at, &mut buffer[..len as usize]) {
-            return report.problem(stored.display(), e);
+            return report.problem(cipher_path.display(), e);
         }
         at += len;
         report.advance(len);

@@ -1,5 +1,5 @@
-//! The bucket as its backups: each with the files that its manifest names, under the names that a restore gives them
-//! (`man/hushfs-foreign.5`: Medusa behaviour). To be read only: copying out of it is a restore.
+//! The bucket as a list of backups, each with the files of its manifest under the names that a restore gives them
+//! (`man/hushfs-foreign.5`: Medusa behaviour). Read-only: copying files from it is a restore.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::foreign::stage::{Stage, is_confined};
 use crate::foreign::{Entry, Format, Listed, PlainReader, Reader};
 use crate::report::Report;
 
-/// What is restored beside the data.
+/// Files that are restored in addition to the data.
 const METADATA: &[&str] = &[
     "manifest.json",
     "schema.cql",
@@ -24,12 +24,12 @@ const METADATA: &[&str] = &[
 /// `<node>/<backup>/<keyspace>/<table>/file` for each backup.
 pub struct BackupsView {
     medusa: Medusa,
-    /// Of each file shown, what its own backup says.
+    /// For each file, its entry in the manifest of its backup.
     objects: HashMap<PathBuf, Object>,
 }
 
 impl BackupsView {
-    /// Of an open bucket.
+    /// Shows an open bucket as its backups.
     pub fn new(medusa: Medusa) -> Self {
         let mut objects = HashMap::new();
         let catalog = medusa.catalog.lock();
@@ -38,16 +38,16 @@ impl BackupsView {
             for section in &manifest.sections {
                 let table = top.join(&section.keyspace).join(&section.columnfamily);
                 for object in &section.objects {
-                    // Below the table's folder: a secondary index keeps its own.
+                    // A secondary index keeps its folder below that of the table.
                     let below = object
                         .path
                         .split_once(&format!("/{}/", section.columnfamily));
-                    let shown = below.map(|(_, below)| table.join(below));
-                    match shown
-                        .filter(|shown| is_confined(shown) && is_confined(Path::new(&object.path)))
-                    {
-                        Some(shown) => {
-                            objects.insert(shown, object.clone());
+                    let plain_path = below.map(|(_, below)| table.join(below));
+                    match plain_path.filter(|plain_path| {
+                        is_confined(plain_path) && is_confined(Path::new(&object.path))
+                    }) {
+                        Some(plain_path) => {
+                            objects.insert(plain_path, object.clone());
                         }
                         None => log::warn!(
                             "{}: {:?}: no name that can be shown",
@@ -86,12 +86,12 @@ impl Format for BackupsView {
             }
             let meta = manifest.path.parent().unwrap_or(Path::new(""));
             for name in METADATA {
-                let stored = meta.join(name);
-                if self.root().join(&stored).is_file() {
+                let cipher_path = meta.join(name);
+                if self.root().join(&cipher_path).is_file() {
                     add(Listed::File(
                         top.join(name),
                         Entry {
-                            stored,
+                            cipher_path,
                             sealed: false,
                             plain_size: None,
                         },
@@ -99,13 +99,13 @@ impl Format for BackupsView {
                 }
             }
         }
-        for (shown, object) in &self.objects {
+        for (plain_path, object) in &self.objects {
             let entry = Entry {
-                stored: object.path.clone().into(),
+                cipher_path: object.path.clone().into(),
                 sealed: true,
                 plain_size: Some(object.source_size.unwrap_or(object.size)),
             };
-            add(Listed::File(shown.clone(), entry));
+            add(Listed::File(plain_path.clone(), entry));
         }
         Ok(())
     }
@@ -114,15 +114,15 @@ impl Format for BackupsView {
         self.medusa.plain_size(entry)
     }
 
-    fn open(&self, shown: &Path, entry: &Entry) -> Result<Arc<dyn Reader>> {
+    fn open(&self, plain_path: &Path, entry: &Entry) -> Result<Arc<dyn Reader>> {
         if !entry.sealed {
-            return PlainReader::open(&self.root().join(&entry.stored));
+            return PlainReader::open(&self.root().join(&entry.cipher_path));
         }
-        let object = self.objects.get(shown).ok_or(Kind::NotFound)?;
-        self.medusa.open_object(&entry.stored, Some(object))
+        let object = self.objects.get(plain_path).ok_or(Kind::NotFound)?;
+        self.medusa.open_object(&entry.cipher_path, Some(object))
     }
 
-    fn admit(&self, _shown: &Path) -> Result<()> {
+    fn check_name(&self, _shown: &Path) -> Result<()> {
         Err(Kind::ReadOnly.into())
     }
 

@@ -1,7 +1,7 @@
-//! What the names of a bucket's objects begin with: the prefix of a shared bucket.
+//! The prefix of object names in a shared bucket.
 //!
-//! Below the folder that is mounted, it is a folder in which backups lie. Above it, the names in the manifests alone
-//! tell: hushfs keeps it once it is known, as the manifests may come to name nothing.
+//! A part of it may be below the folder that is mounted: a folder that contains backups. A part above that folder is only
+//! known from the names in the manifests. hushfs records it, because the manifests may become empty.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,16 +9,16 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Kind, Result};
 use crate::foreign::{read_file, stage::STAGE_DIR};
 
-/// The file at the top that keeps the part of the prefix above it, where no manifest names an object.
+/// The file in the root that records the part of the prefix above it, if no manifest has an object.
 pub const KEPT: &str = ".hushfs-medusa-prefix";
-/// The longest prefix, in bytes, with the line feed behind it.
+/// The longest prefix with its line feed, in bytes.
 const KEPT_LEN_MAX: u64 = 1025;
-/// Folders that a prefix has, at most.
+/// Most folders of a prefix.
 const DEPTH_MAX: usize = 8;
-/// Folders that are looked into, at most.
+/// Most folders that are read to find the prefix.
 const LOOKED_INTO_MAX: usize = 20_000;
 
-/// Whether a folder holds backups of Medusa, at its top or in one of its folders.
+/// Whether a folder, or one of its subfolders, contains backups of Medusa.
 pub fn looks_like(root: &Path) -> bool {
     let is_base = |folder: &PathBuf| is_base(&root.join(folder));
     let below = folders(root).unwrap_or_default().into_iter();
@@ -27,8 +27,8 @@ pub fn looks_like(root: &Path) -> bool {
         .any(|folder| is_base(&folder))
 }
 
-/// The prefix below which the backups of a bucket lie; none, where there are none yet. [`Kind::Usage`] where there is
-/// more than one, or too much to look at.
+/// The prefix of the backups in a bucket; empty if there are none yet. [`Kind::Usage`] if there are several prefixes, or too
+/// many folders.
 pub fn find(root: &Path) -> Result<PathBuf> {
     let mut bases: Vec<PathBuf> = Vec::new();
     let (mut pending, mut looked_into) = (vec![(PathBuf::new(), 0)], 0);
@@ -84,7 +84,7 @@ fn has_manifest(base: &Path) -> bool {
         .any(|backup| backup.join("meta/manifest.json").is_file())
 }
 
-/// Whether a folder below a prefix is that of a node: it holds backups, or the pool of differential ones.
+/// Whether a folder below a prefix is that of a node: it contains backups, or the pool of differential ones.
 fn is_node(folder: &Path) -> bool {
     let backups = folders(folder).unwrap_or_default();
     let is_backup = |name: &String| folder.join(name).join("meta").is_dir();
@@ -108,7 +108,7 @@ pub fn folders(path: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The prefix above the folder that is mounted, as a bucket keeps it; none where it keeps none.
+/// The recorded prefix above the folder that is mounted, if there is one.
 pub fn kept(root: &Path) -> Result<Option<String>> {
     let file = root.join(KEPT);
     let bytes = match read_file(&file, KEPT_LEN_MAX) {

@@ -22,28 +22,28 @@ pub struct Manifest {
     pub differential: bool,
     /// It has files that are not encrypted.
     pub has_plain: bool,
-    /// Where it is.
+    /// The path of the manifest.
     pub path: PathBuf,
-    /// Where its copy in the index is.
+    /// The path of its copy in the index.
     pub copy: PathBuf,
-    /// When it began, in seconds since 1970: later ones were written over earlier ones.
+    /// When the backup began, in seconds since 1970. Later backups overwrite files of earlier ones.
     pub began: u64,
     /// Its tables.
     pub sections: Vec<Section>,
-    /// It has files of the AWS Encryption SDK; found out when it is first asked for.
+    /// It has files of the AWS Encryption SDK. Determined when it is first needed.
     is_aws: OnceCell<bool>,
 }
 
 impl Manifest {
-    /// All that it names.
+    /// All of its objects.
     fn objects(&self) -> impl Iterator<Item = &Object> {
         self.sections.iter().flat_map(|section| &section.objects)
     }
 
-    /// Whether it has files of the AWS Encryption SDK. Those that have the length of frames of their contents are
-    /// not looked at, but for the first few.
+    /// Whether it has files of the AWS Encryption SDK. Except for the first few, files whose length is that of frames are not
+    /// opened.
     pub fn is_aws(&self, root: &Path) -> bool {
-        /// Files that are looked at whatever their length, and in all.
+        /// How many files are opened whatever their length, and in all.
         const LOOKED_AT: (usize, usize) = (8, 64);
         let begins_so = |object: &Object| {
             let mut head = [0; 4];
@@ -63,12 +63,12 @@ impl Manifest {
     }
 }
 
-/// What a manifest says of an object.
+/// The entry of an object in a manifest.
 #[derive(Debug, Clone)]
 pub struct Known {
-    /// Which manifest, by its place in [`Catalog::manifests`].
+    /// The index of the manifest in [`Catalog::manifests`].
     pub manifest: usize,
-    /// What it says.
+    /// The entry.
     pub object: Object,
 }
 
@@ -76,20 +76,19 @@ pub struct Known {
 pub struct Catalog {
     /// The prefix of a shared bucket, below the folder that is mounted; usually none.
     base: PathBuf,
-    /// The prefix, or its beginning, where what is mounted is the folder of it: names in manifests begin with that. None
-    /// where nothing tells.
+    /// The part of the prefix above the folder that is mounted: names in manifests begin with it. `None` if it is unknown.
     outer: Option<String>,
     /// Backups, the earliest first.
     pub manifests: Vec<Manifest>,
     /// What manifests record of each stored object, by its path.
     by_path: HashMap<String, Vec<Known>>,
-    /// Backups that were begun, and never completed.
+    /// Backups that were never completed.
     pub unfinished: Vec<String>,
     /// Backups whose manifest cannot be read.
     pub broken: Vec<Broken>,
 }
 
-/// A backup whose manifest cannot be read. Nothing of it is changed, as nobody knows what that would do to it.
+/// A backup whose manifest cannot be read. Its files cannot be changed, because the effect on it would be unknown.
 #[derive(Debug, Clone)]
 pub struct Broken {
     /// The node.
@@ -98,14 +97,14 @@ pub struct Broken {
     pub backup: String,
     /// Its files are in the pool of the node's differential backups.
     differential: bool,
-    /// Where the manifest is.
+    /// The path of the manifest.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// The reason.
     pub why: String,
 }
 
 impl Broken {
-    /// As what a listing cannot show: the files are there, and nothing tells which they should be.
+    /// An entry for the listing: the backup's files are shown, but nothing says whether they are complete.
     pub fn listed(&self) -> Listed {
         let why = format!("{}: its files cannot be held to it", self.why);
         Listed::NotShown(self.path.display().to_string(), why)
@@ -179,7 +178,7 @@ impl Catalog {
         }
     }
 
-    /// Refuses the folder that a bucket is in: names in its manifests begin in the bucket.
+    /// Refuses the parent folder of a bucket: names in its manifests are relative to the bucket.
     fn check_level(&self, root: &Path) -> Result<()> {
         const TRIED_MAX: usize = 64;
         if self.base.as_os_str().is_empty() {
@@ -200,7 +199,7 @@ impl Catalog {
         }
     }
 
-    /// Finds what names in manifests begin with, and takes that away.
+    /// Finds the prefix of the names in manifests, and removes it from them.
     fn find_outer(&mut self, root: &Path) -> Result<()> {
         let mut found: Option<String> = None;
         for manifest in &self.manifests {
@@ -247,17 +246,17 @@ impl Catalog {
         }
     }
 
-    /// The name of a stored file as manifests have it.
+    /// The name of a stored file in manifests.
     pub fn named(&self, path: &str) -> String {
         format!("{}{path}", self.outer())
     }
 
-    /// What names in manifests begin with, above the folder that is mounted.
+    /// The part of the prefix above the folder that is mounted.
     pub fn outer(&self) -> &str {
         self.outer.as_deref().unwrap_or_default()
     }
 
-    /// [`Kind::NotPermitted`] where a file cannot be changed: its manifest cannot be read.
+    /// Checks that a file may be changed: [`Kind::NotPermitted`] if its manifest cannot be read.
     pub fn check_change(&self, name: &DataName<'_>) -> Result<()> {
         let is_in = |broken: &&Broken| {
             broken.node == name.node
@@ -278,7 +277,7 @@ impl Catalog {
         }
     }
 
-    /// The backup that cannot be read and that a file belongs to.
+    /// Whether a file belongs to a backup whose manifest cannot be read.
     pub fn is_of_broken(&self, path: &Path) -> bool {
         self.data_name(path)
             .is_some_and(|name| self.check_change(&name).is_err())
@@ -300,20 +299,20 @@ impl Catalog {
         }
     }
 
-    /// All objects that a manifest names, each as often as one does.
+    /// The objects of all manifests. An object may occur in several.
     pub fn objects(&self) -> impl Iterator<Item = &Object> {
         self.manifests.iter().flat_map(Manifest::objects)
     }
 
-    /// What the manifests say of an object, the earliest first.
+    /// The entries of an object in all manifests, the earliest first.
     pub fn known(&self, path: &str) -> &[Known] {
         self.by_path.get(path).map_or(&[], Vec::as_slice)
     }
 
-    /// What is said of the object as it is now: of this length. Where nothing fits, what the newest says; nothing
-    /// where none names it.
-    pub fn current(&self, stored: &Path, len: u64) -> Option<Object> {
-        let known = self.known(stored.to_str()?);
+    /// The entry that describes an object in its current state, with this length. If none has this length, the newest entry;
+    /// `None` if there is no entry.
+    pub fn current(&self, cipher_path: &Path, len: u64) -> Option<Object> {
+        let known = self.known(cipher_path.to_str()?);
         let fits = known.iter().rev().find(|known| known.object.size == len);
         fits.or(known.last()).map(|known| known.object.clone())
     }
@@ -323,7 +322,7 @@ impl Catalog {
         path.strip_prefix(&self.base).unwrap_or(path)
     }
 
-    /// What a data file's name says; nothing of what is none.
+    /// The parts of a data file's name; `None` if it is not a data file.
     pub fn data_name<'a>(&self, path: &'a Path) -> Option<DataName<'a>> {
         DataName::parse(path.strip_prefix(&self.base).ok()?, |node, backup| {
             let unfinished = || {
@@ -340,7 +339,7 @@ impl Catalog {
         })
     }
 
-    /// Files of one backup that a restore puts in one place: the backup, and the two.
+    /// Pairs of files of one backup that a restore would write to the same path: the backup, and the two files.
     pub fn restored_over_each_other(&self) -> Vec<(&str, &str, &str)> {
         let mut found = Vec::new();
         for manifest in &self.manifests {
@@ -358,8 +357,8 @@ impl Catalog {
         found
     }
 
-    /// Another file of the table that a restore puts where it puts this one: in the folder of the table, whatever folders
-    /// they are in there, but for those of secondary indexes and of nodes (`man/hushfs-foreign.5`: Medusa names).
+    /// Another file of the table that a restore would write to the same path. A restore drops all folders below that of the
+    /// table, except for those of secondary indexes and of nodes (`man/hushfs-foreign.5`: Medusa names).
     pub fn restored_to_the_same_place(&self, name: &DataName<'_>, path: &str) -> Option<&str> {
         let place = name.restored_to();
         let manifests = self.manifests.iter().filter(|m| match name.backup {
@@ -390,8 +389,8 @@ impl Catalog {
 
     /// The manifest that a new file belongs to: its backup's, or that of the node's newest differential backup.
     ///
-    /// [`Kind::NotPermitted`] where there is none. None is made: Medusa takes a backup that has one for complete, and
-    /// restores what it names, and no more.
+    /// [`Kind::NotPermitted`] if there is none. It is not created: Medusa considers a backup with a manifest complete, and
+    /// restores only the files in it.
     pub fn manifest_for(&self, name: &DataName<'_>) -> Result<usize> {
         if self.outer.is_none() {
             let hint = "no manifest names an object, so nothing tells what the names in them begin with: mount the bucket at its top, or let Medusa make a backup";
@@ -415,14 +414,14 @@ impl Catalog {
         })
     }
 
-    /// A manifest was changed.
+    /// Called after a manifest was changed.
     pub fn replace(&mut self, at: usize, mut sections: Vec<Section>) {
         self.take_outer(&mut sections);
         self.manifests[at].sections = sections;
         self.index();
     }
 
-    /// A manifest was removed.
+    /// Called after a manifest was removed.
     pub fn forget(&mut self, path: &Path) {
         self.manifests.retain(|manifest| manifest.path != path);
         self.broken.retain(|broken| broken.path != path);
@@ -430,7 +429,7 @@ impl Catalog {
     }
 }
 
-/// What stands before the part of a name that begins with one of `starts`.
+/// The part of a name before the one that begins with one of `starts`.
 fn outer<'a>(path: &'a str, starts: &[String]) -> &'a str {
     if starts.iter().any(|start| path.starts_with(start)) {
         return "";
@@ -441,7 +440,7 @@ fn outer<'a>(path: &'a str, starts: &[String]) -> &'a str {
     found.map_or("", |at| &path[..=at])
 }
 
-/// When a backup began, by the file in the index that is named so.
+/// When a backup began, by the name of a file in the index.
 fn began(index: &Path, node: &str) -> u64 {
     let start = format!("started_{node}_");
     let names = fs::read_dir(index).into_iter().flatten().flatten();

@@ -1,4 +1,4 @@
-//! Manifests, changed together with the objects that they name.
+//! Changes of manifests, together with the objects in them.
 
 use super::catalog::{Catalog, Known};
 use super::manifest::{Draft, Section};
@@ -7,12 +7,12 @@ use super::{Medusa, base};
 use crate::error::{Error, Kind, Result};
 use crate::foreign::stage::Step;
 
-/// Manifests that are being changed, by their places in the catalogue.
+/// Changed manifests, with their index in the catalogue.
 pub(super) type Drafts = Vec<(usize, Draft)>;
 
 impl Medusa {
-    /// The manifests that say of an object what is so now: they change with it. For a new one, the backup's, or the
-    /// newest of a pool. [`Kind::NotPermitted`] where one of them is of a backup that nothing may be added to.
+    /// The manifests that describe an object in its current state, and change with it. For a new object, the manifest of its
+    /// backup, or the newest one of a pool. [`Kind::NotPermitted`] if one of them is of a backup to which nothing may be added.
     pub(super) fn keepers(
         &self,
         catalog: &Catalog,
@@ -49,7 +49,7 @@ impl Medusa {
         Ok(keepers)
     }
 
-    /// The steps that put changed manifests and their copies in place.
+    /// Edits manifests: the steps that install them and their copies, and the edited manifests.
     pub(super) fn manifest_steps(
         &self,
         catalog: &mut Catalog,
@@ -65,7 +65,7 @@ impl Medusa {
             let bytes = draft.to_bytes();
             for place in [&manifest.path, &manifest.copy] {
                 let temp = stage.create_in_place_of(place, &bytes)?;
-                steps.push(Step::Place(temp, place.clone()));
+                steps.push(Step::Install(temp, place.clone()));
             }
             drafts.push((*at, draft));
         }
@@ -73,7 +73,7 @@ impl Medusa {
         Ok((steps, drafts))
     }
 
-    /// The step that keeps the prefix, where no manifest names an object any more that tells it.
+    /// The step that records the prefix, if no manifest contains it any more.
     fn prefix_step(&self, catalog: &Catalog, drafts: &Drafts) -> Result<Option<Step>> {
         let names_any = |sections: &[Section]| sections.iter().any(|s| !s.objects.is_empty());
         let changed = |at: usize| drafts.iter().find(|(changed, _)| *changed == at);
@@ -87,7 +87,7 @@ impl Medusa {
         }
         let bytes = format!("{}\n", catalog.outer());
         let temp = self.writer()?.create_with(bytes.as_bytes())?;
-        Ok(Some(Step::Place(temp, base::KEPT.into())))
+        Ok(Some(Step::Install(temp, base::KEPT.into())))
     }
 
     pub(super) fn commit(

@@ -1,4 +1,4 @@
-//! Moving a folder of data: all of its files in one change, and in every manifest that names them.
+//! Renaming a folder of data: all of its files in one change, and in every manifest that has them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use crate::foreign::stage::Step;
 use crate::foreign::{Entry, Format};
 
 impl Medusa {
-    /// Gives a folder another name. [`Kind::CrossDevice`] where its files do not all stay data of one backup: programs then
-    /// copy, and each file is entered where it belongs.
+    /// Renames a folder. [`Kind::CrossDevice`] if its files would not all stay data of the same backup: programs then copy
+    /// them, and each file is added to the right manifest.
     pub(super) fn move_folder(
         &self,
         from: &Path,
@@ -22,11 +22,11 @@ impl Medusa {
         for (path, _) in files {
             let below = path.strip_prefix(from).map_err(|_| Kind::InvalidArgument)?;
             let new = to.join(below);
-            self.admit(&new)?;
+            self.check_name(&new)?;
             new_paths.push(new);
         }
         let mut catalog = self.catalog.lock();
-        // By manifest: the names before and after.
+        // For each manifest, the old and new names.
         let mut renames: BTreeMap<usize, Vec<(&Path, &Path)>> = BTreeMap::new();
         for ((path, _), new) in files.iter().zip(&new_paths) {
             let names = (catalog.data_name(path), catalog.data_name(new));
@@ -49,7 +49,7 @@ impl Medusa {
             .collect();
         let outer = catalog.outer().to_string();
         let named = |path: &Path| format!("{outer}{}", path.display());
-        // In the order of the manifests.
+        // In the order of `keepers`.
         let mut renames = renames.values();
         let (mut steps, drafts) = self.manifest_steps(&mut catalog, &keepers, |draft| {
             for (old, new) in renames.next().into_iter().flatten() {
@@ -67,8 +67,8 @@ impl Medusa {
         }
         self.commit(&mut catalog, steps, drafts)?;
         let moved = files.iter().zip(new_paths);
-        let moved = moved.map(|((_, entry), stored)| Entry {
-            stored,
+        let moved = moved.map(|((_, entry), cipher_path)| Entry {
+            cipher_path,
             ..entry.clone()
         });
         Ok(moved.collect())

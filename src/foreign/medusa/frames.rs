@@ -1,5 +1,5 @@
-//! Fernet frames: a length, a token, again and again
-//! (`man/hushfs-foreign.5`: Medusa key, Frames). How they are sealed, opened, found.
+//! Fernet frames, each a length and a token (`man/hushfs-foreign.5`: Medusa key, Frames): encrypting, decrypting and finding
+//! them.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -17,22 +17,22 @@ use super::reader::FrameReader;
 use crate::cache::BlockCache;
 use crate::error::{Error, Kind, Result};
 
-/// Bytes of plaintext in a frame that a writer makes.
+/// Bytes of plaintext in a full frame.
 pub const FRAME_PLAIN_LEN: usize = 1 << 20;
-/// The longest token, in bytes: a reader of the original refuses more.
+/// The longest token that Medusa reads, in bytes.
 pub(super) const TOKEN_LEN_MAX: u32 = 2 << 20;
 /// Bytes of the length before a token.
 pub(super) const LENGTH_LEN: u64 = 4;
-/// Version, time, vector; then comes the ciphertext, then the HMAC.
+/// Bytes of a token before its ciphertext: version, time and initialisation vector. The HMAC is at the end.
 const HEAD_LEN: usize = 1 + 8 + BLOCK_LEN;
 const MAC_LEN: usize = 32;
 /// The shortest token: one block.
 pub(super) const TOKEN_LEN_MIN: u32 = 100;
-/// Letters at the end of a token that hold the last two blocks and the HMAC.
+/// Characters at the end of a token that contain the last two blocks and the HMAC.
 const TAIL_LEN: usize = 88;
-/// More frames than these are no file of Medusa's.
+/// Most frames of a file.
 const FRAMES_MAX: usize = 1 << 20;
-/// What the files start with that later heads of the original make, with the AWS Encryption SDK.
+/// The first byte of files of later versions of Medusa, which use the AWS Encryption SDK.
 const AWS_SDK: u8 = 0x02;
 
 /// The key of a bucket.
@@ -43,7 +43,7 @@ pub struct FernetKey {
 }
 
 impl FernetKey {
-    /// From the text of `key_secret_base64`, as Python's `urlsafe_b64decode` reads it; 32 bytes.
+    /// Parses `key_secret_base64` as Python's `urlsafe_b64decode` does; it must be 32 bytes.
     pub fn parse(text: &[u8]) -> Option<Self> {
         let bytes = decode_as_python(text)?;
         let (signing, encryption) = bytes.split_at_checked(16)?;
@@ -55,7 +55,7 @@ impl FernetKey {
         })
     }
 
-    /// A frame of `plain`, with its length, appended to `out`.
+    /// Encrypts `plain` as a frame, and appends it with its length to `out`.
     pub fn seal(&self, time: u64, iv: &Iv, plain: &[u8], out: &mut Vec<u8>) {
         let mut token = Vec::with_capacity(HEAD_LEN + plain.len() + BLOCK_LEN + MAC_LEN);
         token.push(0x80);
@@ -76,7 +76,7 @@ impl FernetKey {
         let _ = URL_SAFE.encode(&token, Out::from_slice(&mut out[start..]));
     }
 
-    /// Opens a token in place: its plaintext, authenticated.
+    /// Authenticates and decrypts a token in place, and returns its plaintext.
     pub fn open<'a>(&self, token: &'a mut [u8]) -> Result<&'a [u8], &'static str> {
         let bytes = decode(token).ok_or("it is no base64")?;
         if bytes.len() < HEAD_LEN + BLOCK_LEN + MAC_LEN || bytes[0] != 0x80 {
@@ -96,7 +96,7 @@ impl FernetKey {
         Ok(&cipher[..len])
     }
 
-    /// Bytes of plaintext in a token of `token_len` letters that ends in `tail`; found by its last block alone.
+    /// Bytes of plaintext in a token of `token_len` characters that ends in `tail`, by its last block.
     fn plain_len(&self, token_len: u32, tail: &[u8; TAIL_LEN]) -> Option<u32> {
         let mut decoded = *tail;
         let bytes = decode(&mut decoded)?;
@@ -115,8 +115,8 @@ impl FernetKey {
     }
 }
 
-/// Decodes base64 of either alphabet, or of both mixed, with padding, in place, as Python reads it; what it passes
-/// over besides is refused here.
+/// Decodes base64 with padding in place, as Python does: of either alphabet, or both mixed. Other characters, which Python
+/// ignores, are refused.
 fn decode(text: &mut [u8]) -> Option<&mut [u8]> {
     if URL_SAFE.check(text).is_err() {
         for letter in text.iter_mut() {
@@ -130,7 +130,7 @@ fn decode(text: &mut [u8]) -> Option<&mut [u8]> {
     URL_SAFE.decode_inplace(text).ok()
 }
 
-/// Bytes of a file of canonical frames.
+/// The length of a file with canonical frames.
 pub fn cipher_len(plain_len: u64) -> u64 {
     let token = |len: u64| {
         let bytes = (HEAD_LEN + MAC_LEN) as u64 + super::super::cipher::padded_len(len);
@@ -143,8 +143,8 @@ pub fn cipher_len(plain_len: u64) -> u64 {
     }
 }
 
-/// Base64 as Python's `binascii` reads it that is not told to be strict: both alphabets, other letters passed over, up
-/// to the padding, which has to be there. What stands behind that (a comment, say) is not looked at.
+/// Decodes base64 as Python's `binascii` does when it is not strict: both alphabets, up to the padding, which is required.
+/// Other characters are ignored, as is everything after the padding (a comment, for example).
 fn decode_as_python(text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     if !text.is_ascii() {
         return None;
@@ -196,9 +196,9 @@ pub fn looks_like_aws(head: &[u8]) -> bool {
 pub struct FrameSeal {
     /// The bucket's key.
     pub key: FernetKey,
-    /// For tests with known answers: time and vector. Else the clock's, and a random one each.
+    /// Time and vector for tests with known answers. Otherwise the time is the clock's, and each vector is random.
     pub pinned: Option<(u64, Iv)>,
-    /// For what is read back.
+    /// The cache for reading the file back.
     pub cache: Arc<BlockCache>,
 }
 
@@ -235,16 +235,16 @@ impl Seal for FrameSeal {
     }
 }
 
-/// Where the frames of a file are.
+/// The positions of the frames in a file.
 pub enum Frames {
-    /// All of [`FRAME_PLAIN_LEN`] but the last, so that their places can be computed.
+    /// All but the last have [`FRAME_PLAIN_LEN`] bytes, so that the positions can be computed.
     Canonical,
-    /// Where each starts: in the file, and in the plaintext.
+    /// The start of each frame, in the file and in the plaintext.
     Listed(Vec<(u64, u64)>),
 }
 
 impl Frames {
-    /// How many there are in a file with so much plaintext, in bytes.
+    /// The number of frames in a file with `plain_size` bytes of plaintext.
     pub fn count(&self, plain_size: u64) -> u64 {
         match self {
             Self::Canonical => plain_size.div_ceil(FRAME_PLAIN_LEN as u64),
@@ -253,7 +253,7 @@ impl Frames {
     }
 }
 
-/// Finds the frames of a file of `len` bytes and how long its plaintext is; decrypts a block of each.
+/// Finds the frames in a file of `len` bytes, and the length of its plaintext. Decrypts one block of each frame.
 pub fn scan(file: &File, key: &FernetKey, len: u64) -> Result<(Frames, u64)> {
     let damaged =
         |at: u64, why: &str| Error::from(Kind::Damaged(format!("the frame at {at}: {why}").into()));
@@ -293,7 +293,7 @@ pub fn scan(file: &File, key: &FernetKey, len: u64) -> Result<(Frames, u64)> {
     Ok((Frames::Listed(starts), plain))
 }
 
-/// The refusal of a file of the later format, by name.
+/// The error for a file in the later format.
 pub fn aws_sdk() -> Error {
     let what = "the AWS Encryption SDK's format, which later commits of Medusa's client-side encryption write";
     Error::from(Kind::OtherForm(what.into())).hint("Medusa itself decrypts it: `medusa download`")

@@ -1,5 +1,5 @@
-//! `key_secret_base64` in a `medusa.ini`, as Medusa has it: by `configparser` of Python 3.11 without interpolation. No
-//! crate reads these files so: values go on in indented lines, and what stands twice is an error.
+//! `key_secret_base64` in a `medusa.ini`, parsed as Medusa does: with `configparser` of Python 3.11 without interpolation. No
+//! crate does the same: values continue in indented lines, and a duplicate is an error.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,24 +11,24 @@ use crate::error::{Error, Result};
 const NAME: &str = "key_secret_base64";
 /// Its section.
 const SECTION: &str = "storage";
-/// The section whose options all others have, too.
+/// The section with defaults for all others.
 const DEFAULT: &str = "DEFAULT";
 
-/// What was read so far.
+/// The state of the parser.
 #[derive(Default)]
 struct Settings {
     /// The lines of each value, by section and option.
     values: HashMap<(String, String), Vec<String>>,
     sections: HashSet<String>,
-    /// Where the next line belongs to.
+    /// The section of the next line.
     section: Option<String>,
     option: Option<String>,
-    /// How far the last line that was no continuation is indented, in letters.
+    /// The indentation of the last line that was not a continuation, in characters.
     indent: usize,
 }
 
-/// The key in a `medusa.ini`; nothing where it is not set, or empty. [`Kind::Usage`](crate::error::Kind::Usage) where
-/// Medusa does not read the file either.
+/// The key in a `medusa.ini`; `None` if it is not set or empty. [`Kind::Usage`](crate::error::Kind::Usage) if Medusa would
+/// refuse the file as well.
 pub fn key_in_ini(text: &[u8]) -> Result<Option<Zeroizing<Vec<u8>>>> {
     let text = std::str::from_utf8(text).map_err(|_| Error::usage("it is no text in UTF-8"))?;
     let text = Zeroizing::new(text.replace("\r\n", "\n").replace('\r', "\n"));
@@ -52,7 +52,7 @@ impl Settings {
     fn take(&mut self, line: &str) -> Result<(), &'static str> {
         let text = line.trim();
         if text.is_empty() || text.starts_with(['#', ';']) {
-            // An empty line may be a part of a value: that does not change a key.
+            // An empty line may be part of a value, which makes no difference to a key.
             return Ok(());
         }
         let indent = line.chars().take_while(|c| c.is_whitespace()).count();
@@ -92,7 +92,7 @@ impl Settings {
     }
 }
 
-/// The name of a section: all between the first bracket and the last.
+/// The name of a section: everything between the first bracket and the last.
 fn section_name(text: &str) -> Option<&str> {
     let (name, _) = text.strip_prefix('[')?.rsplit_once(']')?;
     (!name.is_empty()).then_some(name)

@@ -1,4 +1,4 @@
-//! Manifests: what belongs to a backup (`man/hushfs-foreign.5`: Manifests), and JSON as Python writes it.
+//! Manifests, which list the objects of a backup (`man/hushfs-foreign.5`: Manifests), and JSON as Python writes it.
 
 use std::io;
 use std::path::Path;
@@ -12,17 +12,17 @@ use crate::error::{Error, Kind, Result};
 /// The longest manifest that is read, in bytes: some million objects.
 const MANIFEST_LEN_MAX: u64 = 512 << 20;
 
-/// What a manifest says of an object.
+/// The entry of an object in a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Object {
-    /// The whole name of the object.
+    /// The full name of the object.
     pub path: String,
-    /// The digest of what is stored, as the driver of the bucket says it.
+    /// The digest of the stored object, in the form of the bucket's driver.
     #[serde(rename = "MD5")]
     pub md5: Option<String>,
-    /// Bytes stored.
+    /// Bytes of the stored object.
     pub size: u64,
-    /// The digest of the plaintext, in base64; none where it was not encrypted.
+    /// The digest of the plaintext, in base64; `None` if the object is not encrypted.
     #[serde(rename = "source_MD5", default)]
     pub source_md5: Option<String>,
     /// Bytes of plaintext.
@@ -42,12 +42,12 @@ pub struct Section {
 }
 
 impl Object {
-    /// It was encrypted.
+    /// Whether it is encrypted.
     pub fn is_sealed(&self) -> bool {
         self.source_md5.is_some()
     }
 
-    /// It has the length that frames of its contents have.
+    /// Whether its length is that of frames with its contents.
     pub fn is_like_frames(&self) -> bool {
         let expected = self.source_size.map(super::frames::cipher_len);
         expected == Some(self.size)
@@ -58,7 +58,7 @@ impl Object {
         digest(self.source_md5.as_deref()?)
     }
 
-    /// The digest of what is stored; none of an upload in parts, which has none that can be computed here.
+    /// The digest of the stored object; `None` for a multipart upload, whose digest cannot be computed here.
     pub fn stored_digest(&self) -> Option<[u8; 16]> {
         digest(self.md5.as_deref()?)
     }
@@ -74,17 +74,17 @@ fn digest(text: &str) -> Option<[u8; 16]> {
     BASE64.decode_to_vec(text).ok()?.try_into().ok()
 }
 
-/// How a driver writes the digest of what is stored.
+/// How a driver writes the digest of a stored object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DigestForm {
-    /// Local storage, S3 and its kin.
+    /// Local storage, S3 and compatible ones.
     Hex,
     /// Google and Azure.
     Base64,
 }
 
 impl DigestForm {
-    /// As the objects so far have it.
+    /// The form of existing objects.
     pub fn of<'a>(mut objects: impl Iterator<Item = &'a Object>) -> Self {
         let is_base64 = |o: &Object| {
             o.md5
@@ -122,19 +122,19 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Section>> {
 pub struct NewObject<'a> {
     /// The keyspace, and the folder of the table.
     pub table: (&'a str, &'a str),
-    /// The whole name.
+    /// The full name.
     pub path: &'a str,
-    /// Digest and bytes of what is stored.
+    /// Digest and length of the stored object.
     pub stored: ([u8; 16], u64),
-    /// Digest and bytes of the plaintext.
+    /// Digest and length of the plaintext.
     pub source: ([u8; 16], u64),
 }
 
-/// A manifest that is being changed; members that are not known stay.
+/// A manifest that is being changed. Unknown members are kept.
 pub struct Draft(Value);
 
 impl Draft {
-    /// Of the manifest at `path`; an empty one where there is none.
+    /// Reads the manifest at `path`; an empty one if it does not exist.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = match super::super::read_file(path, MANIFEST_LEN_MAX) {
             Err(e) if matches!(e.kind(), Kind::Missing) => {
@@ -154,7 +154,7 @@ impl Draft {
         self.0.as_array_mut().into_iter().flatten()
     }
 
-    /// Takes the object of this name away, and gives it back.
+    /// Removes and returns the entry of this name.
     pub fn take(&mut self, path: &str) -> Option<Value> {
         let is = |object: &Value| object["path"] == path;
         self.sections().find_map(|section| {
@@ -164,7 +164,7 @@ impl Draft {
         })
     }
 
-    /// Adds an object, in place of one of its name.
+    /// Adds an entry, replacing the one of the same name.
     pub fn put(&mut self, new: &NewObject<'_>, form: DigestForm) {
         let object = json!({
             "path": new.path,
@@ -176,7 +176,7 @@ impl Draft {
         self.put_value(new.table, new.path, object);
     }
 
-    /// The same, of an object as a manifest has it; its `path` becomes `path`.
+    /// The same for an existing entry, whose name becomes `path`.
     pub fn put_value(&mut self, table: (&str, &str), path: &str, mut object: Value) {
         object["path"] = path.into();
         let is = |section: &&mut Value| {
@@ -210,13 +210,13 @@ impl Draft {
         bytes
     }
 
-    /// The same, as it is looked at.
+    /// The tables and their objects.
     pub fn objects(&self) -> Vec<Section> {
         serde_json::from_value(self.0.clone()).unwrap_or_default()
     }
 }
 
-/// Blanks after commas and colons, and ASCII only.
+/// Formats JSON as Python does: blanks after commas and colons, and ASCII only.
 struct Python;
 
 impl serde_json::ser::Formatter for Python {

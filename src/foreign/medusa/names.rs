@@ -1,13 +1,13 @@
-//! What the name of an object says (`man/hushfs-foreign.5`: Medusa names, Unencrypted files).
+//! The names of objects (`man/hushfs-foreign.5`: Medusa names, Unencrypted files).
 
 use std::path::Path;
 
-/// A data file's name, taken apart.
+/// The parts of a data file's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DataName<'a> {
     /// The node.
     pub node: &'a str,
-    /// The backup; none in the pool of a node's differential backups.
+    /// The backup; `None` in the pool of a node's differential backups.
     pub backup: Option<&'a str>,
     /// The keyspace.
     pub keyspace: &'a str,
@@ -15,11 +15,11 @@ pub struct DataName<'a> {
     pub table: &'a str,
     /// The file's own name.
     pub file: &'a str,
-    /// The last folder between that of the table and the file, where there is one.
+    /// The last folder between that of the table and the file, if there is one.
     pub folder: Option<&'a str>,
 }
 
-/// A data file's name that borrows nothing.
+/// The same, without borrowing.
 pub struct OwnedName {
     node: String,
     backup: Option<String>,
@@ -30,8 +30,8 @@ pub struct OwnedName {
 }
 
 impl<'a> DataName<'a> {
-    /// Of a path below the bucket's prefix; nothing of what is no data file. `is_backup` tells whether a node has a
-    /// backup of a name: one may be called `data`, as the pool of differential backups is.
+    /// Parses a path below the bucket's prefix; `None` if it is not a data file. `is_backup` returns whether a node has a
+    /// backup of this name, which is needed because a backup may be called `data`, like the pool of differential backups.
     pub fn parse(path: &'a Path, is_backup: impl Fn(&str, &str) -> bool) -> Option<Self> {
         let parts: Vec<&str> = path.to_str()?.split('/').collect();
         let (node, backup, below) = match parts.as_slice() {
@@ -58,14 +58,14 @@ impl<'a> DataName<'a> {
         })
     }
 
-    /// Where a restore puts it, below the folder of its table: the folder of a secondary index or of nodes is kept, any
-    /// other is not (`man/hushfs-foreign.5`: Medusa names).
+    /// The path to which a restore writes it, below the folder of its table. The folder of a secondary index or of nodes is
+    /// kept, any other is dropped (`man/hushfs-foreign.5`: Medusa names).
     pub fn restored_to(&self) -> (Option<&'a str>, &'a str) {
         let is_kept = |folder: &&str| folder.starts_with('.') || folder.ends_with("nodes");
         (self.folder.filter(is_kept), self.file)
     }
 
-    /// The same, on its own.
+    /// A copy that borrows nothing.
     pub fn own(self) -> OwnedName {
         OwnedName {
             node: self.node.into(),
@@ -79,7 +79,7 @@ impl<'a> DataName<'a> {
 }
 
 impl OwnedName {
-    /// The same, borrowed.
+    /// The name, borrowed.
     pub fn borrow(&self) -> DataName<'_> {
         DataName {
             node: &self.node,
@@ -92,7 +92,7 @@ impl OwnedName {
     }
 }
 
-/// Whether this is a manifest, or the copy of one in the index; below the prefix.
+/// Whether a path below the prefix is a manifest, or the copy of one in the index.
 pub fn is_manifest(path: &Path) -> bool {
     let parts: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
     let parts: Vec<&str> = parts.iter().map(|part| &**part).collect();
@@ -103,16 +103,15 @@ pub fn is_manifest(path: &Path) -> bool {
     }
 }
 
-/// Whether this is where the original writes in clear; below the prefix.
+/// Whether a path below the prefix is one at which Medusa stores unencrypted files.
 pub fn in_metadata(path: &Path) -> bool {
     let mut parts = path.iter();
     let first = parts.next();
     first.is_some_and(|part| part == "index") || parts.nth(1).is_some_and(|part| part == "meta")
 }
 
-/// Whether the original, restoring, takes a file of this name for its own, which is in clear: its patterns are not
-/// anchored at their end
-/// (`man/hushfs-foreign.5`: Unencrypted files). The two that it never backs up are among them, too.
+/// Whether a restore by Medusa takes a file of this name for one of its unencrypted files, because its patterns are not
+/// anchored at their end (`man/hushfs-foreign.5`: Unencrypted files). This includes the two files that are never backed up.
 pub fn restores_undecrypted(file: &str) -> bool {
     let begins = |start: &str, end: &str| {
         file.strip_prefix(start)

@@ -1,4 +1,5 @@
-//! Reads a file of frames: each as a whole, kept in the cache, and all of them against the digest of the manifest.
+//! Reads a file of frames: each is decrypted as a whole and cached, and all of them are checked against the digest in the
+//! manifest.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,11 +16,11 @@ use super::frames::{
 use crate::cache::{BlockCache, BlockKey};
 use crate::error::{Error, Kind, Result};
 
-/// Frames that are decrypted at once, and how far ahead of a stream that is.
+/// How many frames are decrypted in parallel, and how far ahead of a sequential reader.
 const AT_ONCE: u64 = 4;
-/// Frames that came before their turn, kept for the digest.
+/// Most frames that were read out of order and are kept for the digest.
 const EARLY_MAX: usize = 12;
-/// With so many waiting for the digest, who brings another one waits for his turn and does one.
+/// When this many frames wait for the digest, a thread that reads another frame digests one itself.
 const EARLY_MANY: usize = 8;
 
 /// Reads a file of frames.
@@ -31,26 +32,26 @@ pub struct FrameReader {
     cache: Arc<BlockCache>,
     /// Its number in the cache.
     number: u32,
-    /// Held while a frame is decrypted, so that readers of one frame do not all do it.
+    /// Held while a frame is decrypted, so that several readers of a frame do not all decrypt it.
     loading: [Mutex<()>; AT_ONCE as usize],
-    /// The frame that was asked for last.
+    /// The frame that was read last.
     recent: AtomicU64,
     order: Option<Arc<Order>>,
 }
 
-/// The digest of the plaintext, as far as it was read in order: what HMACs cannot tell is that a frame is another's
-/// or in another's place. MD5 takes longer than all else, so a thread does it beside the reading.
+/// The digest of the plaintext, as far as it was read in order. The HMACs cannot show that a frame is from another file or
+/// position. MD5 takes longer than everything else, so that it is computed in a thread of its own.
 struct Order {
     expected: [u8; 16],
-    /// Frames of the file.
+    /// Number of frames in the file.
     count: u64,
-    /// What waits for its turn. Locked after `digest`, or alone.
+    /// Frames that wait for their turn. Locked after `digest`, or alone.
     early: Mutex<BTreeMap<u64, Arc<[u8]>>>,
     digest: Mutex<Md5>,
-    /// The frame whose turn it is; moved under both locks.
+    /// The next frame to digest. Changed under both locks.
     next: AtomicU64,
     wrong: AtomicBool,
-    /// A thread is at work.
+    /// The thread is running.
     working: AtomicBool,
 }
 
@@ -71,8 +72,8 @@ impl Order {
         self.next.load(Ordering::Acquire)
     }
 
-    /// Takes the frame whose turn it is into the digest; false where it is not here. The last one shows whether the
-    /// digest is right, whoever does it: a frame that was read before its turn may be taken by the thread beside.
+    /// Digests the next frame; returns false if it was not read yet. The last frame shows whether the digest is right,
+    /// whichever thread digests it.
     fn digest_one(&self, md5: &mut Md5) -> bool {
         let Some(plain) = self.take_next() else {
             return false;
@@ -85,9 +86,9 @@ impl Order {
         true
     }
 
-    /// Starts a thread that digests what is ready, where there is none. It ends when nothing is left: where one more
-    /// frame comes at that moment, the next one starts another.
-    fn digest_beside(self: &Arc<Self>) {
+    /// Starts the thread that digests frames, unless it is running. It ends when no frame is ready. A frame that is added at
+    /// that moment waits until another one starts the thread again.
+    fn digest_in_background(self: &Arc<Self>) {
         if self.working.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -98,7 +99,7 @@ impl Order {
         };
         let name = std::thread::Builder::new().name("digest".into());
         if name.spawn(work).is_err() {
-            // The last frame makes up for it.
+            // The last frame is digested by its reader.
             self.working.store(false, Ordering::Release);
         }
     }
@@ -120,7 +121,7 @@ impl Order {
 }
 
 impl FrameReader {
-    /// Of a file whose frames are known; `source_md5` is the digest of its plaintext by its manifest.
+    /// A reader of a file whose frames are known. `source_md5` is the digest of its plaintext in the manifest.
     pub fn new(
         file: Arc<File>,
         key: FernetKey,
@@ -148,7 +149,7 @@ impl FrameReader {
         self.frames.count(self.plain_size)
     }
 
-    /// The frame that holds this byte.
+    /// The number of the frame with this byte.
     fn frame_at(&self, plain_offset: u64) -> u64 {
         match &self.frames {
             Frames::Canonical => plain_offset / FRAME_PLAIN_LEN as u64,
@@ -158,7 +159,7 @@ impl FrameReader {
         }
     }
 
-    /// Where a frame starts, in the file and in the plaintext.
+    /// The start of a frame, in the file and in the plaintext.
     fn start(&self, frame: u64) -> (u64, u64) {
         match &self.frames {
             Frames::Canonical => {
@@ -176,7 +177,7 @@ impl FrameReader {
         }
     }
 
-    /// Reads and opens a frame.
+    /// Reads and decrypts a frame.
     fn load(&self, frame: u64) -> Result<Arc<[u8]>> {
         let (at, plain_start) = self.start(frame);
         let wrong = |why: &str| {
@@ -205,7 +206,7 @@ impl FrameReader {
         })
     }
 
-    /// Decrypts all frames in order: the digest of the plaintext.
+    /// Decrypts all frames in order, and returns the digest of the plaintext.
     pub fn digest(&self) -> Result<[u8; 16]> {
         let mut md5 = Md5::new();
         for frame in 0..self.count() {
@@ -228,7 +229,7 @@ impl FrameReader {
                     }
                     slot.lock()
                 });
-                // Not a look-up first, which would count as a miss once more.
+                // `get` alone would count as another miss.
                 let loaded = self.cache.contains(key).then(|| self.cache.get(key));
                 let plain = match loaded.flatten() {
                     Some(plain) => plain,
@@ -239,12 +240,12 @@ impl FrameReader {
                 plain
             }
         };
-        self.note(frame, &plain)?;
+        self.add_to_digest(frame, &plain)?;
         Ok(plain)
     }
 
-    /// A frame of a stream is being decrypted by somebody else: who would wait for it does one of the next meanwhile.
-    /// What goes wrong is met again by who asks for it.
+    /// Decrypts one of the next frames while another thread decrypts `frame` for a sequential reader. Errors are ignored:
+    /// reading that frame will return them.
     fn load_ahead(&self, frame: u64) {
         for next in (frame + 1..self.count()).take(AT_ONCE as usize - 1) {
             let slot = &self.loading[(next % AT_ONCE) as usize];
@@ -260,9 +261,9 @@ impl FrameReader {
         }
     }
 
-    /// Gives a frame to the digest, unless it had it already. A wrong digest shows at the last frame, and from then
-    /// on everywhere.
-    fn note(&self, frame: u64, plain: &Arc<[u8]>) -> Result<()> {
+    /// Adds a frame to the digest, unless that was done. A wrong digest makes reading the last frame fail, and from then on
+    /// every read.
+    fn add_to_digest(&self, frame: u64, plain: &Arc<[u8]>) -> Result<()> {
         let Some(order) = &self.order else {
             return Ok(());
         };
@@ -271,7 +272,7 @@ impl FrameReader {
             let mut early = order.early.lock();
             if frame < order.next() {
                 drop(early);
-                // Somebody may be about to find out.
+                // Another thread may be digesting the last frame.
                 let _digest = is_last.then(|| order.digest.lock());
                 return order.check();
             }
@@ -284,7 +285,7 @@ impl FrameReader {
         if is_last {
             self.finish(order)?;
         } else {
-            order.digest_beside();
+            order.digest_in_background();
             if waiting >= EARLY_MANY {
                 order.digest_one(&mut order.digest.lock());
             }
@@ -292,7 +293,7 @@ impl FrameReader {
         order.check()
     }
 
-    /// At the last frame: who has read nearly all in order has the rest done for him.
+    /// Called at the last frame: digests the remaining frames, if nearly all were read in order.
     fn finish(&self, order: &Order) -> Result<()> {
         let mut md5 = order.digest.lock();
         while order.digest_one(&mut md5) {}
@@ -411,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn another_order_is_noticed_at_the_end_by_a_stream_behind_a_random_reader() {
+    fn swapped_frames_are_noticed_at_the_end_of_a_sequential_read() {
         let mut order: Vec<usize> = (0..FRAMES).collect();
         // As somebody would who cannot forge frames, but move them.
         order[7] = 9;

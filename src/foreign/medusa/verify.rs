@@ -1,4 +1,4 @@
-//! Holds every object to what the manifests say of it.
+//! Checks every object against the manifests.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
@@ -13,19 +13,19 @@ use crate::error::Result;
 use crate::foreign::{open_file, read_at};
 use crate::report::Report;
 
-/// Bytes that are read at once.
+/// Bytes per read.
 const READ_LEN: u64 = 1 << 20;
 
-/// What is stored, and what is in it.
+/// A stored object and its contents.
 struct Seen {
     len: u64,
     stored: [u8; 16],
-    /// Bytes and digest of the plaintext; why there are none.
+    /// Length and digest of the plaintext, or why it cannot be read.
     plain: Result<(u64, [u8; 16])>,
 }
 
-/// Every object against every manifest that names it; what none names; backups that are plain or not complete; and
-/// manifests against their copies.
+/// Checks every object against every manifest that lists it, and manifests against their copies. Reports objects that no
+/// manifest lists, and backups that are not encrypted or incomplete.
 pub fn run(medusa: &Medusa, report: &mut Report<'_>) -> Result<()> {
     let catalog = medusa.catalog.lock();
     let mut objects: BTreeMap<PathBuf, Vec<Known>> = BTreeMap::new();
@@ -125,7 +125,7 @@ fn check(
     for broken in &others {
         let backup = &backups[broken.manifest];
         match fitting.last() {
-            // Medusa itself does this: a changed file of a differential backup takes the place of the older one.
+            // Medusa itself does this: a changed file of a differential backup overwrites the older one.
             Some(by) => report.problem(
                 &name,
                 format_args!("overwritten by the backup {}: the backup {backup} has lost it", backups[by.manifest]),
@@ -157,7 +157,7 @@ fn check(
     }
 }
 
-/// Whether the digest fits; an upload in parts has one that cannot be computed.
+/// Whether the digest matches. That of a multipart upload cannot be computed, and always matches.
 fn fits(object: &Object, stored: &[u8; 16]) -> bool {
     object
         .stored_digest()

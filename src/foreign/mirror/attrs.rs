@@ -1,4 +1,4 @@
-//! Attributes: those of the stored files, and what was set meanwhile.
+//! Attributes: those of the stored files, and those that were set since.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -15,19 +15,19 @@ use crate::foreign::stage::Temp;
 use crate::volume::{Attr, FileKind, Ino, SetAttr, SetTime, Time};
 
 impl Mirror {
-    /// What stat(2) says of an inode.
+    /// The attributes of an inode.
     pub(super) fn attr(&self, ino: Ino) -> Result<Attr> {
-        let (kind, stored, folders) = {
+        let (kind, cipher_path, folders) = {
             let tree = self.tree.read();
             match &tree.node(ino)?.body {
                 Body::Folder(_, folders) => (FileKind::Directory, Some(tree.path(ino)?), *folders),
                 Body::File(entry) => {
-                    let stored = entry.as_ref().map(|entry| entry.stored.clone());
-                    (FileKind::Regular, stored, 0)
+                    let cipher_path = entry.as_ref().map(|entry| entry.cipher_path.clone());
+                    (FileKind::Regular, cipher_path, 0)
                 }
             }
         };
-        let mut attr = self.stored_attr(ino, kind, stored.as_deref())?;
+        let mut attr = self.stored_attr(ino, kind, cipher_path.as_deref())?;
         if kind == FileKind::Directory {
             attr.nlink = 2 + folders;
             return Ok(attr);
@@ -54,11 +54,12 @@ impl Mirror {
         Ok(attr)
     }
 
-    /// As the stored file or folder has it; where there is none (a folder that only an index names, an object that
-    /// is missing), as the library's own folder has it.
-    fn stored_attr(&self, ino: Ino, kind: FileKind, stored: Option<&Path>) -> Result<Attr> {
+    /// The attributes of the stored file or folder. If there is none (a folder that exists only in an index, or a missing
+    /// object), those of the library's root.
+    fn stored_attr(&self, ino: Ino, kind: FileKind, cipher_path: Option<&Path>) -> Result<Attr> {
         let root = self.format.root();
-        let own = stored.and_then(|stored| fs::symlink_metadata(root.join(stored)).ok());
+        let own =
+            cipher_path.and_then(|cipher_path| fs::symlink_metadata(root.join(cipher_path)).ok());
         let (meta, perm) = match own {
             Some(meta) => {
                 let perm = (meta.mode() & 0o7777) as u16;
@@ -100,7 +101,7 @@ impl Mirror {
         })
     }
 
-    /// Sets attributes: of the stored file, or with the contents that are on their way.
+    /// Sets attributes: of the stored file, or, if it has unwritten changes, together with these.
     pub(super) fn set_attr(&self, ino: Ino, change: &SetAttr) -> Result<Attr> {
         self.writable()?;
         if let Some(plain_size) = change.plain_size {
@@ -134,28 +135,28 @@ impl Mirror {
                 return self.attr(ino);
             }
         }
-        let stored = match &self.tree.read().node(ino)?.body {
-            Body::File(Some(entry)) => Some(entry.stored.clone()),
+        let cipher_path = match &self.tree.read().node(ino)?.body {
+            Body::File(Some(entry)) => Some(entry.cipher_path.clone()),
             Body::File(None) => None,
             Body::Folder(..) => None,
         };
-        let stored = match stored {
-            Some(stored) => stored,
+        let cipher_path = match cipher_path {
+            Some(cipher_path) => cipher_path,
             None => self.path(ino)?,
         };
-        set_stored(&self.format.root().join(stored), &set)?;
+        set_stored(&self.format.root().join(cipher_path), &set)?;
         self.attr(ino)
     }
 
     fn truncate(&self, ino: Ino, plain_size: u64) -> Result<()> {
         let file = self.content(ino)?;
         let mut content = file.lock();
-        let shown = self.path(ino)?;
-        self.check_change(ino, &shown)?;
+        let plain_path = self.path(ino)?;
+        self.check_change(ino, &plain_path)?;
         self.account(&mut content, |c| {
-            c.truncate(&*self.format, &shown, plain_size)
+            c.truncate(&*self.format, &plain_path, plain_size)
         })?;
-        // Nobody will close it.
+        // Without a handle, no close will publish it.
         let result = match content.handles {
             0 => self.publish(ino, &mut content),
             _ => Ok(()),
@@ -184,7 +185,7 @@ fn times(set: &Overrides) -> Timestamps {
     }
 }
 
-/// Sets what the index alone names nothing of: there, nothing can be set, and nothing needs to be.
+/// Sets attributes of a stored file. A folder that exists only in an index has none to set, which is no error.
 fn set_stored(path: &Path, set: &Overrides) -> Result<()> {
     let at = |e: rustix::io::Errno| Error::io(e.into(), path);
     let owner = (set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw));
@@ -204,7 +205,7 @@ fn set_stored(path: &Path, set: &Overrides) -> Result<()> {
     }
 }
 
-/// Gives a new file the attributes of the one that it replaces, and those that were set.
+/// Sets the attributes of a new file: those of the one that it replaces, and those that were set.
 pub(super) fn prepare(temp: &Temp, old: Option<&Path>, set: &Overrides) -> Result<()> {
     let at = |e: rustix::io::Errno| Error::io(e.into(), temp.path());
     let old = old.and_then(|old| fs::symlink_metadata(old).ok());
@@ -218,7 +219,7 @@ pub(super) fn prepare(temp: &Temp, old: Option<&Path>, set: &Overrides) -> Resul
     let file = temp.file.as_fd();
     let chowned = rustix::fs::fchown(file, owner.0.map(Uid::from_raw), owner.1.map(Gid::from_raw));
     match chowned {
-        // Who is not root keeps what is his; the file is then his.
+        // A user who is not root cannot change the owner, and owns the file then.
         Err(rustix::io::Errno::PERM) => {}
         other => other.map_err(at)?,
     }

@@ -1,9 +1,10 @@
-//! The contents of an open file: what is stored, and what was written on top.
+//! The contents of an open file: the stored file, and changes on top of it.
 //!
-//! What is written waits in memory; where that is too much, the new file is encrypted into a temporary one as far as
-//! it is known (`stream`), which a writer that appends never feels. Who writes where the stream has passed makes it
-//! end, and the next one start from what it holds. Plaintext is in memory only, and bounded.
+//! Changes are kept in memory. When these become too much, the beginning of the new file is encrypted into a temporary file
+//! (`stream`). A program that appends does not notice this. If a program writes to a part that is already in the stream, the
+//! stream is completed, and another one starts from its contents. Plaintext is only in memory, and bounded.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,12 +14,12 @@ use crate::foreign::sealer::{Sealed, Sealer};
 use crate::foreign::{Entry, Format, Reader};
 use crate::volume::{FILE_LEN_MAX, Time};
 
-/// Bytes of a file that wait in memory; more goes into the stream.
+/// Memory for the changes of a file, in bytes. More goes into the stream.
 pub const DIRTY_COST_MAX: usize = 8 << 20;
-/// Bytes that are copied at once from the old contents to the new.
+/// Buffer size for copying the old contents to the new file, in bytes.
 const COPY_LEN: usize = 1 << 20;
 
-/// Attributes that were set while the file has contents that are not in the library yet.
+/// Attributes that were set while the file has changes that are not in the library yet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// Permission bits.
@@ -33,38 +34,38 @@ pub struct Overrides {
     pub mtime: Option<Time>,
 }
 
-/// What was there before anything was written.
+/// The contents without the changes in memory.
 enum Base {
     Nothing,
-    /// Could not be opened; tried again, for the error, when it is needed.
+    /// Opening failed. It is tried again when the contents are needed, for its error.
     Unopened(Entry),
     Open(Arc<dyn Reader>),
 }
 
 /// The contents of one open file.
 pub struct Content {
-    /// Handles open.
+    /// Number of open handles.
     pub handles: u32,
-    /// Attributes to be set with the contents.
+    /// Attributes to set together with the contents.
     pub overrides: Overrides,
     base: Base,
-    /// How much of the base still counts.
+    /// How many bytes of the base are still part of the file.
     base_len: u64,
     stream: Option<Sealer>,
     dirty: Dirty,
     plain_size: u64,
-    /// Something is not in the library.
+    /// There are changes that are not in the library.
     changed: bool,
-    /// All of it, encrypted, and nothing written since.
+    /// The whole file, encrypted, without any changes since.
     sealed: Option<Sealed>,
-    /// How it, or the stream, is stored: in clear or encrypted. The name decides, and it may change.
+    /// Whether `sealed` or the stream is unencrypted. The file's name decides that, and may change.
     clear: bool,
-    /// A stream failed, and with it what only it held: nothing of this is ever put into the library.
+    /// A stream failed, and data that only it held is lost. The file is never moved into the library.
     lost: bool,
 }
 
 impl Content {
-    /// A new file, which nobody has written out yet.
+    /// A new file that is not stored yet.
     pub fn new() -> Self {
         Self {
             handles: 0,
@@ -82,8 +83,8 @@ impl Content {
     }
 
     /// A stored file.
-    pub fn of(format: &dyn Format, shown: &Path, entry: &Entry, plain_size: u64) -> Self {
-        let (base, plain_size) = match format.open(shown, entry) {
+    pub fn of(format: &dyn Format, plain_path: &Path, entry: &Entry, plain_size: u64) -> Self {
+        let (base, plain_size) = match format.open(plain_path, entry) {
             Ok(reader) => {
                 let len = reader.plain_size();
                 (Base::Open(reader), len)
@@ -104,17 +105,17 @@ impl Content {
         self.plain_size
     }
 
-    /// Whether something is not in the library.
+    /// Whether there are changes that are not in the library.
     pub fn changed(&self) -> bool {
         self.changed
     }
 
-    /// What waits in memory, in bytes.
+    /// Memory for the changes, in bytes.
     pub fn dirty_cost(&self) -> usize {
         self.dirty.cost()
     }
 
-    /// The stored file, where nothing lies on top: it can be read without this lock.
+    /// The stored file and its length, if there are no changes: it can then be read without a lock.
     pub fn plain_base(&self) -> Option<(Arc<dyn Reader>, u64)> {
         match &self.base {
             Base::Open(reader)
@@ -128,9 +129,9 @@ impl Content {
         }
     }
 
-    fn base(&mut self, format: &dyn Format, shown: &Path) -> Result<Option<Arc<dyn Reader>>> {
+    fn base(&mut self, format: &dyn Format, plain_path: &Path) -> Result<Option<Arc<dyn Reader>>> {
         if let Base::Unopened(entry) = &self.base {
-            let reader = format.open(shown, entry)?;
+            let reader = format.open(plain_path, entry)?;
             self.base_len = self.base_len.min(reader.plain_size());
             self.base = Base::Open(reader);
         }
@@ -140,11 +141,11 @@ impl Content {
         }
     }
 
-    /// Fills `out` from `plain_offset`, as far as the file goes.
+    /// Reads from `plain_offset` until `out` is full or the file ends.
     pub fn read(
         &mut self,
         format: &dyn Format,
-        shown: &Path,
+        plain_path: &Path,
         plain_offset: u64,
         out: &mut [u8],
     ) -> Result<usize> {
@@ -152,24 +153,24 @@ impl Content {
         let len = out.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         let streamed = self.stream.as_ref().map_or(0, Sealer::plain_len);
         if len > 0 && plain_offset < streamed {
-            self.complete(format, shown)?;
+            self.complete(format, plain_path)?;
         }
-        self.merged(format, shown, plain_offset, &mut out[..len])?;
+        self.merged(format, plain_path, plain_offset, &mut out[..len])?;
         Ok(len)
     }
 
-    /// What is stored, with what was written over it; zeros where nothing is.
+    /// Fills `out` from the base, the changes on top of it, and zeros elsewhere.
     fn merged(
         &mut self,
         format: &dyn Format,
-        shown: &Path,
+        plain_path: &Path,
         from: u64,
         out: &mut [u8],
     ) -> Result<()> {
         let to = from + out.len() as u64;
         let stored = usize::try_from(self.base_len.clamp(from, to) - from).unwrap_or(out.len());
         if stored > 0 && !self.is_written(from, from + stored as u64) {
-            match self.base(format, shown)? {
+            match self.base(format, plain_path)? {
                 Some(reader) => reader.read_exact_at(from, &mut out[..stored])?,
                 None => out[..stored].fill(0),
             }
@@ -182,7 +183,7 @@ impl Content {
         Ok(())
     }
 
-    /// Whether all of a range was written over.
+    /// Whether a whole range was overwritten.
     fn is_written(&self, from: u64, to: u64) -> bool {
         let mut at = from;
         for (start, part) in self.dirty.parts(from, to) {
@@ -194,11 +195,11 @@ impl Content {
         at >= to
     }
 
-    /// Writes; where too much waits in memory, some goes into the stream.
+    /// Writes `data`. If the changes take too much memory, a part goes into the stream.
     pub fn write(
         &mut self,
         format: &dyn Format,
-        shown: &Path,
+        plain_path: &Path,
         plain_offset: u64,
         data: &[u8],
         cost_max: usize,
@@ -208,7 +209,7 @@ impl Content {
             .filter(|end| *end <= FILE_LEN_MAX)
             .ok_or(Kind::FileTooLarge)?;
         if self.dirty.cost() + data.len() > cost_max {
-            self.drain(format, shown)?;
+            self.drain(format, plain_path)?;
         }
         self.touch();
         self.dirty.write(plain_offset, data);
@@ -222,8 +223,13 @@ impl Content {
         self.overrides.mtime = None;
     }
 
-    /// Cuts the file, or lengthens it with zeros.
-    pub fn truncate(&mut self, format: &dyn Format, shown: &Path, plain_size: u64) -> Result<()> {
+    /// Truncates the file, or extends it with zeros.
+    pub fn truncate(
+        &mut self,
+        format: &dyn Format,
+        plain_path: &Path,
+        plain_size: u64,
+    ) -> Result<()> {
         if plain_size > FILE_LEN_MAX {
             return Err(Kind::FileTooLarge.into());
         }
@@ -239,7 +245,7 @@ impl Content {
             .as_ref()
             .is_some_and(|s| s.plain_len() > plain_size)
         {
-            self.complete(format, shown)?;
+            self.complete(format, plain_path)?;
         }
         self.touch();
         drop(self.dirty.take_from(plain_size));
@@ -248,50 +254,50 @@ impl Content {
         Ok(())
     }
 
-    /// The stream that is under way, or a new one; and how much it holds.
-    fn take_stream(&mut self, format: &dyn Format, shown: &Path) -> Result<(Sealer, u64)> {
+    /// The current stream, or a new one, and how many bytes of plaintext it holds.
+    fn take_stream(&mut self, format: &dyn Format, plain_path: &Path) -> Result<(Sealer, u64)> {
         if self.lost {
-            let lost = "writing it out failed, and what was written is lost";
-            return Err(Error::damaged(shown.display(), lost).hint("write it anew"));
+            let lost = io::Error::other("an earlier write failed, and its data is lost");
+            return Err(Error::io(lost, plain_path).hint("write the file again"));
         }
         let stream = match self.stream.take() {
             Some(stream) => stream,
             None => {
-                self.clear = format.in_clear(shown);
+                self.clear = format.in_clear(plain_path);
                 let stage = format.stage().ok_or(Kind::ReadOnly)?;
-                Sealer::new(stage, format.seal(shown)?, format.wants_digests())?
+                Sealer::new(stage, format.seal(plain_path)?, format.wants_digests())?
             }
         };
         let done = stream.plain_len();
-        // Until it is back.
+        // If an error follows, the stream is dropped.
         self.lost = done > 0;
         Ok((stream, done))
     }
 
-    /// Empties the memory into the stream.
-    fn drain(&mut self, format: &dyn Format, shown: &Path) -> Result<()> {
-        let (mut stream, done) = self.take_stream(format, shown)?;
+    /// Moves the changes from memory into the stream.
+    fn drain(&mut self, format: &dyn Format, plain_path: &Path) -> Result<()> {
+        let (mut stream, done) = self.take_stream(format, plain_path)?;
         let end = if self.dirty.is_empty() {
             done
         } else {
             self.dirty.end()
         };
-        self.copy(format, shown, &mut stream, end)?;
+        self.copy(format, plain_path, &mut stream, end)?;
         drop(self.dirty.take_from(done));
         self.stream = Some(stream);
         self.lost = false;
-        // What lies below `done` came too late for this stream.
+        // Changes before `done` came too late for this stream.
         if self.dirty.is_empty() {
             return Ok(());
         }
-        self.complete(format, shown)
+        self.complete(format, plain_path)
     }
 
-    /// Lets the stream take what the file holds up to `end`.
+    /// Copies the file up to `end` into the stream.
     fn copy(
         &mut self,
         format: &dyn Format,
-        shown: &Path,
+        plain_path: &Path,
         stream: &mut Sealer,
         end: u64,
     ) -> Result<()> {
@@ -300,49 +306,55 @@ impl Content {
             let at = stream.plain_len();
             let len = (end - at).min(COPY_LEN as u64) as usize;
             buffer.resize(len, 0);
-            self.merged(format, shown, at, &mut buffer)?;
+            self.merged(format, plain_path, at, &mut buffer)?;
             stream.write(&buffer)?;
         }
         Ok(())
     }
 
-    /// Encrypts the whole file, if it is not; then nothing is left in memory.
-    pub fn complete(&mut self, format: &dyn Format, shown: &Path) -> Result<()> {
-        let clear = format.in_clear(shown);
-        if self.sealed.is_some() && self.clear == clear {
-            return Ok(());
+    /// Encrypts the whole file, unless that was done; nothing of it is left in memory then.
+    pub fn complete(&mut self, format: &dyn Format, plain_path: &Path) -> Result<()> {
+        let sealed = self.take_sealed(format, plain_path)?;
+        self.sealed = Some(sealed);
+        Ok(())
+    }
+
+    /// The whole file, encrypted.
+    fn take_sealed(&mut self, format: &dyn Format, plain_path: &Path) -> Result<Sealed> {
+        let clear = format.in_clear(plain_path);
+        if self.clear == clear
+            && let Some(sealed) = self.sealed.take()
+        {
+            return Ok(sealed);
         }
         loop {
-            let (mut stream, done) = self.take_stream(format, shown)?;
-            self.copy(format, shown, &mut stream, self.plain_size)?;
+            let (mut stream, done) = self.take_stream(format, plain_path)?;
+            self.copy(format, plain_path, &mut stream, self.plain_size)?;
             let sealed = stream.finish()?;
             self.lost = false;
             self.base = Base::Open(Arc::clone(&sealed.reader));
             self.base_len = sealed.plain_size;
             drop(self.dirty.take_from(done));
-            // Written where the stream had passed: once more, over what it made. Then nothing can be left.
+            // Data that was written before the end of the stream came too late for it. In that case, the next one starts from
+            // what this one made, and leaves nothing over.
             if self.dirty.is_empty() && self.clear == clear {
-                self.sealed = Some(sealed);
-                return Ok(());
+                self.sealed = None;
+                return Ok(sealed);
             }
         }
     }
 
-    /// Puts the contents in their place in the library, if they are not there. On an error they stay here.
+    /// Moves the contents into the library, after `prepare` has set the attributes.
     pub fn publish(
         &mut self,
         format: &dyn Format,
-        shown: &Path,
+        plain_path: &Path,
         old: Option<&Entry>,
         prepare: impl FnOnce(&Sealed, &Overrides) -> Result<()>,
     ) -> Result<Entry> {
-        self.complete(format, shown)?;
-        let sealed = self
-            .sealed
-            .take()
-            .ok_or_else(|| Error::from(Kind::Poisoned))?;
+        let sealed = self.take_sealed(format, plain_path)?;
         prepare(&sealed, &self.overrides)?;
-        let entry = format.publish(sealed, shown, old)?;
+        let entry = format.publish(sealed, plain_path, old)?;
         self.changed = false;
         self.overrides = Overrides::default();
         Ok(entry)

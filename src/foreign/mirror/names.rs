@@ -1,4 +1,4 @@
-//! Making, renaming and removing.
+//! Creating, renaming and removing files and folders.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -15,19 +15,19 @@ use crate::error::{Error, Kind, Result};
 use crate::overdue;
 use crate::volume::{Caller, FileKind, Ino, RenameMode, SetAttr};
 
-/// What a rename is about.
+/// A checked rename.
 struct Move {
     ino: Ino,
     from: PathBuf,
     to: PathBuf,
     new_parent: Ino,
-    /// What is at the new name now.
+    /// What the new name refers to now.
     target: Option<Ino>,
 }
 
 impl Mirror {
-    /// Makes a file. A name that the format does not take is refused, unless it is that of a file which its program will
-    /// rename, when it is whole, to one that it takes: that is kept, encrypted, until it has its name.
+    /// Creates a file. A name that the format does not accept is refused, unless it is a temporary one: such a file is kept
+    /// encrypted in the stage until it is renamed to its final name.
     pub(super) fn create_file(
         &self,
         parent: Ino,
@@ -37,11 +37,11 @@ impl Mirror {
     ) -> Result<(Ino, Arc<Mutex<Content>>)> {
         self.writable()?;
         check_name(name)?;
-        let shown = self.path(parent)?.join(name);
-        if let Err(e) = self.format.admit(&shown)
-            && !self.may_be_renamed(&shown)
+        let plain_path = self.path(parent)?.join(name);
+        if let Err(e) = self.format.check_name(&plain_path)
+            && !self.may_be_renamed(&plain_path)
         {
-            log::warn!("{}: refused: {e}", shown.display());
+            log::warn!("{}: refused: {e}", plain_path.display());
             return Err(e);
         }
         let mut content = Content::new();
@@ -59,12 +59,12 @@ impl Mirror {
         Ok((ino, content))
     }
 
-    /// Refuses to change a stored file that the format would not take anew.
-    pub(super) fn check_change(&self, ino: Ino, shown: &Path) -> Result<()> {
+    /// Refuses to change a stored file that the format would not accept as a new one.
+    pub(super) fn check_change(&self, ino: Ino, plain_path: &Path) -> Result<()> {
         if self.entry(ino)?.is_some() {
             self.format
-                .admit(shown)
-                .inspect_err(|e| log::warn!("{}: refused: {e}", shown.display()))?;
+                .check_name(plain_path)
+                .inspect_err(|e| log::warn!("{}: refused: {e}", plain_path.display()))?;
         }
         Ok(())
     }
@@ -85,7 +85,7 @@ impl Mirror {
         let path = self.format.root().join(self.path(parent)?.join(name));
         match fs::create_dir_all(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                // Something that is not shown has this name.
+                // Something with this name exists, but is not shown.
                 return Err(Kind::Exists.into());
             }
             other => other.map_err(|e| Error::io(e, &path))?,
@@ -109,13 +109,13 @@ impl Mirror {
     pub(super) fn remove_file(&self, parent: Ino, name: &OsStr) -> Result<()> {
         self.writable()?;
         let _changes = overdue::lock(&self.changes)?;
-        let (ino, shown) = {
+        let (ino, plain_path) = {
             let tree = self.tree.read();
             let ino = tree.child(parent, name).ok_or(Kind::NotFound)?;
             (ino, tree.path(ino)?)
         };
         if let Some(entry) = self.entry(ino)? {
-            self.format.remove(&shown, &entry)?;
+            self.format.remove(&plain_path, &entry)?;
         }
         self.tree.write().unlink(ino)?;
         self.close_content(ino);
@@ -125,7 +125,7 @@ impl Mirror {
     pub(super) fn remove_dir(&self, parent: Ino, name: &OsStr) -> Result<()> {
         self.writable()?;
         let _changes = overdue::lock(&self.changes)?;
-        let (ino, shown) = {
+        let (ino, plain_path) = {
             let tree = self.tree.read();
             let ino = tree.child(parent, name).ok_or(Kind::NotFound)?;
             if !tree.children(ino)?.0.is_empty() {
@@ -133,7 +133,7 @@ impl Mirror {
             }
             (ino, tree.path(ino)?)
         };
-        remove_stored_dir(&self.format.root().join(shown))?;
+        remove_stored_dir(&self.format.root().join(plain_path))?;
         self.tree.write().unlink(ino)
     }
 
@@ -174,7 +174,7 @@ impl Mirror {
         Ok(())
     }
 
-    /// Checks what rename(2) promises. Nothing where the two are one.
+    /// Checks a rename against the rules of rename(2). `None` if both names refer to the same file.
     fn plan_move(
         &self,
         ino: Ino,
@@ -224,13 +224,18 @@ impl Mirror {
         };
         let refused = |e: &Error| log::warn!("{}: refused: {e}", plan.to.display());
         let entry = match (self.entry(plan.ino)?, content) {
-            // Not written out yet: now it is, under its new name.
+            // It was not stored yet, and is now stored under its new name.
             (None, Some(content)) => {
-                if self.format.admit(&plan.to).inspect_err(refused).is_err() {
+                if self
+                    .format
+                    .check_name(&plan.to)
+                    .inspect_err(refused)
+                    .is_err()
+                {
                     if self.may_be_renamed(&plan.to) && old.is_none() {
                         return Ok(());
                     }
-                    self.format.admit(&plan.to)?;
+                    self.format.check_name(&plan.to)?;
                 }
                 self.place(content, &plan.to, old.as_ref())?
             }
@@ -241,7 +246,7 @@ impl Mirror {
                     }
                     _ => entry,
                 };
-                // Whatever happens next, this is where it is now.
+                // The file is there now, whatever happens next.
                 self.tree.write().node_mut(plan.ino)?.body = Body::File(Some(entry.clone()));
                 let moved = self
                     .format
@@ -273,12 +278,13 @@ impl Mirror {
     }
 }
 
-/// A folder that only an index names is not there.
+/// Removes a stored folder. One that exists only in an index has none.
 fn remove_stored_dir(path: &Path) -> Result<()> {
     match fs::remove_dir(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
-            let hint = "what is in it is not shown: objects, or what is neither file nor folder";
+            let hint =
+                "it contains something that is not shown: objects, or neither files nor folders";
             Err(Error::new(Kind::NotEmpty, path.display()).hint(hint))
         }
         other => other.map_err(|e| Error::io(e, path)),

@@ -1,9 +1,9 @@
-//! Names that programs give to what they are still writing, before they rename it.
+//! Temporary names: programs write to a file with such a name, and then rename it.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-/// What such names begin with, before the name that the file will have.
+/// Prefixes of such names. The final name follows.
 const BEGINNINGS: [&[u8]; 7] = [
     b".syncthing.",
     b"~syncthing~",
@@ -13,7 +13,7 @@ const BEGINNINGS: [&[u8]; 7] = [
     b"~",
     b".",
 ];
-/// What they end in, after that name.
+/// Suffixes of such names, after the final name.
 const ENDS: [&[u8]; 12] = [
     b".unison.tmp",
     b"_exiftool_tmp",
@@ -28,13 +28,12 @@ const ENDS: [&[u8]; 12] = [
     b".new",
     b"~",
 ];
-/// What the names of GLib and of `sed -i` begin with, which say nothing of the name that the file will have; six letters
-/// follow.
+/// Prefixes of the temporary names of GLib and `sed -i`, which do not contain the final name. Six letters follow.
 const NAMELESS: [&[u8]; 2] = [b".goutputstream-", b"sed"];
-/// Letters that mkstemp(3) makes up.
+/// Number of random letters that mkstemp(3) chooses.
 const RANDOM_LEN: usize = 6;
 
-/// The names that a file of this temporary name may get. None where it is not a temporary name.
+/// The possible final names for a temporary name; none if it is not temporary.
 pub fn final_names(name: &OsStr) -> Vec<OsString> {
     let name = name.as_bytes();
     let begun = BEGINNINGS
@@ -43,14 +42,14 @@ pub fn final_names(name: &OsStr) -> Vec<OsString> {
     let mut found = Vec::new();
     for core in std::iter::once(name).chain(begun) {
         let ended = ENDS.iter().find_map(|end| core.strip_suffix(*end));
-        // Made-up letters alone are no mark: a file's extension may look so.
+        // Random letters alone are not enough: an extension may look the same.
         let is_marked = ended.is_some() || core.len() < name.len();
         let bare = ended.unwrap_or(core);
         let without_random = is_marked.then(|| without_random(bare)).flatten();
         found.extend(ended);
         found.extend(without_random);
     }
-    // A lock of Emacs. A dot alone hides a file, and says nothing of another name.
+    // A lock of Emacs. A dot alone only hides a file.
     found.extend(name.strip_prefix(b".#"));
     found.retain(|core| !core.is_empty());
     found
@@ -59,7 +58,7 @@ pub fn final_names(name: &OsStr) -> Vec<OsString> {
         .collect()
 }
 
-/// Whether it is one of the temporary names that say nothing of the final one.
+/// Whether it is a temporary name that does not contain the final one.
 pub fn is_nameless(name: &OsStr) -> bool {
     NAMELESS.iter().any(|start| {
         let rest = name.as_bytes().strip_prefix(*start);
@@ -69,19 +68,19 @@ pub fn is_nameless(name: &OsStr) -> bool {
     })
 }
 
-/// Whether a program may rename a file of this name to `to` when it is whole.
+/// Whether `name` is a temporary name for `to`.
 pub fn is_temporary_of(name: &OsStr, to: &OsStr) -> bool {
     is_nameless(name) || final_names(name).iter().any(|core| core == to)
 }
 
-/// Whether a file was renamed from `name` to `backup` to be kept for a while.
+/// Whether a program that renames `name` to `backup` keeps it as a backup.
 pub fn is_backup_of(backup: &OsStr, name: &OsStr) -> bool {
     const ENDS: [&[u8]; 4] = [b"~", b".bak", b".orig", b"_original"];
     let rest = backup.as_bytes().strip_prefix(name.as_bytes());
     rest.is_some_and(|rest| ENDS.contains(&rest))
 }
 
-/// A name without the made-up letters at its end: six to eight, after a dot and perhaps a tilde.
+/// A name without random letters at its end: six to eight, after a dot and perhaps a tilde.
 fn without_random(name: &[u8]) -> Option<&[u8]> {
     let dot = name.iter().rposition(|b| *b == b'.')?;
     let letters = &name[dot + 1..];

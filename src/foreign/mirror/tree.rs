@@ -1,4 +1,5 @@
-//! The names of a foreign library, in memory: read once when it is opened. Nobody else writes to it meanwhile.
+//! The names of a foreign library, in memory. They are read once, when it is opened; no other program may change them
+//! meanwhile.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -8,12 +9,12 @@ use crate::error::{Kind, Result};
 use crate::foreign::{Entry, Listed};
 use crate::volume::{FileKind, Ino, NAME_LEN_MAX, ROOT};
 
-/// The first number after the root's; below are cookies of `.` and `..`.
+/// The first inode number after the root's. Lower numbers are cookies of `.` and `..`.
 const INO_FIRST: u64 = 16;
 
 /// A file or folder.
 pub struct Node {
-    /// The folder that it is in; of what has no name, the one that it was in.
+    /// Its folder, or its former folder if it has no name any more.
     pub parent: Ino,
     /// Its name there.
     pub name: OsString,
@@ -21,20 +22,20 @@ pub struct Node {
     pub linked: bool,
     /// References of the kernel and of handles.
     pub references: u64,
-    /// What it is.
+    /// The file or folder.
     pub body: Body,
 }
 
-/// What a node is.
+/// A file or folder.
 pub enum Body {
-    /// A folder, and what is in it; how many of that are folders.
+    /// A folder: its children, and how many of them are folders.
     Folder(BTreeSet<u64>, u32),
-    /// A file, and where it is, unless it was never written out.
+    /// A file; `None` if it was never stored.
     File(Option<Entry>),
 }
 
 impl Node {
-    /// What stat(2) calls it.
+    /// Its file type.
     pub fn kind(&self) -> FileKind {
         match self.body {
             Body::Folder(..) => FileKind::Directory,
@@ -51,7 +52,7 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// The root alone.
+    /// A tree with only the root.
     pub fn new() -> Self {
         let root = Node {
             parent: ROOT,
@@ -67,22 +68,22 @@ impl Tree {
         }
     }
 
-    /// A node; ESTALE where it is gone.
+    /// A node; [`Kind::Stale`] if it no longer exists.
     pub fn node(&self, ino: Ino) -> Result<&Node> {
         self.nodes.get(&ino.0).ok_or_else(|| Kind::Stale.into())
     }
 
-    /// A node, to be changed.
+    /// The same, for changing it.
     pub fn node_mut(&mut self, ino: Ino) -> Result<&mut Node> {
         self.nodes.get_mut(&ino.0).ok_or_else(|| Kind::Stale.into())
     }
 
-    /// How many there are.
+    /// The number of nodes.
     pub fn len(&self) -> u64 {
         self.nodes.len() as u64
     }
 
-    /// What a folder holds, by number, and how many folders that are.
+    /// The children of a folder, and how many of them are folders.
     pub fn children(&self, ino: Ino) -> Result<(&BTreeSet<u64>, u32)> {
         match &self.node(ino)?.body {
             Body::Folder(children, folders) => Ok((children, *folders)),
@@ -92,14 +93,14 @@ impl Tree {
 
     /// Finds a name in a folder.
     pub fn child(&self, parent: Ino, name: &OsStr) -> Option<Ino> {
-        // The table is asked with an owned key: lookups are rare, as the kernel remembers them.
+        // The lookup needs an owned key. That is acceptable, as the kernel caches names.
         self.names
             .get(&(parent.0, name.to_owned()))
             .copied()
             .map(Ino)
     }
 
-    /// Where it is, from the root on; empty for the root.
+    /// The path of a node from the root; empty for the root.
     pub fn path(&self, ino: Ino) -> Result<PathBuf> {
         let mut names = Vec::new();
         let mut at = ino;
@@ -144,7 +145,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Takes the name of a node away.
+    /// Removes the name of a node.
     pub fn unlink(&mut self, ino: Ino) -> Result<()> {
         let node = self.node_mut(ino)?;
         node.linked = false;
@@ -158,9 +159,9 @@ impl Tree {
         Ok(())
     }
 
-    /// Gives a node another name, which is free.
+    /// Renames a node. The new name must be free.
     pub fn relink(&mut self, ino: Ino, parent: Ino, name: &OsStr) -> Result<()> {
-        // Held for the moment in which it has no name.
+        // Keeps the node while it has no name.
         self.node_mut(ino)?.references += 1;
         self.unlink(ino)?;
         let node = self.node_mut(ino)?;
@@ -173,8 +174,8 @@ impl Tree {
         self.enter(parent, ino.0, kind)
     }
 
-    /// Gives references back, and forgets what has neither name nor reference.
-    pub fn let_go(&mut self, ino: Ino, count: u64) {
+    /// Drops `count` references, and forgets a node without name and references.
+    pub fn release(&mut self, ino: Ino, count: u64) {
         if let Some(node) = self.nodes.get_mut(&ino.0) {
             node.references = node.references.saturating_sub(count);
             self.drop_if_unused(ino);
@@ -188,7 +189,7 @@ impl Tree {
         }
     }
 
-    /// The folder at `path`, made where it is missing.
+    /// The folder at `path`, which is created if it does not exist.
     pub fn folder_at(&mut self, path: &Path) -> Result<Ino> {
         let mut at = ROOT;
         for name in path {
@@ -201,7 +202,7 @@ impl Tree {
         Ok(at)
     }
 
-    /// Takes in what a format lists. What cannot be shown is said: its name, and why not.
+    /// Adds an entry that a format lists. If it cannot be shown, returns its name and the reason.
     pub fn take(&mut self, listed: Listed) -> Option<(String, String)> {
         let (path, added) = match listed {
             Listed::Folder(path) => {
@@ -240,7 +241,7 @@ impl Tree {
         Ok(files)
     }
 
-    /// Whether `ino` is `ancestor` or lies below it.
+    /// Whether `ino` is `ancestor` or below it.
     pub fn is_within(&self, mut ino: Ino, ancestor: Ino) -> bool {
         while ino != ancestor {
             match self.nodes.get(&ino.0) {
@@ -252,7 +253,7 @@ impl Tree {
     }
 }
 
-/// Refuses a name that is too long or none.
+/// Refuses a name that is too long or not valid.
 pub fn check_name(name: &OsStr) -> Result<()> {
     match name.len() {
         0 => Err(Kind::InvalidArgument.into()),

@@ -27,7 +27,7 @@ impl Volume for Mirror {
     }
 
     fn forget(&self, ino: Ino, count: u64) {
-        self.tree.write().let_go(ino, count);
+        self.tree.write().release(ino, count);
     }
 
     fn getattr(&self, ino: Ino) -> Result<Attr> {
@@ -54,8 +54,8 @@ impl Volume for Mirror {
         {
             let mut content = file.lock();
             if cuts {
-                let shown = self.path(ino)?;
-                self.account(&mut content, |c| c.truncate(&*self.format, &shown, 0))?;
+                let plain_path = self.path(ino)?;
+                self.account(&mut content, |c| c.truncate(&*self.format, &plain_path, 0))?;
             }
             content.handles += 1;
         }
@@ -70,27 +70,29 @@ impl Volume for Mirror {
         if let Some(file) = self.opened(ino) {
             let mut content = file.lock();
             content.handles -= 1;
-            // What a memory map left after the last close. Nobody is there to be told; it is tried again at the end.
+            // Changes that a memory map left after the last close. No program receives the error; unmounting tries again.
             if writes && let Err(e) = self.publish(ino, &mut content) {
                 log::error!("{}: {e}", self.path(ino).unwrap_or_default().display());
             }
         }
         self.close_content(ino);
-        self.tree.write().let_go(ino, 1);
+        self.tree.write().release(ino, 1);
     }
 
     fn read(&self, ino: Ino, _handle: Handle, plain_offset: u64, out: &mut [u8]) -> Result<usize> {
         let file = self.content(ino)?;
         let mut content = file.lock();
-        let shown = || self.path(ino).unwrap_or_default();
+        let plain_path = || self.path(ino).unwrap_or_default();
         if let Some((reader, plain_size)) = content.plain_base() {
             drop(content);
             let left = plain_size.saturating_sub(plain_offset);
             let len = out.len().min(usize::try_from(left).unwrap_or(usize::MAX));
             let read = reader.read_exact_at(plain_offset, &mut out[..len]);
-            return read.map(|()| len).map_err(|e| e.about(shown().display()));
+            return read
+                .map(|()| len)
+                .map_err(|e| e.about(plain_path().display()));
         }
-        let path = shown();
+        let path = plain_path();
         let read = self.account(&mut content, |c| {
             c.read(&*self.format, &path, plain_offset, out)
         });
@@ -116,7 +118,7 @@ impl Volume for Mirror {
         plus: bool,
         take: &mut dyn FnMut(Dirent<'_>) -> bool,
     ) -> Result<()> {
-        /// Entries that are looked up at once.
+        /// How many entries are looked up under one lock.
         const BATCH: usize = 64;
         let parent = self.tree.read().node(ino)?.parent;
         for (number, name, target) in [(1, ".", ino), (2, "..", parent)] {
@@ -170,7 +172,7 @@ impl Volume for Mirror {
                     attr,
                 };
                 let taken = !full && (!plus || attr.is_some()) && take(entry);
-                // What went away just now is passed over; what has no room comes with the next request.
+                // An entry that was just removed is skipped; one that does not fit is sent with the next request.
                 full |= !taken && (!plus || attr.is_some());
                 if plus && !taken {
                     self.forget(child, 1);
@@ -298,13 +300,13 @@ impl Volume for Mirror {
         self.writable()?;
         let file = self.content(ino)?;
         let mut content = file.lock();
-        let shown = self.path(ino)?;
+        let plain_path = self.path(ino)?;
         let cost_max = self.cost_max();
         let format = &*self.format;
         let written = self.account(&mut content, |c| {
-            c.write(format, &shown, plain_offset, data, cost_max)
+            c.write(format, &plain_path, plain_offset, data, cost_max)
         });
-        written.map_err(|e| e.about(shown.display()))
+        written.map_err(|e| e.about(plain_path.display()))
     }
 
     fn flush(&self, ino: Ino, _handle: Handle) -> Result<()> {
@@ -315,7 +317,7 @@ impl Volume for Mirror {
     }
 
     fn fsync(&self, ino: Ino, _: Handle, done: Done) {
-        // What is published is durable.
+        // Publishing also makes the file durable.
         done(match self.opened(ino) {
             Some(file) => self.publish(ino, &mut file.lock()),
             None => Ok(()),

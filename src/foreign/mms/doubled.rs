@@ -1,10 +1,10 @@
-//! Files that were encrypted twice: the server lost its index, and took the objects that it had made for songs
-//! (`man/hushfs-foreign.5`: Music server). What is shown of such a file is what its innermost layer holds.
+//! Files that were encrypted twice: the server lost its index, and encrypted its own objects as if they were songs
+//! (`man/hushfs-foreign.5`: Music server). Such a file is shown with the contents of its innermost layer.
 //!
-//! The vector of an inner layer went with the old index. But where the song's original still lay in the library, the
-//! server encrypted that anew, under the same object name, before or after it came to the old object. If before, the
-//! record of the song has the vector of what was then encrypted once more: the two objects are the same. That is
-//! looked at, as no padding tells a wrong vector.
+//! The initialisation vector of an inner layer was lost with the old index. But if the song's original was still in the
+//! library, the server encrypted that again, under the same object name. If it did so before it encrypted the old object,
+//! then the record of the song has the vector of the inner layer: the object of the song and the inner layer are the same.
+//! This is checked, because a wrong vector cannot be noticed by the padding.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,15 +16,16 @@ use super::{Mms, extension};
 use crate::error::{Kind, Result};
 use crate::foreign::cipher::BLOCK_LEN;
 
-/// Layers that are read through; the index was lost once for each but the first.
+/// Most layers that are read. Each but the first means that the index was lost once more.
 const LAYERS_MAX: usize = 8;
 
-/// Whether the server took an object for a song, by the name of the song.
+/// Whether the name of a song shows that it is an object which the server encrypted again.
 pub fn is_doubled(path: &str) -> bool {
     &*extension(Path::new(path)) == "encrypt"
 }
 
-/// Opens such a file at its innermost layer; and why that is not the innermost, where it is not.
+/// Opens such a file at its innermost layer. If that cannot be reached, returns a reader of the deepest possible layer, and
+/// the reason.
 pub fn open(mms: &Mms, outer: Record) -> Result<(Arc<dyn Reader>, Option<String>)> {
     let mut reader = mms.open_object(&outer)?;
     let mut at = outer;
@@ -41,11 +42,11 @@ pub fn open(mms: &Mms, outer: Record) -> Result<(Arc<dyn Reader>, Option<String>
     Ok((reader, Some(lacking)))
 }
 
-/// Bytes of plaintext of such a file; says where it is not read through. Of what cannot be opened it is what the index
-/// says: reading it tells why.
+/// Bytes of plaintext of such a file; logs if its innermost layer cannot be reached. If it cannot be opened, the size in the
+/// index is returned, and reading fails with the reason.
 pub fn plain_size(mms: &Mms, entry: &Entry) -> Result<u64> {
     let index = mms.index.lock();
-    let object = entry.stored.to_str().unwrap_or_default();
+    let object = entry.cipher_path.to_str().unwrap_or_default();
     let record = index.of_object(object).ok_or(Kind::NotFound)?.clone();
     drop(index);
     let path = record.path.clone();
@@ -59,7 +60,7 @@ pub fn plain_size(mms: &Mms, entry: &Entry) -> Result<u64> {
     Ok(reader.plain_size())
 }
 
-/// What the next layer holds, and the record of what that is; or what is lacking to open it.
+/// A reader of the next layer and its record, or the reason why it cannot be opened.
 type Inner = Result<(Arc<dyn Reader>, Record), String>;
 
 /// Opens the layer below that of `outer`, which `reader` reads.
@@ -78,7 +79,7 @@ fn inner(mms: &Mms, outer: &Record, reader: &Arc<dyn Reader>) -> Result<Inner> {
             "the object of {song}, to compare it with, is missing"
         )));
     };
-    // The same key and the same first block: the same vector, as that is random.
+    // With the same key, the same first block means the same vector, as vectors are random.
     let len = reader.plain_size().min(BLOCK_LEN as u64) as usize;
     let (mut ours, mut other) = ([0; BLOCK_LEN], [0; BLOCK_LEN]);
     reader.read_exact_at(0, &mut ours[..len])?;

@@ -1,4 +1,4 @@
-//! The encrypted index: a line in clear, then an encrypted record a line (`man/hushfs-foreign.5`: Music index).
+//! The encrypted index: an unencrypted first line, then one encrypted record per line (`man/hushfs-foreign.5`: Music index).
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
@@ -18,42 +18,42 @@ const INDEX_LEN_MAX: u64 = 1 << 30;
 /// The first line.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug)]
 pub struct Header {
-    /// 1 where nothing is encrypted, else 2.
+    /// 1 if nothing is encrypted, otherwise 2.
     pub version: u64,
-    /// How many lines follow.
+    /// The number of lines that follow.
     pub registers: u64,
-    /// The generation: who has read the index reads it again when this changes.
+    /// The generation of the index: clients read the index again when this changes.
     pub id: u64,
 }
 
-/// A file that the index names.
+/// The record of a file.
 #[derive(Debug, Clone)]
 pub struct Record {
-    /// Its number; not always unique.
+    /// Its number, which is not always unique.
     pub id: u64,
     /// Its original object name.
     pub path: Box<str>,
     /// Bytes of plaintext.
     pub plain_size: u64,
-    /// The vector of its object, which is nowhere else.
+    /// The initialisation vector of its object, which is stored only here.
     pub iv: Iv,
     /// The name of its object.
     pub object: Box<str>,
-    /// Where its line is in the index.
+    /// Offset of its line in the index.
     pub(super) at: usize,
     pub(super) len: usize,
 }
 
-/// A line that shows no file.
+/// A line whose file cannot be shown.
 #[derive(Debug, Clone)]
 pub struct Odd {
-    /// The path, of a record that opens.
+    /// The file's path, if the record can be decrypted.
     pub path: Option<Box<str>>,
     /// The name of its object.
     pub object: Option<Box<str>>,
-    /// Why not, with what it is about.
+    /// The reason, with its subject.
     pub why: Box<str>,
-    /// Where it is in the index.
+    /// Offset of the line in the index.
     at: usize,
 }
 
@@ -64,35 +64,35 @@ pub struct Index {
     pub header: Header,
     records: Vec<Record>,
     by_path: HashMap<Box<str>, u32>,
-    /// Made when it is first asked for: few libraries ever need it.
+    /// Created when it is first needed, which is rare.
     by_object: OnceCell<HashMap<Box<str>, u32>>,
-    /// Lines that are kept, and show no file.
+    /// Lines whose files cannot be shown. They are kept.
     pub odd: Vec<Odd>,
-    /// What is wrong as a whole.
+    /// Faults of the index as a whole.
     pub faults: Vec<String>,
 }
 
 /// A change of the index.
 pub enum Edit {
-    /// A record is added, or takes the place of that of path `old`.
+    /// Adds a record, or replaces the one of path `old`.
     Put {
-        /// Whose place.
+        /// The path of the record to replace.
         old: Option<Box<str>>,
-        /// The new record, members in the server's order.
+        /// The new record, with its members in the server's order.
         json: Map<String, Value>,
     },
-    /// The record of this path goes.
+    /// Removes the record of this path.
     Remove(Box<str>),
 }
 
 impl Index {
-    /// Reads an index. Lines that do not open are kept aside; where none does, the key is another's.
+    /// Reads an index. Lines that cannot be decrypted are set aside; if no line can be decrypted, the key is wrong.
     pub fn read(path: &Path, key: &Key) -> Result<Self> {
         Self::parse(&super::super::read_file(path, INDEX_LEN_MAX)?, key)
             .map_err(|e| e.about(path.display()))
     }
 
-    /// The same, of its bytes.
+    /// Parses the bytes of an index.
     pub fn parse(bytes: &[u8], key: &Key) -> Result<Self> {
         let first = bytes
             .iter()
@@ -105,7 +105,7 @@ impl Index {
             1 => {
                 let what = "this is an index of files that are not encrypted (version 1)";
                 return Err(
-                    Error::usage(what).hint("the server, told to encrypt, makes one of version 2")
+                    Error::usage(what).hint("with encryption enabled, the server writes version 2")
                 );
             }
             other => {
@@ -193,7 +193,7 @@ impl Index {
         self.records.push(Record { at, len, ..record });
     }
 
-    /// In a bucket, a file may lie in another as if that were a folder.
+    /// Sets aside files whose path goes through another file, which is possible in a bucket.
     fn set_aside_children_of_files(&mut self) {
         let by_path = &self.by_path;
         let file_above = |record: &Record| {
@@ -233,12 +233,12 @@ impl Index {
         self.odd.sort_by_key(|odd| odd.at);
     }
 
-    /// Whether nothing would be lost by writing it anew.
+    /// Whether nothing would be lost if the index were written again.
     pub fn is_whole(&self) -> bool {
         self.faults.is_empty()
     }
 
-    /// All records, in the order of their lines.
+    /// All records, in the order of their lines in the index.
     pub fn records(&self) -> impl Iterator<Item = &Record> {
         self.records.iter()
     }
@@ -269,13 +269,13 @@ impl Index {
             .and_then(|at| self.records.get(*at as usize))
     }
 
-    /// The number of a path's record, or one for a new record.
+    /// The number of the record of a path, or a new number.
     pub fn id_for(&self, path: &str) -> u64 {
         let next = || self.records.iter().map(|r| r.id + 1).max().unwrap_or(0);
         self.get(path).map_or_else(next, |record| record.id)
     }
 
-    /// A record as it stands in the index, with all its members.
+    /// A record as it is in the index, with all its members.
     pub fn json(&self, file: &Path, key: &Key, path: &str) -> Result<Map<String, Value>> {
         let record = self.get(path).ok_or(Kind::NotFound)?;
         let (opened, _) = super::super::open_file(file)?;
@@ -287,8 +287,7 @@ impl Index {
             .map_err(|why| Error::damaged(file.display(), why))
     }
 
-    /// The bytes of the index after `edits`, of the next generation, and what they will be in memory. Lines that are
-    /// not edited stay as they are.
+    /// Applies `edits`: returns the bytes and the parsed form of the next generation. Other lines do not change.
     pub fn edited(&self, file: &Path, key: &Key, edits: Vec<Edit>) -> Result<(Vec<u8>, Self)> {
         let old = super::super::read_file(file, INDEX_LEN_MAX)?;
         let mut puts: HashMap<usize, Option<Vec<u8>>> = HashMap::new();
@@ -301,7 +300,7 @@ impl Index {
                 }
                 Edit::Put { old, json } => {
                     let line = seal_record(&json, key)?;
-                    // A record that could not be shown, of a file that now can be: it is this one.
+                    // It replaces a record whose file could not be shown.
                     let path = json.get("path").and_then(Value::as_str);
                     let hidden = self.odd.iter().filter(|odd| odd.path.as_deref() == path);
                     puts.extend(hidden.map(|odd| (odd.at, None)));
@@ -328,11 +327,12 @@ impl Index {
         for line in added {
             index.append(&line, &mut bytes, key);
         }
-        // What is about to take the place of the old index says all that the old one said.
+        // The new index must have every line of the old one.
         let whole = (index.records.len() + index.odd.len()) as u64 == header.registers;
         if !puts.is_empty() || !whole {
-            let changed = "the index was changed by something else";
-            return Err(Error::damaged(file.display(), changed).hint("unmount and mount again"));
+            let changed = "was changed by another program while it is mounted";
+            return Err(Error::new(Kind::Displaced(changed.into()), file.display())
+                .hint("unmount and mount again"));
         }
         Ok((bytes, index))
     }
@@ -348,8 +348,7 @@ impl Index {
         }
     }
 
-    /// Copies the lines of the old index, but for those in `puts`, which are taken from there; what was read of the
-    /// others is not read again.
+    /// Copies the lines of the old index, and replaces those in `puts`. Copied lines are not parsed again.
     fn copy_lines(
         &self,
         old: &[u8],
@@ -358,7 +357,7 @@ impl Index {
         index: &mut Self,
         key: &Key,
     ) {
-        // Both in the order of their lines, and together all lines.
+        // Both are in the order of their lines, and together they are all lines.
         let (mut records, mut odd) = (self.records.iter().peekable(), self.odd.iter().peekable());
         let mut at = old
             .iter()

@@ -1,4 +1,4 @@
-//! Where the parts of a library are, its key file, and making one (`man/hushfs-foreign.5`: Music names, Music keys).
+//! The parts of a library, its key file, and creating a library (`man/hushfs-foreign.5`: Music names, Music keys).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,48 +13,48 @@ use super::super::stage::{Stage, Step, is_confined};
 use super::{index, parse_iv, password_key, prefix};
 use crate::error::{Error, Kind, Result};
 
-/// The longest key file that is read, in bytes; one of the server's has 87.
+/// The longest key file that is read, in bytes. The server's have 87.
 const KEY_FILE_LEN_MAX: u64 = 1024;
-/// How much of a file is looked at to tell whether it is an index.
+/// Bytes of a file that are read to detect an index.
 const HEAD_LEN: usize = 200;
 
-/// What was said of a library.
+/// What the user specified about a library.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// The name of the key file.
     pub key: Option<String>,
     /// The name of the index.
     pub index: Option<String>,
-    /// What the names of objects begin with, as `pathMusic` in the server's config.js.
+    /// The prefix of object names, as `pathMusic` in the server's config.js.
     pub path: Option<String>,
-    /// Files that the server does not encrypt may be written, in clear.
+    /// Allow writing files that the server does not encrypt; they are stored unencrypted.
     pub allow_plain: bool,
 }
 
-/// Where the parts of a library are, relative to its top.
+/// The parts of a library, relative to its root.
 #[derive(Debug, Clone)]
 pub struct Layout {
     /// The key file.
     pub key: String,
     /// The index.
     pub index: String,
-    /// What the names of objects begin with; none where nothing tells, in a library that is only read.
+    /// The prefix of object names; `None` if it is unknown, in a library that is opened read-only.
     pub prefix: Option<String>,
-    /// These two and what else at the top is a key file or an index, of this library or another one; and what hushfs
-    /// keeps there. None of it is shown.
+    /// Names in the root that are not shown: all key files and indexes, of this library and of others, and the files of
+    /// hushfs.
     pub own: BTreeSet<String>,
-    /// Other encrypted indexes at the top.
+    /// Other encrypted indexes in the root.
     pub others: Vec<String>,
 }
 
-/// The files that may be a library's key file and index.
+/// The files that may be the key file and the index of a library.
 pub struct Candidates {
     keys: Vec<String>,
     indexes: Vec<String>,
     own: BTreeSet<String>,
 }
 
-/// What is in a key file.
+/// The key in a key file.
 type InternalKey = Zeroizing<[u8; 16]>;
 
 /// The key file.
@@ -65,7 +65,8 @@ struct KeyFile {
 }
 
 impl Candidates {
-    /// Those at the top, or those that were named. [`Kind::NotLibrary`] where there is none of one of them.
+    /// Finds the candidates in the root, or those that the user named. [`Kind::NotLibrary`] if there is no key file, or no
+    /// index.
     pub fn find(root: &Path, options: &Options) -> Result<Self> {
         let at = |e| Error::io(e, root);
         let (mut keys, mut indexes, mut plain) = (Vec::new(), Vec::new(), Vec::new());
@@ -78,7 +79,7 @@ impl Candidates {
                 keys.push(name);
             } else {
                 match index_version(&entry.path()) {
-                    // From before the library was encrypted: nothing in it is.
+                    // An index without encryption, from before the library was encrypted.
                     Some(1) => plain.push(name),
                     Some(_) => indexes.push(name),
                     None => {}
@@ -95,7 +96,7 @@ impl Candidates {
             let Some(name) = name else { continue };
             if !is_confined(Path::new(name)) {
                 return Err(Error::usage(format_args!(
-                    "{name}: no name of a file in the library"
+                    "{name}: not the name of a file in the library"
                 )));
             }
             own.insert(name.clone());
@@ -120,7 +121,7 @@ impl Candidates {
         Ok(Self { keys, indexes, own })
     }
 
-    /// The key files that a password opens, and what is in them.
+    /// The key files that a password opens, and their keys.
     fn opened(&self, root: &Path, password: &[u8]) -> Result<Vec<(&String, InternalKey)>> {
         let (mut opened, mut wrong) = (Vec::new(), None);
         for name in &self.keys {
@@ -135,8 +136,8 @@ impl Candidates {
         }
     }
 
-    /// The key file that the password opens, and the index that opens with what is in it. Of several, those that go
-    /// together; [`Kind::Usage`] where more than one index does.
+    /// Opens the key file with the password, and finds the index that its key decrypts. If there are several, this finds
+    /// those that match; [`Kind::Usage`] if more than one index does.
     pub fn open(self, root: &Path, password: &[u8]) -> Result<(Layout, Key)> {
         let opened = self.opened(root, password)?;
         let mut fitting: Vec<(&String, &String, Key)> = Vec::new();
@@ -160,7 +161,7 @@ impl Candidates {
         }
         let (name, index, key) = match fitting.pop() {
             Some(found) => found,
-            // What is wrong with it is told by who reads it.
+            // Reading the index will report what is wrong with it.
             None => {
                 let (name, key) = opened.first().ok_or(Kind::WrongKey)?;
                 (*name, &self.indexes[0], Key::short(key))
@@ -180,7 +181,7 @@ impl Candidates {
     }
 }
 
-/// Whether there is a library: [`Kind::NotLibrary`], or what else is wrong with it, before a password is asked for.
+/// Checks that there is a library ([`Kind::NotLibrary`] otherwise), before the user is asked for a password.
 pub fn check(root: &Path, options: &Options) -> Result<()> {
     Candidates::find(root, options)?;
     Ok(())
@@ -196,7 +197,7 @@ fn parse_key_file(path: &Path) -> Result<KeyFile> {
             && parse_iv(&file.iv).is_some()
     };
     file.filter(fits)
-        .ok_or_else(|| Error::damaged(path.display(), "it is no key file"))
+        .ok_or_else(|| Error::damaged(path.display(), "it is not a key file"))
 }
 
 /// Whether this is a key file.
@@ -205,7 +206,7 @@ pub fn is_key_file(path: &Path) -> bool {
         && parse_key_file(path).is_ok()
 }
 
-/// The version of an index, which its first line says; none of what is no index.
+/// The version in the first line of an index; `None` if the file is not an index.
 fn index_version(path: &Path) -> Option<u64> {
     let (file, len) = super::super::open_file(path).ok()?;
     let mut head = vec![0; HEAD_LEN.min(usize::try_from(len).unwrap_or(HEAD_LEN))];
@@ -215,7 +216,7 @@ fn index_version(path: &Path) -> Option<u64> {
     Some(header.version)
 }
 
-/// The library's internal key, out of its key file (`man/hushfs-foreign.5`: Music keys).
+/// Decrypts the library's internal key from its key file (`man/hushfs-foreign.5`: Music keys).
 fn read_key(path: &Path, password: &[u8]) -> Result<InternalKey> {
     let file = parse_key_file(path)?;
     let wrong = || {
@@ -227,13 +228,13 @@ fn read_key(path: &Path, password: &[u8]) -> Result<InternalKey> {
     let len = password_key(password)
         .decrypt_padded(&iv, &mut data)
         .ok_or_else(wrong)?;
-    // One wrong password of 256 gets as far as this: what it opens is then no text of 24 letters.
+    // One in 256 wrong passwords gets this far; the decrypted bytes are then not 24 characters of base64.
     let key = Zeroizing::new(BASE64.decode_to_vec(&data[..len]).map_err(|_| wrong())?);
     let key = <[u8; 16]>::try_from(key.as_slice()).map_err(|_| wrong())?;
     Ok(Zeroizing::new(key))
 }
 
-/// A key file for an internal key under a password: a new vector, compact JSON without a line feed.
+/// Creates a key file: the internal key encrypted under a password, with a new vector, as compact JSON without a line feed.
 fn wrap_key(internal: &[u8; 16], password: &[u8]) -> Result<Vec<u8>> {
     let iv = random_iv()?;
     let text = Zeroizing::new(BASE64.encode_to_string(internal));
@@ -246,8 +247,8 @@ fn wrap_key(internal: &[u8; 16], password: &[u8]) -> Result<Vec<u8>> {
     Ok(serde_json::to_vec(&file).expect("two strings are JSON"))
 }
 
-/// Changes the password: the same internal key in a new key file, in place of each that the old password opens. Objects
-/// and index stay as they are.
+/// Changes the password: replaces each key file that the old password opens with a new one that has the same internal key.
+/// Objects and index do not change.
 pub fn passwd(
     root: &Path,
     options: &Options,
@@ -261,12 +262,12 @@ pub fn passwd(
     let place = |(name, internal): (&String, InternalKey)| {
         let place = PathBuf::from(name);
         let temp = stage.create_in_place_of(&place, &wrap_key(&internal, &new)?)?;
-        Ok(Step::Place(temp, place))
+        Ok(Step::Install(temp, place))
     };
     stage.commit(opened.into_iter().map(place).collect::<Result<_>>()?)
 }
 
-/// Makes an empty library: key file, index, the folder of music, and the path of that, which nothing else tells yet.
+/// Creates an empty library: key file, index, the music folder, and the file that records its path.
 pub fn init(root: &Path, options: &Options, password: &[u8]) -> Result<()> {
     let path = prefix::check(options.path.as_deref().unwrap_or("music/"))?;
     fs::create_dir_all(root).map_err(|e| Error::io(e, root))?;
@@ -280,8 +281,8 @@ pub fn init(root: &Path, options: &Options, password: &[u8]) -> Result<()> {
     let folder = root.join(path.rsplit_once('/').map_or("", |(folder, _)| folder));
     fs::create_dir_all(&folder).map_err(|e| Error::io(e, &folder))?;
     stage.commit(vec![
-        Step::Place(kept, prefix::KEPT.into()),
-        Step::Place(index, name(&options.index, "music.index").into()),
-        Step::Place(key, name(&options.key, "key").into()),
+        Step::Install(kept, prefix::KEPT.into()),
+        Step::Install(index, name(&options.index, "music.index").into()),
+        Step::Install(key, name(&options.key, "key").into()),
     ])
 }

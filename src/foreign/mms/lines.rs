@@ -1,4 +1,4 @@
-//! The lines of an index: each a record, encrypted under its own vector
+//! The lines of an index: each is a record, encrypted with its own initialisation vector
 //! (`man/hushfs-foreign.5`: Music index, Music records).
 
 use std::borrow::Cow;
@@ -14,10 +14,10 @@ use crate::error::{Kind, Result};
 use crate::foreign::cipher::Key;
 use crate::foreign::{open_file, read_at};
 
-/// The largest number that a script of the server tells exactly; beyond, no length is believed.
+/// The largest integer that JavaScript represents exactly; larger lengths are rejected.
 const FILE_SIZE_MAX: u64 = (1 << 53) - 1;
 
-/// A line.
+/// A line of the index.
 #[derive(Serialize, Deserialize)]
 struct Line<'a> {
     #[serde(borrow)]
@@ -26,7 +26,7 @@ struct Line<'a> {
     iv: Cow<'a, str>,
 }
 
-/// What is needed of a record.
+/// The members of a record that are needed here.
 #[derive(Deserialize)]
 struct Wire<'a> {
     id: Option<f64>,
@@ -39,9 +39,9 @@ struct Wire<'a> {
     name_enc: Cow<'a, str>,
 }
 
-/// Whether the first records of the index at `path` open with `key`; none where it has no records.
+/// Whether `key` decrypts the first records of the index at `path`; `None` if it has none.
 pub fn opens(path: &Path, key: &Key) -> Option<bool> {
-    /// Bytes that are looked at, and records.
+    /// Most bytes and records that are tried.
     const LOOKED_AT: (u64, usize) = (1 << 16, 8);
     let (file, len) = open_file(path).ok()?;
     let mut head = vec![0; len.min(LOOKED_AT.0) as usize];
@@ -95,7 +95,7 @@ pub(super) fn parse_record(line: &[u8], key: &Key, plain: &mut Vec<u8>) -> Resul
     })
 }
 
-/// The line of a record, encrypted under the record's own vector.
+/// Encrypts a record as a line, with the initialisation vector that the record holds.
 pub fn seal_record(json: &Map<String, Value>, key: &Key) -> Result<Vec<u8>> {
     let text = json.get("iv").and_then(Value::as_str).unwrap_or_default();
     let iv = parse_iv(text).ok_or(Kind::InvalidArgument)?;

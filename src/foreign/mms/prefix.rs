@@ -1,9 +1,9 @@
-//! What the names of a library's objects begin with: `pathMusic` of the server's config.js
+//! The prefix of object names (the "path" of a library): `pathMusic` in the server's config.js
 //! (`man/hushfs-foreign.5`: Music names).
 //!
-//! The server drops from its index whatever does not lie under its path, and the vectors of those songs are gone with
-//! it. So the path is never guessed: the names of the objects tell it, or whoever mounts does. It is no folder: it may
-//! hold several, and need not end in a slash.
+//! The server removes all objects without this prefix from its index, and so loses their initialisation vectors. Therefore
+//! the path is never guessed: it is taken from the names of the objects, or from the user. It is not a folder: it may contain
+//! slashes, and need not end in one.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,14 +13,14 @@ use super::Mms;
 use super::index::Index;
 use crate::error::{Error, Kind, Result};
 
-/// The file at the top of a library that says the path where no object does: that of an index without records.
+/// The file in the root of a library that records the path if the index has no records.
 pub const KEPT: &str = ".hushfs-mms-path";
-/// The longest path, in bytes, with the line feed behind it.
+/// The longest path with its line feed, in bytes.
 const KEPT_LEN_MAX: u64 = 1025;
-/// Letters of an object's name behind the path: an MD5 in hexadecimal, and `.encrypt`.
+/// Length of an object's name after the path: an MD5 in hexadecimal, and `.encrypt`.
 const OBJECT_LEN: usize = 32 + ".encrypt".len();
 
-/// What stands before `<32 hex>.encrypt` in the name of an object; none of a name that no object has.
+/// The part of an object's name before `<32 hex>.encrypt`; `None` if no object has such a name.
 pub fn of_object(name: &str) -> Option<&str> {
     let at = name.len().checked_sub(OBJECT_LEN)?;
     let (prefix, object) = (name.get(..at)?, name.get(at..)?);
@@ -34,7 +34,7 @@ pub fn is_object(path: &Path) -> bool {
     path.to_str().is_some_and(|path| of_object(path).is_some())
 }
 
-/// A path as it was given: `/` is the top. [`Kind::Usage`] where no object can be stored under it.
+/// Checks a path that the user gave; `/` is the root. [`Kind::Usage`] if no object can be stored under it.
 pub fn check(given: &str) -> Result<&str> {
     let path = if given == "/" { "" } else { given };
     let bare = path.strip_suffix('/').unwrap_or(path);
@@ -45,10 +45,10 @@ pub fn check(given: &str) -> Result<&str> {
     Err(Error::usage(text).hint("give it as pathMusic is in the server's config.js"))
 }
 
-/// The path of a library: what the objects of its index tell; else what was `given`; else what the library keeps of
-/// it. None where it is only read, and nothing tells.
+/// The path of a library: from the objects in its index, otherwise as `given`, otherwise as recorded in the library. `None`
+/// if it is unknown and the library is opened read-only.
 ///
-/// [`Kind::Usage`] where the library is to be written to, and the path is not known, or not that of all objects.
+/// [`Kind::Usage`] if the library is opened for writing, and the path is unknown or not the prefix of all objects.
 pub fn find(
     root: &Path,
     index: &Index,
@@ -57,7 +57,7 @@ pub fn find(
 ) -> Result<Option<String>> {
     let given = given.map(check).transpose()?;
     let seen: BTreeSet<&str> = index.objects().filter_map(of_object).collect();
-    // All that begins with the server's path is kept by the server: the shortest is its path, if it is anybody's.
+    // The server keeps everything with its prefix. So if one of the prefixes is the server's, it is the shortest.
     let shortest = seen.iter().copied().min_by_key(|path| path.len());
     let is_path =
         |path: &&str| check(path).is_ok() && seen.iter().all(|other| other.starts_with(path));
@@ -89,7 +89,7 @@ pub fn find(
     Ok(told.map(Into::into))
 }
 
-/// The same, where the index has no records.
+/// The same, if the index has no records.
 fn without_objects(root: &Path, given: Option<&str>, read_only: bool) -> Result<Option<String>> {
     let known = match given {
         Some(given) => {
@@ -97,7 +97,7 @@ fn without_objects(root: &Path, given: Option<&str>, read_only: bool) -> Result<
                 && kept != given
             {
                 log::warn!(
-                    "{}: the path {given:?} was given, and {kept:?} was kept of it until now: if the server has another one, it loses what is written",
+                    "{}: the path {given:?} was given, and {kept:?} was kept until now: if it is not the server's, the server loses what is written",
                     root.display()
                 );
             }
@@ -123,7 +123,7 @@ fn without_objects(root: &Path, given: Option<&str>, read_only: bool) -> Result<
     Ok(known)
 }
 
-/// The path that the library keeps.
+/// The path that is recorded in the library.
 pub fn kept(root: &Path) -> Result<Option<String>> {
     let file = root.join(KEPT);
     let bytes = match super::super::read_file(&file, KEPT_LEN_MAX) {
@@ -142,7 +142,7 @@ pub fn kept(root: &Path) -> Result<Option<String>> {
 }
 
 impl Mms {
-    /// Sees to it that a later mount knows the path of a library whose index does not tell it.
+    /// Records the path if the index does not contain it, so that a later mount knows it.
     pub(super) fn keep_path(&self) -> Result<()> {
         let step = match &self.stage {
             Some(_) => self.path_step(&self.index.lock())?,
@@ -151,14 +151,14 @@ impl Mms {
         step.map_or(Ok(()), |step| self.writer()?.commit(vec![step]))
     }
 
-    /// The step that keeps the path, where `index` will not tell it.
+    /// The step that records the path, if `index` does not contain it.
     pub(super) fn path_step(&self, index: &Index) -> Result<Option<Step>> {
         let path = self.prefix();
         if index.objects().next().is_some() || kept(&self.root)?.as_deref() == Some(path) {
             return Ok(None);
         }
         let temp = self.writer()?.create_with(format!("{path}\n").as_bytes())?;
-        Ok(Some(Step::Place(temp, KEPT.into())))
+        Ok(Some(Step::Install(temp, KEPT.into())))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Encrypted objects: segments, each encrypted on its own under the file's vector
+//! Encrypted objects: segments that are encrypted separately, all with the file's initialisation vector
 //! (`man/hushfs-foreign.5`: Music objects).
 
 use std::fs::File;
@@ -12,11 +12,12 @@ use crate::error::{Kind, Result};
 
 /// Bytes of plaintext in a segment.
 pub const SEGMENT_PLAIN_LEN: usize = 1008;
-/// Bytes that a full segment takes.
+/// Bytes of a full segment, encrypted.
 pub const SEGMENT_CIPHER_LEN: usize = 1024;
-/// Segments that are encrypted, or read, at once: as many as a request of 256 KiB touches.
+/// Segments that are encrypted or read in one step: as many as a request of 256 KiB touches.
 const BATCH: usize = 262;
-/// The bytes that an object of `plain_len` bytes has (`man/hushfs-foreign.5`: Music objects).
+
+/// The length of an object with `plain_len` bytes of plaintext (`man/hushfs-foreign.5`: Music objects).
 pub fn cipher_len(plain_len: u64) -> u64 {
     let full = plain_len / SEGMENT_PLAIN_LEN as u64 * SEGMENT_CIPHER_LEN as u64;
     match plain_len % SEGMENT_PLAIN_LEN as u64 {
@@ -25,11 +26,11 @@ pub fn cipher_len(plain_len: u64) -> u64 {
     }
 }
 
-/// Encrypts a file, segment for segment (`man/hushfs-foreign.5`: Music objects).
+/// Encrypts a file, segment by segment.
 pub struct SegmentSeal {
     /// The library's internal key.
     pub key: Key,
-    /// The file's vector, the same for all of its segments.
+    /// The file's initialisation vector, which all of its segments share.
     pub iv: Iv,
 }
 
@@ -68,7 +69,7 @@ pub struct SegmentReader {
 }
 
 impl SegmentReader {
-    /// Of an object whose length fits `plain_size`; `stored` reads it as it is.
+    /// A reader of an object, whose length must fit `plain_size`. `stored` reads its encrypted bytes.
     pub fn new(stored: Arc<dyn Reader>, key: Key, iv: Iv, plain_size: u64) -> Self {
         Self {
             stored,
@@ -78,7 +79,7 @@ impl SegmentReader {
         }
     }
 
-    /// Decrypts segment `number` in place; answers its plaintext.
+    /// Decrypts segment `number` in place, and returns its plaintext.
     fn open_segment<'a>(&self, number: u64, segment: &'a mut [u8]) -> Result<&'a [u8]> {
         self.key.decrypt_blocks(&self.iv, segment);
         let left = self.plain_size - number * SEGMENT_PLAIN_LEN as u64;
@@ -93,7 +94,7 @@ impl SegmentReader {
 }
 
 impl SegmentReader {
-    /// Fills `out`, which starts at `plain_offset`, from these segments.
+    /// Fills `out` from `plain_offset`, which is in these segments.
     fn read_batch(&self, numbers: Range<u64>, plain_offset: u64, out: &mut [u8]) -> Result<()> {
         let start = numbers.start * SEGMENT_CIPHER_LEN as u64;
         let stop = (numbers.end * SEGMENT_CIPHER_LEN as u64).min(cipher_len(self.plain_size));

@@ -1,5 +1,4 @@
-//! What a record says of an audio file beside its name: title, artist, length and so on
-//! (`man/hushfs-foreign.5`: Music records).
+//! The audio metadata in a record: title, artist, duration and so on (`man/hushfs-foreign.5`: Music records).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -18,10 +17,10 @@ mod mpeg;
 
 use id3::Tags;
 
-/// How much of a file tells of what type it is, in bytes.
+/// Bytes of a file that are read to detect its type.
 const HEAD_LEN: u64 = 36;
 
-/// What is known of the sound itself.
+/// Properties of the sound.
 #[derive(Default)]
 struct Sound {
     duration: Option<f64>,
@@ -32,11 +31,11 @@ struct Sound {
     name: Option<String>,
 }
 
-/// Adds what is known, members in the server's order: texts that are not known are left out, numbers of tracks and
-/// disks are null. A file that cannot be understood says nothing.
+/// Adds the metadata to a record, with its members in the server's order. Unknown texts are left out, and unknown numbers of
+/// tracks and disks are null. A file that cannot be parsed has no metadata.
 ///
-/// MPEG audio (`extension` mp3 or mp2) is read as the server reads it, whose songs are grouped by what it finds. Files
-/// of other types it takes for MPEG audio, too, and finds nothing, or nonsense: they are read for what they are.
+/// MPEG audio (`extension` mp3 or mp2) is parsed exactly as the server does, because it groups songs by the result. The
+/// server parses all other files as MPEG audio as well, and finds nothing or nonsense; here they are parsed correctly.
 pub fn add(json: &mut Map<String, Value>, extension: &str, reader: &Arc<dyn Reader>) {
     let (tags, start, has_v1) = Tags::read(&**reader);
     let kind = file_type(&**reader, start);
@@ -102,7 +101,7 @@ fn tell(json: &mut Map<String, Value>, tags: Tags, sound: Sound) {
     }
 }
 
-/// Of what type a file is, by what stands behind its ID3 tags.
+/// The type of a file, by the bytes after its ID3 tags.
 fn file_type(reader: &dyn Reader, start: u64) -> Option<FileType> {
     let len = reader.plain_size().saturating_sub(start).min(HEAD_LEN);
     let mut head = vec![0; len as usize];
@@ -110,19 +109,19 @@ fn file_type(reader: &dyn Reader, start: u64) -> Option<FileType> {
     FileType::from_buffer(&head)
 }
 
-/// Whether a WAV file holds MPEG audio, by its first chunk.
+/// Whether a WAV file contains MPEG audio, by its first chunk.
 fn is_mpeg_in_wav(reader: &dyn Reader, start: u64) -> bool {
     let mut head = [0; 22];
     let read = reader.plain_size() >= start + 22 && reader.read_exact_at(start, &mut head).is_ok();
     read && head[12..16] == *b"fmt " && matches!(head[20..22], [0x50 | 0x55, 0])
 }
 
-/// The same tags, or an APE tag if they say nothing: the server does not read that, and shows the song without.
+/// The given tags, or those of an APE tag if they are empty. The server does not read APE tags.
 fn or_ape(tags: Tags, reader: &Arc<dyn Reader>, start: u64, has_v1: bool) -> Tags {
     if !tags.is_empty() {
         return tags;
     }
-    // The tag alone: in a file without a frame the parser searches all of it, byte by byte.
+    // Only the tag is parsed: the parser would search a whole file without frames byte by byte.
     let Some(tag) = ape::find(reader, start, has_v1) else {
         return tags;
     };
@@ -134,7 +133,7 @@ fn or_ape(tags: Tags, reader: &Arc<dyn Reader>, start: u64, has_v1: bool) -> Tag
     }
 }
 
-/// Of another type than MPEG audio. Where one odd tag costs all, the sound is looked at alone.
+/// The metadata of a file that is not MPEG audio. If an unusual tag makes parsing fail, only the sound is parsed.
 fn by_type(tags: Tags, kind: Option<FileType>, reader: &Arc<dyn Reader>) -> (Tags, Sound) {
     let Some(kind) = kind else {
         return (tags, Sound::default());
@@ -164,7 +163,7 @@ fn options() -> ParseOptions {
         .parsing_mode(ParsingMode::Relaxed)
 }
 
-/// The parser reads what anybody may have made.
+/// Parses a file, which may be hostile.
 fn parse(reader: &Arc<dyn Reader>, kind: FileType, options: ParseOptions) -> Option<TaggedFile> {
     let cursor = std::io::BufReader::new(Cursor::new(Arc::clone(reader)));
     let read = || {
@@ -177,7 +176,7 @@ fn parse(reader: &Arc<dyn Reader>, kind: FileType, options: ParseOptions) -> Opt
 }
 
 impl Tags {
-    /// What a tag of another kind says, where these say nothing.
+    /// Fills in missing fields from a tag of another kind.
     fn or(mut self, tag: &Tag) -> Self {
         let text = |text: std::borrow::Cow<'_, str>| Some(text.trim().to_string());
         self.title = self.title.or_else(|| tag.title().and_then(text));
@@ -202,7 +201,7 @@ impl Tags {
         self
     }
 
-    /// What other tags say, where these say nothing.
+    /// Fills in missing fields from other tags.
     fn or_tags(mut self, other: Self) -> Self {
         self.title = self.title.or(other.title);
         self.artist = self.artist.or(other.artist);
@@ -243,7 +242,7 @@ impl Sound {
     }
 }
 
-/// A script writes 2 where Rust writes 2.0.
+/// A number as JavaScript writes it: 2 instead of 2.0.
 fn as_script_writes(number: f64) -> Value {
     if number.fract() == 0.0 {
         return (number as u64).into();

@@ -1,4 +1,4 @@
-//! Looks at every object and every segment.
+//! Checks every object and every segment.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use super::{Mms, prefix};
 use crate::error::Result;
 use crate::report::Report;
 
-/// Bytes of plaintext that are read at once.
+/// Bytes of plaintext per read.
 const READ_LEN: u64 = 1 << 20;
 
-/// Sizes, the padding of every segment, records without objects and the other way round, numbers used twice, and what
-/// an index that was lost once has left: files that were encrypted twice.
+/// Checks sizes and the padding of every segment, and reports records without objects, objects without records, numbers that
+/// are used twice, and files that were encrypted twice because the index was once lost.
 pub fn run(mms: &Mms, report: &mut Report<'_>) -> Result<()> {
     let index = mms.index.lock();
     let records: Vec<Record> = index.records().cloned().collect();
@@ -75,7 +75,7 @@ fn check(mms: &Mms, record: &Record, report: &mut Report<'_>) {
     report.advance(record.plain_size.saturating_sub(at));
 }
 
-/// Opens a file as it is shown; names it where it was encrypted twice.
+/// Opens a file as a mount would show it, and reports if it was encrypted twice.
 fn open(mms: &Mms, record: &Record, report: &mut Report<'_>) -> Result<Arc<dyn Reader>> {
     if !is_doubled(&record.path) {
         return mms.open_object(record);
@@ -91,14 +91,14 @@ fn open(mms: &Mms, record: &Record, report: &mut Report<'_>) -> Result<Arc<dyn R
             let text = format!("{twice}. It is not read through: {lacking}");
             report.problem(&record.path, text);
         }
-        // What is wrong with the object itself is told by who reads it.
+        // If the object itself is damaged, reading it reports that.
         Err(_) => report.problem(&record.path, twice),
     }
     opened.map(|(reader, _)| reader)
 }
 
 impl Mms {
-    /// What of the library is not shown: its name, and why not.
+    /// Everything in the library that is not shown: names and reasons.
     pub(super) fn not_shown(&self) -> Result<Vec<(String, String)>> {
         let index = self.index.lock();
         let named: HashSet<&str> = index.objects().collect();

@@ -1,4 +1,4 @@
-//! A file that is being made.
+//! Temporary files.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -9,7 +9,7 @@ use rustix::fs::{Gid, Mode, Uid};
 
 use crate::error::{Error, Result};
 
-/// A file that is being made; removed when dropped, unless a commit placed it.
+/// A temporary file. It is removed when dropped, unless it was committed to the library.
 pub struct Temp {
     /// The file, open for reading and writing.
     pub file: Arc<File>,
@@ -18,17 +18,17 @@ pub struct Temp {
 }
 
 impl Temp {
-    /// Where it is now, for messages.
+    /// Its current path, for messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Takes over the owner and the permissions of another file.
+    /// Copies the owner and permissions of another file.
     pub(super) fn take_owner(&self, of: &fs::Metadata) -> Result<()> {
         let at = |e: rustix::io::Errno| Error::io(e.into(), &self.path);
         let (owner, group) = (Uid::from_raw(of.uid()), Gid::from_raw(of.gid()));
         match rustix::fs::fchown(&self.file, Some(owner), Some(group)) {
-            // Who is not root keeps the group, where he may, and else what is his.
+            // A user who is not root can at most set the group.
             Err(rustix::io::Errno::PERM) => {
                 let _ = rustix::fs::fchown(&self.file, None, Some(group));
             }
@@ -38,7 +38,7 @@ impl Temp {
         rustix::fs::fchmod(&self.file, mode).map_err(at)
     }
 
-    /// Takes over owner, permissions and times of the file at `path`.
+    /// Copies owner, permissions and times of the file at `path`.
     pub fn take_attributes(&self, path: &Path) -> Result<()> {
         let meta = fs::symlink_metadata(path).map_err(|e| Error::io(e, path))?;
         self.take_owner(&meta)?;

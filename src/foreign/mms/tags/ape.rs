@@ -1,4 +1,4 @@
-//! Where the APE tag of a file is (APEv2 specification, "APE Tags Header").
+//! Finds the APE tag of a file (APEv2 specification, "APE Tags Header").
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,14 +9,14 @@ use crate::error::Result;
 
 /// Bytes of a header, and of a footer.
 const HEADER_LEN: u64 = 32;
-/// What a header and a footer begin with.
+/// The start of a header or footer.
 const MARK: &[u8] = b"APETAGEX";
 /// A flag: this tag has a header before its items.
 const HAS_HEADER: u32 = 1 << 31;
-/// Longer tags are not read, in bytes.
+/// The longest tag that is read, in bytes.
 const TAG_LEN_MAX: u64 = 16 << 20;
 
-/// The APE tag of a file, as a file of its own: the one at `start`, or the one at the end, before an ID3v1 tag.
+/// A reader of the APE tag of a file: the one at `start`, or the one at the end, before an ID3v1 tag.
 pub fn find(reader: &Arc<dyn Reader>, start: u64, has_v1: bool) -> Option<Arc<dyn Reader>> {
     let v1_len = if has_v1 { V1_LEN } else { 0 };
     let end = reader.plain_size().checked_sub(v1_len)?;

@@ -1,29 +1,29 @@
-//! ID3 tags as the server reads them: frame after frame, and what is odd in one costs none of the others (ID3v2.2 to
-//! 2.4 by <https://id3.org>, ID3v1).
+//! ID3 tags, parsed as the server does: an invalid frame does not affect the others (ID3v2.2 to 2.4 by <https://id3.org>,
+//! ID3v1).
 //!
-//! Which of several values counts is the server's choice: the first artist, but the last title, album and date; a year
-//! and a track number of ID3v1 even beside an ID3v2 tag.
+//! If there are several values, the choice is the server's: the first artist, but the last title, album and date; and the
+//! year and track number of an ID3v1 tag even if there is an ID3v2 tag.
 
 use super::super::super::Reader;
 use crate::error::Result;
 
-/// The longest text that is read, in bytes: of a longer one, the start.
+/// The longest text that is read, in bytes; a longer one is truncated.
 const TEXT_LEN_MAX: u64 = 64 << 10;
-/// The longest tag that is read which has to be in memory as a whole, in bytes.
+/// The longest tag that is read if it must be in memory as a whole, in bytes.
 const UNSYNCHRONISED_LEN_MAX: u64 = 16 << 20;
-/// Frames that are looked at in one tag.
+/// Most frames that are read in a tag.
 const FRAMES_MAX: usize = 10_000;
-/// Tags that are read, one behind the other.
+/// Most consecutive tags that are read.
 const TAGS_MAX: usize = 16;
-/// An ID3v1 tag, at the very end of the file.
+/// Bytes of an ID3v1 tag, which is at the very end of the file.
 pub const V1_LEN: u64 = 128;
-/// What a letter between 0x80 and 0x9f is in Windows-1252, which texts that claim to be Latin-1 are in.
+/// The characters 0x80 to 0x9f of Windows-1252, the encoding of most texts that claim to be Latin-1.
 const WINDOWS_1252: [char; 32] = [
     '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž', '\u{8f}',
     '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}', 'ž', 'Ÿ',
 ];
 
-/// What tags say.
+/// The contents of tags.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Tags {
     /// The title.
@@ -32,18 +32,18 @@ pub struct Tags {
     pub artist: Option<String>,
     /// The album.
     pub album: Option<String>,
-    /// The year; not 0 by a date.
+    /// The year. If it is from a date, it is not 0.
     pub year: Option<i64>,
-    /// The number of the track, and of how many.
+    /// The number of the track, and the total.
     pub track: (Option<i64>, Option<i64>),
-    /// The number of the disk, and of how many.
+    /// The number of the disk, and the total.
     pub disk: (Option<i64>, Option<i64>),
-    /// Where title, artist, album and year are from.
+    /// The kinds of tags that title, artist, album and year are from.
     from: [Option<Version>; 4],
     artists: Vec<String>,
 }
 
-/// A kind of tag; earlier ones count more.
+/// A kind of tag. Earlier kinds take precedence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Version {
     V24,
@@ -52,7 +52,7 @@ enum Version {
     V1,
 }
 
-/// What has its place in [`Tags::from`].
+/// The fields in [`Tags::from`].
 #[derive(Clone, Copy)]
 enum Single {
     Title,
@@ -62,8 +62,8 @@ enum Single {
 }
 
 impl Tags {
-    /// Reads the tags of a file of `len` bytes: ID3v2 at its start, ID3v1 at its end. Where the audio begins, and
-    /// whether there is an ID3v1 tag.
+    /// Reads the tags of a file: ID3v2 at its start, ID3v1 at its end. Also returns where the audio begins, and whether there
+    /// is an ID3v1 tag.
     pub fn read(reader: &dyn Reader) -> (Self, u64, bool) {
         let mut tags = Self::default();
         let mut at = 0;
@@ -82,7 +82,7 @@ impl Tags {
 
     /// Reads the ID3v2 tag in a chunk of a WAV file or an AIFF file.
     pub fn in_chunk(reader: &dyn Reader) -> Self {
-        /// Chunks that are looked at.
+        /// Most chunks that are read.
         const CHUNKS_MAX: usize = 1000;
         let mut tags = Self::default();
         let is_little = bytes(reader, 0) == Some(*b"RIFF");
@@ -105,12 +105,12 @@ impl Tags {
         tags
     }
 
-    /// Whether they say anything of what a song is.
+    /// Whether there is no title, artist or album.
     pub fn is_empty(&self) -> bool {
         self.title.is_none() && self.artist.is_none() && self.album.is_none()
     }
 
-    /// Takes an ID3v2 tag; where it ends. None where there is none.
+    /// Reads an ID3v2 tag, and returns where it ends; `None` if there is none.
     fn take_v2(&mut self, reader: &dyn Reader, at: u64) -> Option<u64> {
         let head: [u8; 10] = bytes(reader, at)?;
         let version = match &head[..4] {
@@ -122,7 +122,7 @@ impl Tags {
         let flags = head[5];
         let start = at + 10;
         let end = (start + synchsafe(&head[6..10])).min(reader.plain_size());
-        // In 2.4, each frame says for itself whether it is unsynchronised.
+        // In version 2.4, each frame has its own flag for unsynchronisation.
         if flags & 0x80 != 0 && version != Version::V24 {
             let len = (end - start).min(UNSYNCHRONISED_LEN_MAX) as usize;
             let mut whole = vec![0; len];
@@ -178,7 +178,7 @@ impl Tags {
                 let values: Vec<&str> = match (version, id) {
                     (Version::V24, _) => text.split('\0').map(trim).collect(),
                     (Version::V23, b"TPE1") => text.split('/').map(trim).collect(),
-                    // What stands behind a NUL is no part of it.
+                    // Anything after a NUL is not part of the text.
                     _ => text.split('\0').take(1).collect(),
                 };
                 values
@@ -199,14 +199,14 @@ impl Tags {
         }
     }
 
-    /// The year of a date, the later one counting, whatever else says one before it.
+    /// Sets the year from a date. A later date overrides an earlier one, and any other year before it.
     fn take_date(&mut self, date: &str) {
         let start: String = date.chars().take(4).collect();
         let year = leading_number(&start).filter(|year| *year != 0);
         self.year = year.or(self.year);
     }
 
-    /// Artists, as some programs keep them apart, and what a plug-in takes from Discogs.
+    /// Reads user-defined texts: lists of artists as some programs write them, and fields of a Discogs plug-in.
     fn take_user_text(&mut self, text: &str, version: Version) {
         match text.split_once('\0') {
             Some(("Artists" | "DISCOGS_ARTISTS" | "DISCOGS_ARTIST_NAME", values)) => {
@@ -285,7 +285,7 @@ struct Frame {
 }
 
 impl Frame {
-    /// The next one; none where the frames end.
+    /// Reads the next frame; `None` at the end.
     fn read(reader: &dyn Reader, at: u64, end: u64, version: Version) -> Option<Self> {
         let head_len = if version == Version::V22 { 6 } else { 10 };
         if at + head_len > end {
@@ -330,7 +330,7 @@ impl Frame {
     }
 }
 
-/// A tag that had to be changed to be read.
+/// A tag in memory, after resynchronisation.
 struct InMemory(Vec<u8>);
 
 impl Reader for InMemory {
@@ -363,7 +363,7 @@ fn extended_header_len(reader: &dyn Reader, at: u64, version: Version, flags: u8
     }
 }
 
-/// Bytes of a file; none where it ends before.
+/// Bytes of a file; `None` if it ends before.
 pub fn bytes<const N: usize>(reader: &dyn Reader, at: u64) -> Option<[u8; N]> {
     let mut out = [0; N];
     let end = at.checked_add(N as u64)?;
@@ -372,12 +372,12 @@ pub fn bytes<const N: usize>(reader: &dyn Reader, at: u64) -> Option<[u8; N]> {
     Some(out)
 }
 
-/// A number of seven bits a byte.
+/// A number with seven bits per byte.
 fn synchsafe(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0, |n, b| n << 7 | u64::from(b & 0x7f))
 }
 
-/// Takes out the zeros that keep a tag from looking like audio.
+/// Removes the zeros that keep a tag from looking like audio.
 fn resynchronise(bytes: &mut Vec<u8>) {
     let mut last = 0;
     bytes.retain(|b| {
@@ -387,9 +387,9 @@ fn resynchronise(bytes: &mut Vec<u8>) {
     });
 }
 
-/// A text of a frame; what is no letter in its encoding is shown as such.
+/// Decodes a text of a frame. Invalid characters are replaced.
 fn decode(encoding: u8, bytes: &[u8]) -> String {
-    // Written twice by some.
+    // Some programs write it twice.
     let bytes = bytes
         .strip_prefix(b"\xff\xfe")
         .filter(|rest| rest.starts_with(b"\xfe\xff"))
@@ -415,13 +415,13 @@ fn windows_1252(b: u8) -> char {
     }
 }
 
-/// Without blanks, and what some programs fill up with, around it.
+/// Removes blanks at both ends, and the padding of some programs.
 fn trim(text: &str) -> &str {
     text.trim_end_matches('\0')
         .trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}')
 }
 
-/// A number, and of how many: `3/12`. Zero is none.
+/// A number and a total: `3/12`. Zero counts as none.
 fn numbers(text: &str, of_before: Option<i64>) -> (Option<i64>, Option<i64>) {
     let mut parts = text.split('/');
     let mut next = || leading_number(parts.next()?).filter(|number| *number != 0);
@@ -446,7 +446,7 @@ pub fn leading_number(text: &str) -> Option<i64> {
         .map(|number| sign * number)
 }
 
-/// Names as one: `A, B & C`.
+/// Joins names: `A, B & C`.
 fn joined(names: &[String]) -> Option<String> {
     let (last, others) = names.split_last()?;
     Some(match others {

@@ -1,28 +1,28 @@
-//! MPEG audio, as far as the server looks into it: a length from a Xing header, or from the size of the file where the
-//! first three frames have one bitrate; none where they differ, as it would be made up.
+//! MPEG audio, parsed as the server does. The duration is that of a Xing header, or computed from the size of the file if
+//! its first three frames have the same bitrate. Otherwise it is unknown.
 
 use super::super::super::Reader;
 use super::id3::V1_LEN;
 
-/// Bytes that are looked at to find the frames. The tags before them are passed over already; what is left is junk.
+/// Bytes that are searched for frames, after the tags. If there are none, the rest is junk.
 const LOOKED_AT_MAX: u64 = 8 << 20;
-/// Bytes that are read at once.
+/// Bytes per read.
 const READ_LEN: usize = 64 << 10;
-/// The server looks for no frame where fewer bytes are left.
+/// If fewer bytes are left, the server does not look for a frame.
 const LEFT_MIN: u64 = 256;
 
-/// What the first frames say.
+/// Properties of the sound, from the first frames.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
 pub struct Audio {
     /// 1 to 3.
     pub layer: u8,
-    /// Bits a second.
+    /// Bits per second.
     pub bitrate: f64,
-    /// Samples a second.
+    /// Samples per second.
     pub sample_rate: u32,
     /// One or two.
     pub channels: u8,
-    /// Seconds, where that can be told.
+    /// Duration in seconds, if known.
     pub duration: Option<f64>,
 }
 
@@ -32,7 +32,7 @@ struct Header {
     layer: u8,
     /// Version 1, and not 2 or 2.5.
     is_v1: bool,
-    /// Version 2.5, of which the server knows no bitrates: it tells no length.
+    /// Version 2.5, whose bitrates the server does not know: there is no duration.
     is_v2_5: bool,
     bitrate: u32,
     sample_rate: u32,
@@ -41,9 +41,9 @@ struct Header {
 }
 
 impl Header {
-    /// None of what is no header, or of a bitrate that is not said.
+    /// Parses a header; `None` if it is not one, or does not specify a bitrate.
     fn parse(head: [u8; 4]) -> Option<Self> {
-        /// In kbit/s, by index: of version 1 layer 1, 2 and 3; of the others layer 1, and 2 or 3.
+        /// In kbit/s, by index: for version 1, layers 1, 2 and 3; for the others, layer 1, and layers 2 and 3.
         const BITRATES: [[u16; 14]; 5] = [
             [
                 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448,
@@ -106,7 +106,7 @@ impl Header {
             + padding
     }
 
-    /// Where a Xing header lies, from the start of the frame.
+    /// Offset of a Xing header in the frame.
     fn xing_at(&self) -> u64 {
         4 + match (self.layer, self.is_mono, self.is_v1) {
             (3, true, true) | (3, false, false) => 17,
@@ -117,7 +117,7 @@ impl Header {
     }
 }
 
-/// Looks at the first three frames from `start` on, of a file that may end in an ID3v1 tag. None where there is none.
+/// Parses the first three frames after `start`, in a file that may end with an ID3v1 tag. `None` if there is no frame.
 pub fn read(reader: &dyn Reader, start: u64, has_v1: bool) -> Option<Audio> {
     let mut file = Window::new(reader);
     let mut audio = Audio::default();
@@ -126,13 +126,13 @@ pub fn read(reader: &dyn Reader, start: u64, has_v1: bool) -> Option<Audio> {
     let (mut variable, mut constant) = (false, None);
     let end = start.saturating_add(LOOKED_AT_MAX);
     while let Some(found) = file.sync(at, end) {
-        // No frame since the last one: what was taken for the start was none.
+        // No frame has followed: the first one was not a frame.
         if frames_at_sync == frames {
             (frames, first) = (0, found);
         }
         frames_at_sync = frames;
         let Some(header) = file.four(found).and_then(Header::parse) else {
-            // The server passes over both bytes, even where the second one begins a frame.
+            // The server skips both bytes, even if the second one begins a frame.
             at = found + 2;
             continue;
         };
@@ -153,7 +153,7 @@ pub fn read(reader: &dyn Reader, start: u64, has_v1: bool) -> Option<Audio> {
             variable &= !same;
             break;
         }
-        // Nor is one told here, so that records of one song are alike.
+        // The server does not record one, and records of the same song must be equal.
         if header.is_v2_5 {
             break;
         }
@@ -203,7 +203,7 @@ impl<'a> Window<'a> {
         Self { reader, bytes, at }
     }
 
-    /// The bytes from `at` on, as many as are read at once; at least `len`.
+    /// The bytes from `at` on, as many as one read returns, but at least `len`.
     fn from(&mut self, at: u64, len: usize) -> Option<&[u8]> {
         let here = at
             .checked_sub(self.at)
@@ -224,7 +224,7 @@ impl<'a> Window<'a> {
         self.from(at, 4)?.first_chunk().copied()
     }
 
-    /// The next place, before `end`, at which a frame may begin.
+    /// The next offset before `end` at which a frame may begin.
     fn sync(&mut self, mut at: u64, end: u64) -> Option<u64> {
         let end = end.min(self.reader.plain_size().saturating_sub(LEFT_MIN));
         while at < end {
