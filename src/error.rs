@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_system_says_has_no_number() {
+    fn system_errors_are_shown_without_their_number() {
         let denied = io::Error::from_raw_os_error(libc::EACCES);
         assert_eq!(Error::io(denied, "/x").to_string(), "/x: Permission denied");
         let other = io::Error::other("odd (os error 5)");

@@ -260,7 +260,7 @@ mod tests {
     const LIMIT: Option<Duration> = Some(Duration::from_secs(30));
 
     #[test]
-    fn an_answered_request_has_no_effect_and_one_with_effect_is_not_answered() {
+    fn requests_have_an_effect_or_an_answer_but_not_both() {
         let (slot, _) = begin(7, true);
         let now = Instant::now();
         assert!(

@@ -131,7 +131,7 @@ const CASES: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn what_once_failed_does_not() {
+fn former_failures_do_not_fail() {
     for (name, hex) in CASES {
         let (_, target) = targets::ALL.iter().find(|(n, _)| n == name).unwrap();
         let pair = |i: usize| u8::from_str_radix(&hex[i..i + 2], 16).unwrap();

@@ -130,7 +130,7 @@ fn names_index(vault: &Vault) -> bool {
 }
 
 #[test]
-fn what_reading_does_not_touch_of_a_pack_is_verified() {
+fn verify_checks_the_parts_of_a_pack_that_reads_do_not() {
     let sample = sample();
     assert_eq!(problems(&sample, &sample.copy()), Vec::<String>::new());
     for id in sample.store.objects(Area::Data) {
@@ -268,7 +268,7 @@ fn objects_that_are_gone_or_change_places_are_named() {
 }
 
 #[test]
-fn what_is_not_of_this_library_shows_nothing() {
+fn objects_of_another_library_show_nothing() {
     let (sample, stranger) = (sample(), sample());
     for (area, id) in stranger.objects() {
         let bytes = stranger.store.object(area, id).unwrap();

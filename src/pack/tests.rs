@@ -85,7 +85,7 @@ fn small_pack(store: &MemoryStore, master: &MasterKey) -> [Run; 2] {
 }
 
 #[test]
-fn what_is_appended_is_read_while_it_grows_and_after() {
+fn appended_runs_can_be_read_before_and_after_publishing() {
     let (store, master) = library();
     let mut writer = PackWriter::create(&store, &master, new_id(), DEVICE).unwrap();
     assert!(writer.is_empty());

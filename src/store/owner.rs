@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn what_moves_is_alive() {
+    fn an_owner_file_that_changes_is_alive() {
         let (_dir, folder) = folder();
         let mut note = Note::own().unwrap();
         note.boot.0[0] ^= 1;

@@ -174,7 +174,7 @@ fn one_device_mounts_a_library_once() {
 }
 
 #[test]
-fn who_only_looks_at_the_lock_is_not_in_the_way() {
+fn checking_the_lock_does_not_block_a_writer() {
     use rustix::fs::{FlockOperation, flock};
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path()));
@@ -219,7 +219,7 @@ fn reading_only_leaves_no_trace() {
 }
 
 #[test]
-fn who_only_reads_may_see_what_a_crash_left() {
+fn a_reader_can_see_what_a_crash_left() {
     let dir = tempfile::tempdir().unwrap();
     let see = || DirStore::open(dir.path(), Access::ReadOwn(DEVICE)).unwrap();
     assert!(see().leftovers().unwrap().is_empty());
@@ -299,7 +299,7 @@ fn a_library_that_moves_takes_its_writers_along() {
 
 /// Below the vault: files that nobody syncs again, and what reads them meanwhile.
 #[test]
-fn what_grows_is_written_again_where_it_was_removed() {
+fn removed_unfinished_files_are_written_again() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let bytes: Vec<u8> = (0..3_000_000u32).map(|i| (i / 1000) as u8).collect();
@@ -355,7 +355,7 @@ fn what_grows_is_written_again_where_it_was_removed() {
 }
 
 #[test]
-fn what_is_no_object_is_passed_over_and_nothing_hangs() {
+fn other_files_are_ignored_and_nothing_hangs() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let data = dir.path().join("data");

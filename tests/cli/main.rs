@@ -203,7 +203,7 @@ fn of_two_that_make_a_library_at_once_one_fails() {
 }
 
 #[test]
-fn what_is_no_library_is_told_so() {
+fn a_folder_that_is_no_library_is_reported() {
     let bench = Bench::new();
     fs::create_dir(bench.path("empty")).unwrap();
     fs::create_dir_all(bench.path("odd/key")).unwrap();

@@ -75,7 +75,7 @@ fn help_and_version_are_verbs_too() {
 }
 
 #[test]
-fn what_was_meant_is_said() {
+fn usage_errors_suggest_what_was_meant() {
     let (bench, _) = Bench::with_library();
     fs::create_dir(bench.path("mnt")).unwrap();
     for words in ["mount mnt lib", "mount --create --password-file pw mnt lib"] {

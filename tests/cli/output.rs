@@ -26,7 +26,7 @@ impl Bench {
 }
 
 #[test]
-fn a_library_whose_recovery_code_cannot_be_shown_is_made_and_says_how_to_see_it() {
+fn init_without_output_says_how_to_see_the_recovery_code() {
     let bench = Bench::new();
     fs::create_dir(bench.path("mnt")).unwrap();
     for words in [
@@ -54,7 +54,7 @@ fn a_library_whose_recovery_code_cannot_be_shown_is_made_and_says_how_to_see_it(
 }
 
 #[test]
-fn what_cannot_be_printed_is_told() {
+fn output_errors_are_reported() {
     let (bench, _) = Bench::with_library();
     fs::create_dir(bench.path("src")).unwrap();
     let convert = "convert --plain --new-password-file pw src copy";

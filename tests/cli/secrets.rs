@@ -350,7 +350,7 @@ fn a_password_file_of_windows_opens_what_was_typed_and_the_other_way_round() {
 }
 
 #[test]
-fn a_password_that_really_ends_in_a_carriage_return_is_tried_as_it_is_first() {
+fn a_password_that_ends_in_a_carriage_return_is_tried_as_it_is() {
     use hushfs::crypto::{KdfParams, MasterKey, Secret, Slot};
     let (bench, code) = Bench::with_library();
     let master = MasterKey::from_recovery_code(&code).unwrap();

@@ -94,7 +94,7 @@ fn images_gives_the_known_answers() {
 }
 
 #[test]
-fn what_the_music_server_wrote_is_read() {
+fn files_of_the_music_server_are_read() {
     let dir = library("mms/run1-bucket");
     let volume = Mirror::new(open_mms(dir.path(), true).unwrap()).unwrap();
     let expected = json("mms/expected.json");
@@ -124,7 +124,7 @@ fn what_the_music_server_wrote_is_read() {
 }
 
 #[test]
-fn what_medusa_wrote_is_read() {
+fn files_of_medusa_are_read() {
     let dir = library("medusa/store/backups");
     let node = "node1.example.internal";
     let bucket = Mirror::new(open_medusa(dir.path(), true).unwrap()).unwrap();
@@ -185,7 +185,7 @@ fn what_medusa_wrote_is_read() {
 }
 
 #[test]
-fn what_the_image_store_wrote_is_read() {
+fn files_of_the_image_store_are_read() {
     let dir = library("imagestore");
     let volume = Mirror::new(open_images(dir.path(), true).unwrap()).unwrap();
     let mut count = 0;

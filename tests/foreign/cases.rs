@@ -218,7 +218,7 @@ fn a_file_that_may_be_renamed_is_held_and_named_when_it_is_not() {
 }
 
 #[test]
-fn what_changes_beside_a_file_keeps_owner_and_mode() {
+fn metadata_that_changes_with_a_file_keeps_owner_and_mode() {
     let users = "node1.example.internal/data/media/users-11112222333344445555666677778888";
     for (name, open) in LIBRARIES {
         let dir = library(name);

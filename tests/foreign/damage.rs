@@ -157,7 +157,7 @@ fn a_backup_with_a_file_in_clear_is_said_to_be_plain() {
 }
 
 #[test]
-fn what_a_folder_is_is_recognised_or_asked() {
+fn formats_are_detected_or_asked_for() {
     for (name, kind) in [
         ("mms/run1-bucket", FormatKind::Mms),
         ("medusa/store/backups", FormatKind::Medusa),

@@ -89,7 +89,7 @@ fn an_object_that_was_encrypted_twice_is_named_and_read() {
 }
 
 #[test]
-fn an_object_that_was_encrypted_twice_is_read_through_where_its_vector_is_known() {
+fn a_doubly_encrypted_object_is_read_if_its_vector_is_known() {
     for len in [0, 1, 15, 1007, 1008, 1009, 300_000] {
         // The original was there, too, and was encrypted first: its object is what was then encrypted once more. The
         // index was lost again, and so once more.
@@ -122,7 +122,7 @@ fn an_object_that_was_encrypted_twice_is_read_through_where_its_vector_is_known(
 }
 
 #[test]
-fn an_object_that_was_encrypted_twice_is_not_read_under_the_vector_of_another() {
+fn a_doubly_encrypted_object_is_not_read_with_another_vector() {
     // The old object came first, and the original was encrypted after that: same lengths, another vector.
     let song = noise(6, 5000);
     let mut library = LostIndex::new();

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn what_is_written_is_there_after_opening_again() {
+fn written_files_are_there_after_reopening() {
     for (name, open) in LIBRARIES {
         let dir = library(name);
         let mut expected: HashMap<String, Vec<u8>> = HashMap::new();
@@ -139,7 +139,7 @@ fn files_that_would_lie_in_clear_are_refused() {
 }
 
 #[test]
-fn a_picture_in_clear_and_one_encrypted_of_the_same_name_are_both_there() {
+fn an_encrypted_and_an_unencrypted_picture_of_one_name_are_both_shown() {
     let dir = library("imagestore");
     let sealed = "dam/checkpoints/checkpoint_1795199454566_6301.png";
     let clear = fs::read(dir.path().join("plain/pic.gif")).unwrap();

@@ -215,7 +215,7 @@ fn write_file(vault: &Vault, name: &str, bytes: &[u8]) {
 
 /// What the program writes today is what the page says, for every kind of record that a mount makes by itself.
 #[test]
-fn what_is_written_today_is_what_the_page_says() {
+fn current_output_is_as_the_page_says() {
     let store = MemoryStore::default();
     let master = unhex(&constant("master"));
     let long: Vec<u8> = (0..100_000u32)

@@ -271,7 +271,7 @@ fn extended_attributes_keep_the_size_protocol() {
 }
 
 #[test]
-fn what_is_not_there_is_asked_for_once() {
+fn missing_names_are_looked_up_once() {
     if cannot_mount() {
         return;
     }
@@ -296,7 +296,7 @@ fn what_is_not_there_is_asked_for_once() {
 }
 
 #[test]
-fn what_is_written_with_o_dsync_is_synced_each_time() {
+fn writes_with_o_dsync_are_synced_each_time() {
     if cannot_mount() {
         return;
     }
@@ -379,7 +379,7 @@ fn a_panic_makes_it_read_only() {
 }
 
 #[test]
-fn what_cannot_work_says_so() {
+fn unsupported_operations_are_refused() {
     if cannot_mount() {
         return;
     }

@@ -122,7 +122,7 @@ fn a_store_that_cannot_be_written_to_is_found_out_at_mount() {
 }
 
 #[test]
-fn what_cannot_be_opened_again_at_once_is_waited_for() {
+fn files_that_cannot_be_reopened_immediately_are_waited_for() {
     if cannot_mount() {
         return;
     }
@@ -188,7 +188,7 @@ fn a_link_in_a_folders_place_is_named() {
             _ => &["", "--read-only "],
         };
         for (target, said) in [
-            ("elsewhere", "it is a symbolic link, and"),
+            ("elsewhere", "it is a symbolic link, which"),
             ("nowhere", "it has not arrived yet"),
         ] {
             let _ = fs::remove_file(&path);
@@ -209,7 +209,7 @@ fn a_link_in_a_folders_place_is_named() {
         fs::write(&path, "").unwrap();
         let mounted = bench.run("mount --password-file pw store/lib mnt");
         assert!(
-            mounted.stderr.contains("it has to be a folder"),
+            mounted.stderr.contains("it must be a folder"),
             "{}",
             mounted.stderr
         );

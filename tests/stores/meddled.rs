@@ -42,7 +42,7 @@ fn all_is_there(mut bench: Bench) {
 }
 
 #[test]
-fn what_was_removed_from_under_a_mount_is_written_again() {
+fn files_removed_during_a_mount_are_written_again() {
     let gone = |bench: &Bench| fs::remove_dir_all(bench.path("store/lib/new")).unwrap();
     if let Some((bench, second)) = after(gone) {
         second.unwrap();
@@ -67,7 +67,7 @@ fn what_was_removed_from_under_a_mount_is_written_again() {
 }
 
 #[test]
-fn what_was_moved_or_replaced_is_written_again() {
+fn moved_or_replaced_files_are_written_again() {
     let moved =
         |bench: &Bench| fs::rename(bench.path("store/lib/new"), bench.path("away")).unwrap();
     if let Some((bench, second)) = after(moved) {
@@ -114,7 +114,7 @@ fn fsync_of_what_did_not_change_notices_it_too() {
 }
 
 #[test]
-fn what_is_cut_short_is_not_said_to_be_durable() {
+fn fsync_fails_after_a_file_was_truncated() {
     let cut = |bench: &Bench| {
         for file in fs::read_dir(bench.new_folder()).unwrap() {
             let file = File::options().write(true).open(file.unwrap().path());
@@ -143,7 +143,7 @@ fn put_back(bench: &Bench, from: &str) {
 }
 
 #[test]
-fn what_is_overwritten_in_place_is_not_said_to_be_durable() {
+fn fsync_fails_after_a_file_was_overwritten_in_place() {
     let emptied = |bench: &Bench| {
         for file in fs::read_dir(bench.new_folder()).unwrap() {
             let file = File::options().write(true).open(file.unwrap().path());
@@ -269,7 +269,7 @@ fn an_index_that_lost_segments_is_written_anew() {
 }
 
 #[test]
-fn data_that_is_gone_is_said_and_data_that_was_copied_is_used() {
+fn lost_packs_are_reported_and_copied_ones_used() {
     if cannot_mount() {
         return;
     }
@@ -343,12 +343,12 @@ fn slots_that_are_gone_are_said_once_and_can_be_put_back() {
 }
 
 #[test]
-fn a_library_that_is_moved_goes_on_and_one_that_is_replaced_does_not() {
+fn a_moved_library_continues_and_a_replaced_one_does_not() {
     let moved =
         |bench: &Bench| fs::rename(bench.path("store/lib"), bench.path("store/there")).unwrap();
     if let Some((mut bench, second)) = after(moved) {
         second.unwrap();
-        assert!(bench.log().contains("was moved to"), "{}", bench.log());
+        assert!(bench.log().contains("moved to"), "{}", bench.log());
         bench.kill();
         fs::rename(bench.path("store/there"), bench.path("store/lib")).unwrap();
         all_is_there(bench);
@@ -383,7 +383,7 @@ fn a_library_that_is_moved_goes_on_and_one_that_is_replaced_does_not() {
 }
 
 #[test]
-fn what_cannot_be_read_any_more_is_not_said_to_be_durable() {
+fn fsync_fails_if_a_file_can_no_longer_be_read() {
     if cannot_mount() {
         return;
     }

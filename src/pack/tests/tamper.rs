@@ -141,7 +141,7 @@ fn blocks_that_change_places_or_turn_to_zeros_do_not_open() {
 }
 
 #[test]
-fn a_run_that_cannot_be_is_refused_before_it_is_computed_with() {
+fn impossible_runs_are_refused() {
     let (store, master) = library();
     let [good, _] = small_pack(&store, &master);
     let reader = open(&store, &master, good.pack).unwrap();

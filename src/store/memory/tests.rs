@@ -181,7 +181,7 @@ fn publishing_is_durable_and_in_a_cut_one_or_the_other() {
 }
 
 #[test]
-fn a_cut_in_the_middle_of_putting_leaves_all_nothing_or_a_leftover() {
+fn a_power_cut_during_put_is_atomic() {
     let mut seen = BTreeSet::new();
     for seed in 0..50 {
         let store = MemoryStore::with_faults(Faults::default().cut_after(0).seed(seed));
@@ -235,7 +235,7 @@ fn after_a_sync_that_failed_no_other_says_yes() {
 }
 
 #[test]
-fn what_is_written_during_a_sync_is_not_covered() {
+fn writes_during_a_sync_are_not_synced() {
     let delay = Duration::from_millis(200);
     let store = MemoryStore::with_faults(Faults::default().sync_delay(delay));
     let file = store.create(id(1)).unwrap();

@@ -62,7 +62,7 @@ fn image_store() -> (tempfile::TempDir, Value) {
 }
 
 #[test]
-fn what_lies_in_clear_stays_so() {
+fn unencrypted_files_stay_unencrypted() {
     let (dir, expected) = image_store();
     let key = expected["key"].as_str().unwrap();
     let format = Images::open(dir.path(), key.as_bytes(), false).unwrap();
@@ -144,7 +144,7 @@ fn what_lies_in_clear_stays_so() {
 }
 
 #[test]
-fn what_was_encrypted_stays_so_and_all_is_where_that_is_wanted() {
+fn encrypted_files_stay_encrypted_and_all_are_on_request() {
     let (dir, expected) = image_store();
     let key = expected["key"].as_str().unwrap().as_bytes();
     let volume = Mirror::new(Box::new(Images::open(dir.path(), key, false).unwrap())).unwrap();
@@ -188,7 +188,7 @@ fn what_was_encrypted_stays_so_and_all_is_where_that_is_wanted() {
 }
 
 #[test]
-fn what_was_encrypted_takes_no_place_in_clear() {
+fn an_encrypted_file_is_never_stored_unencrypted() {
     let private = "lora_1770000000001_5.png";
     // Moved over a picture in clear, over the name of one that was removed, and copied there.
     for how in ["over it", "after it", "copied"] {

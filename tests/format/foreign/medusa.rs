@@ -298,7 +298,7 @@ fn hushfs_refuses_the_names_of_the_page() {
     let bucket = open(dir.path(), false).unwrap();
     let is_taken = |file: &str| {
         let path = format!("node1/b1/data/ks/t/{file}");
-        bucket.admit(Path::new(&path)).is_ok()
+        bucket.check_name(Path::new(&path)).is_ok()
     };
     let rows = page::table("medusa undecrypted");
     assert_eq!(rows.len(), 5);

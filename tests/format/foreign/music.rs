@@ -171,7 +171,7 @@ fn hushfs_takes_the_media_types_of_the_page() {
     let library = Mms::open(dir.path(), b"", &Default::default(), true).unwrap();
     let is_taken = |extension: &str| {
         let path = format!("music/folder/x.{extension}");
-        library.admit(Path::new(&path)).is_ok()
+        library.check_name(Path::new(&path)).is_ok()
     };
     let listed = ["audio", "video"].map(music_extensions).concat();
     for extension in &listed {
