@@ -119,6 +119,12 @@
 //! 7. Every request is answered in bounded time, whether or not the store answers; what was answered with EIO for that is
 //!    not done: `overdue`.
 //!
+//! # Files and tests
+//!
+//! The module `x` is in `x.rs`, its submodules are in `x/`. Tests of one module are inline below 100 lines, otherwise in
+//! `x/tests.rs`; tests of a whole vault, for moments and failures that requests alone do not reach, in `vault/tests/`; tests
+//! of the public interface and of the program in `tests/`. A test is named after what it shows.
+//!
 //! # Where a change belongs
 //!
 //! A kernel request that is not answered: `fuse`, then [`volume`]. Another store, or a layer over one: an
