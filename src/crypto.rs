@@ -12,8 +12,8 @@ mod process;
 mod recovery;
 mod slot;
 
-pub use aead::{NONCE_LEN, SEAL_OVERHEAD, SealKey, TAG_LEN};
-pub use header::{FORMAT_SUITE, FORMAT_VERSION, Features, HEADER_LEN, Header, Magic};
+pub use aead::{SEAL_OVERHEAD, SealKey};
+pub use header::{FORMAT_VERSION, Features, HEADER_LEN, Header, Magic};
 pub use kdf::KdfParams;
 #[cfg(any(test, feature = "testing"))]
 pub use keys::seed_random;

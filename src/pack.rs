@@ -50,13 +50,6 @@ impl Run {
     pub fn block_plain_len(&self, block: u32) -> u32 {
         (self.plain_len - block * BLOCK_PLAIN_LEN).min(BLOCK_PLAIN_LEN)
     }
-    /// The range of adjacent blocks in the pack. `blocks` must not be empty, nor end past [`Run::blocks`].
-    pub fn cipher_range(&self, blocks: std::ops::Range<u32>) -> std::ops::Range<u32> {
-        let last = blocks.end - 1;
-        let end =
-            self.block_cipher_offset(last) + self.block_plain_len(last) + SEAL_OVERHEAD as u32;
-        self.block_cipher_offset(blocks.start)..end
-    }
     /// Bytes in the pack, encrypted.
     pub fn cipher_len(&self) -> u32 {
         self.plain_len + self.blocks() * SEAL_OVERHEAD as u32

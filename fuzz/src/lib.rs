@@ -126,9 +126,10 @@ fn read_pack(file: &[u8]) {
     for entry in entries {
         let blocks = entry.run.blocks();
         for block in [0, blocks - 1] {
-            let range = entry.run.cipher_range(block..block + 1);
-            let mut sealed = vec![0; range.len()];
-            if reader.read_sealed(range.start, &mut sealed).is_ok() {
+            let start = entry.run.block_cipher_offset(block);
+            let len = entry.run.block_plain_len(block) as usize + SEAL_OVERHEAD;
+            let mut sealed = vec![0; len];
+            if reader.read_sealed(start, &mut sealed).is_ok() {
                 let mut plain = vec![0; sealed.len() - SEAL_OVERHEAD];
                 let _ = reader.open_block(&entry.run, block, &sealed, &mut plain);
             }

@@ -96,11 +96,6 @@ impl Stage {
         Ok(stage)
     }
 
-    /// The root of the library.
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
     /// Creates an empty file that only this user can read until it is committed.
     pub fn create(&self) -> Result<Temp> {
         let mut name = [0; 12];

@@ -40,9 +40,12 @@ fn note(path: &[u8], plain_offset: u64) -> Note<'_> {
 }
 
 fn read_sealed(reader: &PackReader, run: &Run, blocks: Range<u32>) -> Result<Vec<u8>> {
-    let range = run.cipher_range(blocks);
-    let mut sealed = vec![0; range.len()];
-    reader.read_sealed(range.start, &mut sealed)?;
+    let len: u32 = blocks
+        .clone()
+        .map(|b| run.block_plain_len(b) + SEAL_OVERHEAD as u32)
+        .sum();
+    let mut sealed = vec![0; len as usize];
+    reader.read_sealed(run.block_cipher_offset(blocks.start), &mut sealed)?;
     Ok(sealed)
 }
 

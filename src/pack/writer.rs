@@ -140,11 +140,6 @@ impl PackWriter {
         Arc::clone(&self.file)
     }
 
-    /// Bytes written so far.
-    pub fn cipher_len(&self) -> u32 {
-        self.cipher_len
-    }
-
     /// Whether catalogue and trailer fit after the runs.
     fn end_fits(&self) -> bool {
         let catalogue = self.catalogue.plain_len_max();

@@ -34,8 +34,6 @@ pub struct Options {
 /// The parts of a library, relative to its root.
 #[derive(Debug, Clone)]
 pub struct Layout {
-    /// The key file.
-    pub key: String,
     /// The index.
     pub index: String,
     /// The prefix of object names; `None` if it is unknown, in a library that is opened read-only.
@@ -140,17 +138,16 @@ impl Candidates {
     /// those that match; [`Kind::Usage`] if more than one index does.
     pub fn open(self, root: &Path, password: &[u8]) -> Result<(Layout, Key)> {
         let opened = self.opened(root, password)?;
-        let mut fitting: Vec<(&String, &String, Key)> = Vec::new();
+        let mut fitting: Vec<(&String, Key)> = Vec::new();
         for index in &self.indexes {
-            let keys = opened.iter().map(|(name, key)| (name, Key::short(key)));
-            let mut fits =
-                keys.map(|(name, key)| (index::opens(&root.join(index), &key), name, key));
-            if let Some((_, name, key)) = fits.find(|(fits, ..)| *fits != Some(false)) {
-                fitting.push((name, index, key));
+            let mut keys = opened.iter().map(|(_, key)| Key::short(key));
+            let fits = |key: &Key| index::opens(&root.join(index), key) != Some(false);
+            if let Some(key) = keys.find(fits) {
+                fitting.push((index, key));
             }
         }
         if fitting.len() > 1 {
-            let names: Vec<&str> = fitting.iter().map(|(_, index, _)| index.as_str()).collect();
+            let names: Vec<&str> = fitting.iter().map(|(index, _)| index.as_str()).collect();
             let text = format!(
                 "more than one file could be its index: {}",
                 names.join(", ")
@@ -159,19 +156,18 @@ impl Candidates {
                 .about(root.display())
                 .hint("say it with --mms-index NAME"));
         }
-        let (name, index, key) = match fitting.pop() {
+        let (index, key) = match fitting.pop() {
             Some(found) => found,
             // Reading the index will report what is wrong with it.
             None => {
-                let (name, key) = opened.first().ok_or(Kind::WrongKey)?;
-                (*name, &self.indexes[0], Key::short(key))
+                let (_, key) = opened.first().ok_or(Kind::WrongKey)?;
+                (&self.indexes[0], Key::short(key))
             }
         };
         let is_other = |other: &&String| {
             *other != index && index_version(&root.join(other)).is_some_and(|version| version > 1)
         };
         let layout = Layout {
-            key: name.clone(),
             index: index.clone(),
             prefix: None,
             others: self.own.iter().filter(is_other).cloned().collect(),
