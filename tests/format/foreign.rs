@@ -10,6 +10,7 @@ mod music;
 mod page;
 mod store;
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -219,6 +220,19 @@ fn files_have_the_limits_of_the_page() {
         let store = Images::open(root, text.as_bytes(), true).unwrap();
         problems(&store)
     });
+}
+
+#[test]
+fn the_page_lists_the_files_that_hushfs_adds() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/foreign");
+    let mut names = BTreeSet::new();
+    for file in files(&source) {
+        let text = fs::read_to_string(source.join(file)).unwrap();
+        let literals = text.split("\".hushfs-").skip(1);
+        names.extend(literals.map(|rest| format!(".hushfs-{}", rest.split('"').next().unwrap())));
+    }
+    let listed: BTreeSet<String> = page::column("hushfs files", 0).into_iter().collect();
+    assert_eq!(names, listed);
 }
 
 /// Comments cite a section of the page as (`man/hushfs-foreign.5`: NAME, NAME), in one line.
