@@ -1,8 +1,8 @@
 //! One error type, one errno table, one table of exit codes.
 //!
-//! An [`Error`] says what went wrong ([`Kind`]), with which file or object (`subject`), and where there is
-//! something that a person can do, what (`hint`). Kinds that the kernel asks for all day (a name that is not
-//! there) carry no text, so that making one allocates nothing.
+//! An [`Error`] consists of what went wrong ([`Kind`]), the file or object concerned (`subject`), and what the user can do
+//! (`hint`), if anything. Kinds on the hot path (a missing name, for example) carry no text, so that creating an error
+//! allocates nothing.
 
 use std::fmt;
 use std::io;
@@ -11,7 +11,7 @@ use std::path::Path;
 /// The result type of the whole crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, with which file or object, and what to do.
+/// What went wrong, the file or object concerned, and what to do.
 #[derive(Debug)]
 pub struct Error {
     kind: Kind,
@@ -23,7 +23,7 @@ pub struct Error {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Kind {
-    // The kinds of POSIX, answers of a mounted filesystem.
+    // POSIX errors of a mounted filesystem.
     /// There is no such file or directory.
     NotFound,
     /// The name is taken.
@@ -36,9 +36,9 @@ pub enum Kind {
     NotEmpty,
     /// A name is longer than 255 bytes, or a link target than 4095.
     NameTooLong,
-    /// An argument makes no sense.
+    /// An invalid argument.
     InvalidArgument,
-    /// Not allowed, whoever asks.
+    /// Not allowed for anyone.
     NotPermitted,
     /// Not allowed for this caller.
     AccessDenied,
@@ -50,51 +50,51 @@ pub enum Kind {
     NoAttribute,
     /// The caller's buffer is too small for the answer.
     BufferTooSmall,
-    /// A value is larger than may be.
+    /// A value is too large.
     TooBig,
-    /// A file would become larger than may be.
+    /// A file would become too large.
     FileTooLarge,
-    /// This filesystem does not do that.
+    /// This filesystem does not support that.
     NotSupported,
     /// A link across filesystems.
     CrossDevice,
-    /// The inode behind a handle is gone.
+    /// The inode no longer exists.
     Stale,
-    /// No data or hole behind this offset.
+    /// No data or hole at or after this offset.
     NoSuchOffset,
 
-    // What befalls a store.
-    /// The system said no.
+    // Errors of a store.
+    /// A system call failed.
     Io(io::Error),
-    /// Bytes are there, and are not what was written: damage, or somebody changed them. Says which check failed.
+    /// Stored data is not what was written: it was damaged or changed. The text is the check that failed.
     Damaged(Box<str>),
-    /// An object that the index names is not in the store.
+    /// An object that the index refers to is not in the store.
     Missing,
-    /// Something took the place of the library, or of a part of it, while it is mounted. Says what happened.
+    /// The library, or a part of it, was replaced while it is mounted. The text is what happened.
     Displaced(Box<str>),
     /// The store did not answer in time.
     TimedOut,
-    /// Who is named here did not answer in time.
+    /// The program in the text did not answer in time.
     NoAnswer(Box<str>),
-    /// A write failed earlier in a way after which nothing more may be written.
+    /// An earlier write failed, so that nothing more may be written.
     Poisoned,
 
-    // What befalls a person.
+    // Errors of the user.
     /// The password, key file or recovery code opens no slot of this library.
     WrongKey,
-    /// A password, key file or recovery code cannot be used. Says why.
+    /// A password, key file or recovery code cannot be used. The text is the reason.
     Secret(Box<str>),
-    /// Nobody gave one.
+    /// No password, key file or recovery code was given.
     NoSecret,
     /// The folder of the library, or of what is to be converted, does not exist.
     NoFolder,
     /// The directory is not a library.
     NotLibrary,
-    /// A library of another program, which the command does not know. Says which.
+    /// A library of another program, which the command does not support. The text is the format.
     Foreign(Box<str>),
-    /// Written by a later version, or with a feature that this one does not know.
+    /// Written by a later version, or with a feature that this version does not support.
     Unsupported(Box<str>),
-    /// In a form of another program that is not read here.
+    /// In a format of another program that is not supported.
     OtherForm(Box<str>),
     /// The library, or the mount point, is in use.
     InUse,
@@ -102,19 +102,19 @@ pub enum Kind {
     DeviceTaken(Box<str>),
     /// The command cannot be carried out as typed.
     Usage(Box<str>),
-    /// The person at the terminal answered no.
+    /// The user answered no.
     Declined,
     /// Mounting or unmounting failed.
     Mount(Box<str>),
-    /// The mount point cannot be one, or nothing is mounted there. Says which.
+    /// The mount point is not usable, or nothing is mounted there. The text is the reason.
     MountPoint(Box<str>),
-    /// The process of a mount ended with this status, and said why: here, or with no text, by itself.
+    /// The process of a mount ended with this status. The text is its error, or empty if it has printed that itself.
     Ended(ExitStatus, Box<str>),
     /// The index is older than one that this machine has seen.
     RolledBack(Box<str>),
 }
 
-/// How the program ends: the one table of exit codes. Numbers are never used for another meaning.
+/// The exit codes of the program. A number never changes its meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExitStatus {
@@ -126,11 +126,11 @@ pub enum ExitStatus {
     Usage = 2,
     /// A wrong, empty or unreadable password, key file or recovery code.
     WrongKey = 3,
-    /// No library there, another program's, or one of a later version.
+    /// No library, a library of another program, or one of a later version.
     NotLibrary = 4,
-    /// Something stored is damaged, missing or rolled back.
+    /// Stored data is damaged, missing or rolled back.
     Damaged = 5,
-    /// In use: mounted already, or the mount point is busy.
+    /// In use: already mounted, or the mount point is busy.
     InUse = 6,
     /// The kernel or fusermount3 refused.
     Mount = 7,
@@ -141,7 +141,7 @@ pub enum ExitStatus {
 }
 
 impl ExitStatus {
-    /// All of them, each at the place of its number.
+    /// All of them, in the order of their numbers.
     pub const ALL: [Self; 10] = [
         Self::Success,
         Self::Failure,
@@ -155,7 +155,7 @@ impl ExitStatus {
         Self::Io,
     ];
 
-    /// The status of an exit code; `None` where the number is not in the table.
+    /// The status of an exit code; `None` if there is none with this number.
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.get(usize::from(code)).copied()
     }
@@ -176,12 +176,12 @@ impl Error {
         Self::new(Kind::Io(source), path.as_ref().display())
     }
 
-    /// Damage in `subject`; `check` says what does not hold.
+    /// Damage in `subject`; `check` is what is wrong.
     pub fn damaged(subject: impl fmt::Display, check: impl fmt::Display) -> Self {
         Self::new(Kind::Damaged(check.to_string().into()), subject)
     }
 
-    /// A secret that cannot be used; `subject` is where it comes from.
+    /// A password or key that cannot be used; `subject` is where it comes from.
     pub fn secret(subject: impl fmt::Display, why: impl fmt::Display) -> Self {
         Self::new(Kind::Secret(why.to_string().into()), subject)
     }
@@ -191,21 +191,21 @@ impl Error {
         Self::from(Kind::Usage(text.to_string().into()))
     }
 
-    /// Adds what to do about it.
+    /// Adds a hint: what the user can do.
     #[must_use]
     pub fn hint(mut self, hint: impl fmt::Display) -> Self {
         self.hint = Some(hint.to_string().into());
         self
     }
 
-    /// Without what to do about it.
+    /// Removes the hint.
     #[must_use]
     pub fn without_hint(mut self) -> Self {
         self.hint = None;
         self
     }
 
-    /// Says what this was about, where that is not said yet.
+    /// Sets the subject, unless there is one.
     #[must_use]
     pub fn about(mut self, subject: impl fmt::Display) -> Self {
         self.subject
@@ -218,12 +218,12 @@ impl Error {
         &self.kind
     }
 
-    /// With which file or object, where that is said.
+    /// The file or object concerned, if known.
     pub fn subject(&self) -> Option<&str> {
         self.subject.as_deref()
     }
 
-    /// The errno(3) that a program below the mount is told.
+    /// The errno(3) for a program that uses the mount.
     pub fn errno(&self) -> i32 {
         match &self.kind {
             Kind::NotFound => libc::ENOENT,
@@ -245,8 +245,8 @@ impl Error {
             Kind::CrossDevice => libc::EXDEV,
             Kind::Stale => libc::ESTALE,
             Kind::NoSuchOffset => libc::ENXIO,
-            // A full disk keeps its own errno: programs act on it. All else that the system says about the
-            // store (a permission, a stale handle) would be misread as a word about the file below the mount.
+            // Programs react to a full disk, so it keeps its own errno. Other errors of the store (permissions, stale
+            // handles) would be misunderstood as errors of the file in the mount.
             Kind::Io(e) => match e.raw_os_error() {
                 Some(code @ (libc::ENOSPC | libc::EDQUOT)) => code,
                 _ => libc::EIO,
@@ -301,7 +301,7 @@ impl Error {
         }
     }
 
-    /// The exit code by which mount(8), which calls the program as `mount.hushfs`, knows how it ended.
+    /// The exit code for mount(8), which calls the program as `mount.hushfs`.
     pub fn mount_8_code(&self) -> u8 {
         match self.exit_status() {
             ExitStatus::Success => 0,
@@ -311,18 +311,18 @@ impl Error {
         }
     }
 
-    /// True where a log should be told: something is wrong with the store, not merely with the question.
+    /// Whether it should be logged: it is a fault of the store, rather than of the request.
     pub fn is_fault(&self) -> bool {
         self.errno() == libc::EIO || matches!(self.kind, Kind::Poisoned)
     }
 
-    /// True where the store is full.
+    /// Whether the store is full.
     pub fn is_no_space(&self) -> bool {
         matches!(self.errno(), libc::ENOSPC | libc::EDQUOT)
     }
 }
 
-/// What the system says, without the number that [`io::Error`] adds.
+/// The text of a system error, without the number that [`io::Error`] appends.
 pub fn io_text(e: &io::Error) -> String {
     let mut text = e.to_string();
     if let Some(code) = e.raw_os_error()

@@ -1,20 +1,20 @@
-//! What `hushfs verify` finds, as it finds it.
+//! Reports what `hushfs verify` finds, while it runs.
 
 use std::fmt::Display;
 
-/// What is told of a verification while it runs.
+/// Receives the results and the progress of a verification.
 pub trait Watch {
     /// Something is wrong with `subject`.
     fn problem(&mut self, subject: &str, text: &str);
-    /// Something worth knowing, and not wrong.
+    /// Something worth knowing that is not a problem.
     fn note(&mut self, subject: &str, text: &str);
-    /// So many bytes in all will be looked at.
+    /// The number of bytes to check.
     fn total(&mut self, bytes: u64);
-    /// So many more bytes were looked at.
+    /// This many more bytes were checked.
     fn advance(&mut self, bytes: u64);
 }
 
-/// Counts what is found.
+/// Counts problems and files.
 pub struct Report<'a> {
     watch: &'a mut dyn Watch,
     problems: u64,
@@ -22,7 +22,7 @@ pub struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// An empty report, told to `watch` as it grows.
+    /// An empty report, which passes everything on to `watch`.
     pub fn new(watch: &'a mut dyn Watch) -> Self {
         Self {
             watch,
@@ -37,32 +37,32 @@ impl<'a> Report<'a> {
         self.watch.problem(&subject.to_string(), &text.to_string());
     }
 
-    /// Something worth knowing, and not wrong.
+    /// Something worth knowing that is not a problem.
     pub fn note(&mut self, subject: impl Display, text: impl Display) {
         self.watch.note(&subject.to_string(), &text.to_string());
     }
 
-    /// So many bytes in all will be looked at.
+    /// The number of bytes to check.
     pub fn total(&mut self, bytes: u64) {
         self.watch.total(bytes);
     }
 
-    /// So many more bytes were looked at.
+    /// This many more bytes were checked.
     pub fn advance(&mut self, bytes: u64) {
         self.watch.advance(bytes);
     }
 
-    /// One more file was looked at.
+    /// One more file was checked.
     pub fn count_file(&mut self) {
         self.files += 1;
     }
 
-    /// How many problems there are.
+    /// The number of problems.
     pub fn problems(&self) -> u64 {
         self.problems
     }
 
-    /// How many files were looked at.
+    /// The number of files checked.
     pub fn files(&self) -> u64 {
         self.files
     }

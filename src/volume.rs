@@ -1,14 +1,14 @@
-//! The trait that everything mountable implements.
+//! The interface of everything that can be mounted.
 //!
-//! Plain types only: no FUSE here, so that a volume is complete and testable without a kernel. Permission
-//! checks against mode bits and ACLs are the kernel's (`default_permissions`); a volume stores and inherits them.
+//! It has plain types, independent of FUSE, so that a volume is complete and can be tested without a kernel. The kernel
+//! checks access against mode bits and access lists (`default_permissions`); a volume only stores and inherits them.
 
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
 use crate::error::{Kind, Result};
 
-/// An inode number as programs see it in `st_ino`: below 2^53, and below 2^32 as long as that is enough. The root is 1.
+/// An inode number as in `st_ino`: below 2^53, and below 2^32 as long as there are enough. The root is 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ino(pub u64);
 
@@ -19,7 +19,7 @@ pub const ROOT: Ino = Ino(1);
 pub const NAME_LEN_MAX: usize = 255;
 /// The longest target of a symbolic link, in bytes (PATH_MAX without the closing zero).
 pub const TARGET_LEN_MAX: usize = 4095;
-/// The largest file, in bytes: `loff_t` ends here.
+/// The largest file, in bytes: the maximum of `loff_t`.
 pub const FILE_LEN_MAX: u64 = i64::MAX as u64;
 /// The longest value of an extended attribute, in bytes (the kernel's XATTR_SIZE_MAX).
 pub const XATTR_LEN_MAX: usize = 65_536;
@@ -33,12 +33,12 @@ pub struct Handle(pub u64);
 pub struct Time {
     /// Seconds; negative before 1970.
     pub sec: i64,
-    /// Nanoseconds on top.
+    /// Nanoseconds, added to the seconds.
     pub nsec: u32,
 }
 
 impl Time {
-    /// The system's clock.
+    /// The current time of the system's clock.
     pub fn now() -> Self {
         let t = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         Self {
@@ -48,7 +48,7 @@ impl Time {
     }
 }
 
-/// What an inode is.
+/// The type of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum FileKind {
@@ -68,30 +68,30 @@ pub enum FileKind {
     BlockDevice = 6,
 }
 
-/// What is not as it was, and not by a request.
+/// A change that was not made by a request of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Changed {
     /// Attributes, contents or names of an inode.
     Inode(Ino),
-    /// What stands under a name in a directory, or that nothing does.
+    /// What a name in a directory refers to, or that it was added or removed.
     Name(Ino, OsString),
 }
 
-/// Who hears of changes.
+/// A function that is called for each change.
 pub type OnChange = Box<dyn Fn(&Changed) + Send>;
 
-/// What stat(2) says of an inode.
+/// The attributes of an inode, as in stat(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attr {
     /// Its number.
     pub ino: Ino,
-    /// Tells it from what had this number before; 0 where numbers are not used again.
+    /// Distinguishes it from earlier inodes with this number; 0 if numbers are never reused.
     pub generation: u32,
-    /// What it is.
+    /// The type of the file.
     pub kind: FileKind,
-    /// Permission bits with set-id and sticky: at most 0o7777.
+    /// Permission bits, including the set-id and sticky bits: at most 0o7777.
     pub perm: u16,
-    /// Links; a directory has 2 and one more for each directory in it.
+    /// Number of links. A directory has 2, and one more for each directory in it.
     pub nlink: u32,
     /// Owner.
     pub uid: u32,
@@ -99,28 +99,28 @@ pub struct Attr {
     pub gid: u32,
     /// Device number of a device node (in the encoding of FUSE), else 0.
     pub rdev: u32,
-    /// Length in bytes of plaintext; of a link, its target's.
+    /// Bytes of plaintext; for a symbolic link, the length of its target.
     pub plain_size: u64,
-    /// Units of 512 bytes that hold data.
+    /// Number of units of 512 bytes with data.
     pub blocks_512: u64,
-    /// Last access: set at creation and by utimensat(2) only.
+    /// Time of last access; set only at creation and by utimensat(2).
     pub atime: Time,
-    /// Last change of the contents.
+    /// Time of the last change of the contents.
     pub mtime: Time,
-    /// Last change of anything.
+    /// Time of the last change of contents or attributes.
     pub ctime: Time,
     /// Creation.
     pub btime: Time,
 }
 
-/// Who asks, for what is newly made.
+/// The user who creates something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {
     /// Effective user.
     pub uid: u32,
     /// Effective group.
     pub gid: u32,
-    /// Bits that a new inode shall not have, unless a default ACL says which it shall.
+    /// Permission bits that a new inode must not have, unless the directory has a default access list.
     pub umask: u16,
 }
 
@@ -133,7 +133,7 @@ pub enum SetTime {
     At(Time),
 }
 
-/// What setattr changes; `None` leaves it.
+/// A change of attributes. `None` leaves an attribute unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SetAttr {
     /// Permission bits, at most 0o7777.
@@ -142,7 +142,7 @@ pub struct SetAttr {
     pub uid: Option<u32>,
     /// Group.
     pub gid: Option<u32>,
-    /// Length: cuts, or adds a hole.
+    /// Length in bytes: truncates the file, or extends it with a hole.
     pub plain_size: Option<u64>,
     /// Last access.
     pub atime: Option<SetTime>,
@@ -153,19 +153,20 @@ pub struct SetAttr {
 /// A name in a directory.
 #[derive(Debug)]
 pub struct Dirent<'a> {
-    /// What it names.
+    /// The inode that it refers to.
     pub ino: Ino,
-    /// What that is.
+    /// The type of that inode.
     pub kind: FileKind,
-    /// Its name.
+    /// The name.
     pub name: &'a OsStr,
-    /// Where a later readdir goes on behind this entry. Does not move while other entries come and go.
+    /// A later readdir with this cookie continues after this entry. It does not change when other entries are added or
+    /// removed.
     pub cookie: u64,
-    /// What stat(2) would say; filled where [`Volume::readdir`] is asked with `plus`.
+    /// The attributes, if [`Volume::readdir`] is called with `plus`.
     pub attr: Option<Attr>,
 }
 
-/// What statfs(2) says; sizes in units of `block_bytes`.
+/// The answer of statfs(2), with sizes in units of `block_bytes`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Statfs {
     /// Bytes in a unit.
@@ -176,13 +177,13 @@ pub struct Statfs {
     pub blocks_free: u64,
     /// Free units for ordinary users.
     pub blocks_available: u64,
-    /// Inodes there are and could be.
+    /// Inodes in use and free.
     pub files: u64,
-    /// Inodes that could still be made.
+    /// Inodes that can still be created.
     pub files_free: u64,
 }
 
-/// What rename does with a target that is there.
+/// What rename does with an existing target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RenameMode {
     /// Replace it.
@@ -191,28 +192,28 @@ pub enum RenameMode {
     NoReplace,
     /// Swap the two (RENAME_EXCHANGE).
     Exchange,
-    /// Leave in the old place what overlayfs takes for a name that was removed: a character device 0, 0 (RENAME_WHITEOUT).
+    /// Leave a character device 0, 0 under the old name, which overlayfs uses to mark a removed name (RENAME_WHITEOUT).
     Whiteout {
-        /// A target that is there is refused, not replaced.
+        /// Refuse an existing target instead of replacing it.
         no_replace: bool,
-        /// Whose it will be.
+        /// The owner of the device.
         caller: Caller,
     },
 }
 
-/// What fallocate(2) is asked for.
+/// A request of fallocate(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fallocate {
-    /// Make room; grow the file where `keep_size` is not set.
+    /// Allocate space; extends the file unless `keep_size` is set.
     Allocate {
-        /// Leave the length as it is.
+        /// Do not change the length.
         keep_size: bool,
     },
-    /// Make a hole, length unchanged.
+    /// Make a hole, without changing the length.
     PunchHole,
-    /// Make zeros; grow the file where `keep_size` is not set.
+    /// Fill with zeros; extends the file unless `keep_size` is set.
     ZeroRange {
-        /// Leave the length as it is.
+        /// Do not change the length.
         keep_size: bool,
     },
 }
@@ -222,79 +223,79 @@ pub enum Fallocate {
 pub enum Whence {
     /// The next byte that is not in a hole.
     Data,
-    /// The next byte that is in a hole; the end of the file is one.
+    /// The next byte that is in a hole; the end of the file counts as one.
     Hole,
 }
 
-/// Whether setxattr(2) may make or must replace.
+/// Whether setxattr(2) may create or replace an attribute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum XattrMode {
-    /// Either.
+    /// Create or replace.
     Any,
-    /// Fail with EEXIST where it is there.
+    /// Create only: EEXIST if it exists.
     Create,
-    /// Fail with ENODATA where it is not.
+    /// Replace only: ENODATA if it does not exist.
     Replace,
-    /// Both at once, which always fails: with EEXIST or ENODATA.
+    /// Both flags, which always fails: with EEXIST or ENODATA.
     CreateAndReplace,
 }
 
-/// What becomes of the set-id bits of a file that is changed, or changes hands. A set-group-id bit of what the group
-/// may not run is a mere mark.
+/// Which set-id bits a file loses when its contents or its owner change. A set-group-id bit without permission for the group
+/// to execute gives no privileges, and is treated separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SetId {
-    /// They stay.
+    /// None.
     Keep,
-    /// They go, but for the mark.
+    /// Those that give privileges.
     Drop,
-    /// They go; the mark, too, unless the file is of this group.
+    /// Those that give privileges; and the other kind of set-group-id bit, unless the file belongs to this group.
     DropUnlessOf(u32),
 }
 
-/// How long a store has owed an answer, in its oldest call. Zero where it owes none.
+/// How long the store has not answered its oldest call; zero if there is no call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Silence {
-    /// To any call.
+    /// Of all calls.
     pub any: Duration,
-    /// To one that writes.
+    /// Of calls that write.
     pub writes: Duration,
 }
 
-/// Told, once, how an operation that had to wait ended.
+/// Called once, with the result of an operation that may take long.
 pub type Done = Box<dyn FnOnce(Result<()>) + Send>;
 
 /// A filesystem that can be mounted.
 ///
-/// Every method may be called from several threads at once. A method that returns an [`Attr`] of a child
-/// (`lookup`, `mknod`, `mkdir`, `symlink`, `link`, `create`, and each entry taken from `readdir` with `plus`
-/// other than `.` and `..`) gives the kernel one reference to it, which [`Volume::forget`] gives back; an inode
-/// without a name lives until its references and its handles are gone.
+/// All methods may be called from several threads. A method that returns an [`Attr`] of a child (`lookup`, `mknod`, `mkdir`,
+/// `symlink`, `link`, `create`, and each entry taken from `readdir` with `plus` other than `.` and `..`) gives the kernel one
+/// reference to it, which [`Volume::forget`] returns. An inode without a name exists until its references are returned and
+/// its handles are closed.
 ///
-/// What a volume has no use for keeps its default: EOPNOTSUPP, or the answer of a read-only filesystem without
-/// extended attributes.
+/// A read-only volume without extended attributes needs only the methods without a default. The others return an error
+/// (EROFS or EOPNOTSUPP) or nothing by default.
 pub trait Volume: Send + Sync {
-    /// Finds `name` in `parent`; `.` is the directory itself, `..` the one above.
+    /// Finds `name` in `parent`. `.` is the directory itself, `..` its parent.
     fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr>;
-    /// Gives back `count` references of the kernel to `ino`.
+    /// Returns `count` references of the kernel to `ino`.
     fn forget(&self, ino: Ino, count: u64);
-    /// What stat(2) says.
+    /// The attributes of an inode.
     fn getattr(&self, ino: Ino) -> Result<Attr>;
-    /// A path of an inode from the root, without a leading slash, for the log; `None` where it has no name.
+    /// A path of an inode from the root, without a leading slash, for the log; `None` if it has no name.
     fn path_of(&self, _ino: Ino) -> Option<Vec<u8>> {
         None
     }
     /// The target of a symbolic link.
     fn readlink(&self, ino: Ino) -> Result<Vec<u8>>;
 
-    /// Opens a file with the flags of open(2). O_TRUNC cuts it.
+    /// Opens a file with the flags of open(2). O_TRUNC truncates it.
     fn open(&self, ino: Ino, flags: i32) -> Result<Handle>;
-    /// Closes a handle of a file for good.
+    /// Closes a handle of a file.
     fn release(&self, ino: Ino, handle: Handle);
-    /// Fills `out` from `plain_offset`; fewer bytes only where the file ends.
+    /// Fills `out` from `plain_offset`, and returns the number of bytes, which is smaller only at the end of the file.
     fn read(&self, ino: Ino, handle: Handle, plain_offset: u64, out: &mut [u8]) -> Result<usize>;
     /// The next data or hole at or after `plain_offset`. ENXIO at or after the end.
     fn lseek(&self, ino: Ino, plain_offset: u64, whence: Whence) -> Result<u64>;
-    /// The next data at or after `plain_offset`; none where only a hole, or nothing, is left.
+    /// The next data at or after `plain_offset`; `None` if there is none.
     fn next_data(&self, ino: Ino, plain_offset: u64) -> Result<Option<u64>> {
         match self.lseek(ino, plain_offset, Whence::Data) {
             Err(e) if matches!(e.kind(), Kind::NoSuchOffset) => Ok(None),
@@ -313,7 +314,7 @@ pub trait Volume: Send + Sync {
     }
     /// Closes a handle of a directory.
     fn releasedir(&self, _ino: Ino, _handle: Handle) {}
-    /// Hands the entries behind `cookie` (0: from the start) to `take` until it says false; `.` and `..` come first.
+    /// Calls `take` for each entry after `cookie` (0: from the start) until it returns false. `.` and `..` come first.
     fn readdir(
         &self,
         ino: Ino,
@@ -322,29 +323,30 @@ pub trait Volume: Send + Sync {
         take: &mut dyn FnMut(Dirent<'_>) -> bool,
     ) -> Result<()>;
 
-    /// Has changes of the volume told that come from elsewhere, in place of requests. Called once or never. `tell` may wait for answers to requests, so it must not be called from within one.
+    /// From now on, `tell` is called for each change that was not made by a request, but by another device. Called once at
+    /// most. `tell` may wait for requests to be answered, so it must not be called during a request.
     fn follow(&self, _tell: OnChange) -> Result<()> {
         Ok(())
     }
 
-    /// What statfs(2) says.
+    /// Size and free space.
     fn statfs(&self) -> Result<Statfs>;
 
     /// The value of an extended attribute.
     fn getxattr(&self, _ino: Ino, _name: &OsStr) -> Result<Vec<u8>> {
         Err(Kind::NotSupported.into())
     }
-    /// The names of the extended attributes, each with a closing zero byte.
+    /// The names of the extended attributes, each followed by a zero byte.
     fn listxattr(&self, _ino: Ino) -> Result<Vec<u8>> {
         Ok(Vec::new())
     }
 
-    /// Changes attributes, and answers the new ones; a change of nothing moves ctime. Set-id bits are as they are told
-    /// to be: see [`drop_privileges`](Self::drop_privileges).
+    /// Changes attributes, and returns the new ones. An empty change updates ctime. Set-id bits change only as requested: see
+    /// [`drop_privileges`](Self::drop_privileges).
     fn setattr(&self, _ino: Ino, _change: &SetAttr) -> Result<Attr> {
         Err(Kind::ReadOnly.into())
     }
-    /// Makes a file that is not a directory. `perm` is as asked for, before the umask.
+    /// Creates a file that is not a directory. The umask has not been applied to `perm`.
     fn mknod(
         &self,
         _parent: Ino,
@@ -356,7 +358,7 @@ pub trait Volume: Send + Sync {
     ) -> Result<Attr> {
         Err(Kind::ReadOnly.into())
     }
-    /// Makes a regular file and opens it with the flags of open(2).
+    /// Creates a regular file, and opens it with the flags of open(2).
     fn create(
         &self,
         parent: Ino,
@@ -366,7 +368,7 @@ pub trait Volume: Send + Sync {
         caller: Caller,
     ) -> Result<(Attr, Handle)> {
         let attr = self.mknod(parent, name, FileKind::Regular, perm, 0, caller)?;
-        // O_EXCL and O_CREAT are done with; O_TRUNC on a new file changes nothing.
+        // The remaining flags have no effect on a new file.
         match self.open(attr.ino, libc::O_RDWR) {
             Ok(handle) => Ok((attr, handle)),
             Err(e) => {
@@ -375,11 +377,11 @@ pub trait Volume: Send + Sync {
             }
         }
     }
-    /// Makes a directory.
+    /// Creates a directory.
     fn mkdir(&self, _parent: Ino, _name: &OsStr, _perm: u16, _caller: Caller) -> Result<Attr> {
         Err(Kind::ReadOnly.into())
     }
-    /// Makes a symbolic link to `target`.
+    /// Creates a symbolic link to `target`.
     fn symlink(
         &self,
         _parent: Ino,
@@ -389,7 +391,7 @@ pub trait Volume: Send + Sync {
     ) -> Result<Attr> {
         Err(Kind::ReadOnly.into())
     }
-    /// Gives `ino` another name.
+    /// Adds another name to `ino`.
     fn link(&self, _ino: Ino, _parent: Ino, _name: &OsStr) -> Result<Attr> {
         Err(Kind::ReadOnly.into())
     }
@@ -401,7 +403,7 @@ pub trait Volume: Send + Sync {
     fn rmdir(&self, _parent: Ino, _name: &OsStr) -> Result<()> {
         Err(Kind::ReadOnly.into())
     }
-    /// Moves a name.
+    /// Renames a file or directory.
     fn rename(
         &self,
         _parent: Ino,
@@ -416,7 +418,7 @@ pub trait Volume: Send + Sync {
     fn write(&self, _ino: Ino, _handle: Handle, _plain_offset: u64, _data: &[u8]) -> Result<()> {
         Err(Kind::ReadOnly.into())
     }
-    /// Writes what programs stored into a map of the file, some time ago: an mtime that was set just now stays.
+    /// Writes pages that programs changed earlier through a memory map: an mtime that was set since is kept.
     fn write_back(&self, ino: Ino, handle: Handle, plain_offset: u64, data: &[u8]) -> Result<()> {
         self.write(ino, handle, plain_offset, data)
     }
@@ -424,21 +426,21 @@ pub trait Volume: Send + Sync {
     fn has_privileges(&self, _ino: Ino) -> Result<bool> {
         Ok(false)
     }
-    /// What the kernel leaves to the volume before the contents or the owner of a file change: file capabilities go,
-    /// and set-id bits as `set_id` says. True where something went.
+    /// Called before the contents or the owner of a file change: removes file capabilities, and set-id bits according to
+    /// `set_id`. Returns whether it removed anything.
     fn drop_privileges(&self, _ino: Ino, _set_id: SetId) -> Result<bool> {
         Ok(false)
     }
-    /// What close(2) waits for: everything written is out of this process, and errors of earlier writes are told.
+    /// Called by close(2): passes everything that was written on to the store, and returns errors of earlier writes.
     fn flush(&self, _ino: Ino, _handle: Handle) -> Result<()> {
         Ok(())
     }
-    /// Makes a file or directory durable; `done` may be called later and from another thread. Errors of earlier writes
-    /// that the handle was not told of are told; a handle that is not open, as directories may have, is told none.
+    /// Makes a file or directory durable. `done` may be called later, and from another thread. It gets errors of earlier
+    /// writes that were not yet reported to this handle. A handle that is not open, as for directories, gets none.
     fn fsync(&self, _ino: Ino, _handle: Handle, done: Done) {
         done(Ok(()));
     }
-    /// fallocate(2).
+    /// Allocates space, or makes holes or zeros, as fallocate(2).
     fn fallocate(
         &self,
         _ino: Ino,
@@ -448,7 +450,8 @@ pub trait Volume: Send + Sync {
     ) -> Result<()> {
         Err(Kind::NotSupported.into())
     }
-    /// Copies a range, sharing storage where it can; answers the bytes copied, fewer only where the source ends.
+    /// Copies a range, and shares storage if possible. Returns the number of bytes, which is smaller than `len` only at the
+    /// end of the source.
     fn copy_file_range(
         &self,
         _from: Ino,
@@ -468,28 +471,29 @@ pub trait Volume: Send + Sync {
         Err(Kind::NotSupported.into())
     }
 
-    /// Writes out all that there is now, and makes it durable.
+    /// Writes everything out, and makes it durable.
     fn write_all(&self) -> Result<()> {
         Ok(())
     }
-    /// Paths of files with what is not written out of each, in bytes. Does not wait for the store.
+    /// Paths of files with unwritten data, and the bytes of it. Does not wait for the store.
     fn unwritten(&self) -> Vec<(Vec<u8>, u64)> {
         Vec::new()
     }
-    /// How long the store has been waited for; `None` where that is not known.
+    /// How long the store has not answered; `None` if that is not known.
     fn silence(&self) -> Option<Silence> {
         None
     }
-    /// How often the store has answered up to now, where that is counted: while it grows, there is hope.
+    /// The number of calls that the store has answered so far, or 0 if they are not counted. While it grows, the store is
+    /// working.
     fn answers(&self) -> u64 {
         0
     }
 
-    /// Ends the volume: everything is written, made durable and published. Called once, when no more requests come.
+    /// Closes the volume: everything is written, made durable and published. Called once, after the last request.
     fn close(&self) -> Result<()> {
         Ok(())
     }
-    /// Called after [`Volume::close`] where the process ends next: memory that takes long to free may be left to the
-    /// system, which takes it back at once.
+    /// Called after [`Volume::close`] if the process ends next: memory that would take long to free can be left to the
+    /// kernel, which frees it quickly.
     fn leave_memory(&self) {}
 }
