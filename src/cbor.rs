@@ -1,10 +1,10 @@
-//! CBOR (RFC 8949) as the format has it: arrays of members, to which later writers may add some at the end.
+//! CBOR (RFC 8949) as the format uses it: arrays of members, to which later versions may append more.
 
 use minicbor::Decoder;
 use minicbor::decode::Error;
 
-/// Decodes an array by its first `known` members, and passes over those behind. Its length, which may be anything,
-/// sizes nothing: each member takes bytes of the message.
+/// Decodes the first `known` members of an array, and skips the others. Nothing is allocated by the length of the array,
+/// which is not trusted: each member takes bytes of the message.
 pub(crate) fn members<'b, T>(
     d: &mut Decoder<'b>,
     known: u64,
@@ -21,7 +21,7 @@ pub(crate) fn members<'b, T>(
     Ok(value)
 }
 
-/// Begins an array; answers how many elements it has.
+/// Begins an array, and returns the number of its elements.
 pub(crate) fn elements(d: &mut Decoder<'_>) -> Result<u64, Error> {
     d.array()?
         .ok_or_else(|| Error::message("array without a length"))

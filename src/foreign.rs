@@ -48,7 +48,7 @@ pub struct Entry {
 
 /// An entry of a library, with the path at which it is shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Listed {
+pub enum ListEntry {
     /// A folder.
     Folder(PathBuf),
     /// A file.
@@ -73,7 +73,7 @@ pub trait Format: Send + Sync {
     /// Where changes are prepared; `None` if the library is read-only.
     fn stage(&self) -> Option<&Stage>;
     /// Lists everything that is shown. A folder may come before or after its contents, or be left out.
-    fn list(&self, add: &mut dyn FnMut(Listed)) -> Result<()>;
+    fn list(&self, add: &mut dyn FnMut(ListEntry)) -> Result<()>;
     /// Bytes of plaintext; opens the file if necessary.
     fn plain_size(&self, entry: &Entry) -> Result<u64>;
     /// Opens a file for reading.
@@ -238,9 +238,9 @@ impl std::io::Seek for Cursor {
 /// it is a folder. Anything else than files and folders is skipped: see [`strangers`].
 pub(crate) fn walk(root: &Path, visit: &mut dyn FnMut(&Path, bool)) -> Result<()> {
     walk_all(root, &mut |path, found| match found {
-        Found::Folder => visit(path, true),
-        Found::File => visit(path, false),
-        Found::Stranger => log::debug!("{}: not shown", root.join(path).display()),
+        WalkEntry::Folder => visit(path, true),
+        WalkEntry::File => visit(path, false),
+        WalkEntry::Other => log::debug!("{}: not shown", root.join(path).display()),
     })
 }
 
@@ -248,7 +248,7 @@ pub(crate) fn walk(root: &Path, visit: &mut dyn FnMut(&Path, bool)) -> Result<()
 pub fn strangers(root: &Path) -> Result<Vec<(String, String)>> {
     let mut found = Vec::new();
     walk_all(root, &mut |path, what| {
-        if what == Found::Stranger {
+        if what == WalkEntry::Other {
             let why = "not a file or a folder, or too deep: not shown";
             found.push((path.display().to_string(), why.to_string()));
         }
@@ -258,13 +258,13 @@ pub fn strangers(root: &Path) -> Result<Vec<(String, String)>> {
 
 /// What a walk finds.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Found {
+enum WalkEntry {
     Folder,
     File,
-    Stranger,
+    Other,
 }
 
-fn walk_all(root: &Path, visit: &mut dyn FnMut(&Path, Found)) -> Result<()> {
+fn walk_all(root: &Path, visit: &mut dyn FnMut(&Path, WalkEntry)) -> Result<()> {
     /// No library has deeper folders.
     const DEPTH_MAX: usize = 64;
     let mut pending = vec![(PathBuf::new(), 0)];
@@ -280,12 +280,12 @@ fn walk_all(root: &Path, visit: &mut dyn FnMut(&Path, Found)) -> Result<()> {
             let kind = entry.file_type().map_err(at)?;
             let path = folder.join(name);
             if kind.is_dir() && depth < DEPTH_MAX {
-                visit(&path, Found::Folder);
+                visit(&path, WalkEntry::Folder);
                 pending.push((path, depth + 1));
             } else if kind.is_file() {
-                visit(&path, Found::File);
+                visit(&path, WalkEntry::File);
             } else {
-                visit(&path, Found::Stranger);
+                visit(&path, WalkEntry::Other);
             }
         }
     }

@@ -1,15 +1,15 @@
-//! What the files of a library are called: ids, and the three areas that they lie in.
+//! The names of the files in a library: ids, and the three areas.
 
 use std::fmt;
 
-/// The random 128-bit name of an object, in lower-case hex where it is a file name.
+/// The random 128-bit id of an object. Its file name is the id in lower-case hex.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ObjectId(pub [u8; 16]);
 
 /// The id of a device that writes to the library.
 pub type DeviceId = ObjectId;
 impl ObjectId {
-    /// Reads the 32 hex digits of a file name; anything else, upper case included, is not an object's name.
+    /// Parses a file name of 32 hex digits; `None` for anything else, including upper case.
     pub fn parse(name: &str) -> Option<Self> {
         let mut id = [0; 16];
         let digits = name.as_bytes();
@@ -37,7 +37,7 @@ impl fmt::Display for ObjectId {
     }
 }
 
-/// The id of one kind of object, which cannot be passed for another kind's.
+/// Defines the id type of one kind of object, so that kinds cannot be confused.
 macro_rules! id_of_kind {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -45,7 +45,7 @@ macro_rules! id_of_kind {
         pub struct $name(pub ObjectId);
 
         impl $name {
-            /// As the store knows it.
+            /// The id, independent of its kind, for the store.
             pub fn object(self) -> ObjectId {
                 self.0
             }
@@ -87,7 +87,7 @@ id_of_kind!(
 /// One of the three synced parts of a library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Area {
-    /// Slots: the wrapped master key.
+    /// Slots: the master key, encrypted.
     Key,
     /// Index segments.
     Index,

@@ -31,7 +31,7 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// The progress of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum Progress {
     /// Nothing has taken effect.
     Begun,
     /// The operation has taken effect; the rest seldom waits for anything.
@@ -41,12 +41,12 @@ enum Stage {
 }
 
 /// The request that a thread works on, if any. Each thread has one slot.
-pub struct Slot(Mutex<State>);
+pub struct RequestSlot(Mutex<State>);
 
 struct State {
     /// The kernel's number of the request; 0 if there is none.
     unique: u64,
-    stage: Stage,
+    progress: Progress,
     /// The kernel expects an answer.
     has_reply: bool,
     /// The thread still works on the request, or may begin another one in this slot.
@@ -56,7 +56,7 @@ struct State {
 }
 
 /// What the watching thread sees in a slot.
-pub struct Look {
+pub struct RequestStatus {
     /// The time since the watching thread first saw the request.
     pub age: Duration,
     /// A thread is busy with it.
@@ -66,7 +66,7 @@ pub struct Look {
 }
 
 thread_local! {
-    static CURRENT: RefCell<Option<Arc<Slot>>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<Arc<RequestSlot>>> = const { RefCell::new(None) };
 }
 
 static WAITING: AtomicUsize = AtomicUsize::new(0);
@@ -82,10 +82,10 @@ pub fn set_write_hangs(hangs: bool) {
 }
 
 /// Begins a request on this thread. Returns the thread's slot, and whether the slot is new.
-pub fn begin(unique: u64, has_reply: bool) -> (Arc<Slot>, bool) {
+pub fn begin(unique: u64, has_reply: bool) -> (Arc<RequestSlot>, bool) {
     let state = State {
         unique,
-        stage: Stage::Begun,
+        progress: Progress::Begun,
         has_reply,
         on_thread: true,
         seen: None,
@@ -96,7 +96,7 @@ pub fn begin(unique: u64, has_reply: bool) -> (Arc<Slot>, bool) {
             (slot.clone(), false)
         }
         None => {
-            let slot = Arc::new(Slot(Mutex::new(state)));
+            let slot = Arc::new(RequestSlot(Mutex::new(state)));
             *current = Some(slot.clone());
             (slot, true)
         }
@@ -110,12 +110,12 @@ pub fn leave() {
     }
 }
 
-impl Slot {
+impl RequestSlot {
     /// Ends the request. Returns whether it must still be answered.
     pub fn end(&self) -> bool {
         let mut state = self.0.lock();
         state.unique = 0;
-        state.stage != Stage::Answered
+        state.progress != Progress::Answered
     }
 
     /// Whether there is no request.
@@ -131,44 +131,44 @@ impl Slot {
 
     /// Checks the request, and calls `answer` with its number to have it answered if it is older than `limit`. A request
     /// that has taken effect gets twice the time, because its own answer is nearly always on the way.
-    pub fn look(
+    pub fn check(
         &self,
         now: Instant,
         limit: Option<Duration>,
         answer: impl FnOnce(u64),
-    ) -> Option<Look> {
+    ) -> Option<RequestStatus> {
         let mut state = self.0.lock();
         if state.unique == 0 {
             return None;
         }
         let age = now.saturating_duration_since(*state.seen.get_or_insert(now));
-        let is_over = limit.is_some_and(|limit| match state.stage {
-            Stage::Begun => age >= limit,
-            Stage::Done => age >= limit * 2,
-            Stage::Answered => false,
+        let is_over = limit.is_some_and(|limit| match state.progress {
+            Progress::Begun => age >= limit,
+            Progress::Done => age >= limit * 2,
+            Progress::Answered => false,
         });
         if is_over && state.has_reply {
-            state.stage = Stage::Answered;
+            state.progress = Progress::Answered;
             answer(state.unique);
         }
-        Some(Look {
+        Some(RequestStatus {
             age,
             on_thread: state.on_thread,
-            is_answered: state.stage == Stage::Answered,
+            is_answered: state.progress == Progress::Answered,
         })
     }
 }
 
-fn with_state<R>(look: impl FnOnce(&mut State) -> R) -> Option<R> {
+fn with_state<R>(check: impl FnOnce(&mut State) -> R) -> Option<R> {
     CURRENT.with_borrow(|slot| {
         let mut state = slot.as_ref()?.0.lock();
-        (state.unique != 0).then(|| look(&mut state))
+        (state.unique != 0).then(|| check(&mut state))
     })
 }
 
 /// Whether the request that this thread works on was already answered.
 pub fn is_answered() -> bool {
-    with_state(|state| state.stage == Stage::Answered) == Some(true)
+    with_state(|state| state.progress == Progress::Answered) == Some(true)
 }
 
 /// Lets an operation take effect with `apply`, unless its request was already answered ([`Kind::TimedOut`]). `apply` must
@@ -177,9 +177,9 @@ pub fn unless_answered<R>(apply: impl FnOnce() -> R) -> Result<R> {
     CURRENT.with_borrow(|slot| {
         let mut state = slot.as_ref().map(|slot| slot.0.lock());
         if let Some(state) = state.as_mut().filter(|state| state.unique != 0) {
-            match state.stage {
-                Stage::Answered => return Err(Kind::TimedOut.into()),
-                _ => state.stage = Stage::Done,
+            match state.progress {
+                Progress::Answered => return Err(Kind::TimedOut.into()),
+                _ => state.progress = Progress::Done,
             }
         }
         Ok(apply())
@@ -189,8 +189,8 @@ pub fn unless_answered<R>(apply: impl FnOnce() -> R) -> Result<R> {
 /// Called after one of several steps has taken effect: the request may have to wait again, and may be answered.
 pub fn go_on() {
     with_state(|state| {
-        if state.stage == Stage::Done {
-            state.stage = Stage::Begun;
+        if state.progress == Progress::Done {
+            state.progress = Progress::Begun;
         }
     });
 }
@@ -208,7 +208,7 @@ impl Drop for Waiting {
 
 /// Called before this thread waits for the store. Fails if too many threads do, or if its request was already answered.
 pub fn wait() -> Result<Waiting> {
-    match with_state(|state| state.stage == Stage::Answered) {
+    match with_state(|state| state.progress == Progress::Answered) {
         None => return Ok(Waiting(false)),
         Some(true) => return Err(Kind::TimedOut.into()),
         Some(false) => {}
@@ -265,14 +265,14 @@ mod tests {
         let now = Instant::now();
         assert!(
             !slot
-                .look(now, LIMIT, |_| panic!("too early"))
+                .check(now, LIMIT, |_| panic!("too early"))
                 .unwrap()
                 .is_answered
         );
         let mut answered = None;
         let later = now + Duration::from_secs(31);
         assert!(
-            slot.look(later, LIMIT, |unique| answered = Some(unique))
+            slot.check(later, LIMIT, |unique| answered = Some(unique))
                 .unwrap()
                 .is_answered
         );
@@ -280,13 +280,13 @@ mod tests {
         assert!(is_answered() && wait().is_err());
         assert!(unless_answered(|| panic!("is done")).is_err());
         assert!(!slot.end(), "it has its answer");
-        assert!(slot.look(later, LIMIT, |_| panic!("is over")).is_none());
+        assert!(slot.check(later, LIMIT, |_| panic!("is over")).is_none());
 
         let (slot, is_new) = begin(8, true);
         assert!(!is_new);
-        slot.look(now, LIMIT, |_| ());
+        slot.check(now, LIMIT, |_| ());
         unless_answered(|| ()).unwrap();
-        slot.look(later, LIMIT, |_| panic!("it is done"));
+        slot.check(later, LIMIT, |_| panic!("it is done"));
         go_on();
         unless_answered(|| ()).unwrap();
         assert!(slot.end());
@@ -308,8 +308,8 @@ mod tests {
             });
             let slot = told.recv().unwrap();
             let now = Instant::now();
-            slot.look(now, LIMIT, |_| ());
-            slot.look(now + Duration::from_secs(31), LIMIT, |_| ());
+            slot.check(now, LIMIT, |_| ());
+            slot.check(now + Duration::from_secs(31), LIMIT, |_| ());
             assert!(waits.join().unwrap());
         });
         drop(held);

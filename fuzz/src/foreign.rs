@@ -14,7 +14,7 @@ use hushfs::foreign::medusa::frames::{FernetKey, scan};
 use hushfs::foreign::medusa::{self, FrameReader, manifest};
 use hushfs::foreign::mms::index::Index;
 use hushfs::foreign::mms::{Mms, Options};
-use hushfs::foreign::{Format, Listed, Mirror, Reader};
+use hushfs::foreign::{Format, ListEntry, Mirror, Reader};
 use hushfs::report::{Report, Watch};
 use hushfs::volume::{ROOT, Volume};
 
@@ -100,7 +100,7 @@ fn read_library(dir: &Path) -> Option<Vec<Vec<u8>>> {
     let (mut files, mut listed) = (Vec::new(), Vec::new());
     format.list(&mut |one| listed.push(one)).ok()?;
     for one in listed {
-        let Listed::File(path, entry) = one else {
+        let ListEntry::File(path, entry) = one else {
             continue;
         };
         let known = entry.plain_size;

@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 use super::cipher::{BLOCK_LEN, Key, random_iv};
 use super::sealer::{InClear, Seal, Sealed};
 use super::stage::{Stage, Step};
-use super::{Entry, Format, Listed, PlainReader, Reader};
+use super::{Entry, Format, ListEntry, PlainReader, Reader};
 use crate::error::{Error, Kind, Result};
 use crate::report::Report;
 
@@ -195,18 +195,18 @@ impl Format for Images {
         self.stage.as_ref()
     }
 
-    fn list(&self, add: &mut dyn FnMut(Listed)) -> Result<()> {
+    fn list(&self, add: &mut dyn FnMut(ListEntry)) -> Result<()> {
         let (mut sealed, mut taken) = (Vec::new(), HashSet::new());
         super::walk(&self.root, &mut |path, is_dir| {
             let cipher_path = path.to_path_buf();
             if is_dir {
                 taken.insert(cipher_path.clone());
-                add(Listed::Folder(cipher_path));
+                add(ListEntry::Folder(cipher_path));
             } else if ends_in(path, ENC) {
                 sealed.push(cipher_path);
             } else if !ends_in(path, META) {
                 taken.insert(cipher_path.clone());
-                add(Listed::File(
+                add(ListEntry::File(
                     cipher_path.clone(),
                     Entry {
                         cipher_path,
@@ -221,7 +221,7 @@ impl Format for Images {
         for cipher_path in sealed {
             let plain_path = free_name(&cipher_path, &taken);
             taken.insert(plain_path.clone());
-            add(Listed::File(
+            add(ListEntry::File(
                 plain_path,
                 Entry {
                     cipher_path,

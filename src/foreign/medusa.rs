@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::sealer::{InClear, Seal, Sealed};
 use super::stage::{Stage, Step};
-use super::{Entry, Format, Listed, PlainReader, Reader};
+use super::{Entry, Format, ListEntry, PlainReader, Reader};
 use crate::cache::BlockCache;
 use crate::error::{Error, Kind, Result};
 use crate::report::Report;
@@ -192,18 +192,18 @@ impl Format for Medusa {
         self.stage.as_ref()
     }
 
-    fn list(&self, add: &mut dyn FnMut(Listed)) -> Result<()> {
+    fn list(&self, add: &mut dyn FnMut(ListEntry)) -> Result<()> {
         let catalog = self.catalog.lock();
         super::walk(&self.root, &mut |path, is_dir| {
             let cipher_path = path.to_path_buf();
             if is_dir {
-                return add(Listed::Folder(cipher_path));
+                return add(ListEntry::Folder(cipher_path));
             }
             if path == Path::new(base::KEPT) {
                 return;
             }
             let sealed = catalog.data_name(path).is_some();
-            add(Listed::File(
+            add(ListEntry::File(
                 cipher_path.clone(),
                 Entry {
                     cipher_path,
@@ -222,7 +222,7 @@ impl Format for Medusa {
                 && self.root.join(&cipher_path).symlink_metadata().is_err()
             {
                 let plain_size = Some(object.source_size.unwrap_or(object.size));
-                add(Listed::File(
+                add(ListEntry::File(
                     cipher_path.clone(),
                     Entry {
                         cipher_path,

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
-use super::{Entry, Format, Listed};
+use super::{Entry, Format, ListEntry};
 use crate::error::{Error, Kind, Result};
 use crate::overdue;
 use crate::store::LastKnown;
@@ -90,7 +90,7 @@ impl Mirror {
     pub fn conflicts(format: &dyn Format) -> Result<Vec<(String, String)>> {
         let (mut tree, mut found) = (Tree::new(), super::strangers(format.root())?);
         format.list(&mut |listed| {
-            if !matches!(listed, Listed::NotShown(..)) {
+            if !matches!(listed, ListEntry::NotShown(..)) {
                 found.extend(tree.take(listed));
             }
         })?;

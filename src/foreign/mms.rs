@@ -20,7 +20,7 @@ use super::cipher::{BLOCK_LEN, Iv, Key, random_iv};
 use super::mirror::temporary;
 use super::sealer::{InClear, Seal, Sealed};
 use super::stage::{Stage, Step};
-use super::{Entry, Format, Listed, PlainReader, Reader};
+use super::{Entry, Format, ListEntry, PlainReader, Reader};
 use crate::error::{Error, Kind, Result};
 use crate::report::Report;
 
@@ -206,18 +206,18 @@ impl Format for Mms {
         self.stage.as_ref()
     }
 
-    fn list(&self, add: &mut dyn FnMut(Listed)) -> Result<()> {
+    fn list(&self, add: &mut dyn FnMut(ListEntry)) -> Result<()> {
         let index = self.index.lock();
         for record in index.records() {
             let mut entry = self.entry(record.object.to_string(), record.plain_size);
             if doubled::is_doubled(&record.path) {
                 entry.plain_size = None;
             }
-            add(Listed::File(PathBuf::from(&*record.path), entry));
+            add(ListEntry::File(PathBuf::from(&*record.path), entry));
         }
         super::walk(&self.root, &mut |path, is_dir| {
             if is_dir {
-                add(Listed::Folder(path.to_path_buf()));
+                add(ListEntry::Folder(path.to_path_buf()));
                 return;
             }
             let text = path.to_str();
@@ -225,7 +225,7 @@ impl Format for Mms {
             let known = || text.is_some_and(|path| index.get(path).is_some());
             if !ours && !prefix::is_object(path) && !known() {
                 let cipher_path = path.to_path_buf();
-                add(Listed::File(
+                add(ListEntry::File(
                     path.to_path_buf(),
                     Entry {
                         cipher_path,
@@ -237,7 +237,7 @@ impl Format for Mms {
         })?;
         drop(index);
         for (name, why) in self.not_shown()? {
-            add(Listed::NotShown(name, why));
+            add(ListEntry::NotShown(name, why));
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use fuser::{BackgroundSession, Config, Errno, Filesystem, Request, Session, Sess
 use parking_lot::{Condvar, Mutex};
 
 use super::types::Answer;
-use crate::overdue::{self, Slot, WAITING_MAX};
+use crate::overdue::{self, RequestSlot, WAITING_MAX};
 use crate::volume::Silence;
 
 /// How often the requests are checked while there are any. A request that has been there for a whole tick is waiting for
@@ -36,7 +36,7 @@ const THREADS_MAX: usize = WAITING_MAX + 32;
 
 /// The requests in progress.
 pub(super) struct Watch {
-    slots: Mutex<Vec<Arc<Slot>>>,
+    slots: Mutex<Vec<Arc<RequestSlot>>>,
     /// No request is in progress, and the watching thread sleeps.
     sleeps: AtomicBool,
     state: Mutex<State>,
@@ -51,7 +51,7 @@ struct State {
 /// The reply to a request in progress. It is sent unless the watching thread has answered first.
 pub(super) struct PendingReply<R> {
     reply: Option<R>,
-    slot: Arc<Slot>,
+    slot: Arc<RequestSlot>,
 }
 
 impl<R> PendingReply<R> {
@@ -111,7 +111,7 @@ impl Watch {
         }
     }
 
-    fn begin(&self, req: &Request, has_reply: bool) -> Arc<Slot> {
+    fn begin(&self, req: &Request, has_reply: bool) -> Arc<RequestSlot> {
         let (slot, is_new) = overdue::begin(req.unique().0, has_reply);
         if is_new {
             self.slots.lock().push(slot.clone());
@@ -190,10 +190,10 @@ where
                     is_new = true;
                     self.answer(unique);
                 };
-                if let Some(look) = slot.look(now, limit, answer) {
+                if let Some(status) = slot.check(now, limit, answer) {
                     in_work += 1;
-                    stuck += usize::from(look.on_thread && look.age >= TICK);
-                    answered += usize::from(look.is_answered);
+                    stuck += usize::from(status.on_thread && status.age >= TICK);
+                    answered += usize::from(status.is_answered);
                 }
             }
             drop(slots);

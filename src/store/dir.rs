@@ -17,9 +17,9 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::descriptors::{Closer, Descriptors};
+use super::device_dir::DeviceDir;
 use super::file::{StoredFile, io_error, sync_folder};
 use super::folder::{FILE_FLAGS, Folder, Root, make_folder, rename_new, unlink};
-use super::own::Own;
 use super::{Absent, Growing, Object, Objects, Staging, probe};
 use crate::error::{Error, Kind, Result};
 use crate::object::{Area, DeviceId, ObjectId};
@@ -49,7 +49,7 @@ pub struct DirStore {
     pub(super) root: Arc<Root>,
     /// Opened when they are first needed. To a reader, a folder that does not exist (yet) is empty.
     areas: [RwLock<Option<Arc<Folder>>>; 3],
-    own: Option<Own>,
+    own: Option<DeviceDir>,
     access: Access,
 }
 
@@ -74,7 +74,7 @@ impl DirStore {
             Access::ReadOnly => store.open_areas()?,
             Access::ReadOwn(device) => {
                 store.open_areas()?;
-                store.own = Own::find(Arc::clone(&store.root), device)?;
+                store.own = DeviceDir::find(Arc::clone(&store.root), device)?;
             }
         }
         Ok(store)
@@ -92,8 +92,8 @@ impl DirStore {
     }
 
     /// Creates the folders and takes the lock.
-    fn prepare(&self, device: DeviceId) -> Result<Own> {
-        let own = Own::open(Arc::clone(&self.root), device)?;
+    fn prepare(&self, device: DeviceId) -> Result<DeviceDir> {
+        let own = DeviceDir::open(Arc::clone(&self.root), device)?;
         for area in Area::ALL {
             let name = area.name();
             make_folder(&self.root, &self.root.fd, name, name)?;
@@ -122,7 +122,7 @@ impl DirStore {
     }
 
     /// This device's folder; [`Kind::ReadOnly`] unless it is open for writing.
-    pub(super) fn own(&self) -> Result<&Own> {
+    pub(super) fn own(&self) -> Result<&DeviceDir> {
         let own = self.own.as_ref().filter(|own| own.is_locked());
         own.ok_or_else(|| Error::new(Kind::ReadOnly, self.root.path.display()))
     }
@@ -173,11 +173,16 @@ impl DirStore {
 
     /// The device that the store was opened as.
     pub(super) fn device(&self) -> Option<DeviceId> {
-        self.own.as_ref().map(Own::device)
+        self.own.as_ref().map(DeviceDir::device)
     }
 
     /// Moves a file from another device's folder into this device's.
-    pub(super) fn move_leftover(&self, from: &OwnedFd, own: &Own, id: ObjectId) -> Result<()> {
+    pub(super) fn move_leftover(
+        &self,
+        from: &OwnedFd,
+        own: &DeviceDir,
+        id: ObjectId,
+    ) -> Result<()> {
         let file = id.to_string();
         rename_new(from.as_fd(), own.folder().as_fd(), &file, &file)
             .map_err(|e| io_error(e, &format!("{}/{id}", own.name)))

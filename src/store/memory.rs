@@ -27,16 +27,16 @@ use crate::object::{Area, DeviceId, ObjectId};
 type File = Arc<Mutex<MemoryFile>>;
 type Folder = BTreeMap<ObjectId, File>;
 
-/// Where a file lies: an area, or this device's `new/`.
+/// The folder of a file: an area, or this device's `new/`.
 type Place = Option<Area>;
 
 #[derive(Default)]
 struct State {
     areas: [Folder; 3],
     new: Folder,
-    /// Removed, and not durably: a cut may bring them back.
+    /// Removed, but not durably: a power cut may bring them back.
     removed: Vec<(Place, ObjectId, File)>,
-    /// The power went while this was being published: it lies at either place.
+    /// The file that was being published during a power cut, and may be in either folder.
     publishing: Option<(ObjectId, Area)>,
     reserved_bytes: u64,
     operations: u64,
@@ -44,7 +44,7 @@ struct State {
     faults: Faults,
 }
 
-/// A library in memory. Clones are handles of the same one.
+/// A store in memory. Clones share the same contents.
 #[derive(Clone, Default)]
 pub struct MemoryStore {
     state: Arc<Mutex<State>>,
@@ -78,7 +78,7 @@ impl State {
         }
     }
 
-    /// Numbers an operation and says what becomes of it.
+    /// Counts an operation, and returns its fate.
     fn begin(&mut self) -> Fate {
         if self.is_cut {
             return Fate::Fails(power_is_gone(), 0);
@@ -110,7 +110,7 @@ impl State {
 
     fn remove(&mut self, place: Place, id: ObjectId) -> Result<()> {
         let fate = self.begin();
-        // In a cut it may have been carried out, and is then durable or not like any other.
+        // In a power cut it may have been carried out, and may or may not be durable.
         let is_carried_out = match fate {
             Fate::Done => true,
             Fate::Cut(chance) => chance & 1 == 0,
@@ -138,7 +138,7 @@ impl State {
         let errno = match (from, to) {
             (true, true) => libc::EEXIST,
             (false, false) => libc::ENOENT,
-            // Published before, and only told of an error: see `DirStore`.
+            // It was published by an earlier call that returned an error: see `DirStore`.
             (false, true) => return Ok(()),
             (true, false) => 0,
         };
@@ -147,13 +147,13 @@ impl State {
         }
         let file = self.new.remove(&id).expect("was just found");
         self.areas[area as usize].insert(id, file);
-        // Both folders are synced.
+        // Publishing syncs both folders.
         self.removed
             .retain(|(place, ..)| place.is_some_and(|place| place != area));
         Ok(())
     }
 
-    /// The same, with files of its own.
+    /// A copy with files of its own.
     fn deep_clone(&self, mut copy: impl FnMut(&MemoryFile) -> MemoryFile) -> State {
         let mut copied = |file: &File| Arc::new(Mutex::new(copy(&file.lock())));
         let mut folder =
@@ -180,37 +180,37 @@ impl State {
 }
 
 impl MemoryStore {
-    /// An empty library on a perfect disk.
+    /// An empty store without faults.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty library with faults to come.
+    /// An empty store with faults to come.
     pub fn with_faults(faults: Faults) -> Self {
         let store = Self::new();
         store.set_faults(faults);
         store
     }
 
-    /// Replaces the faults to come. The counter of operations goes on.
+    /// Replaces the faults to come. The count of operations continues.
     pub fn set_faults(&self, faults: Faults) {
         self.state.lock().faults = faults;
     }
 
-    /// How many operations there were so far.
+    /// The number of operations so far.
     pub fn operations(&self) -> u64 {
         self.state.lock().operations
     }
 
-    /// The library as the next process finds it after this one was killed: all that was written is there, and
-    /// may still be lost in a cut. A perfect disk from now on; its operations are numbered from 0.
+    /// The store as the next process finds it after this one was killed: everything written is there, but may still be lost
+    /// in a power cut. It has no faults, and its operations are numbered from 0.
     pub fn after_kill(&self) -> MemoryStore {
         let state = self.state.lock();
         let mut after = state.deep_clone(MemoryFile::clone);
         if let Some((id, area)) = state.publishing
             && Dice::new(state.faults.seed ^ state.operations).below(2) == 0
         {
-            // Cannot fail in a way that matters: it was found there when the cut came.
+            // The file was there when the power failed, so this cannot fail.
             let _ = after.publish(id, area);
         }
         Self {
@@ -218,7 +218,7 @@ impl MemoryStore {
         }
     }
 
-    /// The library as it is found when the power is back. What was not durable is there, lost or torn, as `seed` has it.
+    /// The store after a power cut. `seed` decides which data that was not durable is kept, lost or torn.
     pub fn after_power_cut(&self, seed: u64) -> MemoryStore {
         let state = self.state.lock();
         let mut dice = Dice::new(seed);
@@ -228,7 +228,7 @@ impl MemoryStore {
         if let Some((id, area)) = state.publishing
             && dice.below(2) == 0
         {
-            // Its name in `new/` may be lost already; then there was nothing to publish.
+            // Its name in `new/` may already be lost; then there is nothing to publish.
             let _ = after.publish(id, area);
         }
         for (place, id, file) in std::mem::take(&mut after.removed) {
@@ -241,7 +241,7 @@ impl MemoryStore {
         }
     }
 
-    /// Changes an object behind the program's back; none where it is not there. No operation, and durable.
+    /// Changes an object as another program would; `None` if it does not exist. Durable, and not counted as an operation.
     pub fn with_object<R>(
         &self,
         area: Area,
@@ -254,7 +254,7 @@ impl MemoryStore {
         Some(file.tamper(change))
     }
 
-    /// The same for a growing file or a leftover.
+    /// The same for an unfinished file.
     pub fn with_leftover<R>(
         &self,
         id: impl Into<ObjectId>,
@@ -281,13 +281,13 @@ impl MemoryStore {
         self.with_object(area, id, |bytes| bytes.clone())
     }
 
-    /// Puts an object there, as a file copier does; one that is there is replaced.
+    /// Adds or replaces an object, as a sync tool would.
     pub fn insert_object(&self, area: Area, id: impl Into<ObjectId>, bytes: Vec<u8>) {
         let file = Arc::new(Mutex::new(MemoryFile::durable(bytes)));
         self.state.lock().folder(Some(area)).insert(id.into(), file);
     }
 
-    /// Takes an object away, as an attacker does; its bytes, if it was there.
+    /// Removes an object, as an attacker would, and returns its bytes if it existed.
     pub fn take_object(&self, area: Area, id: impl Into<ObjectId>) -> Option<Vec<u8>> {
         let id = id.into();
         let file = self.state.lock().folder(Some(area)).remove(&id)?;
@@ -349,7 +349,7 @@ impl Objects for MemoryStore {
                     .removed
                     .retain(|(place, ..)| place.is_some_and(|place| place != area));
             }
-            // Half of the cuts come when all is written and about to be published.
+            // Half of the power cuts happen after everything is written, just before it is published.
             Fate::Cut(chance) if chance & 1 == 0 => {
                 state.new.insert(
                     id,

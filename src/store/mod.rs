@@ -10,6 +10,7 @@ use crate::error::{Error, Kind};
 
 mod absent;
 mod descriptors;
+mod device_dir;
 mod dir;
 mod file;
 mod folder;
@@ -19,7 +20,6 @@ mod marks;
 mod memory;
 mod neighbours;
 mod objects;
-mod own;
 mod owner;
 mod probe;
 mod staging;

@@ -6,9 +6,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{Dir, FlockOperation, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
+use super::device_dir::{is_held, lock};
 use super::dir::DirStore;
 use super::folder::{FILE_FLAGS, Folder, unlink};
-use super::own::{is_held, lock};
 use super::owner::{is_at_work, may_be_at_work};
 use crate::error::{Kind, Result};
 use crate::object::{DeviceId, ObjectId};

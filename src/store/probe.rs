@@ -9,9 +9,9 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
+use super::device_dir::DeviceDir;
 use super::file::{Identity, io_error, write_all};
 use super::folder::{FILE_FLAGS, FILE_MODE, Root, make_folder, rename_new, unlink};
-use super::own::Own;
 use crate::error::{Error, Result};
 
 /// The test file, and the folder that it is moved to.
@@ -19,7 +19,7 @@ const FILE: &str = "probe";
 const FOLDER: &str = "probing";
 
 /// Tests, in this device's folder, the operations on unfinished files. If the store is full, nothing can be tested.
-pub(super) fn probe(root: &Root, own: &Own) -> Result<()> {
+pub(super) fn probe(root: &Root, own: &DeviceDir) -> Result<()> {
     let folder = own.folder();
     // Removes what a crash may have left.
     clear(&folder, &own.name)?;
@@ -44,7 +44,7 @@ fn clear(folder: &OwnedFd, name: &str) -> Result<()> {
     }
 }
 
-fn try_all(root: &Root, own: &Own, folder: &OwnedFd) -> Result<()> {
+fn try_all(root: &Root, own: &DeviceDir, folder: &OwnedFd) -> Result<()> {
     let name = format!("{}/{FILE}", own.name);
     let failed = |e: Errno, what: &str| {
         Error::io(e.into(), root.path.join(&name)).hint(format_args!(

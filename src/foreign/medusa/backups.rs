@@ -10,7 +10,7 @@ use super::manifest::Object;
 use crate::error::{Kind, Result};
 use crate::foreign::sealer::{Seal, Sealed};
 use crate::foreign::stage::{Stage, is_confined};
-use crate::foreign::{Entry, Format, Listed, PlainReader, Reader};
+use crate::foreign::{Entry, Format, ListEntry, PlainReader, Reader};
 use crate::report::Report;
 
 /// Files that are restored in addition to the data.
@@ -72,7 +72,7 @@ impl Format for BackupsView {
         None
     }
 
-    fn list(&self, add: &mut dyn FnMut(Listed)) -> Result<()> {
+    fn list(&self, add: &mut dyn FnMut(ListEntry)) -> Result<()> {
         let catalog = self.medusa.catalog.lock();
         for broken in &catalog.broken {
             add(broken.listed());
@@ -80,7 +80,7 @@ impl Format for BackupsView {
         for manifest in &catalog.manifests {
             let top = Path::new(&manifest.node).join(&manifest.backup);
             for section in &manifest.sections {
-                add(Listed::Folder(
+                add(ListEntry::Folder(
                     top.join(&section.keyspace).join(&section.columnfamily),
                 ));
             }
@@ -88,7 +88,7 @@ impl Format for BackupsView {
             for name in METADATA {
                 let cipher_path = meta.join(name);
                 if self.root().join(&cipher_path).is_file() {
-                    add(Listed::File(
+                    add(ListEntry::File(
                         top.join(name),
                         Entry {
                             cipher_path,
@@ -105,7 +105,7 @@ impl Format for BackupsView {
                 sealed: true,
                 plain_size: Some(object.source_size.unwrap_or(object.size)),
             };
-            add(Listed::File(plain_path.clone(), entry));
+            add(ListEntry::File(plain_path.clone(), entry));
         }
         Ok(())
     }

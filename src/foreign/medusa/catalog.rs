@@ -9,7 +9,7 @@ use super::base::{self, folders};
 use super::manifest::{self, Object, Section};
 use super::names::DataName;
 use crate::error::{Error, Kind, Result};
-use crate::foreign::Listed;
+use crate::foreign::ListEntry;
 
 /// A backup of a node.
 #[derive(Debug, Clone)]
@@ -105,9 +105,9 @@ pub struct Broken {
 
 impl Broken {
     /// An entry for the listing: the backup's files are shown, but nothing says whether they are complete.
-    pub fn listed(&self) -> Listed {
+    pub fn listed(&self) -> ListEntry {
         let why = format!("{}: its files cannot be held to it", self.why);
-        Listed::NotShown(self.path.display().to_string(), why)
+        ListEntry::NotShown(self.path.display().to_string(), why)
     }
 }
 

@@ -240,7 +240,7 @@ pub enum Frames {
     /// All but the last have [`FRAME_PLAIN_LEN`] bytes, so that the positions can be computed.
     Canonical,
     /// The start of each frame, in the file and in the plaintext.
-    Listed(Vec<(u64, u64)>),
+    ListEntry(Vec<(u64, u64)>),
 }
 
 impl Frames {
@@ -248,7 +248,7 @@ impl Frames {
     pub fn count(&self, plain_size: u64) -> u64 {
         match self {
             Self::Canonical => plain_size.div_ceil(FRAME_PLAIN_LEN as u64),
-            Self::Listed(starts) => starts.len() as u64,
+            Self::ListEntry(starts) => starts.len() as u64,
         }
     }
 }
@@ -290,7 +290,7 @@ pub fn scan(file: &File, key: &FernetKey, len: u64) -> Result<(Frames, u64)> {
         plain += u64::from(frame);
         at = end;
     }
-    Ok((Frames::Listed(starts), plain))
+    Ok((Frames::ListEntry(starts), plain))
 }
 
 /// The error for a file in the later format.

@@ -156,7 +156,7 @@ impl FrameReader {
     fn frame_at(&self, plain_offset: u64) -> u64 {
         match &self.frames {
             Frames::Canonical => plain_offset / FRAME_PLAIN_LEN as u64,
-            Frames::Listed(starts) => {
+            Frames::ListEntry(starts) => {
                 starts.partition_point(|(_, plain)| *plain <= plain_offset) as u64 - 1
             }
         }
@@ -169,7 +169,7 @@ impl FrameReader {
                 let plain = frame * FRAME_PLAIN_LEN as u64;
                 (cipher_len(plain), plain)
             }
-            Frames::Listed(starts) => starts[frame as usize],
+            Frames::ListEntry(starts) => starts[frame as usize],
         }
     }
 

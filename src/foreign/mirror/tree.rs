@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Kind, Result};
-use crate::foreign::{Entry, Listed};
+use crate::foreign::{Entry, ListEntry};
 use crate::volume::{FileKind, Ino, NAME_LEN_MAX, ROOT};
 
 /// The first inode number after the root's. Lower numbers are cookies of `.` and `..`.
@@ -203,17 +203,17 @@ impl Tree {
     }
 
     /// Adds an entry that a format lists. If it cannot be shown, returns its name and the reason.
-    pub fn take(&mut self, listed: Listed) -> Option<(String, String)> {
+    pub fn take(&mut self, listed: ListEntry) -> Option<(String, String)> {
         let (path, added) = match listed {
-            Listed::Folder(path) => {
+            ListEntry::Folder(path) => {
                 let added = self.folder_at(&path).map(|_| ());
                 (path, added)
             }
-            Listed::File(path, entry) => {
+            ListEntry::File(path, entry) => {
                 let added = self.add_file(&path, entry);
                 (path, added)
             }
-            Listed::NotShown(name, why) => return Some((name, why)),
+            ListEntry::NotShown(name, why) => return Some((name, why)),
         };
         let why = added.err()?.to_string();
         Some((path.display().to_string(), format!("not shown: {why}")))

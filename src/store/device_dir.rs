@@ -2,7 +2,7 @@
 //!
 //! An open folder or file stays usable after another program has removed or replaced it, but what is written to it is then
 //! lost. Therefore every sync checks that each file is still at the path at which the next mount will look for it
-//! ([`Own::check`]). If it is not, it is written again as a whole, from the open file.
+//! ([`DeviceDir::check`]). If it is not, it is written again as a whole, from the open file.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
@@ -32,29 +32,29 @@ const KEPT_FOR: Duration = Duration::from_secs(15);
 const KEPT_MAX: usize = 64;
 
 /// This device's folder.
-pub(super) struct Own {
+pub(super) struct DeviceDir {
     root: Arc<Root>,
     device: DeviceId,
     /// Its name in messages: `new/<device>`.
     pub name: String,
-    held: Mutex<Held>,
+    held: Mutex<OpenDir>,
     /// The unfinished files. Locked while a name in the folder changes.
     growing: Mutex<HashMap<ObjectId, Arc<GrowingFile>>>,
     /// It was logged that the library was moved.
     is_move_logged: AtomicBool,
     /// Recently published files, if the store cannot open them again immediately; otherwise not set.
-    published: OnceLock<Mutex<VecDeque<Recent>>>,
+    published: OnceLock<Mutex<VecDeque<RecentFile>>>,
 }
 
 /// A file that was published.
-struct Recent {
+struct RecentFile {
     at: Instant,
     area: Area,
     file: Arc<GrowingFile>,
 }
 
 /// The open folder and its lock.
-struct Held {
+struct OpenDir {
     folder: Arc<OwnedFd>,
     /// Held if the folder is open for writing. The kernel releases it when the process ends.
     lock: Option<OwnedFd>,
@@ -62,7 +62,7 @@ struct Held {
     owner: Option<Owner>,
 }
 
-impl Own {
+impl DeviceDir {
     /// The device that the folder belongs to.
     pub fn device(&self) -> DeviceId {
         self.device
@@ -82,7 +82,7 @@ impl Own {
         if open_lock(&folder).is_some_and(is_lock_held) {
             return Ok(None);
         }
-        let held = Held {
+        let held = OpenDir {
             folder,
             lock: None,
             owner: None,
@@ -99,7 +99,7 @@ impl Own {
         let folder = Arc::new(folder);
         let owner = Owner::claim(&folder, &name)?;
         finish_copies(&folder, &name)?;
-        let held = Held {
+        let held = OpenDir {
             folder,
             lock: Some(lock),
             owner,
@@ -107,7 +107,7 @@ impl Own {
         Ok(Self::new(root, device, name, held))
     }
 
-    fn new(root: Arc<Root>, device: DeviceId, name: String, held: Held) -> Self {
+    fn new(root: Arc<Root>, device: DeviceId, name: String, held: OpenDir) -> Self {
         Self {
             root,
             device,
@@ -199,8 +199,8 @@ impl Own {
         if let (Some(file), Some(published)) = (file, self.published.get()) {
             let at = Instant::now();
             let mut published = published.lock();
-            published.push_back(Recent { at, area, file });
-            let is_old = |r: &Recent| r.at.elapsed() > KEPT_FOR;
+            published.push_back(RecentFile { at, area, file });
+            let is_old = |r: &RecentFile| r.at.elapsed() > KEPT_FOR;
             while published.front().is_some_and(is_old) || published.len() > KEPT_MAX {
                 published.pop_front();
             }
@@ -217,14 +217,14 @@ impl Own {
     /// A recently published file that is kept open.
     pub fn published(&self, area: Area, id: ObjectId) -> Option<Arc<GrowingFile>> {
         let published = self.published.get()?.lock();
-        let is_it = |r: &&Recent| r.area == area && r.file.id() == id;
+        let is_it = |r: &&RecentFile| r.area == area && r.file.id() == id;
         published.iter().find(is_it).map(|r| Arc::clone(&r.file))
     }
 
     /// Closes an object that is removed, so that its disk space is freed.
     pub fn forget(&self, area: Area, id: ObjectId) {
         if let Some(published) = self.published.get() {
-            let is_it = |r: &Recent| r.area == area && r.file.id() == id;
+            let is_it = |r: &RecentFile| r.area == area && r.file.id() == id;
             published.lock().retain(|r| !is_it(r));
         }
     }
