@@ -68,13 +68,13 @@ pub fn detect(root: &Path, is_vault: bool) -> Result<FormatKind> {
     match found.as_slice() {
         [one] => Ok(*one),
         [] => Err(Error::new(Kind::NotLibrary, root.display()).hint(
-            "nor is it one of another program that is known; `hushfs init` makes one, --format=mms, medusa or images says what it is",
+            "and not in a supported foreign format; `hushfs init` creates a library, --format=mms, medusa or images sets the format",
         )),
         several => {
             let names: Vec<String> = several.iter().map(ToString::to_string).collect();
             let choices: Vec<&str> = several.iter().map(|kind| kind.name()).collect();
             let text = format!("{}: could be {}", root.display(), names.join(", or "));
-            Err(Error::usage(text).hint(format_args!("say which with --format={}", choices.join(" or "))))
+            Err(Error::usage(text).hint(format_args!("choose one with --format={}", choices.join(" or "))))
         }
     }
 }

@@ -108,8 +108,11 @@ impl Medusa {
         match wrong {
             None => Ok(()),
             Some(e) if matches!(e.kind(), Kind::OtherForm(_)) => Err(e),
-            Some(e) => Err(Error::new(Kind::WrongKey, self.root.display())
-                .hint(format_args!("none of the files tried opens; the last: {e}"))),
+            Some(e) => Err(
+                Error::new(Kind::WrongKey, self.root.display()).hint(format_args!(
+                    "none of the files tried can be decrypted; the last error: {e}"
+                )),
+            ),
         }
     }
 

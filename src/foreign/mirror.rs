@@ -62,9 +62,7 @@ impl Mirror {
         }
         if !left_out.is_empty() {
             let (root, count) = (format.root().display(), left_out.len());
-            log::warn!(
-                "{root}: {count} of what is in it cannot be shown: `hushfs verify` names it"
-            );
+            log::warn!("{root}: {count} entries cannot be shown (`hushfs verify` lists them)");
         }
         Ok(Arc::new(Self {
             left_out,
@@ -298,7 +296,7 @@ impl Mirror {
             } else if content.changed() && self.is_linked(ino) {
                 let path = self.path(ino).unwrap_or_default().display().to_string();
                 log::error!(
-                    "{path}: not stored: it has the name of an unfinished file, which the library does not take"
+                    "{path}: not stored: it still has a temporary name, which the library does not accept"
                 );
                 dropped.push(path);
             }
@@ -321,6 +319,6 @@ fn unstored(paths: &[String]) -> Error {
     };
     let names = paths[..paths.len().min(LISTED_MAX)].join(", ");
     Error::new(Kind::NotPermitted, format_args!("{names}{others}")).hint(
-        "not stored: unfinished files, which the library does not take under these names, and nothing renamed them",
+        "not stored: the library does not accept these temporary names, and the files were never renamed",
     )
 }

@@ -277,17 +277,17 @@ impl Format for Mms {
             return Ok(());
         }
         if &*extension(plain_path) == "encrypt" {
-            return refuse("the server would take it for a song and encrypt it");
+            return refuse("the server would encrypt it as if it were a song");
         }
         if !self.allow_plain {
             return refuse(
-                "the server encrypts audio and video files in its music folder alone, so this one would lie in clear: --allow-plain lets it",
+                "the server only encrypts audio and video files in its music folder, so this one would not be encrypted (--allow-plain allows that)",
             );
         }
         let name = plain_path.file_name().unwrap_or_default();
         let is_media = |name| self.is_media(&plain_path.with_file_name(name));
         if temporary::is_nameless(name) || temporary::final_names(name).into_iter().any(is_media) {
-            return refuse("what is not whole yet does not lie in clear");
+            return refuse("unfinished files are not stored unencrypted");
         }
         Ok(())
     }
@@ -405,7 +405,7 @@ impl Format for Mms {
         }
         if self.prefix().starts_with(&format!("{}/", text(from)?)) {
             return Err(Error::new(Kind::NotPermitted, from.display())
-                .hint("it is the folder of the library's objects"));
+                .hint("it is the folder with the library's objects"));
         }
         // The folder itself is moved first, so it must not contain anything that is not shown.
         if let Some(hidden) = self.hidden_below(from, files)? {

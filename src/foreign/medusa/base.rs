@@ -35,7 +35,7 @@ pub fn find(root: &Path) -> Result<PathBuf> {
     while let Some((folder, depth)) = pending.pop() {
         looked_into += 1;
         if looked_into > LOOKED_INTO_MAX {
-            let text = "it holds too many folders to tell where its backups lie";
+            let text = "it has too many folders to find its backups";
             return Err(Error::usage(text)
                 .about(root.display())
                 .hint("mount the folder of one prefix"));
@@ -63,7 +63,7 @@ pub fn find(root: &Path) -> Result<PathBuf> {
             "{}: there are backups below {base:?} and below {other:?}",
             root.display()
         ))
-        .hint("mount the folder of one prefix; or else, all below one")),
+        .hint("mount the folder of one prefix")),
     }
 }
 
@@ -121,7 +121,7 @@ pub fn kept(root: &Path) -> Result<Option<String>> {
         .map(|text| text.trim_end_matches(['\r', '\n']));
     match prefix.filter(|prefix| prefix.is_empty() || prefix.ends_with('/')) {
         Some(prefix) => Ok(Some(prefix.into())),
-        None => Err(Error::damaged(file.display(), "it holds no prefix")
-            .hint("write what stands before the node in the names of objects, as `tenant/`, and a line feed")),
+        None => Err(Error::damaged(file.display(), "it does not contain a prefix")
+            .hint("it must contain the part of object names before the node, such as `tenant/`, and a line feed")),
     }
 }

@@ -269,7 +269,7 @@ impl Catalog {
             None => Ok(()),
             Some(broken) => {
                 let hint = format!(
-                    "the manifest of the backup {} cannot be read, so nothing of it is changed",
+                    "the manifest of the backup {} cannot be read, so it cannot be changed",
                     broken.backup
                 );
                 Err(Error::new(Kind::NotPermitted, name.file).hint(hint))
@@ -393,7 +393,7 @@ impl Catalog {
     /// restores only the files in it.
     pub fn manifest_for(&self, name: &DataName<'_>) -> Result<usize> {
         if self.outer.is_none() {
-            let hint = "no manifest names an object, so nothing tells what the names in them begin with: mount the bucket at its top, or let Medusa make a backup";
+            let hint = "no manifest names an object, so the prefix of their names is unknown: mount the top of the bucket, or let Medusa make a backup";
             return Err(Error::new(Kind::NotPermitted, name.file).hint(hint));
         }
         let belongs = |m: &Manifest| {
@@ -406,7 +406,7 @@ impl Catalog {
         self.manifests.iter().rposition(belongs).ok_or_else(|| {
             let hint = match name.backup {
                 Some(backup) => format!(
-                    "the backup {backup} has no manifest: it is under way, or was broken off, and only Medusa completes it"
+                    "the backup {backup} has no manifest: it is in progress, or was interrupted, and only Medusa can complete it"
                 ),
                 None => "the node has no differential backup whose manifest could name it".into(),
             };

@@ -38,11 +38,11 @@ impl Medusa {
                 Err(Error::new(Kind::NotPermitted, path).hint(hint))
             };
             if manifest.has_plain {
-                return refuse("is not encrypted, and the two kinds do not mix");
+                return refuse("is not encrypted, and encrypted files cannot be added to it");
             }
             if manifest.is_aws(&self.root) {
                 return refuse(
-                    "is encrypted with the AWS Encryption SDK: with a file in another form, Medusa's download of all of it would fail",
+                    "is encrypted with the AWS Encryption SDK: with a file in another format, Medusa could not download it",
                 );
             }
         }

@@ -78,14 +78,14 @@ impl FernetKey {
 
     /// Authenticates and decrypts a token in place, and returns its plaintext.
     pub fn open<'a>(&self, token: &'a mut [u8]) -> Result<&'a [u8], &'static str> {
-        let bytes = decode(token).ok_or("it is no base64")?;
+        let bytes = decode(token).ok_or("it is not base64")?;
         if bytes.len() < HEAD_LEN + BLOCK_LEN + MAC_LEN || bytes[0] != 0x80 {
-            return Err("it is no Fernet token");
+            return Err("it is not a Fernet token");
         }
         let (signed, mac) = bytes.split_at_mut(bytes.len() - MAC_LEN);
         let computed = self.mac.clone().chain_update(&*signed);
         if computed.verify_slice(mac).is_err() {
-            return Err("its HMAC is wrong: changed, or another key");
+            return Err("its HMAC is wrong: changed, or a wrong key");
         }
         let (head, cipher) = signed.split_at_mut(HEAD_LEN);
         let iv: &Iv = head.last_chunk().expect("a head ends in a vector");
@@ -274,7 +274,7 @@ pub fn scan(file: &File, key: &FernetKey, len: u64) -> Result<(Frames, u64)> {
         if !(TOKEN_LEN_MIN..=TOKEN_LEN_MAX).contains(&token_len) {
             return Err(damaged(
                 at,
-                "no token is that long: changed, or not encrypted",
+                "the length of its token is impossible: changed, or not encrypted",
             ));
         }
         let end = at + LENGTH_LEN + u64::from(token_len);
@@ -285,7 +285,7 @@ pub fn scan(file: &File, key: &FernetKey, len: u64) -> Result<(Frames, u64)> {
         read_at(file, end - TAIL_LEN as u64, &mut tail)?;
         let frame = key
             .plain_len(token_len, &tail)
-            .ok_or_else(|| damaged(at, "it does not open"))?;
+            .ok_or_else(|| damaged(at, "it cannot be decrypted"))?;
         starts.push((at, plain));
         plain += u64::from(frame);
         at = end;

@@ -118,7 +118,8 @@ impl Order {
         if !self.wrong.load(Ordering::Acquire) {
             return Ok(());
         }
-        let check = "all of its frames are authentic, and not those, or not in the order, that its manifest says";
+        let check =
+            "all of its frames are authentic, but they or their order differ from its manifest";
         Err(Kind::Damaged(check.into()).into())
     }
 }
@@ -192,7 +193,9 @@ impl FrameReader {
         read_at(&self.file, at, &mut length)?;
         let token_len = u32::from_be_bytes(length);
         if !(TOKEN_LEN_MIN..=TOKEN_LEN_MAX).contains(&token_len) {
-            return Err(wrong("no token is that long: changed, or not encrypted"));
+            return Err(wrong(
+                "the length of its token is impossible: changed, or not encrypted",
+            ));
         }
         let end = if frame + 1 < self.count() {
             self.start(frame + 1).1
@@ -203,7 +206,7 @@ impl FrameReader {
             read_at(&self.file, at + LENGTH_LEN, token)?;
             let plain = self.key.open(token).map_err(wrong)?;
             if plain.len() as u64 != end - plain_start {
-                return Err(wrong("it holds another number of bytes than its place"));
+                return Err(wrong("it has the wrong number of bytes"));
             }
             Ok(Arc::from(plain))
         })

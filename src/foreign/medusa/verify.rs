@@ -39,12 +39,12 @@ pub fn run(medusa: &Medusa, report: &mut Report<'_>) -> Result<()> {
         }
     })?;
     for backup in catalog.plain_backups() {
-        report.note(backup, "this backup holds files that are not encrypted");
+        report.note(backup, "this backup has files that are not encrypted");
     }
     for backup in &catalog.unfinished {
         report.note(
             backup,
-            "this backup was begun and never completed: it has no manifest",
+            "this backup was never completed: it has no manifest",
         );
     }
     for broken in &catalog.broken {
@@ -105,7 +105,7 @@ fn check(
 ) {
     let name = path.display();
     if !crate::foreign::stage::is_confined(path) {
-        return report.problem(name, "a manifest names it, and it leads out of the bucket");
+        return report.problem(name, "a manifest names it, but it is outside of the bucket");
     }
     let sealed = known.iter().any(|known| known.object.is_sealed());
     let seen = match look(medusa, path, known.is_empty() || sealed, report) {
@@ -132,7 +132,7 @@ fn check(
             ),
             None => report.problem(
                 &name,
-                format_args!("is not what the backup {backup} says: {} bytes, and {} are stored, or their MD5 differs", broken.object.size, seen.len),
+                format_args!("differs from the manifest of the backup {backup}: {} bytes instead of {}, or another MD5", seen.len, broken.object.size),
             ),
         }
     }
@@ -149,7 +149,9 @@ fn check(
                     let backup = &backups[known.manifest];
                     report.problem(
                         &name,
-                        format_args!("decrypts to something else than the backup {backup} says"),
+                        format_args!(
+                            "its plaintext differs from the manifest of the backup {backup}"
+                        ),
                     );
                 }
             }

@@ -55,7 +55,7 @@ pub fn plain_size(mms: &Mms, entry: &Entry) -> Result<u64> {
         return Ok(by_index);
     };
     if let Some(lacking) = lacking {
-        log::warn!("{path}: encrypted twice, and not read through: {lacking}");
+        log::warn!("{path}: encrypted twice, and the inner layer cannot be read: {lacking}");
     }
     Ok(reader.plain_size())
 }
@@ -67,7 +67,7 @@ type Inner = Result<(Arc<dyn Reader>, Record), String>;
 fn inner(mms: &Mms, outer: &Record, reader: &Arc<dyn Reader>) -> Result<Inner> {
     let index = mms.index.lock();
     let Some(record) = index.of_object(&outer.path).cloned() else {
-        return Ok(Err("its vector went with the old index".into()));
+        return Ok(Err("its vector was lost with the old index".into()));
     };
     drop(index);
     let song = &record.path;
@@ -84,7 +84,7 @@ fn inner(mms: &Mms, outer: &Record, reader: &Arc<dyn Reader>) -> Result<Inner> {
     let (mut ours, mut other) = ([0; BLOCK_LEN], [0; BLOCK_LEN]);
     reader.read_exact_at(0, &mut ours[..len])?;
     if object.read_exact_at(0, &mut other[..len]).is_err() || ours != other {
-        return Ok(Err(format!("{song} was encrypted anew since")));
+        return Ok(Err(format!("{song} was encrypted again since")));
     }
     let (key, iv) = (mms.key.clone(), record.iv);
     let through = SegmentReader::new(Arc::clone(reader), key, iv, record.plain_size);

@@ -136,13 +136,16 @@ impl Index {
         let lines = (index.records.len() + index.odd.len()) as u64;
         if lines != header.registers {
             index.faults.push(format!(
-                "it has {lines} records, and says that it has {}",
+                "it has {lines} records instead of {}",
                 header.registers
             ));
         }
         let opens = !index.records.is_empty() || index.odd.iter().any(|odd| odd.path.is_some());
         if let Some(odd) = index.odd.first().filter(|_| !opens) {
-            let check = format!("no record opens with the key of this library ({})", odd.why);
+            let check = format!(
+                "no record can be decrypted with the key of this library ({})",
+                odd.why
+            );
             return Err(Kind::Damaged(check.into()).into());
         }
         for fault in &index.faults {
@@ -172,14 +175,11 @@ impl Index {
                 record.path
             ))
         } else if !is_confined(Path::new(&*record.path)) {
-            Some(format!(
-                "{}: a folder cannot show a file of this name",
-                record.path
-            ))
+            Some(format!("{}: not a possible name in a folder", record.path))
         } else if !is_confined(Path::new(&*record.object)) {
             let object = &record.object;
             Some(format!(
-                "{}: its object cannot lie in a folder: {object:?}",
+                "{}: the name of its object is not possible in a folder: {object:?}",
                 record.path
             ))
         } else {
@@ -219,10 +219,7 @@ impl Index {
                 self.records.push(record);
                 continue;
             };
-            let why = format!(
-                "{}: a folder cannot show it, as {file} is a file",
-                record.path
-            );
+            let why = format!("{}: cannot be shown, because {file} is a file", record.path);
             self.odd.push(Odd {
                 path: Some(record.path),
                 object: Some(record.object),

@@ -154,7 +154,7 @@ impl Candidates {
             );
             return Err(Error::usage(text)
                 .about(root.display())
-                .hint("say it with --mms-index NAME"));
+                .hint("choose one with --mms-index NAME"));
         }
         let (index, key) = match fitting.pop() {
             Some(found) => found,

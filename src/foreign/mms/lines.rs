@@ -60,7 +60,7 @@ pub fn opens(path: &Path, key: &Key) -> Option<bool> {
 /// Decrypts a line to the JSON of its record.
 pub(super) fn open_line(line: &[u8], key: &Key, plain: &mut Vec<u8>) -> Result<(), String> {
     let line: Line<'_> = serde_json::from_slice(line).map_err(|e| e.to_string())?;
-    let iv = parse_iv(&line.iv).ok_or("its vector is none")?;
+    let iv = parse_iv(&line.iv).ok_or("its vector is invalid")?;
     plain.clear();
     plain.extend_from_slice(line.data.as_bytes());
     let decoded = BASE64.decode_inplace(plain).map_err(|e| e.to_string())?;
@@ -68,7 +68,7 @@ pub(super) fn open_line(line: &[u8], key: &Key, plain: &mut Vec<u8>) -> Result<(
     plain.truncate(len);
     let len = key
         .decrypt_padded(&iv, plain)
-        .ok_or("it does not open with the library's key")?;
+        .ok_or("it cannot be decrypted with the library's key")?;
     plain.truncate(len);
     Ok(())
 }
@@ -76,7 +76,7 @@ pub(super) fn open_line(line: &[u8], key: &Key, plain: &mut Vec<u8>) -> Result<(
 pub(super) fn parse_record(line: &[u8], key: &Key, plain: &mut Vec<u8>) -> Result<Record, String> {
     open_line(line, key, plain)?;
     let wire: Wire<'_> = serde_json::from_slice(plain).map_err(|e| format!("its record: {e}"))?;
-    let iv = parse_iv(&wire.iv).ok_or_else(|| format!("{}: its vector is none", wire.path))?;
+    let iv = parse_iv(&wire.iv).ok_or_else(|| format!("{}: its vector is invalid", wire.path))?;
     if wire.filesize > FILE_SIZE_MAX {
         return Err(format!(
             "{}: no file has {} bytes",

@@ -42,7 +42,7 @@ pub fn check(given: &str) -> Result<&str> {
         return Ok(path);
     }
     let text = format!("{given}: no object can be stored under this path");
-    Err(Error::usage(text).hint("give it as pathMusic is in the server's config.js"))
+    Err(Error::usage(text).hint("give it as pathMusic in the server's config.js"))
 }
 
 /// The path of a library: from the objects in its index, otherwise as `given`, otherwise as recorded in the library. `None`
@@ -70,14 +70,14 @@ pub fn find(
         (None, given) if seen.is_empty() => return without_objects(root, given, read_only),
         (Some(told), Some(given)) => {
             let text = format!("the objects of its index lie under {told:?}, not under {given:?}");
-            Error::usage(text).hint("leave --mms-path out, or mount it with --read-only")
+            Error::usage(text).hint("omit --mms-path, or mount with --read-only")
         }
         (None, _) => {
             let text = format!(
                 "the objects of its index do not lie under one path that a folder can have: {seen:?}"
             );
             Error::usage(text).hint(
-                "the server loses those that are not under its own at its next run: mount it with --read-only, and copy them",
+                "at its next run, the server loses the objects that are not under its own path: mount with --read-only, and copy them",
             )
         }
     };
@@ -106,9 +106,9 @@ fn without_objects(root: &Path, given: Option<&str>, read_only: bool) -> Result<
         None => kept(root)?,
     };
     if known.is_none() && !read_only {
-        let text = "its index is empty, and nothing tells under which path its songs are stored";
+        let text = "its index is empty, and the path under which its songs are stored is unknown";
         return Err(Error::usage(text).about(root.display()).hint(
-            "say it with --mms-path (-o mms-path=PATH), as pathMusic is in the server's config.js: under another path the server loses what is written",
+            "give it with --mms-path (-o mms-path=PATH), as pathMusic in the server's config.js: under any other path, the server loses what is written",
         ));
     }
     if let Some(path) = known
@@ -116,7 +116,7 @@ fn without_objects(root: &Path, given: Option<&str>, read_only: bool) -> Result<
         .filter(|path| !path.is_empty() && !path.ends_with('/'))
     {
         log::warn!(
-            "{}: the path {path:?} does not end in a slash: objects are named {path}<md5>.encrypt, beside a folder of that name and not in it",
+            "{}: the path {path:?} does not end in a slash: objects are named {path}<md5>.encrypt, and are not in a folder of that name",
             root.display()
         );
     }
@@ -136,8 +136,8 @@ pub fn kept(root: &Path) -> Result<Option<String>> {
         .map(|text| text.trim_end_matches(['\r', '\n']));
     match path.map(check) {
         Some(Ok(path)) => Ok(Some(path.into())),
-        _ => Err(Error::damaged(file.display(), "it holds no path")
-            .hint("remove it, and say the path with --mms-path")),
+        _ => Err(Error::damaged(file.display(), "it does not contain a path")
+            .hint("remove it, and give the path with --mms-path")),
     }
 }
 

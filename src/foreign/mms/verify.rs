@@ -27,7 +27,7 @@ pub fn run(mms: &Mms, report: &mut Report<'_>) -> Result<()> {
     for record in &records {
         if let Some(other) = ids.insert(record.id, &record.path) {
             let text = format!(
-                "has number {}, as {other} has: the server does that, too",
+                "has number {}, like {other} (the server also does that)",
                 record.id
             );
             report.note(&record.path, text);
@@ -45,13 +45,16 @@ fn check(mms: &Mms, record: &Record, report: &mut Report<'_>) {
         report.note(
             &record.path,
             format_args!(
-                "its object has another name than the server gives: {}",
+                "its object does not have the name that the server would give it: {}",
                 record.object
             ),
         );
     }
     if mms.root.join(&*record.path).is_file() && *record.path != *record.object {
-        report.note(&record.path, "its original lies beside it, in clear");
+        report.note(
+            &record.path,
+            "its unencrypted original is also in the library",
+        );
     }
     let reader = match open(mms, record, report) {
         Ok(reader) => reader,
@@ -81,14 +84,14 @@ fn open(mms: &Mms, record: &Record, report: &mut Report<'_>) -> Result<Arc<dyn R
         return mms.open_object(record);
     }
     let opened = doubled::open(mms, record.clone());
-    let twice = "encrypted twice: the server lost its index once and took the object for a song";
+    let twice = "encrypted twice: the server once lost its index, and encrypted the object as if it were a song";
     match opened.as_ref().map(|(_, lacking)| lacking) {
         Ok(None) => {
-            let text = format!("{twice}. It is read through, to the song itself");
+            let text = format!("{twice}. The song itself is shown");
             report.note(&record.path, text);
         }
         Ok(Some(lacking)) => {
-            let text = format!("{twice}. It is not read through: {lacking}");
+            let text = format!("{twice}. The song itself cannot be read: {lacking}");
             report.problem(&record.path, text);
         }
         // If the object itself is damaged, reading it reports that.
