@@ -227,7 +227,7 @@ mod tests {
             assert!(AFTER_HELP.contains(&format!("\n  {number}  ")));
         }
         // The README has the same table.
-        let readme = include_str!("../../README.md");
+        let readme = include_str!("../README.md");
         let codes = AFTER_HELP
             .lines()
             .skip(1)
