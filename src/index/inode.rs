@@ -171,11 +171,11 @@ impl Inode {
         self.xattrs().find(|(n, _)| *n == name).map(|(_, v)| v)
     }
     /// Adds references.
-    pub fn hold(&self, count: u32) {
+    pub fn incref(&self, count: u32) {
         self.refs.fetch_add(count, Ordering::Relaxed);
     }
-    /// Gives references back; true where none is left.
-    pub fn let_go(&self, count: u32) -> bool {
+    /// Drops references. Returns true if none is left.
+    pub fn release(&self, count: u32) -> bool {
         let before = self
             .refs
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| {

@@ -6,11 +6,11 @@ use crate::index::Stamp;
 use crate::index::record::{Record, Relocate, Splices};
 use crate::volume::Ino;
 
-/// How much is read and encrypted in one piece, in bytes.
+/// Maximum length that is read and encrypted in one step, in bytes.
 pub(super) const COPY_LEN: u64 = 4 << 20;
 
-/// Encrypts ranges of a file anew and records where they are now. False where the file was written to meanwhile: then
-/// the copies count for nothing.
+/// Re-encrypts ranges of a file into the open pack and records their new location. Returns false if the file was
+/// changed in the meantime, in which case the copies are not used.
 pub(super) fn copy_ranges(log: &Log, ino: Ino, ranges: &[(u64, u64)]) -> Result<bool> {
     let _held_off = log.hold_off_collection()?;
     let (subject, version) = {
@@ -38,7 +38,7 @@ pub(super) fn copy_ranges(log: &Log, ino: Ino, ranges: &[(u64, u64)]) -> Result<
             });
             match filled {
                 Ok(()) => {}
-                // Removed, or written to: then its packs may be gone, too.
+                // If the file was removed or changed, its old packs may have been removed, too.
                 Err(e) if matches!(e.kind(), Kind::Stale | Kind::Missing) => {
                     return match has_version(log, ino, version) {
                         None => Ok(true),
@@ -49,7 +49,7 @@ pub(super) fn copy_ranges(log: &Log, ino: Ino, ranges: &[(u64, u64)]) -> Result<
                 Err(e) => return Err(e),
             }
             log.new_packs()
-                .seal(&subject, at, &[&plain], &mut splices)?;
+                .append(&subject, at, &[&plain], &mut splices)?;
             at = end;
         }
     }
@@ -77,7 +77,7 @@ pub(super) fn copy_ranges(log: &Log, ino: Ino, ranges: &[(u64, u64)]) -> Result<
     })
 }
 
-/// Whether a file is still as it was; `None` where it is gone.
+/// Whether a file is unchanged; `None` if it is gone.
 fn has_version(log: &Log, ino: Ino, version: Stamp) -> Option<bool> {
     let tree = log.view().tree();
     Some(tree.inode(tree.find(ino)?).version() == version)

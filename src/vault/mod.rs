@@ -199,7 +199,7 @@ impl Vault {
         self.view.store().reserve(0)?;
         let flushed = self.files.flush_all();
         // Where the library is not at its place at all, publishing says so.
-        let gone = self.log.look_after_place().unwrap_or_default();
+        let gone = self.log.inspect_place().unwrap_or_default();
         let collected = self.upkeep.collector.collect();
         // Where nothing could be removed, what there is can still be published.
         self.outbox.publish()?;

@@ -55,7 +55,7 @@ impl Outbox {
     /// 7. What was published lately is still there; this machine remembers the new heads.
     pub fn publish(&self) -> Result<()> {
         self.salvage.run()?;
-        self.log.look_after_place()?;
+        self.log.inspect_place()?;
         self.publish_closed()?;
         self.log.sync()?;
         if !self.end_open_files()? {

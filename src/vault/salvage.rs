@@ -1,6 +1,6 @@
-//! Copying live data out of packs that a write or a sync failed in.
+//! Copies live data out of packs in which a write or a sync failed.
 //!
-//! Owns nothing; the log knows which packs failed, and the files which handles have to be told of a loss.
+//! Owns nothing. The log knows which packs failed; the files know which handles have to report a loss.
 
 use std::sync::Arc;
 
@@ -14,54 +14,55 @@ use crate::object::PackId;
 use crate::pack::BLOCK_PLAIN_LEN;
 use crate::volume::Ino;
 
-/// Empties packs that failed.
+/// Copies live data out of failed packs.
 pub(super) struct Salvage {
     log: Arc<Log>,
     files: Arc<Files>,
 }
 
 impl Salvage {
-    /// Of what `log` has written.
+    /// Creates it for the packs of `log`.
     pub fn new(log: Arc<Log>, files: Arc<Files>) -> Self {
         Self { log, files }
     }
 
-    /// Copies live data out of packs that a write or a sync failed in, and removes these. Data that cannot be decrypted
-    /// there is lost, and must not hold up the rest: every sync would fail for it.
+    /// Copies live data out of all failed packs, and removes them. Data that cannot be decrypted is lost, but does not
+    /// keep its pack from being removed: otherwise every sync would fail because of it.
     pub fn run(&self) -> Result<()> {
         let mut result = Ok(());
         for id in self.log.new_packs().failed() {
-            result = result.and(self.empty_pack(id));
+            result = result.and(self.evacuate(id));
         }
         result
     }
 
-    fn empty_pack(&self, id: PackId) -> Result<()> {
+    fn evacuate(&self, id: PackId) -> Result<()> {
         let mut lost: Vec<(Ino, u64, u64)> = Vec::new();
         let users = self.log.view().tree().users_of(id);
         for (ino, ranges) in users {
             self.copy_readable(ino, &ranges, &mut lost)?;
         }
-        // A sync that runs now has this pack among its files, and would count it as failed once more.
+        // Wait for a running sync: it may include this pack, and would mark it as failed again.
         let lane = self.log.sync_lane();
-        // Data that a flush has sealed into it is not seen in the tree until its record is written.
-        let sealing = self.log.stop_sealing();
+        // Data that a flush has written to it is not in the tree until its record is committed.
+        let barrier = self.log.block_pack_writers();
         let pack = self.log.view().tree().find_pack(id).copied();
         if pack.is_some_and(|p| p.live_plain_bytes > 0) && !self.is_lost(id, &lost) {
             return Ok(());
         }
-        // Frames name it that come before the copies: it is removed when it is known to be condemned, as any pack.
+        // Frames older than the copies refer to this pack, so it is condemned like any other, and removed once the
+        // record is durable.
         self.log.commit_acknowledged(|_, transaction| {
             transaction.records.push(Record::Condemn(vec![id]));
             Ok(())
         })?;
-        drop(sealing);
+        drop(barrier);
         self.log.new_packs().forget_unsynced(id);
         self.log.sync_in(&lane)?;
         self.log.new_packs().discard_failed(id)
     }
 
-    /// Whether all that is live in a pack is among these bytes of files.
+    /// Whether all live data of a pack is in the lost ranges.
     fn is_lost(&self, id: PackId, lost: &[(Ino, u64, u64)]) -> bool {
         if lost.is_empty() {
             return false;
@@ -73,7 +74,7 @@ impl Salvage {
         live.all(|range| is_within(range, lost))
     }
 
-    /// Copies what opens of these ranges of a file, and notes what does not.
+    /// Copies the ranges of a file that can be decrypted, and adds the others to `lost`. Bisects down to single blocks.
     fn copy_readable(
         &self,
         ino: Ino,
@@ -88,11 +89,11 @@ impl Salvage {
                 (Err(e), _) if !matches!(e.kind(), Kind::Damaged(_)) => return Err(e),
                 (Err(e), &[(from, to)]) if to - from <= BLOCK => {
                     let name = logged::file_name(ino, self.log.view().path_of(ino));
-                    log::error!("{name}: bytes {from} to {to} are lost: {e}");
+                    log::error!("{name}: data loss in bytes {from}..{to}: {e}");
                     lost.push((ino, from, to));
-                    self.log.requests().note_loss();
+                    self.log.requests().record_loss();
                     if let Some(file) = self.files.opened(ino) {
-                        // Who closes it is told.
+                        // The next close or fsync of each handle reports it.
                         let mut state = file.state.lock();
                         state.failures += 1;
                         state.failed_for_space = false;
@@ -109,7 +110,7 @@ impl Salvage {
     }
 }
 
-/// Whether these bytes of a file are among those, which are in order and may adjoin.
+/// Whether a range of a file is covered by `ranges`, which are sorted and may be adjacent.
 fn is_within((ino, mut from, to): (Ino, u64, u64), ranges: &[(Ino, u64, u64)]) -> bool {
     for (_, start, end) in ranges.iter().filter(|range| range.0 == ino) {
         if (*start..*end).contains(&from) {

@@ -1,8 +1,8 @@
-//! The syncer: makes things durable.
+//! The syncer: the thread that makes changes durable.
 //!
-//! All fsyncs that wait share one sync. Unasked, everything is made durable when the oldest of it is 5 s old, and what is
-//! written out also when it exceeds 64 MiB: so steady work has one sync in 5 s. Owns no data; does not publish anything,
-//! which upkeep does on a thread of its own.
+//! All pending fsyncs share one sync. Without an fsync, everything is made durable when the oldest change is 5 s old,
+//! and data in packs as soon as it exceeds 64 MiB: a steady load causes one sync every 5 s. Owns no data; does not
+//! publish, which upkeep does on its own thread.
 
 use std::sync::Arc;
 
@@ -11,22 +11,22 @@ use super::log::{Log, PanicGuard};
 use super::upkeep::Backoff;
 use crate::error::Result;
 
-/// More than this is made durable without waiting for its age, in bytes.
+/// Maximum length of unsynced data in packs, in bytes. Beyond it, everything in the log is synced regardless of age.
 const UNSYNCED_BYTES_MAX: u64 = 64 << 20;
 
-/// Syncs what files have written to the log.
+/// Syncs the log, and flushes files whose changes are old.
 pub(super) struct Syncer {
     log: Arc<Log>,
     files: Arc<Files>,
 }
 
 impl Syncer {
-    /// Of these files.
+    /// Creates a syncer of a log and the files that write to it.
     pub fn new(log: Arc<Log>, files: Arc<Files>) -> Self {
         Self { log, files }
     }
 
-    /// The thread's work, until it is told to end.
+    /// Runs until the thread is told to end.
     pub fn run(&self) {
         let requests = self.log.requests();
         let _guard = PanicGuard::new(requests, self.log.gate());
@@ -39,8 +39,8 @@ impl Syncer {
         self.log.answer_syncs();
     }
 
-    /// Makes durable what is due without anybody asking. A failure is logged, and tried again. True where nothing will be
-    /// due until something changes.
+    /// Syncs if changes are old enough or large enough. A failure is logged and retried. Returns true if nothing will
+    /// be due until something changes.
     pub fn sync_if_due(&self, backoff: &mut Backoff) -> bool {
         self.files.drop_unused();
         self.files.close_unneeded();
@@ -50,24 +50,24 @@ impl Syncer {
             let flushed = if is_old { self.flush_dirty() } else { Ok(()) };
             let synced = self.log.sync();
             if synced.is_ok() {
-                requests.packs_are_due();
+                requests.request_pack_publication();
             }
             backoff.record(self.log.env().now(), synced.and(flushed));
         }
         let is_durable = self.log.journal().is_durable();
         if !is_durable || self.files.budget().dirty_cost() > 0 {
-            // What failed has an age again, and is tried again when it is due.
+            // After a failure the age is counted again, and the next deadline retries.
             requests.changed();
             return false;
         }
         true
     }
 
-    /// Writes out every file in which something is dirty, and waits for what is being written out.
+    /// Flushes every file with dirty data, and waits for running flushes.
     fn flush_dirty(&self) -> Result<()> {
         let mut result = Ok(());
         for file in self.files.dirty() {
-            // Many files take their time, and none of the fsyncs needs to wait for all of them.
+            // Flushing many files takes long, and fsyncs need not wait for all of them.
             self.log.answer_syncs();
             result = result.and(self.files.flush_and_close(file));
         }

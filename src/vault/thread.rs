@@ -1,4 +1,4 @@
-//! A background thread that ends with the library.
+//! A background thread that ends when the library is closed.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use super::log::Log;
 use crate::error::{Error, Kind, Result};
 
-/// A running thread. Does not own what it does, nor the request to end, which the log's requests carry.
+/// A running thread. Does not own its work, or the request to end, which is part of the requests of the log.
 pub(super) struct Thread {
     name: &'static str,
     log: Arc<Log>,
@@ -16,7 +16,7 @@ pub(super) struct Thread {
 }
 
 impl Thread {
-    /// Starts it; `work` ends when the requests of `log` say so.
+    /// Starts a thread. `work` must return when the requests of `log` tell the threads to end.
     pub fn start(
         name: &'static str,
         log: Arc<Log>,
@@ -32,10 +32,10 @@ impl Thread {
         })
     }
 
-    /// Waits until it has ended.
+    /// Waits for the thread to end.
     ///
     /// # Errors
-    /// It ended by a panic, which was logged.
+    /// The thread panicked, which was logged.
     pub fn join(&self) -> Result<()> {
         let handle = self.handle.lock().take();
         let joined = handle.map_or(Ok(()), JoinHandle::join);
@@ -45,7 +45,7 @@ impl Thread {
 
 impl Drop for Thread {
     fn drop(&mut self) {
-        // Dropped without closing: like a crash, but the thread must not outlive the store.
+        // Dropped without being closed, as after a crash. The thread must not outlive the store.
         self.log.requests().stop();
         let _ = self.join();
     }

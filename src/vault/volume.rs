@@ -1,4 +1,4 @@
-//! The vault as a volume: each request in a line or two.
+//! The vault as a volume. Each request is delegated in a line or two.
 
 use std::ffi::OsStr;
 
@@ -17,7 +17,7 @@ impl Volume for Vault {
 
     fn forget(&self, ino: Ino, count: u64) {
         self.files
-            .let_go(ino, u32::try_from(count).unwrap_or(u32::MAX));
+            .forget(ino, u32::try_from(count).unwrap_or(u32::MAX));
     }
 
     fn getattr(&self, ino: Ino) -> Result<Attr> {
@@ -233,11 +233,7 @@ impl Volume for Vault {
     fn close(&self) -> Result<()> {
         drop(self.follower.lock().take());
         let cache = self.cache_stats();
-        log::info!(
-            "cache of blocks: {} hits, {} misses",
-            cache.hits,
-            cache.misses
-        );
+        log::info!("block cache: {} hits, {} misses", cache.hits, cache.misses);
         self.threads.as_ref().map_or(Ok(()), |threads| {
             let closed = self.close_writer(threads);
             closed.map_err(|e: Error| e.about("closing the library"))
@@ -245,7 +241,8 @@ impl Volume for Vault {
     }
 
     fn leave_memory(&self) {
-        // Freeing a million inodes takes a tenth of a second, for which `umount` would wait.
+        // The process is about to exit. Freeing a million inodes takes a tenth of a second, and `umount` would wait for
+        // it.
         let empty = Tree::new(0, 0, Time::default());
         std::mem::forget(std::mem::replace(&mut *self.view.tree_mut(), empty));
     }

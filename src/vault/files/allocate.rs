@@ -1,9 +1,8 @@
-//! fallocate(2), and the room that it promises.
+//! fallocate(2), and the free space that it promises.
 //!
-//! A promise is kept for as long as the library is mounted: nobody else is told that the room is there. It is for bytes that
-//! lie nowhere yet. As nothing is written in place, writing over bytes that are there takes room of its own, for which
-//! nothing is kept back: else a program that allocates a whole file again, to be sure, would be told that the disk is
-//! full.
+//! A promise holds while the library is mounted: other writers do not see that space as free. It covers bytes that are
+//! not stored yet. Nothing is written in place, so overwriting stored bytes needs more space, but none is reserved for
+//! that: otherwise a program that allocates a file that is already written would fail with ENOSPC.
 
 use std::collections::BTreeMap;
 
@@ -12,20 +11,20 @@ use crate::error::{Kind, Result};
 use crate::index::extents::Extents;
 use crate::volume::{FILE_LEN_MAX, Fallocate, Ino};
 
-/// What is promised is whole blocks of so many bytes, as on a disk.
+/// Space is promised in whole blocks of this length, in bytes, as on a disk.
 const BLOCK_LEN: u64 = 4096;
 
-/// Ranges of one file; of more, the two that are closest to each other become one, and what is between them is promised, too.
+/// Maximum number of promised ranges per file. Beyond it, the two closest ranges are merged, with the gap between them.
 const RANGES_MAX: usize = 64;
 
 type Ranges = BTreeMap<u64, u64>;
 
-/// What fallocate(2) promised of a file.
+/// The ranges of a file that fallocate(2) promised space for.
 #[derive(Debug, Default)]
 pub struct Promised {
-    /// Disjoint, in whole blocks: where they begin, and where they end.
+    /// Start to end; disjoint, in whole blocks.
     ranges: Ranges,
-    /// Bytes in them that lie nowhere yet, in no pack and in no buffer.
+    /// Bytes in these ranges that are not stored yet: neither in a pack nor in a buffer.
     pub empty_bytes: u64,
 }
 
@@ -35,7 +34,7 @@ impl Promised {
         self.ranges.is_empty()
     }
 
-    /// Adds the blocks that `from..to` touches.
+    /// Adds the blocks that overlap `from..to`.
     fn add(&mut self, from: u64, to: u64) {
         let mut from = from / BLOCK_LEN * BLOCK_LEN;
         let mut to = to.div_ceil(BLOCK_LEN) * BLOCK_LEN;
@@ -61,7 +60,7 @@ impl Promised {
         }
     }
 
-    /// Takes out the blocks that lie in `from..to`.
+    /// Removes the blocks that are entirely in `from..to`.
     fn cut(&mut self, from: u64, to: u64) {
         let from = from.div_ceil(BLOCK_LEN) * BLOCK_LEN;
         let to = to / BLOCK_LEN * BLOCK_LEN;
@@ -91,7 +90,7 @@ impl Promised {
 }
 
 impl FileState {
-    /// Bytes of `from..to` that are promised, and lie nowhere yet.
+    /// Bytes of `from..to` that are promised and not stored yet.
     pub fn empty_bytes(&self, extents: &Extents, from: u64, to: u64) -> u64 {
         let promised = self.promised.within(from, to);
         promised
@@ -99,10 +98,10 @@ impl FileState {
             .sum()
     }
 
-    /// Bytes of `from..to` that lie nowhere yet.
+    /// Bytes of `from..to` that are not stored yet.
     fn holes(&self, extents: &Extents, from: u64, to: u64) -> u64 {
-        let leaving = self.leaving.iter().flat_map(|l| l.parts(from, to));
-        let written = self.dirty.parts(from, to).chain(leaving);
+        let in_flight = self.in_flight.iter().flat_map(|l| l.parts(from, to));
+        let written = self.dirty.parts(from, to).chain(in_flight);
         let mut held: Vec<(u64, u64)> = written
             .map(|(at, part)| (at, at + part.len() as u64))
             .collect();
@@ -154,7 +153,7 @@ impl Files {
             Fallocate::ZeroRange { keep_size } => {
                 let before = self.promise(ino, plain_offset, end)?;
                 let zeroed = self.make_hole(ino, plain_offset, end, keep_size);
-                // What lay there does not lie there any more.
+                // The zeroed bytes are no longer stored, so the promise covers them again.
                 self.change_promise(ino, |promised| {
                     if zeroed.is_err() {
                         promised.ranges = before;
@@ -175,10 +174,10 @@ impl Files {
         })
     }
 
-    /// Promises the room for a range, if it is there; answers the ranges that were promised before.
+    /// Promises space for a range if there is enough. Returns the previously promised ranges.
     fn promise(&self, ino: Ino, from: u64, to: u64) -> Result<Ranges> {
         let before = self.change_promise(ino, |promised| promised.add(from, to));
-        match self.has_room(0) {
+        match self.has_space(0) {
             Ok(true) => Ok(before),
             failed => {
                 self.change_promise(ino, |promised| promised.ranges = before);
@@ -187,7 +186,7 @@ impl Files {
         }
     }
 
-    /// Changes what is promised of a file, and counts anew how much of it is empty. Answers the ranges before.
+    /// Changes the promised ranges of a file and recounts their empty bytes. Returns the previous ranges.
     pub fn change_promise(&self, ino: Ino, change: impl FnOnce(&mut Promised)) -> Ranges {
         let file = self.file(ino);
         let before = {
@@ -202,7 +201,7 @@ impl Files {
         before
     }
 
-    /// Counts anew how much of what is promised is empty; what is full is promised no more.
+    /// Recounts the empty bytes of the promised ranges, and drops ranges that are fully stored.
     pub fn recount_promise(&self, ino: Ino, state: &mut FileState) {
         let tree = self.view.tree();
         let mut ranges = std::mem::take(&mut state.promised.ranges);
@@ -222,14 +221,14 @@ impl Files {
     }
 
     fn set_empty(&self, state: &mut FileState, empty_bytes: u64) {
-        /// More than any store has room for, and little enough for sums.
+        /// More than the capacity of any store, and small enough that sums do not overflow.
         const MAX: u64 = 1 << 58;
         let empty_bytes = empty_bytes.min(MAX);
         let before = std::mem::replace(&mut state.promised.empty_bytes, empty_bytes);
         self.budget.recount_promised(before, empty_bytes);
     }
 
-    /// Of a write to `from..to`, the bytes for which there is room by promise.
+    /// Bytes of a write to `from..to` that use promised space.
     pub fn promised_for(&self, ino: Ino, from: u64, to: u64) -> u64 {
         if self.budget.promised_bytes() == 0 {
             return 0;
@@ -252,7 +251,7 @@ impl Files {
         })
     }
 
-    /// A write to `from..to` is about to go into the buffer.
+    /// Accounts for a write to `from..to` that is about to be added to the buffer.
     pub fn fill_promise(&self, ino: Ino, state: &mut FileState, from: u64, to: u64) {
         let filled = self.empty_now(ino, state, from, to);
         if filled > 0 {
@@ -264,7 +263,7 @@ impl Files {
         }
     }
 
-    /// The file was changed in another way than write; what was promised behind `plain_size` is promised no more.
+    /// Called after a change other than a write: drops promises past `plain_size`, and recounts the others.
     pub fn cut_promise(&self, ino: Ino, plain_size: u64) {
         if let Some(file) = self.opened(ino) {
             let mut state = file.state.lock();

@@ -1,4 +1,4 @@
-//! An open file: what was written and is not yet in a pack.
+//! An open file: data that is not in a pack yet.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,47 +11,48 @@ use crate::env::Env;
 use crate::vault::view::ReadPattern;
 use crate::volume::{Ino, Time};
 
-/// A regular file that is open, or has something that is not in a pack yet.
+/// A regular file that is open, or has data that is not in a pack yet.
 #[derive(Debug)]
 pub struct OpenFile {
-    /// Which file.
+    /// Its inode number.
     pub ino: Ino,
-    /// Held by whoever moves data from the buffer into packs, or changes the contents in another way than write.
+    /// Held while data is moved from the buffer into packs, or contents are changed in another way than by a write.
     pub flushing: Mutex<()>,
-    /// What was written.
+    /// Data that is not in a pack yet.
     pub state: Mutex<FileState>,
-    /// How it is read.
+    /// The access pattern of its readers.
     pub pattern: ReadPattern,
 }
 
-/// What was written to a file and is not in the tree.
+/// Changes of a file that are not in the tree yet.
 #[derive(Debug, Default)]
 pub struct FileState {
-    /// Handles open.
+    /// Number of open handles.
     pub handles: u32,
-    /// Not yet on its way.
+    /// Written, and not being flushed yet.
     pub dirty: Dirty,
-    /// On its way into a pack: still shown to readers.
-    pub leaving: Option<Arc<Dirty>>,
-    /// When it was last written, where the tree does not say. With something dirty, `None` is where all of that
-    /// was stored through maps, and the tree does say.
+    /// Being flushed into a pack; readers still see it.
+    pub in_flight: Option<Arc<Dirty>>,
+    /// When it was last written, if the tree does not have that time yet. `None` with dirty data means that all of it
+    /// was written through mmap(2), and that the mtime in the tree is valid.
     pub mtime: Option<Time>,
-    /// When utimensat(2) set mtime, where no write(2), fsync(2) or close(2) came since. The kernel does not write out
-    /// first what was stored through maps: what it writes back then may be older.
+    /// When utimensat(2) set mtime, if no write(2), fsync(2) or close(2) followed. The kernel does not write back
+    /// mmapped pages before utimensat(2), so pages that it writes back later may have been modified earlier.
     pub mtime_set: Option<Instant>,
-    /// How often writing data out failed, and the last time's errno kind: each handle is told once.
+    /// Number of failed flushes. Each handle reports a failure once.
     pub failures: u64,
-    /// Whether the last failure was a full disk.
+    /// Whether the last failure was ENOSPC.
     pub failed_for_space: bool,
-    /// The room that was promised.
+    /// Space promised by fallocate(2).
     pub promised: Promised,
 }
 
 impl FileState {
-    /// Notes that something was written, or, with `is_write_back`, stored through a map some time ago.
+    /// Updates mtime after a write, or, with `is_write_back`, after the kernel wrote back pages that were modified
+    /// through mmap(2) some time ago.
     pub fn touch(&mut self, env: &Env, is_write_back: bool) {
-        /// After this what is written back counts as stored later. Programs that set times end their maps, or close
-        /// the file, at once, and a change that moves no time is worse than a time that moves.
+        /// Pages written back later than this after utimensat(2) count as modified after it. Programs that set times
+        /// unmap or close the file promptly, and a change without a new mtime is worse than an unexpected mtime.
         const WRITTEN_BACK: Duration = Duration::from_secs(5);
         let is_older = |set: Instant| is_write_back && env.since(set) < WRITTEN_BACK;
         if !self.mtime_set.is_some_and(is_older) {
@@ -59,15 +60,15 @@ impl FileState {
         }
     }
 
-    /// Where what is dirty or leaving ends: the file is at least so long, whatever the tree says meanwhile.
+    /// End of the dirty and in-flight data: the file is at least this long, even if the tree has a smaller size.
     pub fn end(&self) -> u64 {
-        let leaving = self.leaving.as_ref().map_or(0, |l| l.end());
-        self.dirty.end().max(leaving)
+        let in_flight = self.in_flight.as_ref().map_or(0, |l| l.end());
+        self.dirty.end().max(in_flight)
     }
 }
 
 impl OpenFile {
-    /// A file without anything dirty.
+    /// Creates the entry of a file without dirty data.
     pub fn new(ino: Ino) -> Self {
         Self {
             ino,

@@ -1,4 +1,4 @@
-//! Out of the dirty buffer: sealed into packs, then framed.
+//! Flushing: encrypts dirty data into packs, then writes the record that refers to it.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use crate::pack::BLOCK_PLAIN_LEN;
 use crate::vault::log::{Subject, split};
 use crate::volume::{Ino, Time};
 
-/// Pieces that a block-aligned range may be in; more, and it is rewritten as one block.
-const PIECES_MAX: usize = 8;
+/// Maximum number of extents in an aligned block. A block with more is rewritten in one piece.
+const BLOCK_EXTENTS_MAX: usize = 8;
 
 impl Files {
-    /// Writes out what is dirty in a file, if it is open.
+    /// Flushes a file, if it is open.
     pub fn flush_ino(&self, ino: Ino) -> Result<()> {
         let Some(file) = self.opened(ino) else {
             return Ok(());
@@ -23,7 +23,7 @@ impl Files {
         self.flush_file(&file)
     }
 
-    /// Writes out what is dirty in every file.
+    /// Flushes every file.
     pub fn flush_all(&self) -> Result<()> {
         let mut result = Ok(());
         for file in self.all() {
@@ -32,7 +32,7 @@ impl Files {
         result
     }
 
-    /// Writes out what is dirty in a file, and forgets it where nothing else needs it.
+    /// Flushes a file, then removes it from the table if it is not needed any more.
     pub fn flush_and_close(&self, file: Arc<OpenFile>) -> Result<()> {
         let flushed = self.flush_file(&file);
         let ino = file.ino;
@@ -41,26 +41,26 @@ impl Files {
         flushed
     }
 
-    /// Seals what is dirty into packs, and frames it. What could not be written stays dirty.
+    /// Encrypts dirty data into packs and records its location. Data that could not be written stays dirty.
     pub fn flush_file(&self, file: &OpenFile) -> Result<()> {
         let _flushing = overdue::lock(&file.flushing)?;
         self.flush_locked(file, true)
     }
 
-    /// The same for a file to which more is coming: the block that it ends in stays until it is whole. So runs
-    /// begin and end where blocks do, whatever the lengths of the writes.
+    /// Like [`Files::flush_file`], for a file that is still being written: keeps the incomplete last block dirty, so
+    /// that runs are aligned to blocks whatever the lengths of the writes.
     pub fn flush_stream(&self, file: &OpenFile) -> Result<()> {
         let _flushing = overdue::lock(&file.flushing)?;
         self.flush_locked(file, false)
     }
 
-    /// The same for who holds `flushing` already.
+    /// Like [`Files::flush_file`], if the caller holds `flushing`. Without `with_tail`, like [`Files::flush_stream`].
     pub fn flush_locked(&self, file: &OpenFile, with_tail: bool) -> Result<()> {
         let (dirty, mtime) = {
             let mut state = file.state.lock();
-            if let Some(left) = state.leaving.take() {
-                // Who was writing this out has panicked.
-                self.put_back(&mut state, &left);
+            if let Some(unfinished) = state.in_flight.take() {
+                // An earlier flush has panicked.
+                self.put_back(&mut state, &unfinished);
                 state.failures += 1;
             }
             let before = state.dirty.cost();
@@ -74,13 +74,13 @@ impl Files {
                 return Ok(());
             }
             let dirty = Arc::new(dirty);
-            state.leaving = Some(dirty.clone());
+            state.in_flight = Some(dirty.clone());
             (dirty, state.mtime)
         };
         let flushed = self.write_out(file.ino, &dirty, mtime);
         overdue::go_on();
         let mut state = file.state.lock();
-        state.leaving = None;
+        state.in_flight = None;
         match flushed {
             Ok(filled_holes) => {
                 // A write since then has its own time.
@@ -95,7 +95,7 @@ impl Files {
             }
             Err(e) => {
                 self.put_back(&mut state, &dirty);
-                // Who only waited too long has written nothing that could have failed.
+                // A request that gave up waiting for a lock has not attempted a write.
                 if !matches!(e.kind(), Kind::TimedOut) {
                     state.failures += 1;
                     state.failed_for_space = e.is_no_space();
@@ -108,18 +108,18 @@ impl Files {
         }
     }
 
-    /// Gives a file back what was taken out of its buffer, under what was written since.
+    /// Puts data back into the buffer of a file, below data written since.
     pub fn put_back(&self, state: &mut FileState, dirty: &Dirty) {
         let before = state.dirty.cost() + dirty.cost();
         state.dirty.put_under(dirty);
         self.budget.recount_dirty(before, state.dirty.cost());
     }
 
-    /// Whether holes may have been filled beside what was dirty.
+    /// Returns whether holes next to the dirty data may have been filled.
     fn write_out(&self, ino: Ino, dirty: &Dirty, mtime: Option<Time>) -> Result<bool> {
         let (subject, extents, plain_size) = {
             let tree = self.view.tree();
-            // Its last name and handle are gone: nobody will ask.
+            // The inode has neither links nor handles, so its data is not needed.
             let Some(ix) = tree.find(ino) else {
                 return Ok(false);
             };
@@ -137,7 +137,8 @@ impl Files {
         };
         let _held_off = self.log.hold_off_collection()?;
         let mut splices = Splices::default();
-        // Up to here everything dirty is sealed: a range may begin in a block that was taken whole before it.
+        // Dirty data up to this offset is in a pack: the preceding step may have rewritten the whole block in which the
+        // next range begins.
         let mut done = 0;
         let mut filled_holes = false;
         for (at, parts) in dirty.ranges() {
@@ -152,13 +153,13 @@ impl Files {
                     filled_holes = true;
                     self.log
                         .new_packs()
-                        .seal(&subject, at, &[&bytes], &mut splices)?;
+                        .append(&subject, at, &[&bytes], &mut splices)?;
                     at + bytes.len() as u64
                 }
                 None => {
                     self.log
                         .new_packs()
-                        .seal(&subject, at, &parts, &mut splices)?;
+                        .append(&subject, at, &parts, &mut splices)?;
                     end
                 }
             };
@@ -169,18 +170,18 @@ impl Files {
             };
             let inode = tree.inode(ix);
             let plain_size = inode.plain_size().max(dirty.end());
-            // When it was written is what was told meanwhile; what was changed since is later still.
-            let told = tree.attr(ix);
-            transaction.wall = mtime.map_or(told.ctime, |mtime| mtime.max(told.ctime));
-            let mtime = mtime.or(Some(told.mtime));
+            // Times must agree with what stat(2) reported while the data was dirty, and ctime must not move backwards.
+            let attr = tree.attr(ix);
+            transaction.wall = mtime.map_or(attr.ctime, |mtime| mtime.max(attr.ctime));
+            let mtime = mtime.or(Some(attr.mtime));
             transaction.change_content(tree, inode, plain_size, mtime, splices);
             Ok(())
         })?;
         Ok(filled_holes)
     }
 
-    /// Where a dirty range lies within one block of a file that is in too many pieces there: the whole block as it
-    /// is now (but for what is sealed already, up to `done`), to be sealed in one piece.
+    /// If a dirty range is within one block that has too many extents, returns the offset and current contents of that
+    /// block from `done` on, to be encrypted as one run. Data before `done` is in a pack already.
     fn whole_block(
         &self,
         ino: Ino,
@@ -191,18 +192,18 @@ impl Files {
     ) -> Option<(u64, Vec<u8>)> {
         let block_len = u64::from(BLOCK_PLAIN_LEN);
         let block_at = at / block_len * block_len;
-        if extents < PIECES_MAX || end > block_at + block_len {
+        if extents < BLOCK_EXTENTS_MAX || end > block_at + block_len {
             return None;
         }
         let from = block_at.max(done);
         let to = plain_size.min(block_at + block_len);
         let located = self.view.locate(ino, from, to).ok()?;
-        if located.extents.len() < PIECES_MAX {
+        if located.extents.len() < BLOCK_EXTENTS_MAX {
             return None;
         }
         let mut block = vec![0; (to - from) as usize];
-        // As a sequential reader: what is replaced now will not be asked for, nor what lies around it.
-        // What cannot be read stays where it is, and the range is sealed alone.
+        // Read like a sequential reader, without caching: these blocks are about to be replaced. If they cannot be
+        // read, only the dirty range is written.
         self.view
             .fill_extents(&located.extents, from, &mut block, true)
             .ok()?;

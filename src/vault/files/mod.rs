@@ -1,11 +1,11 @@
-//! Files that are open: what was written to them and is not in the tree yet, and the ways in and out of it.
+//! Open files: data written to them that is not in the tree yet, and the operations that write, read and flush it.
 //!
-//! Owns the table of open files with their dirty buffers, the handles, the budgets of memory and of free space, and the
-//! stream writer's queue. Does not own stored contents ([`View`]), packs and records (`log`), or when something is synced
+//! Owns the table of open files with their dirty buffers, the handles, the budgets of memory and free space, and the
+//! streamer's queue. Does not own stored contents ([`View`]), packs and records (`log`), or the decision when to sync
 //! (`syncer`).
 //!
-//! Each file is in the table once, for all that work on it, for as long as anything needs it. Lock order: a file's
-//! `flushing`, then the log's locks, then the table, a file's state, and the tree. The handles come last, alone.
+//! A file is in the table once, shared by all its users, for as long as it is needed. Lock order: a file's `flushing`,
+//! then the log's locks, then the table, a file's state, and the tree. The handles come last, alone.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,16 +33,16 @@ use handles::Handles;
 pub(super) use stream::Streamer;
 use stream::Streams;
 
-/// How long the journal is waited for by who may also leave the work to the syncer.
-const MOMENT: Duration = Duration::from_millis(100);
+/// How long FORGET and RELEASE wait for the journal before they leave the work to the syncer.
+const FORGET_PATIENCE: Duration = Duration::from_millis(100);
 
 /// The open files.
 pub(crate) struct Files {
     view: Arc<View>,
     log: Arc<Log>,
-    /// In order, so that files are written out in the order in which they were made.
+    /// Sorted, so that files are flushed in order of creation.
     open: Mutex<BTreeMap<Ino, Arc<OpenFile>>>,
-    /// Inodes to be dropped for which the journal was waited for too long.
+    /// Inodes that could not be dropped because the journal was locked too long.
     unused: Mutex<Vec<Ino>>,
     handles: Handles,
     budget: Budget,
@@ -50,7 +50,7 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// None is open.
+    /// Creates an empty table.
     pub fn new(log: Arc<Log>) -> Self {
         Self {
             view: log.view().clone(),
@@ -63,22 +63,22 @@ impl Files {
         }
     }
 
-    /// What is read.
+    /// The read side.
     pub fn view(&self) -> &View {
         &self.view
     }
 
-    /// Where changes go.
+    /// The log that changes are written to.
     pub fn log(&self) -> &Log {
         &self.log
     }
 
-    /// How much may still be written.
+    /// The limits on writing.
     pub fn budget(&self) -> &Budget {
         &self.budget
     }
 
-    /// The open file; opened if it is not.
+    /// Returns the open file, and adds it to the table if it is not there.
     pub fn file(&self, ino: Ino) -> Arc<OpenFile> {
         self.open
             .lock()
@@ -87,41 +87,42 @@ impl Files {
             .clone()
     }
 
-    /// The open file, if it is open.
+    /// Returns the open file, if it is in the table.
     pub fn opened(&self, ino: Ino) -> Option<Arc<OpenFile>> {
         self.open.lock().get(&ino).cloned()
     }
 
-    /// All of them.
+    /// Returns all open files.
     pub fn all(&self) -> Vec<Arc<OpenFile>> {
         self.open.lock().values().cloned().collect()
     }
 
-    /// Those in which something is dirty, or is being written out.
+    /// Returns the files with data that is dirty or being flushed.
     pub fn dirty(&self) -> Vec<Arc<OpenFile>> {
         let open = self.open.lock();
         let is_dirty = |file: &&Arc<OpenFile>| {
             let state = file.state.lock();
-            !state.dirty.is_empty() || state.leaving.is_some()
+            !state.dirty.is_empty() || state.in_flight.is_some()
         };
         open.values().filter(is_dirty).cloned().collect()
     }
 
-    /// Forgets the open file where nothing needs it; drops an inode that lost its last name and reference.
-    pub fn let_go(&self, ino: Ino, references: u32) {
+    /// Drops references of the kernel to an inode. Drops the inode if no link and no reference is left, and its open
+    /// file if that is not needed any more.
+    pub fn forget(&self, ino: Ino, references: u32) {
         let tree = self.view.tree();
         let Some(ix) = tree.find(ino) else { return };
         let inode = tree.inode(ix);
-        let unused = references > 0 && inode.let_go(references) && !inode.is_linked();
+        let unused = references > 0 && inode.release(references) && !inode.is_linked();
         drop(tree);
-        // The kernel does not wait for this, so it must not wait for the store.
-        if unused && !self.log.drop_unused(ino, Some(MOMENT)) {
+        // The kernel sends FORGET without waiting for an answer, so this must not wait for the store.
+        if unused && !self.log.drop_unused(ino, Some(FORGET_PATIENCE)) {
             self.unused.lock().push(ino);
         }
         self.close_file(ino);
     }
 
-    /// Drops inodes that could not be dropped when their last reference went.
+    /// Drops inodes that could not be dropped together with their last reference.
     pub fn drop_unused(&self) {
         let unused = std::mem::take(&mut *self.unused.lock());
         for ino in unused {
@@ -129,21 +130,22 @@ impl Files {
         }
     }
 
-    /// Forgets an open file if nothing needs it.
+    /// Removes an open file from the table if it is not needed any more.
     pub fn close_file(&self, ino: Ino) {
         let mut open = self.open.lock();
         if let Some(file) = open.get(&ino) {
-            self.give_up_if_gone(file);
+            self.discard_if_gone(file);
             if !self.is_needed(file) {
                 open.remove(&ino);
             }
         }
     }
 
-    /// The same for all: a close that raced with another holder has left the entry behind.
+    /// Removes all open files that are not needed any more. A close that raced with another user leaves its entry
+    /// behind.
     pub fn close_unneeded(&self) {
         self.open.lock().retain(|_, file| {
-            self.give_up_if_gone(file);
+            self.discard_if_gone(file);
             self.is_needed(file)
         });
     }
@@ -152,10 +154,9 @@ impl Files {
         self.view.tree().find(file.ino).is_none()
     }
 
-    /// Whether an open file, of which one reference is the table's, has to stay in it.
+    /// Whether an open file has to stay in the table, which holds one reference to it.
     fn is_needed(&self, file: &Arc<OpenFile>) -> bool {
-        // One more holder than the table: somebody is at work on it. The next to close it, or the syncer, looks
-        // again.
+        // Another reference: the file is in use. Its next close, or the syncer, checks again.
         if Arc::strong_count(file) > 1 {
             return true;
         }
@@ -165,8 +166,8 @@ impl Files {
         !is_gone && (state.handles > 0 || holds)
     }
 
-    /// Gives up what is dirty in a file whose inode is gone: nobody can ask for it.
-    fn give_up_if_gone(&self, file: &OpenFile) {
+    /// Discards the dirty data of a file whose inode is gone, because it cannot be read any more.
+    fn discard_if_gone(&self, file: &OpenFile) {
         if !self.is_gone(file) {
             return;
         }

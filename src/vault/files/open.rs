@@ -1,4 +1,4 @@
-//! Opening and closing files, fsync, and what is reported of them together.
+//! Opening and closing files, fsync, and statistics of all open files.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ impl Files {
             if inode.kind() == FileKind::Directory {
                 return Err(Kind::IsDirectory.into());
             }
-            inode.hold(1);
+            inode.incref(1);
         }
         let failures = {
             let file = self.file(ino);
@@ -38,46 +38,48 @@ impl Files {
         Ok(handle)
     }
 
-    /// The last reference to a handle is gone. Returns the file where the handle could write.
+    /// Closes a handle to which the kernel has dropped its last reference. Returns the inode if the handle could write.
     pub fn release(&self, handle: Handle) -> Option<Ino> {
         let open = self.handles.close(handle)?;
         if open.writes {
-            // What was stored through a map since close(2). No one is there to be told: it stays dirty and is tried again.
+            // Pages written through mmap(2) after close(2). RELEASE cannot report an error: they stay dirty, and are
+            // retried.
             if let Err(e) = self.flush_ino(open.ino) {
                 let name = logged::file_name(open.ino, self.view.path_of(open.ino));
-                log::warn!("{name}: not written out when it was closed: {e}");
+                log::warn!("{name}: could not be written out on close: {e}");
             }
         }
         if let Some(file) = self.opened(open.ino) {
             let mut state = file.state.lock();
             state.handles = state.handles.saturating_sub(1);
         }
-        self.let_go(open.ino, 1);
+        self.forget(open.ino, 1);
         open.writes.then_some(open.ino)
     }
 
-    /// Has `done` called when what was written to a file is durable; a failure that the handle was not told of is told.
+    /// Calls `done` when the data written to a file is durable. Also reports an earlier failure that the handle has not
+    /// reported yet.
     pub fn fsync(files: &Arc<Self>, ino: Ino, handle: Handle, done: Done) {
         if files.log.gate().is_asked_for() {
             return done(Ok(()));
         }
         let Some(file) = files.opened(ino) else {
-            return files.log.requests().sync(done);
+            return files.log.requests().request_sync(done);
         };
-        // The kernel has written back before: what comes now was stored later.
+        // The kernel writes back mmapped pages before it sends FSYNC: pages written back later were modified later.
         file.state.lock().mtime_set = None;
         if let Err(e) = files.flush_file(&file) {
-            return done(files.tell_failures(&file, handle, Err(e)));
+            return done(files.report_write_error(&file, handle, Err(e)));
         }
-        let teller = Arc::clone(files);
-        // Looked up again: a reference that waits with it would keep the file in the table when it is closed.
-        let tell = move |synced| {
-            done(match teller.opened(ino) {
-                Some(file) => teller.tell_failures(&file, handle, synced),
+        let open_files = Arc::clone(files);
+        // Looked up again later: a reference held by the closure would keep a closed file in the table.
+        let report = move |synced| {
+            done(match open_files.opened(ino) {
+                Some(file) => open_files.report_write_error(&file, handle, synced),
                 None => synced,
             })
         };
-        files.log.requests().sync(Box::new(tell));
+        files.log.requests().request_sync(Box::new(report));
     }
 
     /// Makes everything durable, and waits for it.
@@ -86,21 +88,23 @@ impl Files {
             return Ok(());
         }
         self.flush_all()?;
-        let (tell, told) = std::sync::mpsc::channel();
-        self.log.requests().sync(Box::new(move |synced| {
-            // Whoever waited may have given up.
-            let _ = tell.send(synced);
+        let (send, receive) = std::sync::mpsc::channel();
+        self.log.requests().request_sync(Box::new(move |synced| {
+            // The receiver may be gone.
+            let _ = send.send(synced);
         }));
-        told.recv().unwrap_or_else(|_| Err(Kind::Poisoned.into()))
+        receive
+            .recv()
+            .unwrap_or_else(|_| Err(Kind::Poisoned.into()))
     }
 
-    /// Paths of files with bytes that are not in a pack, and how many.
+    /// Returns the paths of files with data that is not in a pack, and its length in bytes.
     pub fn unwritten(&self) -> Vec<(Vec<u8>, u64)> {
         let files = self.all();
         let unwritten = files.iter().filter_map(|file| {
             let bytes = {
                 let state = file.state.lock();
-                state.dirty.plain_bytes() + state.leaving.as_ref().map_or(0, |l| l.plain_bytes())
+                state.dirty.plain_bytes() + state.in_flight.as_ref().map_or(0, |l| l.plain_bytes())
             };
             let tree = self.view.tree();
             let ix = tree.find(file.ino).filter(|_| bytes > 0)?;
@@ -109,21 +113,21 @@ impl Files {
         unwritten.collect()
     }
 
-    /// How much space there is, as statfs(2) asks for it.
+    /// Returns the capacity and free space, for statfs(2).
     pub fn statfs(&self) -> Result<Statfs> {
         const UNIT: u64 = 4096;
-        // The store may yet take 1 MiB ahead of small appends, to a pack and to a segment each; a disk wastes some, too.
-        const AHEAD: i64 = 3 << 20;
+        // For small appends the store may allocate 1 MiB ahead in a pack and in a segment; the disk has overhead, too.
+        const ALLOCATED_AHEAD: i64 = 3 << 20;
         let space = self.view.store().space()?;
-        let free = (self.budget.left(&space) - AHEAD).max(0) as u64;
+        let free = (self.budget.available(&space) - ALLOCATED_AHEAD).max(0) as u64;
         let files = self.view.tree().inode_count();
         Ok(Statfs {
             block_bytes: UNIT as u32,
             blocks: space.total_bytes / UNIT,
-            // Not even root may write more.
+            // Root has no reserve of its own.
             blocks_free: free / UNIT,
             blocks_available: free / UNIT,
-            // As many as there are numbers; more than 32 bits, and 32-bit programs are told nothing at all.
+            // The number of possible inode numbers. With more than 32 bits, statfs(2) fails in 32-bit programs.
             files: files.max(u32::MAX.into()),
             files_free: u64::from(u32::MAX).saturating_sub(files),
         })

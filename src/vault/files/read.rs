@@ -1,4 +1,4 @@
-//! Reading a file: what the view has of it, then what is dirty over that.
+//! Reading a file: stored contents from the view, overlaid with dirty data.
 
 use super::Files;
 use crate::error::Result;
@@ -11,7 +11,8 @@ impl Files {
         let file = self.opened(ino);
         let mut overlays = Vec::new();
         let located = match &file {
-            // The state is locked until the extents are here, so that a flush cannot move data past us.
+            // The state stays locked while the extents are looked up, so that a concurrent flush cannot move data to
+            // the tree between the two, where this read would miss it.
             Some(file) => {
                 let state = file.state.lock();
                 let mut located = self.view.locate(ino, plain_offset, wanted_end)?;
@@ -20,7 +21,7 @@ impl Files {
                     .plain_size
                     .saturating_sub(plain_offset)
                     .min(out.len() as u64) as usize;
-                if !state.dirty.is_empty() || state.leaving.is_some() {
+                if !state.dirty.is_empty() || state.in_flight.is_some() {
                     overlays = self.overlay(&state, plain_offset, len);
                 }
                 located
@@ -45,7 +46,7 @@ impl Files {
         Ok(len)
     }
 
-    /// What is dirty in a range, copied: place in the range, and bytes.
+    /// Returns copies of the dirty data in a range, with offsets relative to the range.
     fn overlay(
         &self,
         state: &super::FileState,
@@ -54,7 +55,7 @@ impl Files {
     ) -> Vec<(usize, Vec<u8>)> {
         let end = plain_offset + len as u64;
         let mut out = Vec::new();
-        for dirty in state.leaving.as_deref().into_iter().chain([&state.dirty]) {
+        for dirty in state.in_flight.as_deref().into_iter().chain([&state.dirty]) {
             for (start, part) in dirty.parts(plain_offset, end) {
                 out.push(((start - plain_offset) as usize, part.to_vec()));
             }
@@ -63,7 +64,7 @@ impl Files {
     }
 
     pub fn seek(&self, ino: Ino, plain_offset: u64, whence: Whence) -> Result<u64> {
-        // What is dirty is data, too.
+        // Dirty ranges count as data, and the view knows stored extents only.
         if !self.log.gate().is_asked_for() {
             self.flush_ino(ino)?;
         }

@@ -1,5 +1,5 @@
-//! Long writes leave memory beside whoever writes them: one thread seals what a file has dirty while more comes in.
-//! Without it, a program that writes would wait for the cipher and for the store after every few requests.
+//! Flushing long writes in the background: a thread flushes the dirty data of a file while the program writes more.
+//! Otherwise the program would wait for encryption and for the store every few requests.
 
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -10,15 +10,16 @@ use parking_lot::Mutex;
 use super::{Files, OpenFile};
 use crate::error::{Error, Kind, Result};
 
-/// Files that wait; who has one more, writes it out itself.
+/// Maximum number of queued files. If the queue is full, the writer flushes its file itself.
 const QUEUE_MAX: usize = 64;
 
-/// The way to the thread; `None` where there is none.
+/// The queue of the thread; `None` if the thread does not run.
 #[derive(Default)]
 pub struct Streams(Mutex<Option<SyncSender<Arc<OpenFile>>>>);
 
 impl Streams {
-    /// Has `file` written out soon; false where nobody will. What fails stays dirty, and is told as any failure is.
+    /// Queues `file` to be flushed soon. Returns false if the queue is full or the thread does not run. Data that
+    /// cannot be written stays dirty, and the failure is reported like any other.
     pub fn offer(&self, file: &Arc<OpenFile>) -> bool {
         let queue = self.0.lock();
         queue
@@ -34,7 +35,7 @@ pub struct Streamer {
 }
 
 impl Streamer {
-    /// Starts it.
+    /// Starts the thread.
     pub fn start(files: Arc<Files>) -> Result<Self> {
         let (sender, queue) = sync_channel::<Arc<OpenFile>>(QUEUE_MAX);
         let run = files.clone();
@@ -42,14 +43,14 @@ impl Streamer {
             .name("streamer".into())
             .spawn(move || {
                 for file in queue {
-                    // The file keeps what failed, and says so when it is closed.
+                    // A failure is recorded in the file, and reported when it is closed.
                     let _ = run.flush_stream(&file);
                     let ino = file.ino;
                     drop(file);
                     run.close_file(ino);
                 }
             })
-            .map_err(|e| Error::new(Kind::Io(e), "the streamer's thread"))?;
+            .map_err(|e| Error::new(Kind::Io(e), "the thread streamer"))?;
         *files.streams.0.lock() = Some(sender);
         Ok(Self {
             files,
@@ -57,11 +58,11 @@ impl Streamer {
         })
     }
 
-    /// Ends it, when it has done what waits.
+    /// Ends the thread after it has flushed all queued files.
     pub fn stop(&self) {
         drop(self.files.streams.0.lock().take());
         if let Some(thread) = self.thread.lock().take() {
-            // It has no result; a panic was logged.
+            // An error means that the thread has panicked, which was logged.
             let _ = thread.join();
         }
     }

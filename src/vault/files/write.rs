@@ -1,4 +1,4 @@
-//! Writing: into the dirty buffer (`flush` has the way out of it); and the other ways to change contents.
+//! Writing to the dirty buffer (`flush` empties it), and other operations that change contents.
 
 use std::sync::mpsc;
 use std::time::Duration;
@@ -13,9 +13,9 @@ use crate::vault::log::Transaction;
 use crate::vault::view::find;
 use crate::volume::{FILE_LEN_MAX, FileKind, Handle, Ino};
 
-/// A file that is written in long pieces is written out, beside its writer, when it has this much.
+/// A file written in long runs is flushed in the background when it has this many dirty bytes.
 const STREAM_LEN: usize = 2 << 20;
-/// The writer waits when it has this much: what is to be written out does not keep up.
+/// The writer waits for a flush when the file has this many dirty bytes, because the background flush does not keep up.
 const STREAM_LEN_MAX: usize = 8 << 20;
 
 impl Files {
@@ -37,7 +37,7 @@ impl Files {
         }
         self.bound_dirty()?;
         let promised = self.promised_for(ino, plain_offset, end);
-        self.take_room(data.len() as u64 - promised)?;
+        self.reserve_space(data.len() as u64 - promised)?;
         let file = self.file(ino);
         {
             let tree = self.view.tree();
@@ -51,10 +51,10 @@ impl Files {
             state.dirty.cost() >= STREAM_LEN_MAX && is_stream(&state.dirty)
         };
         if must_wait {
-            // Before anything of this is taken in: then it is so only if the answer says so.
+            // Flush before any of this write is buffered, so that a failed write(2) leaves nothing in the buffer.
             self.flush_stream(&file).inspect_err(|_| {
-                // This caller hears of it now; the other handles, when they close.
-                self.note_told(handle, &file);
+                // This handle reports the failure now; the other handles do when they close.
+                self.mark_reported(handle, &file);
             })?;
         }
         let is_due = overdue::unless_answered(|| {
@@ -69,13 +69,13 @@ impl Files {
         })?;
         self.log.requests().changed();
         if is_due {
-            // Where nobody takes it, the writer does when it has to wait.
+            // If the queue is full, the writer flushes once it has to wait.
             self.streams.offer(&file);
         }
         Ok(())
     }
 
-    /// Writes out what is dirty where it is too much. What cannot be written out lets nothing more in.
+    /// Flushes everything if the limit of dirty memory is reached. Fails if it is still reached afterwards.
     fn bound_dirty(&self) -> Result<()> {
         if !self.budget.is_dirty_full() {
             return Ok(());
@@ -88,69 +88,72 @@ impl Files {
         }
     }
 
-    /// Takes `len` bytes of the room in the store, or says that it is full.
-    fn take_room(&self, len: u64) -> Result<()> {
+    /// Reserves `len` bytes of free space in the store.
+    ///
+    /// # Errors
+    /// [`Kind::NoSpace`] if the store is full, also after dead packs were removed.
+    fn reserve_space(&self, len: u64) -> Result<()> {
         let len = len as i64;
-        if self.budget.take(len) {
+        if self.budget.reserve(len) {
             return Ok(());
         }
-        // Each of these is an open file, until it is published.
+        // An unpublished pack keeps a file descriptor open.
         if self.log.new_packs().finished().len() > self.view.packs().open_max() {
             self.wait_for_collection()?;
         }
-        if !(self.has_room(len)? || self.wait_for_room()? && self.has_room(len)?) {
+        if !(self.has_space(len)? || self.wait_for_space()? && self.has_space(len)?) {
             return Err(Kind::NoSpace.into());
         }
-        self.budget.take(len);
+        self.budget.reserve(len);
         Ok(())
     }
 
-    /// Has what is dead removed; false where nothing is.
-    fn wait_for_room(&self) -> Result<bool> {
-        let is_any_dead = self.log.is_any_dead();
-        if is_any_dead {
+    /// Waits until dead packs are removed. Returns false if there are none.
+    fn wait_for_space(&self) -> Result<bool> {
+        let has_dead_packs = self.log.has_dead_packs();
+        if has_dead_packs {
             self.wait_for_collection()?;
         }
-        Ok(is_any_dead)
+        Ok(has_dead_packs)
     }
 
-    /// Has all published that there is, and what is dead removed. The caller holds no lock: the committer does it.
+    /// Waits until upkeep has published everything and removed dead packs. The caller must not hold a lock.
     fn wait_for_collection(&self) -> Result<()> {
-        /// Who writes to a store so slow goes on without.
-        const ROOM_WAIT: Duration = Duration::from_secs(20);
+        /// Longest wait for a slow store, after which the writer continues without.
+        const COLLECTION_WAIT: Duration = Duration::from_secs(20);
         let (send, receive) = mpsc::channel();
         self.log
             .requests()
-            .collection(Box::new(move |done| drop(send.send(done))));
-        receive.recv_timeout(ROOM_WAIT).unwrap_or(Ok(()))
+            .request_collection(Box::new(move |done| drop(send.send(done))));
+        receive.recv_timeout(COLLECTION_WAIT).unwrap_or(Ok(()))
     }
 
-    /// Whether there is room for so many bytes of contents.
-    pub fn has_room(&self, len: i64) -> Result<bool> {
-        if self.look_for_room()? >= len {
+    /// Whether the store has free space for `len` bytes of contents.
+    pub fn has_space(&self, len: i64) -> Result<bool> {
+        if self.refresh_free_space()? >= len {
             return Ok(true);
         }
-        // What is being written out counts as dirty, and takes room in the store already.
+        // Data that is being flushed is counted twice: as dirty, and as used space in the store.
         if let Err(e) = self.flush_all() {
-            log::debug!("looking for room: {e}");
+            log::debug!("flush to determine the free space: {e}");
         }
-        Ok(self.look_for_room()? >= len)
+        Ok(self.refresh_free_space()? >= len)
     }
 
-    /// Asks the store how much space there is; answers what is left when all that is dirty is written, and all that was
-    /// promised. Less than 0 if more was promised than there is by now.
-    pub fn look_for_room(&self) -> Result<i64> {
-        Ok(self.budget.look(&self.view.store().space()?))
+    /// Queries the store for its free space. Returns what remains, in bytes, once everything dirty and everything
+    /// promised is written; negative if more was promised than is free by now.
+    pub fn refresh_free_space(&self) -> Result<i64> {
+        Ok(self.budget.refresh(&self.view.store().space()?))
     }
 
-    /// Notes that a handle was told of the last failure.
-    fn note_told(&self, handle: Handle, file: &OpenFile) {
+    /// Records that a handle has reported all failures so far.
+    fn mark_reported(&self, handle: Handle, file: &OpenFile) {
         let failures = file.state.lock().failures;
-        self.handles.tell(handle, failures);
+        self.handles.mark_reported(handle, failures);
     }
 
-    /// What close(2) waits for: everything is out of this process. A failure that the handle was not told of is
-    /// told now, once.
+    /// Flushes a file for close(2), so that its data survives the death of this process. Also reports, once, an earlier
+    /// failure that the handle has not reported yet.
     pub fn flush_handle(&self, ino: Ino, handle: Handle) -> Result<()> {
         if self.log.gate().is_asked_for() || !self.handles.is_writer(handle) {
             return Ok(());
@@ -159,29 +162,35 @@ impl Files {
             return Ok(());
         };
         let flushed = self.flush_file(&file);
-        // The kernel has written back before: what comes now was stored later.
+        // The kernel writes back mmapped pages before it sends FLUSH: pages written back later were modified later.
         file.state.lock().mtime_set = None;
-        self.tell_failures(&file, handle, flushed)
+        self.report_write_error(&file, handle, flushed)
     }
 
-    /// What a handle is told when it flushes or syncs: how that went, or else a failure that it was not told of.
-    pub fn tell_failures(&self, file: &OpenFile, handle: Handle, done: Result<()>) -> Result<()> {
+    /// Returns the result of a flush or sync of a handle: `done`, or if that is Ok, an earlier failure that the handle
+    /// has not reported yet.
+    pub fn report_write_error(
+        &self,
+        file: &OpenFile,
+        handle: Handle,
+        done: Result<()>,
+    ) -> Result<()> {
         let (failures, for_space) = {
             let state = file.state.lock();
             (state.failures, state.failed_for_space)
         };
-        let Some(told) = self.handles.tell(handle, failures) else {
+        let Some(reported) = self.handles.mark_reported(handle, failures) else {
             return done;
         };
         match done {
-            Ok(()) if told < failures && for_space => Err(Kind::NoSpace.into()),
-            Ok(()) if told < failures => Err(Error::from(Kind::Poisoned)),
+            Ok(()) if reported < failures && for_space => Err(Kind::NoSpace.into()),
+            Ok(()) if reported < failures => Err(Error::from(Kind::Poisoned)),
             done => done,
         }
     }
 
-    /// Changes contents in another way than write: with nothing dirty, and no flush until it is done, which would
-    /// bring back what it read before.
+    /// Runs a change of contents other than a write with nothing dirty and flushes blocked: a concurrent flush could
+    /// write back contents that it had read before the change.
     fn while_flushed<R>(&self, ino: Ino, change: impl FnOnce() -> Result<R>) -> Result<R> {
         let file = self.file(ino);
         let flushing = overdue::lock(&file.flushing)?;
@@ -192,7 +201,7 @@ impl Files {
         done
     }
 
-    /// Flushes, then frames what `change` says: the new length, and splices.
+    /// Flushes the file, then commits the new length that `change` returns and the splices that it adds.
     pub fn change_ranges(
         &self,
         ino: Ino,
@@ -211,7 +220,8 @@ impl Files {
         self.while_flushed(ino, || self.log.commit(frame))
     }
 
-    /// Lets a range of one file show what a range of another does; nothing is copied.
+    /// Makes a range of one file refer to the data of a range of another, without copying it. Returns the length in
+    /// bytes, which may be less than `len`.
     pub fn share_range(
         &self,
         from: Ino,
@@ -228,10 +238,10 @@ impl Files {
                 return Err(Kind::InvalidArgument.into());
             }
             let mut len = len.min(source.plain_size().saturating_sub(from_offset));
-            // One record names so many pieces at most; the caller comes again for the rest.
-            const PIECES_PER_COPY: usize = 65_536;
-            let pieces = source.extents().overlapping(from_offset, from_offset + len);
-            if let Some(next) = pieces.get(PIECES_PER_COPY) {
+            // Maximum number of extents in one record. copy_file_range(2) is then short, and the caller repeats it.
+            const EXTENTS_PER_COPY: usize = 65_536;
+            let extents = source.extents().overlapping(from_offset, from_offset + len);
+            if let Some(next) = extents.get(EXTENTS_PER_COPY) {
                 len = next.plain_offset - from_offset;
             }
             let Some(to_end) = to_offset

@@ -1,4 +1,4 @@
-//! Ids of new inodes and links. Owns the last one given; does not own the tree, which knows the numbers in use.
+//! Ids of new inodes and links. Owns the last id assigned; does not own the tree, which knows the numbers in use.
 
 use parking_lot::Mutex;
 
@@ -7,14 +7,14 @@ use crate::error::Result;
 use crate::index::Tree;
 use crate::index::record::Id;
 
-/// The low half of the last id given: the time in seconds, and a count.
+/// The low half of the last id assigned: the time in seconds, and a counter.
 #[derive(Default)]
 pub struct Ids(Mutex<u64>);
 
 impl Ids {
-    /// An id for a new inode or link. The low half is the time in seconds and a count that starts at random: directories
-    /// are listed, and packs are read, in the order in which things were created. The high half is random, and with it
-    /// the number that programs see, which no inode has.
+    /// Returns an id for a new inode or link. The low half is the time in seconds and a counter with a random start, so
+    /// that directories are listed, and packs are read, in order of creation. The high half is random. It is chosen so
+    /// that the inode number that programs see is not in use.
     pub fn next(&self, env: &Env, tree: &Tree) -> Result<Id> {
         let mut random = [[0; 8]; 2];
         env.random(random.as_flattened_mut())?;

@@ -1,10 +1,10 @@
 //! The journal: frames in the device's open segment.
 //!
-//! Everything that changes the tree goes through [`Journal::append`] while the journal is locked: first the frame
-//! is written, then the tree changes. Readers lock only the tree, for moments, and never wait for a write.
+//! Every change of the tree goes through [`Journal::append`] while the journal is locked: the frame is written first,
+//! then the tree changes. Readers lock only the tree, briefly, and never wait for a write.
 //!
-//! Owns the open segment, the closed one that waits to be published, and how many frames are durable. Does not own the
-//! packs that frames name (`new_packs`), nor when something is synced or published.
+//! Owns the open segment, the closed one that is to be published, and the number of durable frames. Does not own the
+//! packs that frames refer to (`new_packs`), or the decision when to sync or publish.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,7 +24,7 @@ use crate::store::{Growing, Object, Store};
 use crate::vault::view::View;
 use crate::volume::Time;
 
-/// Room that is kept back, so that a deletion can be recorded on a full disk.
+/// Disk space held in reserve so that deletions can be recorded on a full disk, in bytes.
 pub const RESERVE_BYTES: u64 = 8 << 20;
 
 /// The journal of a mount that writes.
@@ -33,17 +33,17 @@ pub struct Journal {
     store: Arc<dyn Store>,
     master: Arc<MasterKey>,
     device: DeviceId,
-    open: Option<Open>,
-    /// Closed and durable, and not published yet: the next one is closed only when this one is.
+    open: Option<OpenSegment>,
+    /// Closed and durable, not yet published. The open segment is closed only after this one is published.
     closed: Option<Published>,
     index: PublishedIndex,
     /// Frames written by this mount.
     appended: u64,
-    /// How many of them are durable.
+    /// Number of these that are durable.
     durable: u64,
 }
 
-struct Open {
+struct OpenSegment {
     writer: SegmentWriter,
     number_in_tree: u32,
     first_change: Instant,
@@ -51,7 +51,7 @@ struct Open {
 }
 
 impl Journal {
-    /// A journal without an open segment, on top of what is published.
+    /// Creates a journal without an open segment that continues the published index.
     pub fn new(view: &View, device: DeviceId, index: PublishedIndex) -> Self {
         Self {
             env: view.env().clone(),
@@ -66,12 +66,12 @@ impl Journal {
         }
     }
 
-    /// What is published of the index.
+    /// The published index.
     pub fn index(&self) -> &PublishedIndex {
         &self.index
     }
 
-    /// The same, for whoever has published something.
+    /// The published index, to be updated after a publication.
     pub fn index_mut(&mut self) -> &mut PublishedIndex {
         &mut self.index
     }
@@ -81,7 +81,7 @@ impl Journal {
         self.durable >= self.appended
     }
 
-    /// What a segment or base opened now would say. `number` 0 is a base's.
+    /// Returns the opening record of a segment or snapshot created now. A snapshot has `number` 0.
     pub fn opening(&self, number: u64, stamp_segments: Option<Vec<StampSegment>>) -> Opening {
         let (slots, removed_slots) = self.index.slots();
         Opening {
@@ -101,12 +101,12 @@ impl Journal {
         SegmentWriter::create(&*self.store, &self.master, id, opening)
     }
 
-    /// The number that the next segment of this device gets.
+    /// The number of the next segment of this device.
     pub fn next_number(&self) -> u64 {
         self.index.next_number(self.device)
     }
 
-    /// Makes sure that a segment is open; answers its number in the tree.
+    /// Opens a segment if none is open. Returns its number in the tree.
     pub fn ensure_open(&mut self, view: &View) -> Result<u32> {
         if let Some(open) = &self.open {
             return Ok(open.number_in_tree);
@@ -119,7 +119,7 @@ impl Journal {
             number: opening.number,
         });
         let now = self.env.now();
-        self.open = Some(Open {
+        self.open = Some(OpenSegment {
             writer,
             number_in_tree,
             first_change: now,
@@ -128,7 +128,7 @@ impl Journal {
         Ok(number_in_tree)
     }
 
-    /// Writes a frame, then changes the tree by it. Closes `gate` where the tree refuses what is written already.
+    /// Writes a frame, then applies it to the tree. Closes `gate` if the tree refuses a frame that is already written.
     pub fn append(
         &mut self,
         (view, gate): (&View, &WriteGate),
@@ -136,8 +136,8 @@ impl Journal {
         records: Vec<Record>,
     ) -> Result<()> {
         gate.check_acknowledged()?;
-        let makes_room = removes(&records);
-        self.with_reserve(makes_room, |journal| journal.ensure_open(view))?;
+        let frees_space = only_removes(&records);
+        self.with_reserve(frees_space, |journal| journal.ensure_open(view))?;
         let counter = view.tree().next_counter();
         let durable_before = self.is_durable();
         let mut frame = Frame {
@@ -146,9 +146,9 @@ impl Journal {
             durable_before,
             records,
         };
-        self.with_reserve(makes_room, |journal| {
+        self.with_reserve(frees_space, |journal| {
             match journal.write(view, &mut frame) {
-                // A sync of the segment has failed: nothing was written, and a copy takes its place.
+                // A sync of the segment failed earlier: nothing was written. The retry replaces the segment by a copy.
                 Err(e) if matches!(e.kind(), Kind::Poisoned) => journal.write(view, &mut frame),
                 written => written,
             }
@@ -167,7 +167,7 @@ impl Journal {
             Ok(Err(why)) => {
                 gate.close(Reason::RecordRefused);
                 log::error!(
-                    "a record that was written cannot be applied ({why}): the mount is read-only from now on"
+                    "a record was written but cannot be applied ({why}): continuing read-only"
                 );
                 Err(Kind::Poisoned.into())
             }
@@ -178,14 +178,14 @@ impl Journal {
         }
     }
 
-    /// Takes a step towards a frame. Where the disk is full and the frame makes room, the reserve is for it.
+    /// Runs `step`. If the disk is full and the frame frees space, releases the reserve and runs `step` again.
     fn with_reserve<R>(
         &mut self,
-        makes_room: bool,
+        frees_space: bool,
         mut step: impl FnMut(&mut Self) -> Result<R>,
     ) -> Result<R> {
         match step(self) {
-            Err(e) if makes_room && e.is_no_space() => {
+            Err(e) if frees_space && e.is_no_space() => {
                 self.store.reserve(0)?;
                 step(self)
             }
@@ -194,9 +194,9 @@ impl Journal {
     }
 
     fn write(&mut self, view: &View, frame: &mut Frame) -> Result<()> {
-        if let Some((old, new)) = self.replace_spoiled(view)? {
+        if let Some((old, new)) = self.replace_failed(view)? {
             rename_segment(&mut frame.records, old, new);
-            // The copy is durable, but its packs may not be.
+            // The copy is durable, but the packs that it refers to may not be.
             frame.durable_before = self.is_durable();
         }
         self.open
@@ -206,19 +206,19 @@ impl Journal {
             .append(frame)
     }
 
-    /// After a sync that failed: where it was the open segment's, a copy takes its place.
+    /// Called after a failed sync. If the open segment cannot be synced, replaces it by a copy.
     pub fn replace_unsyncable(&mut self, view: &View) -> Result<()> {
         if let Some(open) = &mut self.open
             && open.writer.file().sync().is_err()
         {
             open.writer.spoil();
         }
-        self.replace_spoiled(view).map(drop)
+        self.replace_failed(view).map(drop)
     }
 
-    /// Copies the frames of a segment that a write failed in into a new one; answers their ids. Stamps name the
-    /// new one from now on: nobody else has seen the old.
-    fn replace_spoiled(&mut self, view: &View) -> Result<Option<(SegmentId, SegmentId)>> {
+    /// If a write to the open segment failed, copies its frames into a new one and returns the ids of both. Stamps in
+    /// the tree refer to the new one from now on, which is safe because the old one was never published.
+    fn replace_failed(&mut self, view: &View) -> Result<Option<(SegmentId, SegmentId)>> {
         let Some(open) = self.open.as_ref().filter(|o| o.writer.is_spoiled()) else {
             return Ok(None);
         };
@@ -227,7 +227,7 @@ impl Journal {
         let opening = self.opening(open.writer.number(), None);
         let mut writer = self.create_segment(&opening)?;
         let new = writer.id();
-        // The old file holds what was promised, and is removed: the new one has to be durable before.
+        // The old file holds acknowledged changes: the new one has to be durable before the old one is removed.
         let copied = self
             .copy_frames((old, kept), expected, &mut writer)
             .and_then(|()| writer.file().sync());
@@ -239,13 +239,13 @@ impl Journal {
             view.tree_mut().rename_segment(open.number_in_tree, new);
             open.writer = writer;
         }
-        // Whether its packs were is not known.
+        // It is unknown whether the packs that it refers to are durable.
         self.durable = 0;
         self.store.discard(old.object())?;
         Ok(Some((old, new)))
     }
 
-    /// The frames that count: one whose write failed may be there nevertheless.
+    /// Copies the valid frames only: the old file may also contain a frame whose write was reported as failed.
     fn copy_frames(
         &self,
         (old, kept): (SegmentId, Arc<dyn Object>),
@@ -257,18 +257,18 @@ impl Journal {
         reader.frames(|mut frame| {
             if to.frames() < expected {
                 rename_segment(&mut frame.records, old, new);
-                // That was true of the old file. A power cut may tear this one anywhere until it is synced.
+                // This was true of the old file. Until the copy is synced, a power cut may truncate it anywhere.
                 frame.durable_before = false;
                 to.append(&frame)?;
             }
             Ok(())
         })?;
         if to.frames() < expected {
-            let check = "frames that were written cannot be read";
+            let check = "frames that were written cannot be read back";
             return Err(Error::damaged(old, check));
         }
-        // A power cut may bring the old file back, with the frame that failed behind those that count. With another
-        // frame here the copy is the longer one of the two from the first new frame on, and is taken.
+        // After a power cut the old file may reappear, with the failed frame after the valid ones. Because of this
+        // extra frame the copy is longer than the old file as soon as it has one new frame, and recovery prefers it.
         to.append(&Frame {
             counter: 0,
             wall: Time::default(),
@@ -277,14 +277,14 @@ impl Journal {
         })
     }
 
-    /// The file of the open segment, and how many frames there are, for a sync: closed ones are durable.
+    /// Returns the file of the open segment and the number of frames, for a sync. Closed segments are durable already.
     pub fn sync_point(&self) -> (Option<Arc<dyn Growing>>, u64) {
         let open = self.open.as_ref().map(|o| o.writer.file().clone());
         (open, self.appended)
     }
 
-    /// Frames up to number `point`, which are in `file`, are durable; false where a copy, which is not, took its place
-    /// meanwhile.
+    /// Records that frames up to number `point`, stored in `file`, are durable. Returns false if a copy, which is not
+    /// durable, has replaced `file` in the meantime.
     pub fn synced(&mut self, file: Option<&dyn Growing>, point: u64) -> bool {
         let open = self.open.as_ref().map(|o| o.writer.id().object());
         let is_same = file.is_none_or(|f| Some(f.id()) == open);
@@ -294,18 +294,18 @@ impl Journal {
         is_same
     }
 
-    /// The segment that grows.
+    /// The open segment.
     #[cfg(test)]
     pub fn open_segment(&self) -> Option<SegmentId> {
         self.open.as_ref().map(|o| o.writer.id())
     }
 
-    /// Whether nothing waits to be published.
+    /// Whether there is nothing to publish.
     pub fn is_idle(&self) -> bool {
         self.closed.is_none() && self.changes().is_none()
     }
 
-    /// When the open segment got its first and its last change; `None` where there is none with a frame in it.
+    /// When the first and the last change were appended to the open segment; `None` if it has no changes.
     pub fn changes(&self) -> Option<(Instant, Instant)> {
         self.open
             .as_ref()
@@ -313,20 +313,20 @@ impl Journal {
             .map(|o| (o.first_change, o.last_change))
     }
 
-    /// Whether a segment is to be published at once: the open one is long enough, or a closed one could not be.
+    /// Whether a segment should be published immediately: the open one is full, or publishing a closed one failed.
     pub fn is_full(&self) -> bool {
         let open = self.open.as_ref();
         self.closed.is_some() || open.is_some_and(|o| o.writer.cipher_len() >= SEGMENT_CIPHER_LEN)
     }
 
-    /// Writes the end of the open segment; nothing where the one before is not published yet. The caller, who holds
-    /// the lock, has it synced and calls [`Journal::closed`] before anything is made on top of it. Where that fails, a
-    /// copy without an end takes its place at the next frame.
+    /// Writes the end of the open segment. Does nothing if the preceding segment is not published yet. The caller keeps
+    /// the journal locked, syncs the segment and calls [`Journal::closed`] before anything builds on it. If that fails,
+    /// the next frame replaces the segment by a copy without an end.
     pub fn close_segment(&mut self, view: &View) -> Result<Option<ClosedSegment>> {
         if self.closed.is_some() {
             return Ok(None);
         }
-        self.replace_spoiled(view)?;
+        self.replace_failed(view)?;
         let Some(open) = &mut self.open else {
             return Ok(None);
         };
@@ -337,7 +337,7 @@ impl Journal {
         open.writer.close(Vec::new()).map(Some)
     }
 
-    /// Takes an open segment away in which nothing is.
+    /// Removes the open segment if it has no changes.
     pub fn discard_empty(&mut self) -> Result<()> {
         match self.open.take_if(|open| open.writer.frames() <= 1) {
             Some(empty) => self.store.discard(empty.writer.id().object()),
@@ -345,7 +345,7 @@ impl Journal {
         }
     }
 
-    /// The open segment, with this end, is durable: it is a head from now on.
+    /// Records that the open segment, with its end, is durable: it is now the head.
     pub fn closed(&mut self, closed: ClosedSegment) {
         let (device, number) = (self.device, self.next_number());
         let sha256 = closed.sha256;
@@ -364,12 +364,12 @@ impl Journal {
         });
     }
 
-    /// The closed segment that waits to be published.
+    /// The closed segment that is to be published.
     pub fn to_publish(&self) -> Option<SegmentId> {
         self.closed.as_ref().map(|c| c.id)
     }
 
-    /// The closed segment is published.
+    /// Records that the closed segment is published.
     pub fn published(&mut self) {
         if let Some(closed) = self.closed.take() {
             self.index.add(closed);
@@ -377,8 +377,8 @@ impl Journal {
     }
 }
 
-/// Whether all that these records do is to remove.
-fn removes(records: &[Record]) -> bool {
+/// Whether these records only remove things.
+fn only_removes(records: &[Record]) -> bool {
     records.iter().all(|r| match r {
         Record::Unlink(_) | Record::Condemn(_) | Record::Pack(_) => true,
         Record::Xattr(x) => x.value.is_none(),
@@ -387,7 +387,7 @@ fn removes(records: &[Record]) -> bool {
     })
 }
 
-/// Lets the stamps inside records that name segment `old` name `new`.
+/// Changes stamps inside records from segment `old` to `new`.
 pub fn rename_segment(records: &mut [Record], old: SegmentId, new: SegmentId) {
     for record in records {
         let stamp = match record {

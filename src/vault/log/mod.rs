@@ -1,11 +1,11 @@
-//! The log: everything that is written to a library goes through it, as records or as contents that records name.
+//! The log: everything written to a library goes through it, as records or as contents that records refer to.
 //!
-//! Owns the journal, the packs that are not published, the write gate, ids of new inodes, and what waits to be synced.
-//! Does not own what is read ([`View`]), dirty buffers (`files`), publication (`outbox`), or when anything is done
-//! (`syncer`, `upkeep`).
+//! Owns the journal, the unpublished packs, the write gate, the ids of new inodes, and the pending syncs. Does not own
+//! the read side ([`View`]), dirty buffers (`files`), publication (`outbox`), or scheduling (`syncer`, `upkeep`).
 //!
-//! Invariants between calls: a record is in the journal before its effect is in the tree; what a record names is in a
-//! pack of this mount or a published one; a published frame names published packs only (`outbox` keeps that).
+//! Invariants between calls: a record is in the journal before its effect is in the tree; the data that a record refers
+//! to is in a pack of this mount or in a published one; a published frame refers to published packs only (maintained by
+//! `outbox`).
 //!
 //! Lock order: the sync lane, the collection barrier, the journal, the new packs, the tree.
 
@@ -43,16 +43,16 @@ pub(super) use requests::{PanicGuard, Requests, TICK};
 use side_sync::SideSync;
 pub(super) use transaction::Transaction;
 
-/// The way of every change into a library.
+/// The path of every change into a library.
 pub(crate) struct Log {
     view: Arc<View>,
     device: DeviceId,
     gate: Arc<WriteGate>,
-    /// Held while packs and segment are synced together. Two syncs side by side would each find half of the unsynced
-    /// files, and one would call frames durable whose packs the other is still syncing.
+    /// Held while packs and segment are synced together. Two concurrent syncs would each take some of the unsynced
+    /// files, and one could declare frames durable whose packs the other is still syncing.
     lane: Mutex<SideSync>,
-    /// Writers hold it shared from writing data to a pack until the record that names it is in the journal: in between
-    /// the pack looks unreferenced. Whoever condemns packs holds it alone.
+    /// Writers hold it shared from writing data to a pack until the record that refers to that data is in the journal:
+    /// in between the pack looks unreferenced. Condemning packs requires it exclusively.
     barrier: RwLock<()>,
     journal: Mutex<Journal>,
     new_packs: NewPacks,
@@ -62,7 +62,7 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// A log on top of what is published.
+    /// Creates a log that continues the published index.
     pub fn new(
         view: Arc<View>,
         device: DeviceId,
@@ -84,7 +84,7 @@ impl Log {
         }
     }
 
-    /// What is read.
+    /// The read side.
     pub fn view(&self) -> &Arc<View> {
         &self.view
     }
@@ -104,7 +104,7 @@ impl Log {
         &self.gate
     }
 
-    /// Fails where nothing new may be written.
+    /// Fails if nothing new may be written.
     pub fn check_writable(&self) -> Result<()> {
         self.gate.check()
     }
@@ -114,12 +114,12 @@ impl Log {
         self.journal.lock()
     }
 
-    /// The packs that are not published.
+    /// The unpublished packs.
     pub fn new_packs(&self) -> &NewPacks {
         &self.new_packs
     }
 
-    /// What requests ask of the syncer and of upkeep.
+    /// Work that requests have queued for the syncer and for upkeep.
     pub fn requests(&self) -> &Requests {
         &self.requests
     }
@@ -129,12 +129,13 @@ impl Log {
         &self.others
     }
 
-    /// An id for a new inode or link.
+    /// Returns an id for a new inode or link.
     pub fn next_id(&self, tree: &Tree) -> Result<Id> {
         self.ids.next(self.env(), tree)
     }
 
-    /// Held from writing data to a pack until the record that names it is in the journal.
+    /// Takes the barrier shared. Hold the guard from writing data to a pack until the record that refers to it is in
+    /// the journal.
     ///
     /// # Errors
     /// The request was answered while it waited.
@@ -142,13 +143,15 @@ impl Log {
         overdue::read(&self.barrier)
     }
 
-    /// Waits until every pack that is being written is named by a record, and holds off writers meanwhile.
-    pub fn stop_sealing(&self) -> RwLockWriteGuard<'_, ()> {
+    /// Takes the barrier exclusively: waits until all data in packs is referenced by records, and blocks writers to
+    /// packs.
+    pub fn block_pack_writers(&self) -> RwLockWriteGuard<'_, ()> {
         self.barrier.write()
     }
 
-    /// Drops an inode without a name and references from the tree. False where the journal, which keeps transactions
-    /// from seeing the inode go, could not be had within `patience`; `None` waits for it.
+    /// Drops an inode without links and references from the tree. Returns false if the journal could not be locked
+    /// within
+    /// `patience` (`None` waits without limit). The lock keeps the inode from disappearing during a transaction.
     pub fn drop_unused(&self, ino: Ino, patience: Option<Duration>) -> bool {
         let journal = match patience {
             Some(patience) => self.journal.try_lock_for(patience),
@@ -163,7 +166,7 @@ impl Log {
         journal.is_some()
     }
 
-    /// Records where the finished packs end that are not published; answers whether there are any.
+    /// Records the lengths of the finished packs. Returns whether there are any.
     pub fn record_finished(&self, journal: &mut Journal) -> Result<bool> {
         let finished = self.new_packs.finished();
         if finished.is_empty() {
@@ -174,17 +177,18 @@ impl Log {
         Ok(true)
     }
 
-    /// Whether packs may be removed: only in a library that one device alone writes to, as the others' view is not known.
+    /// Whether packs may be removed: only if no other device writes to the library, because others may still refer to
+    /// packs that are unreferenced here.
     pub fn may_collect(&self) -> bool {
         !self.others.are_there() && !self.view.has_gaps() && self.check_writable().is_ok()
     }
 
-    /// Whether collection would remove a pack.
-    pub fn is_any_dead(&self) -> bool {
+    /// Whether collection would remove any pack.
+    pub fn has_dead_packs(&self) -> bool {
         self.dead_bytes() > 0 || self.new_packs.any(|id| self.is_dead_unpublished(id))
     }
 
-    /// Bytes of published packs that may be collected.
+    /// Bytes in published packs that collection would free.
     pub fn dead_bytes(&self) -> u64 {
         if !self.may_collect() {
             return 0;
@@ -194,18 +198,18 @@ impl Log {
         dead.filter_map(|p| p.cipher_len).map(u64::from).sum()
     }
 
-    /// Whether nothing is live in a pack that is not published, and no record says how long it is: what a closed segment
-    /// records is published with that.
+    /// Whether an unpublished pack has no live bytes and its length is not recorded. Once a closed segment records the
+    /// length, the pack must be published with that segment.
     pub fn is_dead_unpublished(&self, id: PackId) -> bool {
         let tree = self.view.tree();
         tree.find_pack(id)
             .is_some_and(|p| p.live_plain_bytes == 0 && p.cipher_len.is_none())
     }
 
-    /// Has the numbers stored that inodes were given in place of their own. Where that fails, the next mount tries again,
-    /// and gives the same, unless others came or went meanwhile.
+    /// Stores the inode numbers that were assigned in place of colliding ones. After a failure the next mount tries
+    /// again, and assigns the same numbers unless inodes were added or removed in between.
     pub fn store_numbers(&self) {
-        /// A frame has room for many more.
+        /// Maximum of records per frame, far below what fits.
         const PER_FRAME: usize = 10_000;
         let numbers = self.view.tree().unstored_numbers();
         for some in numbers.chunks(PER_FRAME) {
@@ -215,13 +219,16 @@ impl Log {
                 Ok(())
             });
             if let Err(e) = stored {
-                return log::warn!("{} inode numbers are not stored yet: {e}", numbers.len());
+                return log::warn!(
+                    "{} inode numbers could not be stored yet: {e}",
+                    numbers.len()
+                );
             }
         }
     }
 }
 
-/// Whether a published pack has no use any more, and that is not recorded yet.
+/// Whether a published pack has no live bytes and is not condemned yet.
 pub(super) fn is_dead(pack: &PackInfo) -> bool {
     pack.cipher_len.is_some() && pack.live_plain_bytes == 0 && !pack.condemned
 }

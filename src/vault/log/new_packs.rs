@@ -1,7 +1,7 @@
-//! Packs that are not published: the open one, to which contents are appended; finished ones; and those that a write or a
-//! sync failed in.
+//! Unpublished packs: the open one, to which contents are appended; finished ones; and those in which a write or a sync
+//! failed.
 //!
-//! Owns these files; does not own which bytes in them are live (the tree knows), nor when they are synced or published.
+//! Owns these files. Does not own the account of live bytes (the tree), or the decision when to sync or publish.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::pack::{FinishedPack, Note, PackWriter, Packs};
 use crate::store::{Growing, Store};
 use crate::vault::view::View;
 
-/// All packs of this mount that are not published.
+/// All unpublished packs of this mount.
 pub struct NewPacks {
     env: Arc<Env>,
     store: Arc<dyn Store>,
@@ -32,28 +32,28 @@ pub struct NewPacks {
 struct Inner {
     open: Option<PackWriter>,
     finished: Vec<FinishedPack>,
-    /// A write to these failed: nothing is added, and what is live in them has to be copied out.
+    /// Packs in which a write or a sync failed: nothing is appended, and live data has to be copied out.
     failed: BTreeMap<PackId, Arc<dyn Growing>>,
-    /// Written to since the last sync.
+    /// Packs written to since the last sync.
     unsynced: BTreeMap<PackId, Arc<dyn Growing>>,
     unsynced_bytes: u64,
-    /// Long runs among that.
+    /// Long runs written since the last sync.
     streamed: Vec<Streamed>,
 }
 
-/// A run so long is part of a stream, in bytes.
+/// Minimum length of a run that counts as part of a stream, in bytes.
 const STREAMED_LEN_MIN: u64 = 1 << 20;
-/// More are not remembered.
+/// Maximum number of streamed runs that are remembered between two syncs.
 const STREAMED_MAX: usize = 256;
 
-/// A long run: its file, and where in it.
+/// A long run: its file and position.
 struct Streamed {
     file: Arc<dyn Growing>,
     cipher_offset: u64,
     cipher_len: u64,
 }
 
-/// What was written and is not synced.
+/// Data that was written but is not synced.
 pub struct Unsynced {
     /// The files to be synced.
     pub files: Vec<Arc<dyn Growing>>,
@@ -61,7 +61,7 @@ pub struct Unsynced {
 }
 
 impl Unsynced {
-    /// After a sync: what was written in long runs need not stay in the system's memory, which has it opened.
+    /// Called after a sync: drops long runs from the system's page cache. The kernel caches their plaintext already.
     pub fn uncache(&self) {
         for run in &self.streamed {
             run.file.uncache(run.cipher_offset, run.cipher_len);
@@ -69,18 +69,18 @@ impl Unsynced {
     }
 }
 
-/// Whose contents are sealed, for the catalogue.
+/// The file whose contents are appended, for the catalogue of the pack.
 pub struct Subject {
     /// The inode.
     pub inode: Id,
     /// Its path.
     pub path: Vec<u8>,
-    /// The counter that the operation will have, or one a little below.
+    /// The counter that the operation will have, or one slightly lower.
     pub counter: u64,
 }
 
 impl NewPacks {
-    /// None yet. What grows is readable through the view.
+    /// Creates it without packs. Packs that are being written are readable through the view.
     pub fn new(view: &View, device: DeviceId) -> Self {
         Self {
             env: view.env().clone(),
@@ -92,9 +92,9 @@ impl NewPacks {
         }
     }
 
-    /// Seals the concatenated `parts` at `plain_offset` of the file and notes where they went. As many runs as
-    /// packs have room for.
-    pub fn seal(
+    /// Encrypts the concatenated `parts`, which are at `plain_offset` of the file, into the open pack, and adds their
+    /// location to `out`. Begins another run if a pack is full.
+    pub fn append(
         &self,
         subject: &Subject,
         plain_offset: u64,
@@ -137,7 +137,7 @@ impl NewPacks {
         Ok(())
     }
 
-    /// The open pack, with room in it.
+    /// Returns the open pack, which has space left.
     fn writer<'a>(&self, inner: &'a mut Inner) -> Result<&'a mut PackWriter> {
         if inner.open.as_ref().is_some_and(|w| w.room() == 0) {
             self.finish(inner)?;
@@ -175,12 +175,12 @@ impl NewPacks {
         }
     }
 
-    /// Ends the open pack, whatever is in it.
+    /// Finishes the open pack, however little is in it.
     pub fn finish_open(&self) -> Result<()> {
         self.finish(&mut self.inner.lock())
     }
 
-    /// Whether anything lies in packs that are not published.
+    /// Whether there are no unpublished packs.
     pub fn is_idle(&self) -> bool {
         let inner = self.inner.lock();
         inner.open.is_none() && inner.finished.is_empty() && inner.failed.is_empty()
@@ -191,13 +191,13 @@ impl NewPacks {
         self.inner.lock().unsynced_bytes
     }
 
-    /// Packs that failed.
+    /// The packs in which a write or a sync failed.
     pub fn failed(&self) -> Vec<PackId> {
         self.inner.lock().failed.keys().copied().collect()
     }
 
-    /// Lets the open and the finished packs of which `is_dead` says so go the way of those that failed.
-    pub fn give_up(&self, is_dead: impl Fn(PackId) -> bool) {
+    /// Treats the open and finished packs for which `is_dead` returns true as failed, so that they are never published.
+    pub fn fail_dead(&self, is_dead: impl Fn(PackId) -> bool) {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
         if let Some(open) = inner.open.take_if(|open| is_dead(open.id())) {
@@ -208,7 +208,7 @@ impl NewPacks {
         }
     }
 
-    /// Whether `is_dead` says so of the open or a finished pack.
+    /// Whether `is_dead` returns true for the open or a finished pack.
     pub fn any(&self, is_dead: impl Fn(PackId) -> bool) -> bool {
         let inner = self.inner.lock();
         let open = inner.open.as_ref().map(PackWriter::id);
@@ -216,8 +216,8 @@ impl NewPacks {
         open.into_iter().chain(finished).any(is_dead)
     }
 
-    /// After an error in adoption: takes away what was sealed, also of packs that are published (`published`).
-    /// What cannot be removed now, the next mount takes for what it is: nothing names it.
+    /// Called after an error in adoption: removes all packs that were written, including those published already
+    /// (`published`). Packs that cannot be removed now are unreferenced, and the next mount handles them as such.
     pub fn discard_all(&self, published: &[PackLen]) {
         let inner = std::mem::take(&mut *self.inner.lock());
         let open = inner.open.iter().map(PackWriter::id);
@@ -233,7 +233,7 @@ impl NewPacks {
         }
     }
 
-    /// A sync can do without this pack: nothing in it counts any more.
+    /// Excludes a pack from the next sync, because nothing in it is live.
     pub fn forget_unsynced(&self, id: PackId) {
         let mut inner = self.inner.lock();
         let unsynced = inner.unsynced.remove(&id);
@@ -242,7 +242,7 @@ impl NewPacks {
         }
     }
 
-    /// Nothing refers to this failed pack any more.
+    /// Removes a failed pack that nothing refers to any more.
     pub fn discard_failed(&self, id: PackId) -> Result<()> {
         self.packs.forget(id);
         let mut inner = self.inner.lock();
@@ -251,7 +251,7 @@ impl NewPacks {
         self.store.discard(id.object())
     }
 
-    /// The files that have to be synced for all that was sealed so far to be durable.
+    /// Takes the files that have to be synced to make everything appended so far durable.
     pub fn take_unsynced(&self) -> Unsynced {
         let mut inner = self.inner.lock();
         inner.unsynced_bytes = 0;
@@ -261,7 +261,8 @@ impl NewPacks {
         }
     }
 
-    /// A sync failed: those that cannot be synced never will be, and what is live in them has to be copied out.
+    /// Called after a failed sync. Packs that still cannot be synced are marked as failed, so that their live data is
+    /// copied out.
     pub fn put_back_unsynced(&self, files: Vec<Arc<dyn Growing>>) {
         for file in files {
             if file.sync().is_ok() {
@@ -277,7 +278,7 @@ impl NewPacks {
         }
     }
 
-    /// The lengths of the finished packs that are not published.
+    /// The lengths of the finished packs.
     pub fn finished(&self) -> Vec<PackLen> {
         let inner = self.inner.lock();
         inner
@@ -290,7 +291,7 @@ impl NewPacks {
             .collect()
     }
 
-    /// The files of the packs that are not published and did not fail.
+    /// The files of the open and the finished packs.
     pub fn growing(&self) -> Vec<Arc<dyn Growing>> {
         let inner = self.inner.lock();
         let open = inner.open.as_ref().map(PackWriter::file);
@@ -309,7 +310,7 @@ impl NewPacks {
     }
 }
 
-/// The first `len` bytes of the concatenated parts, and the others.
+/// Splits the concatenated parts after `len` bytes.
 pub fn split<'a>(parts: &[&'a [u8]], mut len: usize) -> (Vec<&'a [u8]>, Vec<&'a [u8]>) {
     let (mut now, mut later) = (Vec::new(), Vec::new());
     for part in parts {

@@ -1,4 +1,4 @@
-//! Whether the library is still where the next mount will look for it, and what is done where somebody meddled.
+//! Checks that the library is still where the next mount will look for it, and handles files removed by other programs.
 
 use std::collections::HashSet;
 
@@ -7,14 +7,17 @@ use crate::error::{Error, Kind, Result};
 use crate::object::{Area, ObjectId, PackId, SegmentId};
 
 impl Log {
-    /// Asked before anybody is told that something is durable: an error where that would not be true.
+    /// Called before data is reported as durable.
+    ///
+    /// # Errors
+    /// Data that was synced would not be found by the next mount.
     pub fn check_place(&self) -> Result<()> {
-        self.look_after_place()?.map_or(Ok(()), Err)
+        self.inspect_place()?.map_or(Ok(()), Err)
     }
 
-    /// See [`Staging::check_place`](crate::store::Staging::check_place). Answers what is gone for good or has to be written
-    /// anew, where the mount goes on nevertheless.
-    pub fn look_after_place(&self) -> Result<Option<Error>> {
+    /// Runs [`Staging::check_place`](crate::store::Staging::check_place). Returns, as an error, the first thing that is
+    /// missing or has to be rewritten, although the mount can continue.
+    pub fn inspect_place(&self) -> Result<Option<Error>> {
         let mut gone = None;
         for area in self.view.store().check_place()? {
             let checked = match area {
@@ -30,11 +33,11 @@ impl Log {
         Ok(gone)
     }
 
-    /// After a publication: whether what was published lately is still there. Whoever mirrors an older copy over the
-    /// library removes just that.
+    /// Called after a publication: checks that recently published segments still exist. Mirroring an older copy over
+    /// the library removes exactly these.
     pub fn check_published(&self) {
-        const LOOKED_AT: usize = 8;
-        let newest = self.journal().index().newest(LOOKED_AT);
+        const CHECKED: usize = 8;
+        let newest = self.journal().index().newest(CHECKED);
         let is_gone = |id: &SegmentId| {
             let opened = self.view.store().open(Area::Index, id.object());
             opened.is_err_and(|e| matches!(e.kind(), Kind::Missing))
@@ -46,22 +49,22 @@ impl Log {
         }
     }
 
-    /// Where segments are gone that were there, the index is written anew: the tree has all that they said.
+    /// If published segments are missing, has the index rewritten from the tree, which contains their effects.
     fn check_index(&self) -> Result<()> {
-        let there = self.there(Area::Index)?;
-        let gone = self.journal().index_mut().find_lost(&there);
+        let present = self.list_ids(Area::Index)?;
+        let gone = self.journal().index_mut().find_lost(&present);
         if gone == 0 {
             return Ok(());
         }
         self.requests.changed();
-        let what = format!("{gone} files were removed from it while the library is mounted");
+        let what = format!("{gone} files were removed while the library is mounted");
         Err(Error::new(Kind::Displaced(what.into()), "index")
-            .hint("the index is being written anew: sync again, or unmount"))
+            .hint("the index is being rewritten: sync again, or unmount"))
     }
 
-    /// Where packs are gone, whoever has them can only be told.
+    /// Reports missing packs. Their contents cannot be restored from memory.
     fn check_data(&self) -> Result<()> {
-        let there = self.there(Area::Data)?;
+        let present = self.list_ids(Area::Data)?;
         let unpublished: HashSet<PackId> = {
             let finished = self.new_packs.finished();
             finished.iter().map(|p| p.pack).collect()
@@ -72,46 +75,47 @@ impl Log {
                 p.cipher_len.is_some() && p.live_plain_bytes > 0 && !unpublished.contains(&p.id)
             });
             published
-                .filter(|p| !there.contains(&p.id.object()))
+                .filter(|p| !present.contains(&p.id.object()))
                 .count()
         };
         if gone == 0 {
             log::warn!(
-                "data: was replaced by another folder with the same packs, which is used now"
+                "data: replaced by another folder with the same packs; continuing with that one"
             );
             return Ok(());
         }
         let what =
-            format!("was replaced by another folder while it is mounted, which lacks {gone} packs");
+            format!("replaced while mounted by another folder, in which {gone} packs are missing");
         Err(Error::new(Kind::Displaced(what.into()), "data").hint(
-            "put them back from where they were moved, or from a copy; `hushfs verify` names what is missing",
+            "move them back, or restore them from a copy; `hushfs verify` lists what is missing",
         ))
     }
 
-    /// Where slots are gone, whoever needs them can only be told.
+    /// Reports missing slots. They cannot be restored without a password.
     fn check_slots(&self) -> Result<()> {
-        let there = self.there(Area::Key)?;
+        let present = self.list_ids(Area::Key)?;
         let known = self.journal().index().slots().0.to_vec();
         let gone = known
             .iter()
-            .filter(|id| !there.contains(&id.object()))
+            .filter(|id| !present.contains(&id.object()))
             .count();
         if gone == 0 {
             return Ok(());
         }
-        if !there.is_empty() {
+        if !present.is_empty() {
             log::warn!(
-                "key: was replaced by another folder while it is mounted, which lacks {gone} of the {} slots",
+                "key: replaced while mounted by another folder, in which {gone} of the {} slots are missing",
                 known.len()
             );
             return Ok(());
         }
-        let what = "was removed or renamed while it is mounted: no password and no key file opens the library";
+        let what =
+            "removed or renamed while mounted: no password and no key file can unlock the library";
         Err(Error::new(Kind::Displaced(what.into()), "key")
-            .hint("put it back, or add a password with `hushfs key add --recovery`"))
+            .hint("restore it, or add a password with `hushfs key add --recovery`"))
     }
 
-    fn there(&self, area: Area) -> Result<HashSet<ObjectId>> {
+    fn list_ids(&self, area: Area) -> Result<HashSet<ObjectId>> {
         Ok(self
             .view
             .store()

@@ -1,6 +1,6 @@
-//! The part of the index that is published: heads, snapshot, key slots, and which segments a replay needs.
+//! The published part of the index: heads, snapshot, key slots, and the segments that a replay needs.
 //!
-//! Replay returns it, the journal reads it, and the outbox adds to it. Does not own the files themselves, nor the decision
+//! Built from a replay; read by the journal; extended by the outbox. Does not own the files themselves, or the decision
 //! when a snapshot is due.
 
 use std::collections::{BTreeMap, HashSet};
@@ -9,12 +9,12 @@ use crate::index::Published;
 use crate::index::record::{BaseRef, Head};
 use crate::object::{DeviceId, ObjectId, SegmentId, SlotId};
 
-/// What is published of the index, as this mount knows it.
+/// The published index as this mount knows it.
 #[derive(Default)]
 pub struct PublishedIndex {
     heads: BTreeMap<DeviceId, Head>,
     snapshot: Option<BaseRef>,
-    /// The snapshots that the tree was read from, or the one that has replaced them.
+    /// The snapshots that the tree was loaded from, or the one that replaced them.
     snapshots_in_use: Vec<Published>,
     /// The length of the newest snapshot, in bytes.
     snapshot_cipher_len: u64,
@@ -22,12 +22,12 @@ pub struct PublishedIndex {
     uncovered: Vec<Published>,
     slots: Vec<SlotId>,
     removed_slots: Vec<SlotId>,
-    /// Segments were removed under the mount, and no snapshot has replaced them yet.
+    /// Segments were removed while mounted, and no snapshot has replaced them yet.
     has_lost_segments: bool,
 }
 
 impl PublishedIndex {
-    /// As a replay found it.
+    /// Creates it from the results of a replay.
     pub fn new(
         heads: BTreeMap<DeviceId, Head>,
         snapshot: Option<BaseRef>,
@@ -48,7 +48,7 @@ impl PublishedIndex {
         }
     }
 
-    /// The newest published (or closed) segment of each device that is in the tree.
+    /// The newest published or closed segment of each device whose segments are in the tree.
     pub fn heads(&self) -> Vec<Head> {
         self.heads.values().copied().collect()
     }
@@ -58,7 +58,7 @@ impl PublishedIndex {
         self.heads.get(&device).copied()
     }
 
-    /// The number that the next segment of a device gets.
+    /// The number of the next segment of a device.
     pub fn next_number(&self, device: DeviceId) -> u64 {
         self.heads.get(&device).map_or(1, |head| head.number + 1)
     }
@@ -68,12 +68,12 @@ impl PublishedIndex {
         self.snapshot
     }
 
-    /// The length of the newest snapshot, in bytes; 0 where there is none.
+    /// The length of the newest snapshot, in bytes; 0 if there is none.
     pub fn snapshot_cipher_len(&self) -> u64 {
         self.snapshot_cipher_len
     }
 
-    /// Key slots that there are, and those that were removed.
+    /// Present and removed key slots.
     pub fn slots(&self) -> (&[SlotId], &[SlotId]) {
         (&self.slots, &self.removed_slots)
     }
@@ -83,17 +83,18 @@ impl PublishedIndex {
         &self.uncovered
     }
 
-    /// A segment is closed and durable: what is written from now on builds on it.
+    /// Records that a segment is closed and durable: later segments build on it.
     pub fn set_head(&mut self, head: Head) {
         self.heads.insert(head.device, head);
     }
 
-    /// A segment is published.
+    /// Records that a segment is published.
     pub fn add(&mut self, segment: Published) {
         self.uncovered.push(segment);
     }
 
-    /// A snapshot is published that covers these segments. Returns the snapshots that it supersedes.
+    /// Records that a snapshot is published that covers the segments `covered`. Returns the snapshots that it
+    /// supersedes.
     pub fn replace_snapshot(
         &mut self,
         reference: BaseRef,
@@ -106,13 +107,13 @@ impl PublishedIndex {
             .retain(|segment| !covered.iter().any(|c| c.id == segment.id));
         if std::mem::take(&mut self.has_lost_segments) {
             log::warn!(
-                "index: files were removed from it while it is mounted; it is written again"
+                "index: files were removed while the library is mounted; the index was written again"
             );
         }
         std::mem::replace(&mut self.snapshots_in_use, vec![snapshot])
     }
 
-    /// The newest `count` segments, and the snapshot.
+    /// Returns the newest `count` segments, and the snapshot.
     pub fn newest(&self, count: usize) -> Vec<SegmentId> {
         let segments = self.uncovered.iter().rev().take(count).map(|s| s.id);
         segments
@@ -120,16 +121,16 @@ impl PublishedIndex {
             .collect()
     }
 
-    /// How many of the segments and snapshots that a replay needs are not among these. Where that is any, a snapshot is
-    /// due, which says again what they said.
-    pub fn find_lost(&mut self, there: &HashSet<ObjectId>) -> usize {
+    /// Returns how many of the segments and snapshots that a replay needs are not in `present`. If there are any, a new
+    /// snapshot is due to replace them.
+    pub fn find_lost(&mut self, present: &HashSet<ObjectId>) -> usize {
         let needed = self.uncovered.iter().chain(&self.snapshots_in_use);
-        let lost = needed.filter(|s| !there.contains(&s.id.object())).count();
+        let lost = needed.filter(|s| !present.contains(&s.id.object())).count();
         self.has_lost_segments |= lost > 0;
         lost
     }
 
-    /// Segments were removed under the mount, and no snapshot has replaced them yet.
+    /// Whether segments were removed while mounted and no snapshot has replaced them yet.
     pub fn has_lost_segments(&self) -> bool {
         self.has_lost_segments
     }

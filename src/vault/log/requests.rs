@@ -1,6 +1,6 @@
-//! What requests ask of the two threads that work in the background: the syncer and upkeep.
+//! Work that requests queue for the two background threads: the syncer and upkeep.
 //!
-//! Owns what waits and since when something is not durable; does not own the work.
+//! Owns the queues and the age of the oldest undurable change; does not own the work itself.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,41 +13,41 @@ use crate::error::{Error, Kind, Result};
 use crate::gate::{Reason, WriteGate};
 use crate::volume::Done;
 
-/// The maximum age of data that is not durable: when the oldest reaches it, everything is synced.
+/// Maximum age of undurable changes. When the oldest reaches it, everything is synced.
 const DURABLE_AFTER: Duration = Duration::from_secs(5);
-/// How often a thread that has something to do later looks whether it is due.
+/// How often a background thread checks for work that has become due.
 pub(in crate::vault) const TICK: Duration = Duration::from_millis(500);
 
-/// What waits to be done.
+/// The queues of both threads.
 pub struct Requests {
     env: Arc<Env>,
     state: Mutex<State>,
     wake_syncer: Condvar,
     wake_upkeep: Condvar,
-    /// `State::undurable_since` is set, or about to be: most changes look at no more than this.
+    /// `State::undurable_since` is set, or about to be. Most changes check only this flag, without locking.
     has_changes: AtomicBool,
-    /// Something could not be written for want of free space, so dead packs have to go.
+    /// A write failed for lack of free space, so dead packs have to be removed.
     is_space_wanted: AtomicBool,
-    /// The packs that are finished were synced, and are to be published.
+    /// The finished packs are synced and should be published.
     are_packs_due: AtomicBool,
-    /// Contents were lost that nobody may have been told of.
+    /// Contents were lost, possibly without any program having seen an error.
     has_lost: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
     syncs: Vec<Done>,
-    /// They wait until dead packs are removed.
+    /// Called after dead packs were removed.
     collections: Vec<Done>,
-    /// Since when something may be dirty, or in the journal and not durable.
+    /// When the oldest change was made that may be dirty, or in the journal and not durable.
     undurable_since: Option<Instant>,
     stop: bool,
-    /// The threads have ended: nothing that is asked for is done.
+    /// The threads have ended: nothing that is queued is done.
     has_ended: bool,
 }
 
 impl Requests {
-    /// Nothing waits.
+    /// Creates empty queues.
     pub fn new(env: Arc<Env>) -> Self {
         Self {
             env,
@@ -61,10 +61,10 @@ impl Requests {
         }
     }
 
-    /// Something was written, or is dirty.
+    /// Records that something was written, or is dirty.
     pub fn changed(&self) {
         if !self.has_changes.swap(true, Ordering::AcqRel) {
-            // The first change after a while: both threads may sleep without a limit.
+            // The first change after an idle period: both threads may be sleeping without a timeout.
             let mut state = self.state.lock();
             state.undurable_since.get_or_insert_with(|| self.env.now());
             self.wake_syncer.notify_one();
@@ -72,8 +72,8 @@ impl Requests {
         }
     }
 
-    /// Whether all that was changed up to now has to be made durable. True at most once per deadline: the caller must
-    /// then sync. What changes from now on has its own age.
+    /// Whether all changes so far have to be made durable. Returns true at most once per deadline: the caller must then
+    /// sync. The age of later changes is counted from the first of them.
     pub fn take_if_due(&self) -> bool {
         let is_due = |since: &mut Instant| self.env.since(*since) >= DURABLE_AFTER;
         let mut state = self.state.lock();
@@ -84,8 +84,8 @@ impl Requests {
         due
     }
 
-    /// Has `done` called when everything that is in the journal now is durable.
-    pub fn sync(&self, done: Done) {
+    /// Calls `done` when everything that is in the journal now is durable.
+    pub fn request_sync(&self, done: Done) {
         let mut state = self.state.lock();
         if state.has_ended {
             drop(state);
@@ -95,8 +95,8 @@ impl Requests {
         self.wake_syncer.notify_one();
     }
 
-    /// Has `done` called when dead packs were removed, as far as that could be done.
-    pub fn collection(&self, done: Done) {
+    /// Calls `done` when dead packs were removed, as far as possible.
+    pub fn request_collection(&self, done: Done) {
         let mut state = self.state.lock();
         if state.has_ended || state.stop {
             drop(state);
@@ -106,47 +106,48 @@ impl Requests {
         self.wake_upkeep.notify_one();
     }
 
-    /// There was no free space to write something. Unlike [`Requests::collection`] for who cannot wait.
+    /// Records that a write failed for lack of free space. Unlike [`Requests::request_collection`], does not wait.
     pub fn want_space(&self) {
         if !self.is_space_wanted.swap(true, Ordering::AcqRel) {
             self.changed();
         }
     }
 
-    /// Whether [`Requests::want_space`] was called and no collection has begun since.
+    /// Whether [`Requests::want_space`] was called, and no collection has begun since.
     pub fn is_space_wanted(&self) -> bool {
         self.is_space_wanted.load(Ordering::Acquire)
     }
 
-    /// The finished packs are synced.
-    pub fn packs_are_due(&self) {
+    /// Asks upkeep to publish the finished packs, which are synced.
+    pub fn request_pack_publication(&self) {
         self.are_packs_due.store(true, Ordering::Release);
         let _state = self.state.lock();
         self.wake_upkeep.notify_one();
     }
 
-    /// Whether finished packs are to be published.
+    /// Whether the finished packs should be published.
     pub fn are_packs_due(&self) -> bool {
         self.are_packs_due.load(Ordering::Acquire)
     }
 
-    /// A publication, or collection, begins: what was asked for up to now is part of it.
+    /// Records that a publication or collection begins, which covers all requests so far.
     pub fn begin_publication(&self) {
         self.are_packs_due.store(false, Ordering::Release);
         self.is_space_wanted.store(false, Ordering::Release);
     }
 
-    /// Contents were lost: whoever unmounts is told.
-    pub fn note_loss(&self) {
+    /// Records that contents were lost, so that unmounting reports it.
+    pub fn record_loss(&self) {
         self.has_lost.store(true, Ordering::Release);
     }
 
-    /// Whether contents were lost since this was asked.
+    /// Whether contents were lost since the last call.
     pub fn take_loss(&self) -> bool {
         self.has_lost.swap(false, Ordering::AcqRel)
     }
 
-    /// Waits for something to sync; for a tick at most, unless `is_idle` and nothing has changed. False at the end.
+    /// Waits for a sync request, for at most one tick unless `is_idle` and nothing has changed. Returns false when the
+    /// thread must end.
     pub fn wait_for_syncs(&self, is_idle: bool) -> bool {
         let mut state = self.state.lock();
         if state.syncs.is_empty() && !state.stop {
@@ -155,7 +156,7 @@ impl Requests {
         !state.stop
     }
 
-    /// The same for upkeep.
+    /// Like [`Requests::wait_for_syncs`], for collection requests.
     pub fn wait_for_upkeep(&self, is_idle: bool) -> bool {
         let mut state = self.state.lock();
         if state.collections.is_empty() && !state.stop {
@@ -172,12 +173,12 @@ impl Requests {
         }
     }
 
-    /// The syncs that wait.
+    /// Takes the pending sync requests.
     pub fn take_syncs(&self) -> Vec<Done> {
         std::mem::take(&mut self.state.lock().syncs)
     }
 
-    /// The collections that wait.
+    /// Takes the pending collection requests.
     pub fn take_collections(&self) -> Vec<Done> {
         std::mem::take(&mut self.state.lock().collections)
     }
@@ -189,12 +190,12 @@ impl Requests {
         self.wake_upkeep.notify_one();
     }
 
-    /// Whether the threads were told to end: work that takes long is left to the next mount.
+    /// Whether the threads were told to end. Long-running work is then left to the next mount.
     pub fn is_stopping(&self) -> bool {
         self.state.lock().stop
     }
 
-    /// Nothing is done any more of what was asked for, or is from now on.
+    /// Fails all pending and future requests.
     pub fn end(&self) {
         let (syncs, collections) = {
             let mut state = self.state.lock();
@@ -212,7 +213,7 @@ fn ended() -> Error {
     Error::new(Kind::Poisoned, "the syncer")
 }
 
-/// Answers those who wait for a sync.
+/// Completes pending sync requests with the result of the sync.
 pub(super) fn answer(waiting: Vec<Done>, synced: Result<()>) {
     let failed = synced
         .as_ref()
@@ -230,14 +231,15 @@ pub(super) fn answer(waiting: Vec<Done>, synced: Result<()>) {
     }
 }
 
-/// Where a background thread ends by a panic, nobody must wait for it for ever, nor write what it would not sync.
+/// If a background thread panics, closes the write gate, because nothing would be synced any more, and fails all
+/// requests that wait for the thread.
 pub struct PanicGuard<'a> {
     requests: &'a Requests,
     gate: &'a WriteGate,
 }
 
 impl<'a> PanicGuard<'a> {
-    /// Guards the calling thread until it is dropped.
+    /// Guards the calling thread until the guard is dropped.
     pub fn new(requests: &'a Requests, gate: &'a WriteGate) -> Self {
         Self { requests, gate }
     }

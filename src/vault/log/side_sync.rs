@@ -1,7 +1,7 @@
 //! The thread that syncs the open segment while its caller syncs the packs.
 //!
-//! It lives as long as the library is open: starting a thread for each fsync costs about as much as the fsync itself
-//! on a fast disk. It knows nothing of what it syncs.
+//! It lives as long as the library is open: on a fast disk, starting a thread for each fsync costs about as much as the
+//! fsync itself. It does not know what the files contain.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
@@ -10,13 +10,13 @@ use std::thread::JoinHandle;
 use crate::error::{Kind, Result};
 use crate::store::Growing;
 
-/// A file to sync, and where the result goes.
+/// A file to sync, and the channel for the result.
 type Job = (Arc<dyn Growing>, Sender<Result<()>>);
 
-/// Started when it is needed first.
+/// The thread, started on first use.
 #[derive(Default)]
 pub struct SideSync {
-    /// `None` inside where the system has no thread to give.
+    /// Contains `None` if the thread could not be started; the caller then syncs both itself.
     worker: OnceLock<Option<Worker>>,
 }
 
@@ -27,7 +27,7 @@ struct Worker {
 }
 
 impl SideSync {
-    /// Syncs `file` while `meanwhile` runs. An error of `meanwhile` goes first.
+    /// Syncs `file` while `meanwhile` runs. If both fail, returns the error of `meanwhile`.
     pub fn sync(
         &self,
         file: &Arc<dyn Growing>,
@@ -63,7 +63,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // The thread ends when nobody can send any more.
+        // The thread ends when the channel is closed.
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -73,7 +73,7 @@ impl Drop for Worker {
 
 fn work(waiting: &Receiver<Job>) {
     for (file, result) in waiting {
-        // Whoever asked may have given up.
+        // The receiver may be gone.
         let _ = result.send(file.sync());
     }
 }

@@ -1,4 +1,4 @@
-//! Making durable what is in the journal, with the packs that it names.
+//! Makes the journal durable, with the packs that it refers to.
 
 use std::sync::Arc;
 
@@ -11,16 +11,16 @@ use crate::error::Result;
 use crate::index::ClosedSegment;
 use crate::store::Growing;
 
-/// The right to sync: one thread has it at a time. Taken before the journal is locked.
+/// The right to sync, held by one thread at a time. Taken before the journal is locked.
 pub struct SyncLane<'a>(MutexGuard<'a, SideSync>);
 
 impl Log {
-    /// Waits for a sync that is running, and keeps others from beginning.
+    /// Waits for a running sync, and prevents others from starting.
     pub fn sync_lane(&self) -> SyncLane<'_> {
         SyncLane(self.lane.lock())
     }
 
-    /// Answers the fsyncs that wait, with one sync for all of them.
+    /// Answers all pending fsyncs with one sync.
     pub fn answer_syncs(&self) {
         let waiting = self.requests.take_syncs();
         if !waiting.is_empty() {
@@ -28,15 +28,15 @@ impl Log {
         }
     }
 
-    /// Makes everything durable that is in the journal now.
+    /// Makes everything that is in the journal now durable.
     ///
     /// # Errors
-    /// Something could not be synced, or nobody would find it where it is. It is tried again with the next sync.
+    /// Something could not be synced, or the next mount would not find it. The next sync tries again.
     pub fn sync(&self) -> Result<()> {
         self.sync_in(&self.sync_lane())
     }
 
-    /// The same for who holds the lane.
+    /// Like [`Log::sync`], if the caller holds the lane.
     pub fn sync_in(&self, lane: &SyncLane<'_>) -> Result<()> {
         loop {
             let (segment, appended) = {
@@ -49,26 +49,26 @@ impl Log {
             };
             let synced = self.sync_packs_and(lane, segment.as_ref());
             if synced.is_ok() {
-                // Durable, and where nobody will find it: not what was asked for.
+                // Durable data that the next mount will not find is not what fsync(2) promises.
                 self.check_place().inspect_err(|_| self.replace_ruined())?;
             }
             let mut journal = self.journal();
             if let Err(e) = synced {
-                // This sync has failed, whatever the next one does: that needs a file that can be synced.
+                // The result is an error in any case; a copy lets the next sync succeed.
                 if let Err(again) = journal.replace_unsyncable(&self.view) {
                     log::warn!("{again}");
                 }
                 return Err(e);
             }
-            // A copy may have taken the place of the open segment meanwhile: that one has to be synced, too.
+            // If a copy has replaced the open segment in the meantime, it has to be synced, too.
             if journal.synced(segment.as_deref(), appended) {
                 return Ok(());
             }
         }
     }
 
-    /// Syncs the packs and the segment side by side: should the power go in between, a frame counts only if everything
-    /// that it names can be decrypted.
+    /// Syncs the packs and the segment concurrently. Their order does not matter: after a power cut a frame counts only
+    /// if everything that it refers to can be decrypted.
     fn sync_packs_and(
         &self,
         lane: &SyncLane<'_>,
@@ -77,7 +77,7 @@ impl Log {
         let unsynced = self.new_packs.take_unsynced();
         let sync_packs = || unsynced.files.iter().try_for_each(|pack| pack.sync());
         let synced = match segment {
-            // On a disk the two waits are one: the filesystem below commits both together.
+            // On a local disk this costs one wait: the underlying filesystem commits both together.
             Some(segment) if !unsynced.files.is_empty() => lane.0.sync(segment, sync_packs),
             Some(segment) => segment.sync(),
             None => sync_packs(),
@@ -89,8 +89,8 @@ impl Log {
         synced
     }
 
-    /// Syncs the end of a segment: `closed` becomes a head when it is durable. The journal stays locked, as nothing may
-    /// be made on top of an end that is not.
+    /// Syncs the end of a segment, after which `closed` becomes a head. The journal stays locked, because nothing may
+    /// build on an end that is not durable.
     pub fn sync_closed(
         &self,
         lane: &SyncLane<'_>,
@@ -106,7 +106,7 @@ impl Log {
         Ok(())
     }
 
-    /// Somebody has changed files that were synced before: they are treated like files that cannot be synced.
+    /// Called if another program has changed files after they were synced: treats them as files that cannot be synced.
     fn replace_ruined(&self) {
         self.new_packs.put_back_unsynced(self.new_packs.growing());
         if let Err(e) = self.journal().replace_unsyncable(&self.view) {

@@ -1,4 +1,5 @@
-//! Transactions: records that take effect together, or not at all. A record is in the journal before it is in the tree.
+//! Transactions: records that take effect together, or not at all. Records are written to the journal before they are
+//! applied to the tree.
 
 use super::Log;
 use crate::error::{Error, Result};
@@ -7,18 +8,18 @@ use crate::index::{Inode, Tree};
 use crate::overdue;
 use crate::volume::Time;
 
-/// Records that will take effect together.
+/// Records that will take effect atomically.
 pub struct Transaction {
     /// When the change was made.
     pub wall: Time,
     /// The records, in order.
     pub records: Vec<Record>,
-    /// They are about an inode without a name.
+    /// The records concern an inode without links.
     pub unlinked: bool,
 }
 
 impl Transaction {
-    /// Changes the contents of a file: its length, and where these ranges of it are.
+    /// Adds a record that changes the contents of a file: its length, and the location of some ranges.
     pub fn change_content(
         &mut self,
         tree: &Tree,
@@ -40,17 +41,18 @@ impl Transaction {
 }
 
 impl Log {
-    /// Runs `build` against the tree as it is, and makes the records that it adds take effect: all of them, or none.
+    /// Runs `build` against the current tree, then writes and applies the records that it adds: all of them, or none.
     ///
     /// # Errors
-    /// What `build` answers; the gate is closed; or the records could not be written.
+    /// The error of `build`; the gate is closed; or the records could not be written.
     pub fn commit<R>(&self, build: impl FnOnce(&Tree, &mut Transaction) -> Result<R>) -> Result<R> {
         self.check_writable()?;
         overdue::go_on();
         self.commit_acknowledged(build)
     }
 
-    /// The same for data that a program was already told is written: it is kept also where nothing new may be written.
+    /// Like [`Log::commit`], for data whose write(2) was already acknowledged: it is stored even if nothing new may be
+    /// written.
     pub fn commit_acknowledged<R>(
         &self,
         build: impl FnOnce(&Tree, &mut Transaction) -> Result<R>,
@@ -66,7 +68,7 @@ impl Log {
             return Ok(answer);
         }
         if transaction.unlinked {
-            // What happens to an inode without a name is for its handles only, and ends with them.
+            // Only open handles can see an inode without links, so its changes are not written to the journal.
             let mut tree = self.view.tree_mut();
             let frame = Frame {
                 counter: tree.next_counter(),

@@ -1,8 +1,8 @@
-//! POSIX access control lists, as the kernel hands them over in `system.posix_acl_access` and
-//! `system.posix_acl_default`: inheritance, and keeping the list and the mode in step.
+//! POSIX access control lists, in the format of `system.posix_acl_access` and `system.posix_acl_default`: inheritance,
+//! and keeping the list consistent with the mode.
 //!
-//! The kernel checks permissions with them; who stores them has to do what its `posix_acl_create`,
-//! `posix_acl_chmod` and `posix_acl_equiv_mode` do for filesystems inside it.
+//! The kernel checks permissions with these lists. A FUSE filesystem that stores them has to implement what
+//! `posix_acl_create`, `posix_acl_chmod` and `posix_acl_equiv_mode` do for filesystems in the kernel.
 
 use crate::error::{Error, Kind, Result};
 use crate::volume::XATTR_LEN_MAX;
@@ -18,8 +18,8 @@ const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
-/// The id in entries that name nobody, and no valid id.
-const NOBODY: u32 = u32::MAX;
+/// ACL_UNDEFINED_ID: the id in entries without a user or group. Not a valid id in other entries.
+const NO_ID: u32 = u32::MAX;
 
 /// Read, write and execute, in the three lowest bits.
 const RWX: u16 = 0o7;
@@ -36,10 +36,13 @@ pub struct Acl {
 }
 
 impl Acl {
-    /// Reads the value of an extended attribute. Only what the kernel accepts: version 2, known tags in their
-    /// order, each of owner, group and others once, a mask at most once and always with named users or groups.
-    /// Another version is [`Kind::NotSupported`], a value longer than an attribute may be [`Kind::TooBig`],
-    /// all else [`Kind::InvalidArgument`].
+    /// Parses the value of an extended attribute. Accepts what the kernel accepts: version 2, known tags in order,
+    /// exactly one entry each for owner, group and others, at most one mask, which is required with named users or
+    /// groups.
+    ///
+    /// # Errors
+    /// [`Kind::NotSupported`] for another version, [`Kind::TooBig`] for a value longer than an attribute may be,
+    /// [`Kind::InvalidArgument`] otherwise.
     pub fn parse(value: &[u8]) -> Result<Self> {
         if value.len() > XATTR_LEN_MAX {
             return Err(Kind::TooBig.into());
@@ -62,7 +65,7 @@ impl Acl {
             mask: None,
             other: 0,
         };
-        // The tag of the last entry: tags only ever grow, and only USER and GROUP repeat.
+        // The tag of the last entry: tags are in ascending order, and only USER and GROUP may repeat.
         let mut last = 0;
         let mut seen = 0;
         for &[tag0, tag1, perm0, perm1, id @ ..] in entries {
@@ -76,9 +79,9 @@ impl Acl {
             }
             match tag {
                 USER_OBJ => acl.owner = perm,
-                USER if id != NOBODY => acl.users.push((id, perm)),
+                USER if id != NO_ID => acl.users.push((id, perm)),
                 GROUP_OBJ => acl.group = perm,
-                GROUP if id != NOBODY => acl.groups.push((id, perm)),
+                GROUP if id != NO_ID => acl.groups.push((id, perm)),
                 MASK => acl.mask = Some(perm),
                 OTHER => acl.other = perm,
                 _ => return Err(invalid()),
@@ -97,7 +100,7 @@ impl Acl {
         }
     }
 
-    /// The value of the extended attribute.
+    /// Returns the value of the extended attribute.
     pub fn encode(&self) -> Vec<u8> {
         let mut value =
             Vec::with_capacity(HEADER_LEN + ENTRY_LEN * (4 + self.users.len() + self.groups.len()));
@@ -107,46 +110,47 @@ impl Acl {
             value.extend_from_slice(&perm.to_le_bytes());
             value.extend_from_slice(&id.to_le_bytes());
         };
-        add(USER_OBJ, self.owner, NOBODY);
+        add(USER_OBJ, self.owner, NO_ID);
         self.users
             .iter()
             .for_each(|&(id, perm)| add(USER, perm, id));
-        add(GROUP_OBJ, self.group, NOBODY);
+        add(GROUP_OBJ, self.group, NO_ID);
         self.groups
             .iter()
             .for_each(|&(id, perm)| add(GROUP, perm, id));
         if let Some(mask) = self.mask {
-            add(MASK, mask, NOBODY);
+            add(MASK, mask, NO_ID);
         }
-        add(OTHER, self.other, NOBODY);
+        add(OTHER, self.other, NO_ID);
         value
     }
 
-    /// What something new gets in a directory with this default list: its permission bits, and its access list, or
-    /// `None` where the bits say it all. `perm` is as asked for: where there is a default list, the umask does not
-    /// count. Set-id and sticky bits stay. (A new directory gets the default list itself as its own, too.)
+    /// Returns the permission bits and the access list of a new inode in a directory with this default list. The access
+    /// list is `None` if the bits are equivalent. `perm` is the requested mode without the umask applied, because the
+    /// umask is ignored if there is a default list. Set-id and sticky bits are kept. (A new directory also inherits the
+    /// default list as its own.)
     pub fn inherit(&self, perm: u16) -> (u16, Option<Acl>) {
         let mut acl = self.clone();
         acl.owner &= perm >> 6;
         acl.other &= perm;
-        // With a mask, it is what the group bits of a mode stand for; the group's own entry stays.
+        // If there is a mask, the group bits of a mode refer to it; the entry of the group is kept.
         *acl.group_class() &= perm >> 3;
         let (bits, equivalent) = acl.perm_of();
         (perm & !0o777 | bits, (!equivalent).then_some(acl))
     }
 
-    /// What chmod(2) with `perm` does to the access list.
+    /// Applies chmod(2) with `perm` to the access list.
     pub fn chmod(&mut self, perm: u16) {
         self.owner = perm >> 6 & RWX;
         self.other = perm & RWX;
         *self.group_class() = perm >> 3 & RWX;
     }
 
-    /// The nine permission bits that go with this access list, and whether they say the same, so that the list
-    /// need not be kept.
+    /// Returns the nine permission bits of this access list, and whether they are equivalent to it, so that the list
+    /// need not be stored.
     pub fn perm_of(&self) -> (u16, bool) {
         let perm = self.owner << 6 | self.mask.unwrap_or(self.group) << 3 | self.other;
-        // Named entries never are without a mask.
+        // Named entries require a mask, so without one there are none.
         (perm, self.mask.is_none())
     }
 
@@ -193,9 +197,9 @@ mod tests {
         assert_eq!(acl.users, [(1000, 7)]);
         assert_eq!(acl.groups, [(50, 5)]);
         assert_eq!(acl.encode(), NAMED);
-        // The mask is what ls(1) shows as the group's bits.
+        // ls(1) shows the mask as the group bits.
         assert_eq!(acl.perm_of(), (0o660, false));
-        let plain = Acl::parse(&value(&[(1, 7, NOBODY), (4, 5, NOBODY), (32, 4, NOBODY)])).unwrap();
+        let plain = Acl::parse(&value(&[(1, 7, NO_ID), (4, 5, NO_ID), (32, 4, NO_ID)])).unwrap();
         assert_eq!(plain.perm_of(), (0o754, true));
         let masked = Acl::parse(&value(&[(1, 7, 0), (4, 5, 0), (16, 1, 0), (32, 4, 0)])).unwrap();
         assert_eq!(masked.perm_of(), (0o714, false));
@@ -203,12 +207,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_refuses_is_refused() {
-        let (u, g, o, m) = (
-            (1, 7, NOBODY),
-            (4, 5, NOBODY),
-            (32, 0, NOBODY),
-            (16, 7, NOBODY),
-        );
+        let (u, g, o, m) = ((1, 7, NO_ID), (4, 5, NO_ID), (32, 0, NO_ID), (16, 7, NO_ID));
         let named = (2, 7, 1000);
         for wrong in [
             vec![],
@@ -225,12 +224,12 @@ mod tests {
             vec![named, u, g, m, o],
             vec![u, g, m, m, o],
             vec![u, g, o, m],
-            vec![u, (2, 7, NOBODY), g, m, o],
-            vec![u, g, (8, 7, NOBODY), m, o],
-            vec![(1, 8, NOBODY), g, o],
-            vec![u, g, (64, 0, NOBODY), o],
-            vec![u, (3, 0, NOBODY), g, o],
-            vec![(0, 0, NOBODY), u, g, o],
+            vec![u, (2, 7, NO_ID), g, m, o],
+            vec![u, g, (8, 7, NO_ID), m, o],
+            vec![(1, 8, NO_ID), g, o],
+            vec![u, g, (64, 0, NO_ID), o],
+            vec![u, (3, 0, NO_ID), g, o],
+            vec![(0, 0, NO_ID), u, g, o],
         ] {
             let error = Acl::parse(&value(&wrong)).unwrap_err();
             assert!(matches!(error.kind(), Kind::InvalidArgument), "{wrong:?}");
@@ -268,14 +267,14 @@ mod tests {
     fn inheriting_is_posix_acl_create() {
         // setfacl -d -m u::rwx,u:1000:rwx,g::r-x,m::rwx,o::--- DIR
         let default = Acl::parse(&value(&[
-            (1, 7, NOBODY),
+            (1, 7, NO_ID),
             (2, 7, 1000),
-            (4, 5, NOBODY),
-            (16, 7, NOBODY),
-            (32, 0, NOBODY),
+            (4, 5, NO_ID),
+            (16, 7, NO_ID),
+            (32, 0, NO_ID),
         ]))
         .unwrap();
-        // touch: 0666 is asked for. The mask loses x, and the group's own entry keeps it.
+        // touch requests 0666. The mask loses x; the entry of the group keeps it.
         let (perm, acl) = Acl::inherit(&default, 0o666);
         let acl = acl.unwrap();
         assert_eq!(perm, 0o660);
@@ -287,9 +286,8 @@ mod tests {
         // mkdir with set-group-id.
         assert_eq!(Acl::inherit(&default, 0o2777).0, 0o2770);
 
-        // setfacl -d -m u::rwx,g::r-x,o::r-x: no mask, so the mode says it all.
-        let default =
-            Acl::parse(&value(&[(1, 7, NOBODY), (4, 5, NOBODY), (32, 5, NOBODY)])).unwrap();
+        // setfacl -d -m u::rwx,g::r-x,o::r-x: no mask, so the mode is equivalent.
+        let default = Acl::parse(&value(&[(1, 7, NO_ID), (4, 5, NO_ID), (32, 5, NO_ID)])).unwrap();
         assert_eq!(Acl::inherit(&default, 0o666), (0o644, None));
         assert_eq!(Acl::inherit(&default, 0o4700), (0o4700, None));
     }
@@ -304,7 +302,7 @@ mod tests {
         );
         assert_eq!(acl.perm_of(), (0o751, false));
         let mut plain =
-            Acl::parse(&value(&[(1, 7, NOBODY), (4, 5, NOBODY), (32, 4, NOBODY)])).unwrap();
+            Acl::parse(&value(&[(1, 7, NO_ID), (4, 5, NO_ID), (32, 4, NO_ID)])).unwrap();
         plain.chmod(0o640);
         assert_eq!(
             (plain.owner, plain.group, plain.mask, plain.other),

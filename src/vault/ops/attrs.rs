@@ -1,4 +1,4 @@
-//! Attributes, extended attributes, and ACLs in step with the mode.
+//! Attributes, extended attributes, and keeping ACLs consistent with the mode.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -17,15 +17,17 @@ use crate::volume::{
     XattrMode,
 };
 
-/// All names of a file's extended attributes fit into what listxattr(2) can answer.
+/// Maximum length of all names of a file's extended attributes, in bytes: the limit of listxattr(2).
 const XATTR_LIST_LEN_MAX: usize = 65_536;
-/// All values of a file's extended attributes together, in bytes: they are held in memory, and stand in one record.
+/// Maximum length of all values of a file's extended attributes, in bytes: they are kept in memory, and in one record
+/// of a snapshot.
 const XATTR_ALL_LEN_MAX: usize = 1 << 20;
 
 impl Files {
-    /// Attributes with what is dirty counted in.
+    /// Returns the attributes, with dirty data taken into account.
     pub fn attr(&self, ino: Ino) -> Result<Attr> {
-        // Before the tree, in which what is dirty now may be a moment later; while the state is locked, it is not.
+        // Lock the file state before the tree: a concurrent flush could otherwise move data from the buffer to the tree
+        // between the two reads, and it would be counted twice.
         let file = self.opened(ino);
         let state = file.as_ref().map(|f| f.state.lock());
         let tree = self.view().tree();
@@ -34,12 +36,12 @@ impl Files {
         let Some(state) = state else { return Ok(attr) };
         let covered = |from, to| tree.inode(ix).extents().covered(from, to);
         let dirty = state.dirty.bytes_outside(covered);
-        let leaving = state
-            .leaving
+        let in_flight = state
+            .in_flight
             .as_ref()
             .map_or(0, |l| l.bytes_outside(covered));
         let stored = tree.inode(ix).extents().plain_bytes();
-        attr.blocks_512 = (stored + dirty + leaving + state.promised.empty_bytes).div_ceil(512);
+        attr.blocks_512 = (stored + dirty + in_flight + state.promised.empty_bytes).div_ceil(512);
         attr.plain_size = attr.plain_size.max(state.end());
         if let Some(mtime) = state.mtime {
             (attr.mtime, attr.ctime) = (mtime, mtime.max(attr.ctime));
@@ -55,12 +57,12 @@ impl Files {
             if let Some(file) = self.opened(ino) {
                 file.state.lock().mtime_set = Some(self.log().env().now());
             }
-            // What is dirty has an mtime of its own, which must not come after this one.
+            // A later flush of dirty data would overwrite this mtime with the time of the write.
             self.flush_ino(ino)?;
             if let Some(file) = self.opened(ino) {
                 let mut state = file.state.lock();
                 if state.mtime_set.is_some() {
-                    // What was written back while this was flushed keeps the time of no write before.
+                    // Pages written back during the flush must not set the time of an earlier write.
                     state.mtime = None;
                 }
             }
@@ -105,7 +107,8 @@ impl Files {
         self.attr(ino)
     }
 
-    /// Nearly always there are none: this is asked first, without the journal.
+    /// Whether a write or a change of owner would drop set-id bits or capabilities. Rarely true, so it is checked
+    /// without locking the journal.
     pub fn has_privileges(&self, ino: Ino) -> Result<bool> {
         const SET_ID: u16 = 0o6000;
         let tree = self.view().tree();
@@ -114,7 +117,7 @@ impl Files {
         Ok(has_some && inode.kind() != FileKind::Directory)
     }
 
-    /// Before contents or owner change: see [`Volume::drop_privileges`](crate::volume::Volume::drop_privileges).
+    /// Called before contents or owner change: see [`Volume::drop_privileges`](crate::volume::Volume::drop_privileges).
     pub fn drop_privileges(&self, ino: Ino, set_id: SetId) -> Result<bool> {
         self.log().commit(|tree, transaction| {
             let inode = tree.inode(find(tree, ino)?);
@@ -141,16 +144,17 @@ impl Files {
         }
         let file = self.file(ino);
         let flushing = overdue::lock(&file.flushing)?;
-        // What is dirty and stays is older than the new length: a crash must not find this without that. What goes is
-        // written out with it, or else a part of a write would be found.
-        let stays = file
+        // Dirty data below the new size was written before the truncation, so it has to be flushed first: a crash must
+        // not leave the truncation without the writes. The data to be cut off is flushed with it, because otherwise a
+        // crash could leave part of a write.
+        let keeps_dirty = file
             .state
             .lock()
             .dirty
             .parts(0, plain_size)
             .next()
             .is_some();
-        let flushed = if stays {
+        let flushed = if keeps_dirty {
             self.flush_locked(&file, true)
         } else {
             Ok(())
@@ -183,7 +187,7 @@ impl Files {
                 self.budget().recount_dirty(cut.cost(), 0);
                 self.cut_promise(ino, plain_size);
             }
-            // It is as long as before, and holds what it held.
+            // The file keeps its size and contents.
             Err(_) => {
                 let mut state = file.state.lock();
                 self.put_back(&mut state, &cut);
@@ -230,10 +234,10 @@ impl Files {
         }
         self.log().commit(|tree, transaction| {
             let inode = tree.inode(find(tree, ino)?);
-            let there = inode.xattr(name).is_some();
+            let exists = inode.xattr(name).is_some();
             use XattrMode::{Create, CreateAndReplace, Replace};
-            match (mode, there) {
-                // The kernel has no flags for these, and what has no list may be told so again.
+            match (mode, exists) {
+                // The kernel passes no flags for ACLs, and removing an absent list succeeds.
                 _ if matches!(name, ACL_ACCESS | ACL_DEFAULT) => {}
                 (Create | CreateAndReplace, true) => return Err(Kind::Exists.into()),
                 (Replace | CreateAndReplace, false) => return Err(absent(name).into()),
@@ -267,7 +271,7 @@ impl Files {
                     value = value.filter(|_| !is_mode_only);
                 }
             }
-            if value.is_some() || there {
+            if value.is_some() || exists {
                 transaction.records.push(set_xattr(inode, name, value));
             }
             transaction.unlinked = !inode.is_linked();
@@ -284,7 +288,7 @@ fn set_xattr(inode: &Inode, name: &[u8], value: Option<Vec<u8>>) -> Record {
     })
 }
 
-/// Permission bits without the set-id bits that go.
+/// The permission bits without the set-id bits that are to be dropped.
 fn without_set_id(inode: &Inode, set_id: SetId) -> u16 {
     let perm = inode.perm();
     let group_runs = perm & 0o010 != 0;
@@ -296,10 +300,13 @@ fn without_set_id(inode: &Inode, set_id: SetId) -> u16 {
     }
 }
 
-/// What is said of an attribute that is not there: no more may be made where Linux keeps none on a disk, either.
+/// The error for a missing attribute. Namespaces that on-disk filesystems of Linux do not store are not supported.
 fn absent(name: &[u8]) -> Kind {
-    const SPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-    match SPACES.iter().find_map(|space| name.strip_prefix(*space)) {
+    const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    match NAMESPACES
+        .iter()
+        .find_map(|namespace| name.strip_prefix(*namespace))
+    {
         Some([]) => Kind::InvalidArgument,
         Some(_) => Kind::NoAttribute,
         None if matches!(name, ACL_ACCESS | ACL_DEFAULT) => Kind::NoAttribute,

@@ -1,4 +1,4 @@
-//! Listing directories and looking names up.
+//! Listing directories, and looking up names.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -15,8 +15,8 @@ pub struct Entry {
     pub name: Vec<u8>,
     pub ino: Ino,
     pub kind: FileKind,
-    /// The kernel will hold a reference to it.
-    pub held: bool,
+    /// A reference for the kernel was counted.
+    pub has_reference: bool,
 }
 
 impl Files {
@@ -32,14 +32,14 @@ impl Files {
             }
             _ => tree.link(existing(&tree, dir, name)?).inode(),
         };
-        tree.inode(ix).hold(1);
+        tree.inode(ix).incref(1);
         let ino = tree.ino(ix);
         drop(tree);
         self.attr(ino)
     }
 
-    /// Hands out the entries of a directory after `cookie`, until `take` has had enough. With `plus`, their attributes, too,
-    /// and a reference to each, but for `.` and `..`.
+    /// Passes the entries of a directory after `cookie` to `take` until it returns false. With `plus`, also their
+    /// attributes, and counts a reference to each except `.` and `..`.
     pub fn readdir(
         &self,
         ino: Ino,
@@ -64,8 +64,8 @@ impl Files {
                     })
                 });
                 if !matches!(taken, Ok(true)) {
-                    let held = batch[i..].iter().filter(|e| e.held);
-                    held.for_each(|e| self.let_go(e.ino, 1));
+                    let not_taken = batch[i..].iter().filter(|e| e.has_reference);
+                    not_taken.for_each(|e| self.forget(e.ino, 1));
                     return taken.map(|_| ());
                 }
             }
@@ -76,9 +76,15 @@ impl Files {
         }
     }
 
-    /// At most `count` entries of a directory behind `cookie`, `.` and `..` first. With `hold`, each
-    /// other one is held by a reference.
-    fn list(&self, ino: Ino, cookie: u64, count: usize, hold: bool) -> Result<Vec<Entry>> {
+    /// Returns at most `count` entries of a directory after `cookie`, beginning with `.` and `..`. With
+    /// `with_references`, counts a reference to each of the others.
+    fn list(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        count: usize,
+        with_references: bool,
+    ) -> Result<Vec<Entry>> {
         let tree = self.view().tree();
         let dir = find(&tree, ino)?;
         if tree.inode(dir).kind() != FileKind::Directory {
@@ -91,14 +97,14 @@ impl Files {
             .entries(dir, cookie.max(2))
             .map(|(at, link)| (at, link.name(), link.inode()));
         let listed = dots.chain(names).take(count).map(|(cookie, name, ix)| {
-            let held = hold && cookie > 2;
-            tree.inode(ix).hold(u32::from(held));
+            let has_reference = with_references && cookie > 2;
+            tree.inode(ix).incref(u32::from(has_reference));
             Entry {
                 cookie,
                 name: name.to_vec(),
                 ino: tree.ino(ix),
                 kind: tree.inode(ix).kind(),
-                held,
+                has_reference,
             }
         });
         Ok(listed.collect())

@@ -1,6 +1,6 @@
-//! Operations on names and attributes: each is one transaction of the log, built against the tree as it is.
+//! Operations on names and attributes. Each is one transaction of the log, built against the current tree.
 //!
-//! Owns nothing: these are methods of [`Files`](super::files::Files), because attributes count in what is dirty.
+//! Owns nothing: these are methods of [`Files`](super::files::Files), because attributes depend on dirty data.
 
 pub mod acl;
 mod attrs;

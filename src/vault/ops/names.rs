@@ -1,4 +1,4 @@
-//! Names: making, linking, moving and removing them.
+//! Creating, linking, renaming and removing names.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -17,7 +17,7 @@ pub(super) const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
 
 const S_ISGID: u16 = 0o2000;
 
-/// A new inode as it was asked for.
+/// A request to create an inode.
 pub struct NewNode<'a> {
     pub kind: FileKind,
     pub perm: u16,
@@ -25,7 +25,7 @@ pub struct NewNode<'a> {
     pub target: &'a [u8],
 }
 
-/// What RENAME_WHITEOUT leaves: a character device 0, 0, with which nobody may do anything.
+/// What RENAME_WHITEOUT leaves at the old name: character device 0, 0 with mode 0.
 const WHITEOUT: NewNode<'_> = NewNode {
     kind: FileKind::CharDevice,
     perm: 0,
@@ -54,11 +54,11 @@ impl Files {
         })?;
         let tree = self.view().tree();
         let ix = tree.find_id(id).ok_or(Kind::Stale)?;
-        tree.inode(ix).hold(1);
+        tree.inode(ix).incref(1);
         Ok(tree.attr(ix))
     }
 
-    /// Transactions a new inode, and its first link, at a name that is free.
+    /// Adds records for a new inode and its first link to a transaction. The name must be free.
     fn create(
         &self,
         tree: &Tree,
@@ -133,7 +133,7 @@ impl Files {
         })?;
         let tree = self.view().tree();
         let ix = find(&tree, ino)?;
-        tree.inode(ix).hold(1);
+        tree.inode(ix).incref(1);
         drop(tree);
         self.attr(ino)
     }
@@ -164,7 +164,8 @@ impl Files {
         mode: RenameMode,
     ) -> Result<()> {
         let (name, new_name) = (name_bytes(name)?, name_bytes(new_name)?);
-        // What is moved into place must be there whole: programs write new and rename without fsync.
+        // Programs replace a file by writing a new one and renaming it without fsync(2): after a crash the new name
+        // must not refer to incomplete contents.
         let moved = {
             let tree = self.view().tree();
             let dir = directory(&tree, parent)?;
@@ -208,7 +209,7 @@ impl Files {
                 (_, Some(target)) => {
                     let target_ix = tree.link(target).inode();
                     if target_ix == source_ix {
-                        // Two names of one inode: rename(2) leaves both.
+                        // Two links to the same inode: rename(2) does nothing.
                         return Ok(None);
                     }
                     check_replace(tree, source_ix, target_ix)?;
@@ -228,7 +229,7 @@ impl Files {
     }
 }
 
-/// A directory that names can be made in.
+/// Finds a directory in which names can be created.
 fn directory(tree: &Tree, ino: Ino) -> Result<InodeIx> {
     let ix = find(tree, ino)?;
     let inode = tree.inode(ix);
@@ -239,7 +240,7 @@ fn directory(tree: &Tree, ino: Ino) -> Result<InodeIx> {
     }
 }
 
-/// The bytes of a name.
+/// Returns the bytes of a name, if it is not too long.
 pub fn name_bytes(name: &OsStr) -> Result<&[u8]> {
     let name = name.as_bytes();
     if name.len() > NAME_LEN_MAX {
@@ -249,7 +250,7 @@ pub fn name_bytes(name: &OsStr) -> Result<&[u8]> {
     }
 }
 
-/// The link of a name that is there.
+/// Finds the link of an existing name.
 pub fn existing(tree: &Tree, parent: InodeIx, name: &[u8]) -> Result<LinkIx> {
     tree.child(parent, name)
         .ok_or_else(|| Kind::NotFound.into())
@@ -267,7 +268,8 @@ fn check_replace(tree: &Tree, source: InodeIx, target: InodeIx) -> Result<()> {
 
 type Xattrs = Vec<(&'static [u8], Vec<u8>)>;
 
-/// Permission bits and ACLs of a new inode: from the folder's default ACL where it has one, else by the umask.
+/// Returns the permission bits and ACLs of a new inode: from the default ACL of the directory if it has one, otherwise
+/// from the umask.
 fn inherited(default: Option<&[u8]>, wanted: &NewNode<'_>, umask: u16) -> Result<(u16, Xattrs)> {
     if wanted.kind == FileKind::Symlink {
         return Ok((0o777, Vec::new()));

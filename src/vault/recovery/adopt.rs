@@ -299,7 +299,7 @@ impl Recovery<'_> {
             return self.read_splice(id, splice, |plain_offset, plain| {
                 self.log
                     .new_packs()
-                    .seal(subject, plain_offset, &[plain], out)
+                    .append(subject, plain_offset, &[plain], out)
             });
         }
         let run = crate::pack::Run {

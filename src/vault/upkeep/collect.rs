@@ -75,16 +75,16 @@ impl Collector {
     /// Has the packs of this mount without a live byte that are not published treated like those that failed: they are
     /// discarded, and never published.
     fn give_up_dead(&self) {
-        let _sealing = self.log.stop_sealing();
+        let _barrier = self.log.block_pack_writers();
         let packs = self.log.new_packs();
-        packs.give_up(|id| self.log.is_dead_unpublished(id));
+        packs.fail_dead(|id| self.log.is_dead_unpublished(id));
     }
 
     /// Whether so much is dead, or so little space is left, that it cannot wait for the next publication.
     pub fn is_collection_urgent(&self) -> Result<bool> {
         const DEAD_BYTES_MAX: u64 = 256 << 20;
         const SPACE_BYTES_MIN: u64 = 1 << 30;
-        if !self.log.is_any_dead() {
+        if !self.log.has_dead_packs() {
             return Ok(false);
         }
         Ok(self.log.dead_bytes() >= DEAD_BYTES_MAX
@@ -93,7 +93,7 @@ impl Collector {
 
     /// Records the condemnation of every published pack without a live byte; whether packs wait to be removed.
     fn condemn(&self) -> Result<bool> {
-        let _sealing = self.log.stop_sealing();
+        let _barrier = self.log.block_pack_writers();
         let unpublished = self.log.new_packs().finished();
         let dead = self.log.commit(|tree, transaction| {
             let dead = tree.packs().iter().filter(|p| is_dead(p)).map(|p| p.id);
@@ -131,7 +131,7 @@ impl Collector {
         let is_late = changes.is_some_and(|(first, last)| {
             env.since(last) >= IDLE_PUBLISH || env.since(first) >= LATEST_PUBLISH
         });
-        is_full || is_late || self.log.requests().is_space_wanted() && self.log.is_any_dead()
+        is_full || is_late || self.log.requests().is_space_wanted() && self.log.has_dead_packs()
     }
 
     /// Removes packs whose condemnation is published, and what earlier mounts left of such.
