@@ -124,7 +124,7 @@ impl Files {
         Ok(Statfs {
             block_bytes: UNIT as u32,
             blocks: space.total_bytes / UNIT,
-            // Root has no reserve of its own.
+            // No blocks are reserved for root.
             blocks_free: free / UNIT,
             blocks_available: free / UNIT,
             // The number of possible inode numbers. With more than 32 bits, statfs(2) fails in 32-bit programs.

@@ -150,8 +150,7 @@ impl Log {
     }
 
     /// Drops an inode without links and references from the tree. Returns false if the journal could not be locked
-    /// within
-    /// `patience` (`None` waits without limit). The lock keeps the inode from disappearing during a transaction.
+    /// within `patience` (`None` waits without limit). The lock keeps the inode from disappearing during a transaction.
     pub fn drop_unused(&self, ino: Ino, patience: Option<Duration>) -> bool {
         let journal = match patience {
             Some(patience) => self.journal.try_lock_for(patience),
@@ -209,7 +208,7 @@ impl Log {
     /// Stores the inode numbers that were assigned in place of colliding ones. After a failure the next mount tries
     /// again, and assigns the same numbers unless inodes were added or removed in between.
     pub fn store_numbers(&self) {
-        /// Maximum of records per frame, far below what fits.
+        /// Maximum number of records per frame, far fewer than fit.
         const PER_FRAME: usize = 10_000;
         let numbers = self.view.tree().unstored_numbers();
         for some in numbers.chunks(PER_FRAME) {

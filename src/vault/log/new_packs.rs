@@ -137,7 +137,7 @@ impl NewPacks {
         Ok(())
     }
 
-    /// Returns the open pack, which has space left.
+    /// Returns the open pack, or a new one if there is none or it is full.
     fn writer<'a>(&self, inner: &'a mut Inner) -> Result<&'a mut PackWriter> {
         if inner.open.as_ref().is_some_and(|w| w.room() == 0) {
             self.finish(inner)?;
