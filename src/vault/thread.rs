@@ -1,6 +1,7 @@
-//! A background thread that ends when the library is closed.
+//! Background threads that end when the library is closed.
 
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
@@ -22,13 +23,10 @@ impl Thread {
         log: Arc<Log>,
         work: impl FnOnce() + Send + 'static,
     ) -> Result<Self> {
-        let thread = std::thread::Builder::new().name(name.into()).spawn(work);
-        let handle =
-            thread.map_err(|e| Error::new(Kind::Io(e), format_args!("the thread {name}")))?;
         Ok(Self {
             name,
             log,
-            handle: Mutex::new(Some(handle)),
+            handle: Mutex::new(Some(spawn(name, work)?)),
         })
     }
 
@@ -49,4 +47,65 @@ impl Drop for Thread {
         self.log.requests().stop();
         let _ = self.join();
     }
+}
+
+/// Threads that take jobs from one queue. They end when this is dropped, after the jobs in the queue. A job that takes care
+/// of itself when it is dropped is not lost if a thread panics.
+pub(super) struct Workers<T> {
+    /// `None` only while this is dropped.
+    queue: Option<SyncSender<T>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl<T: Send + 'static> Workers<T> {
+    /// Starts `count` threads with a queue of at most `queue_max` jobs.
+    pub fn start(
+        name: &'static str,
+        count: usize,
+        queue_max: usize,
+        work: impl Fn(T) + Clone + Send + 'static,
+    ) -> Result<Self> {
+        let (queue, jobs) = sync_channel(queue_max);
+        let jobs = Arc::new(Mutex::new(jobs));
+        let mut workers = Self {
+            queue: Some(queue),
+            threads: Vec::new(),
+        };
+        for _ in 0..count {
+            let (jobs, work) = (jobs.clone(), work.clone());
+            let thread = spawn(name, move || {
+                while let Some(job) = next(&jobs) {
+                    work(job);
+                }
+            });
+            workers.threads.push(thread?);
+        }
+        Ok(workers)
+    }
+
+    /// Queues a job. Returns false if the queue is full.
+    pub fn offer(&self, job: T) -> bool {
+        let queue = self.queue.as_ref();
+        queue.is_some_and(|queue| queue.try_send(job).is_ok())
+    }
+}
+
+impl<T> Drop for Workers<T> {
+    fn drop(&mut self) {
+        self.queue = None;
+        for thread in self.threads.drain(..) {
+            // An error means that the thread has panicked, which was logged.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A function of its own, so that the lock is not held while the job is done.
+fn next<T>(jobs: &Mutex<Receiver<T>>) -> Option<T> {
+    jobs.lock().recv().ok()
+}
+
+fn spawn(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    let thread = std::thread::Builder::new().name(name.into()).spawn(work);
+    thread.map_err(|e| Error::new(Kind::Io(e), format_args!("the thread {name}")))
 }
