@@ -1,14 +1,14 @@
-"""What the program suites share: a library in a fresh directory, the mount over it, and its end.
+"""Shared code of the program suites: a library in a new directory, its mount, and the cleanup.
 
-A suite is a script of cases, functions named `test_...` that take a mounted `Library`; `main()` runs them
-(or those named on the command line) one after the other and says how it went. Nothing but the standard
-library is used. What the suites read from the environment:
+A suite is a script of cases: functions named `test_...` that take a mounted `Library`. `main()` runs all of them
+(or those named on the command line) one after another and prints the results. Only the standard library is used.
+The suites read these environment variables:
 
-HUSHFS             the program under test (target/release/hushfs)
-HUSHFS_TEST_WORK   where to work (a directory of its own in /var/tmp, which is a real disk more often than /tmp)
-HUSHFS_TEST_TALLY  a file to which `passed failed` is added, for the sum at the end of contrib/test
+HUSHFS             the program under test [default: target/release/hushfs]
+HUSHFS_TEST_WORK   work directory [default: a new one in /var/tmp, which is a real disk more often than /tmp]
+HUSHFS_TEST_TALLY  file to which `passed failed` is appended, for the sum at the end of contrib/test
 
-`HUSHFS=tests/programs/standin` tries a suite itself on another filesystem.
+`HUSHFS=tests/programs/standin` tests a suite itself, on another filesystem.
 """
 import ctypes
 import errno
@@ -35,7 +35,7 @@ SKIPPED = 77  # the exit code by which automake and others know a skipped test
 
 
 class Failed(Exception):
-    """A case did not hold."""
+    """A case failed."""
 
 
 def check(condition, text):
@@ -53,7 +53,7 @@ def short(value):
 
 
 def run(*argv, timeout=120, ok=(0,), **kw):
-    """Runs a program to its end, returns what it printed; any other exit code than those in `ok` fails the case."""
+    """Runs a program and returns its output. An exit code that is not in `ok` fails the case."""
     kw.setdefault("stdin", subprocess.DEVNULL)
     done = subprocess.run([a if isinstance(a, bytes) else str(a) for a in argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, **kw)
     text = done.stdout.decode(errors="replace")
@@ -69,7 +69,8 @@ def root_only():
 
 
 def mounts(where):
-    """The filesystem types mounted at `where`, lowest first. Asks the kernel's table, as a dead mount answers no stat."""
+    """Returns the filesystem types mounted at `where`, lowest first. Reads the kernel's table, because stat fails on
+    a dead mount."""
     where = os.fsencode(where)
     found = []
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
@@ -87,8 +88,8 @@ def until(condition, what, timeout=30):
 
 
 def wait(process, seconds):
-    """The exit code of `process`, as soon as it has ended. `Popen.wait` with a timeout looks ever more seldom, so what it
-    takes is a power of two of milliseconds."""
+    """Returns the exit code of `process` as soon as it has ended. `Popen.wait` with a timeout doubles its polling
+    interval each time, so it may return much later."""
     pidfd = os.pidfd_open(process.pid)
     try:
         ended, _, _ = select.select([pidfd], [], [], seconds)
@@ -99,7 +100,7 @@ def wait(process, seconds):
 
 
 class Library:
-    """A library in `base/library`, mounted at `base/mnt` by a process of ours in the foreground."""
+    """A library in `base/library`, mounted on `base/mnt` by a child process in the foreground."""
 
     def __init__(self, base, options=(), program=PROGRAM):
         self.base, self.options, self.program, self.process = Path(base), tuple(options), program, None
@@ -127,14 +128,14 @@ class Library:
         check(self.process.poll() is None, f"mount ended with {self.process.returncode}")
 
     def answers(self):
-        """Whether the mount is there, and is not the dead one of a process that was killed."""
+        """Whether the mount exists and works, and is not the dead mount of a killed process."""
         try:
             return bool(mounts(self.mnt)) and os.statvfs(self.mnt) is not None
         except OSError:
             return False
 
     def umount(self):
-        """Ends the mount as people do, and sees the process end well."""
+        """Unmounts as a user would, and checks that the process ends without an error."""
         # What a program that just ended had open is released a moment after its end.
         for _ in range(100):
             done = subprocess.run(["umount", self.mnt] if os.geteuid() == 0 else ["fusermount3", "-u", self.mnt],
@@ -148,26 +149,26 @@ class Library:
         same(code, 0, "exit code of the mount")
 
     def remount(self, *options):
-        """Everything that was only in memory is gone after this, the kernel's caches included."""
+        """Unmounts and mounts again. Drops everything that was only in memory, including the kernel's caches."""
         self.umount()
         drop_caches()
         self.mount(*options)
 
     def kill(self):
-        """`kill -9` of the serving process, and the wait for it. The dead mount stays."""
+        """Kills the hushfs process (`kill -9`) and waits for its end. The dead mount stays."""
         self.process.kill()
         self.process.wait(30)
         self.process = None
 
     def clear(self):
-        """Takes away what is mounted, dead or alive."""
+        """Detaches whatever is mounted, dead or alive."""
         while mounts(self.mnt):
             lazily = ["umount", "-l", self.mnt] if os.geteuid() == 0 else ["fusermount3", "-uz", self.mnt]
             if subprocess.run(lazily, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode != 0:
                 break
 
     def close(self):
-        """Leaves no mount and no process, whatever state they are in."""
+        """Ends the mount and the process, whatever state they are in."""
         self.clear()
         if self.process is not None:
             try:
@@ -185,17 +186,18 @@ def drop_caches():
 
 
 def stored_bytes(library):
-    """How much the directory of the library holds for a sync tool, which leaves `new/` out: so unmount or remount first."""
+    """Returns the bytes in the library that a sync tool would copy. That excludes `new/`, so unmount or remount
+    first."""
     return sum(p.stat().st_size for p in library.dir.rglob("*") if p.is_file() and p.parent.parent != library.dir / "new")
 
 
 def content(seed, length):
-    """The same bytes for the same seed on every run; not compressible, and no two positions alike."""
+    """Returns the same bytes for the same seed on every run; they cannot be compressed, and do not repeat."""
     return hashlib.shake_128(str(seed).encode()).digest(length)
 
 
 def make_tree(root):
-    """A small tree with everything in it that copying programs get wrong."""
+    """Creates a small tree with everything that copying programs get wrong."""
     root = Path(root)
     music = root / "Artist One" / "Album"
     music.mkdir(parents=True)
@@ -248,7 +250,8 @@ def make_tree(root):
 
 
 def describe(root):
-    """Every path below `root` with all that a copy must keep. Hard links are named by the first path of the inode."""
+    """Lists every path below `root` with everything that a copy must keep. Hard links refer to the first path of the
+    inode."""
     root = os.fsencode(root)
     tree, inodes = {}, {}
     for directory, _, _ in os.walk(root):
@@ -275,7 +278,7 @@ def describe(root):
 
 
 def same_tree(got, expected, what):
-    """Both as `describe` gives them, or as directories."""
+    """Checks that two trees are the same. Each is a directory, or what `describe` returned for one."""
     got, expected = (t if isinstance(t, dict) else describe(t) for t in (got, expected))
     lines = [f"{p!r} is missing" for p in sorted(expected.keys() - got.keys())]
     lines += [f"{p!r} is too much" for p in sorted(got.keys() - expected.keys())]
@@ -296,7 +299,7 @@ def workplace(name):
 
 
 def call(function, *args):
-    """A call of libc that answers -1 on error."""
+    """Calls a libc function that returns -1 on error."""
     ctypes.set_errno(0)
     result = function(*args)
     if result == -1:
@@ -305,7 +308,7 @@ def call(function, *args):
 
 
 def fails(number, action, what):
-    """Something ends with this errno."""
+    """Checks that `action` fails with this errno."""
     try:
         action()
     except OSError as e:
@@ -315,7 +318,7 @@ def fails(number, action, what):
 
 
 def thrice(library, look):
-    """Looks at once, without the kernel's caches, and after a remount."""
+    """Runs a check immediately, again without the kernel's caches, and again after a remount."""
     look()
     drop_caches()
     look()

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What programs expect of the contents of files: holes, maps, copies, direct and shared access.
 
-Many cases look three times: at once, when the kernel's caches are dropped, and after a remount, since each of these
-is answered from another place.
+Many cases check three times: immediately, after the kernel's caches are dropped, and after a remount, because the
+answers then come from different layers.
 """
 import ctypes
 import errno
@@ -25,7 +25,7 @@ def fallocate(fd, mode, offset, length):
 
 
 def data_ranges(path):
-    """What SEEK_DATA and SEEK_HOLE say is data."""
+    """Returns the ranges that SEEK_DATA and SEEK_HOLE report as data."""
     found, at = [], 0
     with open(path, "rb") as f:
         end = os.fstat(f.fileno()).st_size
@@ -44,7 +44,7 @@ def data_ranges(path):
 
 
 def test_sparse(library):
-    """Holes cost nothing and are found; dirty data is data before it is flushed."""
+    """Holes take no space and are reported; dirty data is reported as data even before it is flushed."""
     path, mib = library.mnt / "sparse", 1 << 20
     with open(path, "wb") as f:
         f.truncate(100 * mib)
@@ -66,7 +66,7 @@ def test_sparse(library):
 
 
 def test_holes_beside_maps(library):
-    """What is only in another program's map is data: `cp` and `tar` must not take it for a hole."""
+    """Data that is only in another program's map counts as data: `cp` and `tar` must not treat it as a hole."""
     path, size = library.mnt / "mapped", 8 << 20
     expected = bytearray(size)
     with open(path, "wb") as f:
@@ -175,7 +175,7 @@ def test_fallocate(library):
 
 
 def test_copy_file_range(library):
-    """Copies share what is stored: one of 32 MiB makes the library grow by next to nothing."""
+    """Copies share stored data: a copy of 32 MiB adds next to nothing to the library."""
     source, copy = library.mnt / "source", library.mnt / "copy"
     whole = content("cfr", 32 << 20)
     source.write_bytes(whole)
@@ -206,7 +206,7 @@ def test_copy_file_range(library):
 
 
 def test_mmap(library):
-    """Shared maps: what is written through them is in the file, also when the descriptor was closed before."""
+    """Data written through a shared map reaches the file, even if the descriptor was closed first."""
     path = library.mnt / "mapped"
     size = 1_000_003
     expected = bytearray(content("mapped", size))
@@ -234,7 +234,7 @@ def test_mmap(library):
 
 
 def test_times_of_what_was_mapped(library):
-    """A time that was set stays when what was stored through a map before is written out; what is stored later moves it."""
+    """Writing back earlier stores to a map does not change a time that was set after them; later stores do."""
     path, then = library.mnt / "mapped", 10**18
     path.write_bytes(bytes(100_000))
 
@@ -271,7 +271,7 @@ def test_times_of_what_was_mapped(library):
 
 
 def test_direct(library):
-    """O_DIRECT beside buffered descriptors: each sees what the other wrote."""
+    """O_DIRECT and buffered descriptors of one file see each other's writes."""
     path = library.mnt / "direct"
     buffer = mmap.mmap(-1, 1 << 20)  # memory of one's own, aligned as O_DIRECT asks
     expected = content("direct", 1 << 20)
@@ -294,7 +294,7 @@ def test_direct(library):
 
 
 def test_handles_that_only_write(library):
-    """What goes past the page cache agrees with what is mapped, or read, through other descriptors."""
+    """Writes that bypass the page cache are visible in maps and reads through other descriptors."""
     path = library.mnt / "write-only"
     size = 300_000
     expected = bytearray(content("write-only", size))
@@ -316,7 +316,7 @@ def test_handles_that_only_write(library):
 
 
 def test_readers_beside_an_appending_writer(library):
-    """Whoever follows a log sees lines, never zeros that stand where lines will be."""
+    """A program that follows a log sees lines, never zeros in place of lines to come."""
     path = library.mnt / "log"
     lines = [b"line %06d of the log\n" % i for i in range(8000)]
     writer = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -343,7 +343,7 @@ def test_readers_beside_an_appending_writer(library):
 
 
 def test_maps_beside_a_creating_writer(library):
-    """What was mapped while its creator wrote is not what is read later."""
+    """A file that was mapped while its creator was writing is later read with its final contents."""
     path, step = library.mnt / "created", 5000
     whole = content("created", 200 * step)
     writer = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -370,7 +370,7 @@ def test_maps_beside_a_creating_writer(library):
 
 
 def test_append(library):
-    """Two writers with O_APPEND: no line is lost or mixed."""
+    """With two O_APPEND writers, no line is lost or mixed with another."""
     path = library.mnt / "appended"
 
     def writer(which):
@@ -404,7 +404,7 @@ def test_append(library):
 
 
 def test_readers_and_a_writer(library):
-    """Readers of a file that grows see a prefix of what it will be, never anything else."""
+    """Readers of a growing file always see a prefix of the final contents."""
     path, whole = library.mnt / "grows", content("grows", 8 << 20)
     path.touch()
     ended, wrong = threading.Event(), []
@@ -434,7 +434,7 @@ def test_readers_and_a_writer(library):
 
 
 def test_few_file_descriptors(library):
-    """Packs are closed where there are too few to open another; nothing is refused for that."""
+    """If file descriptors run out, packs are closed; no operation fails."""
     for i in range(30):
         (library.mnt / f"{i:02}").write_bytes(content(f"few {i}", 50_000))
         library.remount()
@@ -455,7 +455,7 @@ def test_few_file_descriptors(library):
 
 
 def test_failed_reads_are_logged_once(library):
-    """By the file's path, however often it is read."""
+    """A failed read is logged once, with the file's path, however often the file is read."""
     (library.mnt / "dir").mkdir()
     (library.mnt / "dir" / "lost é").write_bytes(content("lost", 300_000))
     library.umount()

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""`hushfs convert`: a plain folder is copied with all that a library can hold; a copy that is cut short at any moment
-goes on where it stopped; and the source stays as it is."""
+"""`hushfs convert` copies a plain folder with everything that a library can hold, resumes after an interruption at any
+moment, and does not change the source."""
 import hashlib
 import os
 import random
@@ -15,7 +15,7 @@ from common import PROGRAM, Library, check, content, describe, main, make_tree, 
 
 @contextmanager
 def conversion(kind):
-    """What a conversion of a library of this kind, or of a plain folder, needs."""
+    """What it takes to convert a library of this kind, or a plain folder."""
     base = workplace("convert")
     source, vault = Library(base / "from"), Library(base / "to")
     new = base / "new"
@@ -49,7 +49,7 @@ def make_folder(source):
 
 
 def copied(source, vault, kind):
-    """Holds what is in the library against the source, each as it is mounted."""
+    """Compares the library with the source, both mounted."""
     vault.hushfs("verify", "--password-file", vault.password_file, vault.dir)
     vault.mount("--read-only")
     if kind == "plain":
@@ -63,7 +63,7 @@ def copied(source, vault, kind):
 
 
 def size(folder):
-    """Bytes in it, while somebody writes and renames there."""
+    """Returns the bytes in a folder in which another process writes and renames."""
     total = 0
     for parent, _, files in os.walk(folder):
         for name in files:
@@ -73,7 +73,7 @@ def size(folder):
 
 
 def whole_files(vault, expected):
-    """The inode of each file that is there by its name; all of them are whole."""
+    """Returns the inode of each file that exists, by name, and checks that each of them is complete."""
     if not vault.dir.is_dir() or not any((vault.dir / "index").glob("*")):
         return {}  # not even the library itself is there
     vault.mount("--read-only")
@@ -88,7 +88,7 @@ def whole_files(vault, expected):
 
 
 def cut_short(kind, make):
-    """Converts with an end at several moments, by SIGKILL and by SIGINT; then to the end."""
+    """Interrupts a conversion at several moments, with SIGKILL and SIGINT; then lets it finish."""
     with conversion(kind) as (source, vault, argv):
         make(source)
         before = describe(source.dir)
@@ -151,7 +151,7 @@ def test_a_plain_folder_with_everything_in_it():
 
 
 def test_a_large_hole():
-    """A disk image of a terabyte with little in it is copied, compared and verified in moments."""
+    """A mostly empty disk image of a terabyte is copied, compared and verified within moments."""
     with conversion("plain") as (source, vault, argv):
         source.dir.mkdir(exist_ok=True)
         parts = {0: b"first", (1 << 39) + 77: content("middle", 30_000), (1 << 40) - 4: b"last"}

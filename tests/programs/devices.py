@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Which device a mount writes as: after moves, for copies, beside others, and with a home directory that was copied."""
+"""Which device a mount writes as: after moves, for copies, next to other devices, and with a copied home directory."""
 import errno
 import hashlib
 import os
@@ -12,19 +12,19 @@ DATA = content("devices", 300_000)
 
 
 def info(library, place=None):
-    """What `hushfs info` says with the key, as a dictionary of its unindented lines."""
+    """Returns the unindented lines of `hushfs info`, run with the key, as a dictionary."""
     text = library.hushfs("info", "--password-file", library.password_file, place or library.dir)
     return dict(line.split(": ", 1) for line in text.splitlines() if ": " in line and not line.startswith(" "))
 
 
 def refused(library, code, *options):
-    """A mount that ends with this exit code; what it said."""
+    """Checks that mounting fails with this exit code, and returns its output."""
     return library.hushfs("mount", *options, "--password-file", library.password_file, library.dir, library.mnt,
                           ok=(code,), timeout=60)
 
 
 def beside(library, name, place=None, state=None):
-    """The same library as somebody else mounts it, or at another place."""
+    """The same library as another user, or at another path, mounts it."""
     other = Library(library.base / name)
     other.dir, other.password_file = place or library.dir, library.password_file
     other.env = dict(library.env, XDG_STATE_HOME=str(state)) if state else library.env
@@ -48,7 +48,7 @@ def said(library):
 
 
 def as_first_format(library, place):
-    """Lets the only state file be one of the first format, of the library at `place`."""
+    """Turns the only state file into one of the first format, for the library at `place`."""
     folder = Path(library.env["XDG_STATE_HOME"]) / "hushfs"
     (path,) = folder.iterdir()
     lines = path.read_text().splitlines()
@@ -59,7 +59,7 @@ def as_first_format(library, place):
 
 
 def room_comes_back(library):
-    """Something stored goes when it is deleted, from one mount to the next."""
+    """Checks that deleting a file frees its space by the next mount."""
     library.mount()
     (library.mnt / "big").write_bytes(content("big", 3_000_000))
     library.umount()
@@ -72,7 +72,8 @@ def room_comes_back(library):
 
 
 def test_moved(library):
-    """A library that was renamed is the same one, and this machine the same device: a rollback is noticed, too."""
+    """After a library is renamed, it is still recognised, this machine is still the same device, and a rollback is
+    noticed."""
     (library.mnt / "file").write_bytes(DATA)
     library.umount()
     device = info(library)["device"]
@@ -94,7 +95,7 @@ def test_moved(library):
 
 
 def test_moved_after_a_crash(library):
-    """What a crash left is taken up at the new place."""
+    """After a crash and a move, the remains are recovered at the new path."""
     (library.mnt / "file").write_bytes(DATA)
     library.remount()
     (library.mnt / "late").write_bytes(DATA)
@@ -109,7 +110,7 @@ def test_moved_after_a_crash(library):
 
 
 def test_bind_mount(library):
-    """Through a bind mount it is the same library, and it is in use."""
+    """A library seen through a bind mount is the same one, and is reported as in use."""
     root_only()
     bound = library.base / "bound"
     bound.mkdir()
@@ -132,7 +133,8 @@ def test_bind_mount(library):
 
 
 def test_copy(library):
-    """A copy beside the library is read only, until it gets a device of its own; what is remembered stays as it is."""
+    """A copy next to the library is read-only until it gets a device of its own; the state of the original does not
+    change."""
     (library.mnt / "file").write_bytes(DATA)
     library.umount()
     shutil.copytree(library.dir, library.base / "older")
@@ -182,7 +184,7 @@ def test_copy(library):
 
 
 def test_first_format(library):
-    """A state file of an older version, named by the path, goes on, also where the library has moved since."""
+    """A state file of an older version, which is named after the path, is still used, even if the library was moved."""
     (library.mnt / "file").write_bytes(DATA)
     library.umount()
     device = info(library)["device"]
@@ -195,7 +197,7 @@ def test_first_format(library):
 
 
 def test_two_first_mounts(library):
-    """Of two that know nothing of the library yet, one mounts it, and both remember one device."""
+    """If two processes mount a library for the first time, one succeeds, and both remember the same device."""
     (library.mnt / "file").write_bytes(DATA)
     library.umount()
     points = [library.base / f"p{i}" for i in range(2)]
@@ -214,8 +216,8 @@ def test_two_first_mounts(library):
 
 
 def test_another_device(library):
-    """A library that another device has mounted here is not mounted to be written to, unless that is meant. Then neither
-    takes away what the other uses."""
+    """A library that another device has mounted on this machine is mounted for writing only with --force. Then neither
+    device removes what the other uses."""
     (library.mnt / "file").write_bytes(DATA)
     (library.mnt / "other").write_bytes(content("other", 300_000))
     library.remount()
@@ -244,7 +246,7 @@ def test_another_device(library):
 
 
 def copied_home(library):
-    """The library as it is synced to another machine, to which the home directory was copied: one device id on both."""
+    """The library, synced to another machine with a copy of the home directory: both have one device id."""
     library.umount()
     ignore = shutil.ignore_patterns("new")
     state = library.base / "state2"
@@ -257,8 +259,8 @@ def copied_home(library):
 
 
 def test_copied_home(library):
-    """Two machines with one device id: the second one to see the other's segment takes another id, and nothing that it
-    wrote is lost, what a crash left included."""
+    """Two machines have one device id: the second one to see the other's segment takes a new id, and nothing that it
+    wrote is lost, including the remains of a crash."""
     (library.mnt / "common").write_bytes(DATA)
     other, ignore = copied_home(library)
     old = info(library)["device"]
@@ -294,7 +296,8 @@ def test_copied_home(library):
 
 
 def test_both_published(library):
-    """The same where both have published: whoever sees the other's segment takes another id, and all is there."""
+    """The same after both have published: a machine that sees the other's segment takes a new id, and nothing is
+    lost."""
     (library.mnt / "common").write_bytes(DATA)
     other, ignore = copied_home(library)
     names = []
@@ -326,7 +329,7 @@ def test_both_published(library):
 
 
 def test_killed_is_no_copy(library):
-    """However a mount ends, its own segments are not taken for another machine's."""
+    """However a mount ends, its own segments are not mistaken for those of another machine."""
     device = None
     for number in range(8):
         (library.mnt / f"f{number}").write_bytes(DATA)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""A newcomer's first minutes: the commands of the section "Start" of README.md, as they stand there, typed at a terminal.
+"""A newcomer's first minutes: the commands of the section "Start" of README.md, exactly as shown, typed at a terminal.
 
-They are read out of README.md, so that it and this test cannot drift apart. Two things differ from what a newcomer does:
-the program is not built in release once more, so `cargo run --release --` is the program under test; and the test command
-(`contrib/test`, which runs this) is not run, but has to be there.
+They are read from README.md, so that it and this test cannot drift apart. Two things differ from what a newcomer does:
+the program is not built again, so `cargo run --release --` is replaced by the program under test; and the test command
+(`contrib/test`, which runs this suite) is not run, but must exist.
 """
 import os
 import pty
@@ -23,7 +23,7 @@ CODE = re.compile(r"^\s*((?:[0-9A-Z]{4}-){13}[0-9A-Z]{4})\s*$", re.IGNORECASE | 
 
 
 def commands():
-    """The lines of the first block of code in the section "Start", without what explains them."""
+    """Returns the lines of the first code block in the section "Start", without comments."""
     section = re.search(r"^## Start\n(.*?)^## ", (REPO / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     check(section, "README.md has no section Start")
     block = re.search(r"^```sh\n(.*?)^```", section[1], re.MULTILINE | re.DOTALL)
@@ -33,7 +33,7 @@ def commands():
 
 
 def type_at_terminal(line, home, environment):
-    """Has a shell run a line, at a terminal of its own; answers every question for a password. Returns what is shown."""
+    """Lets a shell run a line at a terminal of its own, and answers each password prompt. Returns the output."""
     shell, terminal = pty.fork()
     if shell == 0:
         try:
@@ -64,7 +64,7 @@ def type_at_terminal(line, home, environment):
 
 
 def read_some(terminal):
-    """What a program wrote to the terminal within 50 ms; nothing when the last one has let it go."""
+    """Returns what programs wrote to the terminal within 50 ms, or nothing once the last one has closed it."""
     if not select.select([terminal], [], [], 0.05)[0]:
         return b""
     try:
@@ -122,7 +122,7 @@ def first_minutes(lines, library, environment):
 
 
 def nothing_shows(library, written):
-    """The library has the files, and neither their names nor their contents can be read in it."""
+    """The library contains the files, but neither their names nor their contents are readable in it."""
     same(contents(library.mnt), {}, "files left below the mount point")
     stored = [path for path in library.dir.rglob("*") if path.is_file()]
     check(any(path.parent == library.dir / "data" for path in stored), f"no pack is stored: {stored}")

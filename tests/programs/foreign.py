@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Foreign libraries below a mount: what the original programs wrote is read, what programs write there is decoded
-without hushfs, a web server gives each picture its type, and killing at any moment leaves the old or the new."""
+"""Mounted foreign libraries: files written by the original programs are read, files written to the mount are decoded
+without hushfs, a web server gives each picture its type, and a kill at any moment leaves the old or the new file."""
 import base64
 import hashlib
 import hmac
@@ -54,7 +54,8 @@ def foreign(kind, *options, whole=False, mount=True):
 
 
 def plain_of(whole):
-    """What the large samples hold: Python's generator, with the seeds that the vectors name."""
+    """Returns the contents of a large sample: output of Python's random generator, with the seed given in the
+    vectors."""
     return {"m3.bin": lambda: random.Random(1014).randbytes(3145728), "m1.bin": lambda: random.Random(1012).randbytes(1048576)} if whole else {}
 
 
@@ -107,7 +108,7 @@ def test_the_whole_set_of_vectors_is_read():
 
 
 class OurChecker:
-    """The functions of the vectors' own checker that are used here, made of those of foreign_check."""
+    """The functions of the vectors' own checker that are used here, implemented with foreign_check."""
     mms_key, mms_dec = staticmethod(foreign_check.mms_key), staticmethod(foreign_check.mms_file)
     cbc_dec, cbc_enc, img = staticmethod(foreign_check.decrypt), staticmethod(foreign_check.encrypt), staticmethod(foreign_check.image)
 
@@ -126,7 +127,8 @@ class OurChecker:
 
 
 def independent_checker():
-    """The checker that came with the vectors, which knows nothing of this repository; where it is not here, ours."""
+    """Returns the checker that came with the vectors, which is independent of this repository, or ours if it is
+    missing."""
     path = WHOLE / "check.py"
     if not path.is_file():
         print("      (by the repository's own checker)")
@@ -147,7 +149,7 @@ SIZES = (0, 1, 15, 16, 17, 1007, 1008, 1009, 1023, 1024, 1025, 2015, 2016, 2017,
 
 
 def write_sizes(folder, name):
-    """Files of all sizes, the larger ones not from front to back; what they hold, by name."""
+    """Writes files of all sizes, the larger ones not from front to back. Returns their contents by name."""
     expected = {}
     for size in SIZES:
         data = bytearray(content(size, size))
@@ -346,7 +348,7 @@ def test_frames_in_another_order_end_a_sequential_read():
 
 
 def test_images_with_the_key_in_an_env_file():
-    """What other programs' settings look like; the password that is given as well is wrong, and not taken."""
+    """The key is read from a realistic .env file; a wrong password that is also given is ignored."""
     name, key = "dam/loras/lora_1795199454547_5261.jpg", SECRETS["images"]
     expected = {f["file"]: f["sha256"] for f in json.loads((VECTORS / "imagestore/expected.json").read_text())["files"]}[f"{name}.enc"]
     others = 'DATABASE_URL="postgres://u:p@h/db?x=1"\n# IMAGE_ENCRYPTION_KEY=comment\nMY_IMAGE_ENCRYPTION_KEY=other\nIMAGE_ENCRYPTION_KEY_OLD=old\n'
@@ -432,7 +434,8 @@ def test_lighttpd_serves_each_type():
 
 
 def test_killed_at_any_moment():
-    """Writers that replace, make and remove; the process is killed; what is there afterwards is whole."""
+    """The process is killed while files are replaced, created and removed; the files that exist afterwards are
+    complete."""
     rounds = int(os.environ.get("FOREIGN_KILLS", 8))
     with foreign("mms", mount=False) as lib:
         known = {}

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The edges of the foreign formats below a real mount and at the command line: the path of a music library, several keys,
-names that no folder shows, what lies in clear, backups that nothing is added to, and files that are refused."""
+"""Edge cases of the foreign formats, on a real mount and on the command line: the path of a music library, several
+keys, names that cannot be shown, unencrypted files, backups that must not be changed, and files that are refused."""
 import errno
 import hashlib
 import json
@@ -17,7 +17,7 @@ TABLE = "10.0.0.2/{}/data/ks/users-a1b2c3d4e5f60718293a4b5c6d7e8f90"
 
 @contextmanager
 def library(case=None, secret="pässwörd", options=()):
-    """A copy of a case, or a place for a new library."""
+    """A copy of a case, or an empty directory for a new library."""
     lib = Library(workplace("edges"), options)
     if case is not None:
         shutil.copytree(CASES / case, lib.dir)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The crate fsx over a mount: random operations on one file, every read compared with what should be there.
+"""The crate fsx on a mount: random operations on one file, with every read compared with the expected contents.
 
-The seeds are fixed but for one, which is printed: `fsx.py` with FSX_SEED set repeats it.
+All seeds but one are fixed. That one is printed; set FSX_SEED to repeat it.
 """
 import os
 import secrets
@@ -42,25 +42,25 @@ def test_small_file(library):
 
 
 def test_large_operations(library):
-    """Over many blocks at once, in a file of several MiB."""
+    """Operations on many blocks each, in a file of several MiB."""
     fsx(library, 2, 10_000, 8 << 20, 1 << 20)
 
 
 def test_lazy_maps(library):
-    """What is written through a map reaches the file when the kernel finds it right, not by msync."""
+    """Writes through a map reach the file when the kernel decides, not by msync."""
     fsx(library, 9, 30_000, msync=False)
 
 
 def test_remounted(library):
-    """In pieces with a remount between: each finds the file of the one before, and truncates it."""
+    """Several runs with a remount in between: each finds the file of the previous run, and truncates it."""
     for seed in range(3, 8):
         fsx(library, 3, 2_000)
         library.remount()
 
 
 def possible_seed(library):
-    """One that fsx itself gets through, on the filesystem below: with some it allocates no bytes at all,
-    which posix_fallocate(3) refuses, and takes that for a missing feature (seed 1796114990)."""
+    """Returns a seed with which fsx succeeds on the underlying filesystem. With some seeds it allocates 0 bytes, which
+    posix_fallocate(3) refuses, and takes that for a missing feature (seed 1796114990)."""
     for _ in range(5):
         seed = secrets.randbits(32)
         try:

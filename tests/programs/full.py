@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""A full disk: a small ext4 image below the library is filled, emptied and filled again.
+"""A full disk: a small ext4 image that holds the library is filled, emptied and filled again.
 
-Every error is told (by write, fsync or close): a file of which nobody said anything is whole, then and after a remount.
-Deleting works when nothing else does, and makes room.
+Every error is reported by write, fsync or close: a file without a reported error is complete, then and after a remount.
+Deleting works even when nothing else does, and frees space.
 """
 import ctypes
 import errno
@@ -16,7 +16,7 @@ MIB = 1 << 20
 
 
 def small_disk(library, mib=IMAGE_MIB):
-    """Puts the library onto a disk of its own. Returns what takes that away again."""
+    """Puts the library onto a disk of its own. Returns a function that removes the disk."""
     image = library.base / "disk.img"
     with open(image, "wb") as f:
         f.truncate(mib * MIB)
@@ -46,7 +46,7 @@ def on_small_disk(case):
 
 
 def fill(library, folder, length, synced, limit=4 * IMAGE_MIB):
-    """Writes files until the disk is full. Returns those of which no error was told, and the errors."""
+    """Writes files until the disk is full. Returns the files for which no error was reported, and the errors."""
     (library.mnt / folder).mkdir()
     whole, errors = [], []
     for i in range(limit * MIB // length):
@@ -82,7 +82,7 @@ def intact(library, paths, length):
 
 
 def writes_again(library, length):
-    """Writes a file as soon as there is room for it: what was deleted is given back within a while."""
+    """Writes a file as soon as there is space for it: the space of deleted files is freed after a short while."""
     end = time.monotonic() + 90
     while True:
         try:
@@ -129,7 +129,7 @@ def test_large_files_synced(library):
 
 @on_small_disk
 def test_large_files(library):
-    """Without fsync: what write and close said nothing about must be there."""
+    """Without fsync: data for which write and close reported no error must be there."""
     fill_delete_fill(library, 5 * MIB, synced=False)
 
 
@@ -140,7 +140,7 @@ def test_small_files(library):
 
 @on_small_disk
 def test_full_from_outside(library):
-    """Somebody else fills the disk; then deleting, killing and mounting must still work."""
+    """When another program has filled the disk, deleting, killing and mounting must still work."""
     for i in range(50):
         (library.mnt / f"{i:05}").write_bytes(content(f"mnt {i}", 200_000))
     library.remount()
@@ -169,7 +169,7 @@ def test_full_from_outside(library):
 
 
 def fill_from_outside(library, left=0):
-    """Fills the disk but for `left` bytes."""
+    """Fills the disk except for `left` bytes."""
     stranger = library.dir / "stranger"
     with open(stranger, "wb", buffering=0) as f:
         for step in (MIB, 4096):
@@ -188,7 +188,8 @@ def growing_bytes(library):
 
 @on_small_disk
 def test_taking_over_without_room(library):
-    """After a kill on a full disk: a mount for reading shows all that was synced, and one for writing needs less than a copy."""
+    """After a kill on a full disk, a read-only mount shows everything synced, and a writable one needs less space
+    than a copy."""
     for i in range(48):
         (library.mnt / f"{i:05}").write_bytes(content(f"mnt {i}", MIB))
     fd = os.open(library.mnt / "00047", os.O_RDONLY)
@@ -227,7 +228,7 @@ def test_taking_over_without_room(library):
 
 @on_small_disk
 def test_killed_when_the_library_fills_the_disk(library):
-    """Nothing but the library is on the disk, and nothing can be deleted: it is mounted again nevertheless."""
+    """The disk contains only the library, and nothing can be deleted; the library can still be mounted again."""
     for again in range(2):
         whole = fill(library, f"fill {again}", 5 * MIB, synced=True)
         library.kill()
@@ -245,7 +246,7 @@ def test_killed_when_the_library_fills_the_disk(library):
 
 @on_small_disk
 def test_deleting_before_a_kill_makes_room(library):
-    """What was deleted before the kill makes room for taking over the rest."""
+    """The space of files deleted before the kill is used to recover the rest."""
     for folder in ("old", "kept"):
         (library.mnt / folder).mkdir()
         for i in range(30 if folder == "old" else 20):
@@ -273,7 +274,7 @@ def test_deleting_before_a_kill_makes_room(library):
 
 @on_small_disk
 def test_deleting_frees_in_the_same_mount(library):
-    """Packs in which nothing is left go at once, also such that were never published; unmounting leaves no reserve."""
+    """Packs that are no longer used are removed immediately, even unpublished ones; unmounting leaves no reserve."""
     for folder in ("a", "b"):
         (library.mnt / folder).mkdir()
         for i in range(30):
@@ -317,7 +318,7 @@ def free(library):
 
 @on_small_disk
 def test_room_that_is_told(library):
-    """What statfs says is free may be written, all of it, and not much more; nothing is lost by it."""
+    """All the space that statfs reports as free can be written, but not much more; nothing is lost."""
     for name in ("a", "b"):
         told = free(library)
         check(told > 100 * MIB, f"only {told} bytes are free on an empty disk")
@@ -338,7 +339,7 @@ def test_room_that_is_told(library):
 
 @on_small_disk
 def test_room_that_is_promised(library):
-    """fallocate keeps room from others until the file is written, shows it, and can be told of no room."""
+    """fallocate reserves space until the file is written, shows it in st_blocks, and fails if there is not enough."""
     mine, other = library.mnt / "mine", library.mnt / "other"
     told = free(library)
     allocate(mine, 64 * MIB)
@@ -365,7 +366,8 @@ def test_room_that_is_promised(library):
 
 @on_small_disk
 def test_mounting_when_full(library):
-    """A library on a disk that was filled while it was not mounted can be mounted, read, and deleted from."""
+    """If the disk was filled while the library was not mounted, it can be mounted and read, and files can be
+    deleted."""
     for i in range(20):
         (library.mnt / f"{i:05}").write_bytes(content(f"mnt {i}", MIB))
     library.umount()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A store that does not answer: the library lies in the mount of another one, whose process is stopped."""
+"""A store that does not answer: the library is kept in the mount of another one, whose process is stopped."""
 import contextlib
 import errno
 import os
@@ -15,7 +15,7 @@ BIG = content("hang", 24 << 20)
 
 @contextlib.contextmanager
 def two_libraries(name):
-    """A library, and one in its mount; ended whatever happens, the lower one running again before."""
+    """A library, and another one in its mount. Both are always ended; the process of the lower one is resumed first."""
     base = workplace(name)
     lower = Library(base / "lower", ["-o", "timeout=3600"])
     upper = Library(base / "upper", ["-o", f"timeout={SECONDS}"])
@@ -44,12 +44,12 @@ def go_on(library):
 
 
 def beside(*argv):
-    """A program that may take as long as it likes, and holds nothing of ours."""
+    """A program that may take any time, and inherits no file descriptors."""
     return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def within(seconds, action, what):
-    """What `action` answers or raises, if it does so in time."""
+    """Returns or raises what `action` does, if it ends in time."""
     said = []
 
     def work():
@@ -146,7 +146,7 @@ def test_what_was_refused_is_not_done():
 
 
 def umount(upper, *options):
-    """`hushfs umount`, as a program that has nothing open."""
+    """Runs `hushfs umount` as a program that has no files open."""
     started = time.monotonic()
     done = subprocess.run([PROGRAM, "umount", *options, upper.mnt], env=upper.env, stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=100)
@@ -154,7 +154,7 @@ def umount(upper, *options):
 
 
 def holding(path, data):
-    """Another program that has written to a file, and keeps it open."""
+    """Starts another program that writes to a file and keeps it open."""
     script = "import sys, time; f = open(sys.argv[1], 'wb', 0); f.write(sys.argv[2].encode()); time.sleep(600)"
     program = beside("python3", "-c", script, path, data)
     until(lambda: os.path.exists(path) and os.stat(path).st_size == len(data), "it is written")

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""`kill -9` of the serving process under load, again and again, and what must be there afterwards.
+"""Repeated `kill -9` of the hushfs process under load, and what must be there afterwards.
 
-After close(2), and after the reply to any call on names, nothing is lost; a file written new and renamed over an old
-one is never empty or missing, although nobody called fsync; what was not closed is a prefix of what was written.
+After close(2), and after the reply to any call on names, nothing is lost. A new file renamed over an old one is never
+empty or missing, even without fsync. The contents of a file that was not closed are a prefix of what was written.
 
-Writers tell through a pipe what the filesystem has answered. Everything that was told is compared after a remount.
-The moments of killing are random; KILL9_SEED repeats them (as far as moments can be repeated).
+Writers report through a pipe what the filesystem has acknowledged. All of it is checked after a remount. The moments of
+killing are random; KILL9_SEED repeats them (as far as timing can be repeated).
 """
 import hashlib
 import json
@@ -24,7 +24,7 @@ SEED = int(os.environ.get("KILL9_SEED") or secrets.randbits(32))
 
 
 def sized(seed):
-    """A length for a seed: most files are small, some span many blocks, some are empty."""
+    """Returns a length for a seed: most files are small, some span many blocks, some are empty."""
     r = random.Random(f"length {seed}")
     return r.choice((0, 1, 100, 4096, 5000, 16384, 16385, 70_000, 300_000, 1_500_000))
 
@@ -34,7 +34,7 @@ def body(seed):
 
 
 def versioned(key, version):
-    """Contents that say which they are, and whether they are whole."""
+    """Returns contents that identify their version and show whether they are complete."""
     rest = content((key, version), 2000 + 997 * (version % 40))
     return json.dumps([key, version, hashlib.sha256(rest).hexdigest()]).encode() + b"\n" + rest
 
@@ -42,7 +42,7 @@ def versioned(key, version):
 # The writers: each does one thing for ever, and tells what has been answered. The end is an error of the dead mount.
 
 def write_and_close(root, name, tell):
-    """New files, in pieces."""
+    """Writes new files in pieces."""
     for i in range(10**9):
         seed = f"{name}-{i}"
         data = body(seed)
@@ -54,7 +54,7 @@ def write_and_close(root, name, tell):
 
 
 def replace(root, name, tell):
-    """New, rename: as editors and rsync do, without fsync."""
+    """Writes a new file and renames it over the old one without fsync, as editors and rsync do."""
     os.makedirs(f"{root}/{name}", exist_ok=True)
     # Higher than any that an earlier round told, or may have written without being told.
     for version in range(time.time_ns() // 1000, 10**18):
@@ -66,7 +66,7 @@ def replace(root, name, tell):
 
 
 def append(root, name, tell):
-    """A line, a close, a line, a close: a log."""
+    """Appends lines to a log, with a close after each."""
     path = f"{root}/{name}"
     start = len(open(path, "rb").read().splitlines()) if os.path.exists(path) else 0
     for i in range(start, 10**9):
@@ -76,7 +76,7 @@ def append(root, name, tell):
 
 
 def synced(root, name, tell):
-    """fsync, and the file stays open."""
+    """Writes and calls fsync, and keeps the file open."""
     os.makedirs(f"{root}/{name}", exist_ok=True)
     seed = f"{name}-{time.time_ns()}"
     with open(f"{root}/{name}/{seed}", "wb", buffering=0) as f:
@@ -88,7 +88,7 @@ def synced(root, name, tell):
 
 
 def names(root, name, tell):
-    """Everything that changes names and attributes: what was told last is so."""
+    """Changes names and attributes in every way; the last acknowledged state must hold."""
     os.makedirs(f"{root}/{name}", exist_ok=True)
     for i in range(time.time_ns() // 1000, 10**18):
         path = f"{name}/{i}"
@@ -113,7 +113,7 @@ def names(root, name, tell):
 
 
 def in_place(root, name, tell):
-    """A file that is written here and there, closed each time: a database, a tagger."""
+    """Writes to scattered places of a file and closes it each time, like a database or a tagger."""
     path = f"{root}/{name}"
     if not os.path.exists(path):
         with open(path, "wb") as f:
@@ -129,7 +129,7 @@ WRITERS = {f.__name__: f for f in (write_and_close, replace, append, synced, nam
 
 
 def child(kind, root, name):
-    """This script as a writer. Whatever becomes of who started it, it ends: one that was left alone filled a disk."""
+    """Runs this script as a writer. It ends even if its parent dies; otherwise it could fill the disk."""
     signal.alarm(120)
 
     def tell(*what):
@@ -141,7 +141,7 @@ def child(kind, root, name):
 
 
 def verify(root, told, name_of):
-    """Compares the tree with what the writers were answered; returns how many answers held."""
+    """Compares the tree with what was acknowledged to the writers. Returns the number of acknowledgements that held."""
     answers = [(word, path, value) for path, words in told.items() for word, value in words.items()]
     for word, path, value in answers:
         where = root / path
@@ -187,7 +187,7 @@ def verify(root, told, name_of):
 
 
 def remember(told, lines):
-    """The newest word of each kind on a path counts."""
+    """Keeps the newest report of each kind for a path."""
     for line in lines:
         word, path, value = json.loads(line)
         if word in ("gone", "unknown"):
@@ -197,14 +197,14 @@ def remember(told, lines):
 
 
 def killed(library):
-    """Kills, and mounts again as after a reboot: the dead mount has a case of its own."""
+    """Kills the process, and mounts again as after a reboot. The dead mount is tested by another case."""
     library.kill()
     library.clear()
     library.mount()
 
 
 def load(library, seconds, name_of):
-    """All writers at once, until the process is killed. Returns what they were told."""
+    """Runs all writers at the same time until the process is killed. Returns what was acknowledged to them."""
     lines, writers, said = [], [], ""
     try:
         for kind in WRITERS:
@@ -249,7 +249,8 @@ def test_under_load(library):
 
 
 def test_killed_while_idle(library):
-    """Everything was closed long ago, or just now: killing an idle mount loses nothing, and leaves nothing in between."""
+    """Killing an idle mount loses nothing and leaves nothing half-done, whether files were closed long ago or just
+    now."""
     for i in range(200):
         (library.mnt / f"{i}").write_bytes(body(i))
     before = describe(library.mnt)
@@ -261,8 +262,8 @@ def test_killed_while_idle(library):
 
 
 def test_what_does_not_show_is_said(library):
-    """After a kill: by `verify`, and by who mounts under another id, as when this machine's state was lost. Who mounts
-    for reading sees it."""
+    """After a kill, `verify` reports files that are not visible yet, and so does a mount under another id, as
+    after this machine's state was lost. A read-only mount shows them."""
     said = "not visible yet"
     (library.mnt / "file").write_bytes(b"kept")
     library.kill()
@@ -287,7 +288,8 @@ def test_what_does_not_show_is_said(library):
 
 
 def test_a_copy_is_whole_at_any_time(library):
-    """What a sync tool takes while files are overwritten, without new/, opens by itself, and so does what a kill leaves."""
+    """A copy without new/ that a sync tool makes while files are overwritten can be mounted, and so can what a kill
+    leaves."""
     (library.mnt / "file").write_bytes(content("old", 3_000_000))
     library.remount()
     copy, mnt = library.base / "copy", library.base / "copy-mnt"
@@ -315,7 +317,8 @@ def test_a_copy_is_whole_at_any_time(library):
 
 
 def test_stale_mount_point(library):
-    """A mount point whose process was killed is taken by the next mount; a second mount is refused only while the first lives."""
+    """The next mount replaces a dead mount whose process was killed; a second mount is refused only while the first
+    is alive."""
     (library.mnt / "file").write_bytes(b"kept")
     elsewhere = library.base / "elsewhere"
     elsewhere.mkdir()
@@ -332,7 +335,7 @@ def test_stale_mount_point(library):
 
 
 def test_umount_of_the_dead(library):
-    """`hushfs umount` clears a mount whose process was killed; `fusermount3 -u` and umount do as well."""
+    """`hushfs umount`, `fusermount3 -u` and umount remove a mount whose process was killed."""
     library.kill()
     library.hushfs("umount", library.mnt, timeout=30)
     same(mounts(library.mnt), [], "mounts")
@@ -340,7 +343,7 @@ def test_umount_of_the_dead(library):
 
 
 def test_index_rewritten_under_work(library):
-    """What is superseded is left behind in the index, which is rewritten meanwhile: it must open afterwards, killed or not."""
+    """The index is rewritten while superseded records pile up in it; afterwards it can be opened, killed or not."""
     for version in range(20_000):
         (library.mnt / "new").write_bytes(b"%d" % version)
         os.rename(library.mnt / "new", library.mnt / f"target {version % 5}")
@@ -355,7 +358,7 @@ def test_index_rewritten_under_work(library):
 
 
 def test_large_file_being_written(library):
-    """Killed in the midst of a large copy: what is there is a beginning of it, and the rest can be written again."""
+    """After a kill during a large copy, a prefix of the file is there, and the rest can be written again."""
     whole = content("large", 200 << 20)
     writer = subprocess.Popen([sys.executable, "-c", "import sys, shutil; shutil.copyfileobj(sys.stdin.buffer, open(sys.argv[1], 'wb'), 1 << 20)", library.mnt / "large"],
                               stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)

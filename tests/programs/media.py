@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Players over a mount: ffmpeg encodes, decodes and seeks as on the plain disk, MPD scans, lists and plays."""
+"""Players on a mount: ffmpeg encodes, decodes and seeks as on a plain disk; MPD scans, lists and plays."""
 import os
 import subprocess
 import time
@@ -11,7 +11,7 @@ SECONDS = 40
 
 
 def encode(number, target, title):
-    """A track of noise under a tone, the same bytes each time."""
+    """Encodes a track of noise and a tone, the same bytes each time."""
     run(*FFMPEG, "-f", "lavfi", "-i", f"anoisesrc=d={SECONDS}:c=pink:r=44100:a=0.2:seed={number}",
         "-f", "lavfi", "-i", f"sine=frequency={200 + 10 * number}:duration={SECONDS}", "-filter_complex", "amix=inputs=2",
         "-ac", "2", "-ar", "44100", "-fflags", "+bitexact", "-flags:a", "+bitexact", "-map_metadata", "-1", *CODECS[target.suffix[1:]],

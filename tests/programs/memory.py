@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a mount takes of memory, whatever is done to it: the cache of blocks, 96 MiB, and little for each file and extent."""
+"""The memory use of a mount under any load: the block cache, 96 MiB, and a little for each file and extent."""
 import os
 import random
 import threading
@@ -37,7 +37,8 @@ def side_by_side(threads, work):
 
 
 def test_random_writes(library):
-    """Pieces of 4 KiB all over a file, from several threads, for long enough that many bases and packs are written."""
+    """Writes of 4 KiB all over a file, from several threads, for long enough that many snapshots and packs are
+    written."""
     size, piece, threads, writes = 256 * MIB, 4096, 4, 100_000
     path, noise = library.mnt / "big", content("noise", MIB)
     with open(path, "wb") as f:
@@ -58,7 +59,7 @@ def test_random_writes(library):
 
 
 def test_small_appends(library):
-    """100 bytes at a time, and a close after each."""
+    """Appends of 100 bytes, with a close after each."""
     appends, threads = 50_000, 2
 
     def append(i):
@@ -75,7 +76,7 @@ def test_small_appends(library):
 
 
 def test_streams(library):
-    """Many files written and read from end to end, side by side."""
+    """Many files are written and read from end to end concurrently."""
     streams, mib = 24, 24
     noise = content("stream", MIB)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The ways to begin and to end a mount, and what the exit codes say."""
+"""The ways to begin and end a mount, and their exit codes."""
 import errno
 import hashlib
 import itertools
@@ -21,7 +21,7 @@ DATA = content("mounting", 200_000)
 
 
 def serving(library):
-    """The ids of the processes that name this library's directory."""
+    """Returns the ids of the processes that have this library's directory on their command line."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -40,7 +40,7 @@ def kept(library):
 
 
 def end_in_the_background(library, *end):
-    """`mount` returns when the mount answers; after `end` there is no process, and nothing is lost."""
+    """`mount` returns once the mount answers. After `end`, the process is gone and nothing is lost."""
     library.init()
     library.hushfs("mount", "--password-file", library.password_file, library.dir, library.mnt)
     check(library.answers(), "mount has returned, and the mount does not answer")
@@ -52,7 +52,7 @@ def end_in_the_background(library, *end):
 
 
 def with_library(case):
-    """For cases that mount in their own way: a library without a mount, ended whatever happens."""
+    """Passes a case an unmounted library, for cases that mount it themselves, and always cleans up."""
     def test():
         library = Library(workplace(case.__name__))
         try:
@@ -105,7 +105,7 @@ def signalled(library, which):
 
 @with_library
 def test_create(library):
-    """--create makes the library and the mount point where they are missing."""
+    """--create creates the library and the mount point if they are missing."""
     library.mnt.rmdir()
     library.mount("--create")
     (library.mnt / "file").write_bytes(DATA)
@@ -160,7 +160,7 @@ def test_refusals(library):
 
 @with_library
 def test_not_empty(library):
-    """A folder with something in it is hidden only when that is asked for."""
+    """A mount point that is not empty is accepted only with -o nonempty."""
     library.init()
     bare = library.mnt / "bare"
     bare.write_bytes(b"in clear")
@@ -176,7 +176,7 @@ def test_not_empty(library):
 
 @with_library
 def test_success_is_said(library):
-    """What is mounted where, and how it is ended; and nothing of it under --quiet."""
+    """`mount` prints what is mounted where, and how to unmount it; with --quiet, it prints nothing."""
     library.init()
     library.mnt.rmdir()
     library.mnt = library.base / "it's music"
@@ -216,7 +216,7 @@ def test_success_is_said(library):
 
 @with_library
 def test_log_file(library):
-    """The log of a mount in the background is in the file, with times and names; that of one that fails, too."""
+    """The log of a background mount is written to the file, with times and names, even if mounting fails."""
     library.init()
     library.mount()
     (library.mnt / "song").write_bytes(DATA)
@@ -247,7 +247,7 @@ def test_log_file(library):
 
 
 def as_user(who, *argv, **kw):
-    """Runs a program as another user, who has no other group."""
+    """Runs a program as another user, without supplementary groups."""
     return run("setpriv", "--reuid", who.pw_uid, "--regid", who.pw_gid, "--clear-groups", *argv, **kw)
 
 
@@ -257,7 +257,7 @@ def owner_and_mode(path):
 
 
 def test_owner_is_shown(library):
-    """With --uid and --gid a library of root is another user's, as far as the mount goes; what is stored stays."""
+    """With --uid and --gid, a mount shows root's files as another user's; the stored owner does not change."""
     root_only()
     nobody, daemon = pwd.getpwnam("nobody"), pwd.getpwnam("daemon")
     mine = (nobody.pw_uid, nobody.pw_gid)
@@ -318,7 +318,7 @@ def test_umask_is_shown(library):
 
 
 def test_second_reader(library):
-    """Read-only mounts are not refused beside the one that writes."""
+    """Read-only mounts are allowed while another mount writes."""
     (library.mnt / "file").write_bytes(DATA)
     library.umount()
     library.mount()
@@ -333,7 +333,7 @@ def test_second_reader(library):
 
 
 def test_ended_under_load(library):
-    """`umount -f` and `umount -l` while requests are on their way: the mount still ends well, each time."""
+    """After `umount -f` or `umount -l` during requests, the mount still ends without an error, each time."""
     root_only()
     for turn in range(24):
         if library.process is None:
@@ -350,7 +350,7 @@ def test_ended_under_load(library):
 
 
 def write_for_ever(mnt):
-    """Starts a process that creates and reads files, also where the mount is out of sight already."""
+    """Starts a process that creates and reads files, even after the mount was detached."""
     root = os.open(mnt, os.O_RDONLY)
     pid = os.fork()
     if pid:
@@ -367,7 +367,8 @@ def write_for_ever(mnt):
 
 
 def test_late_segments(library):
-    """What a sync tool had not brought yet comes after an older index was accepted and written to: all is there."""
+    """Segments that a sync tool delivers after an older index was accepted and written to are applied: nothing is
+    lost."""
     index = library.dir / "index"
 
     def write(name):
@@ -402,8 +403,8 @@ def test_late_segments(library):
 
 
 def test_forked_segments(library):
-    """A copy of the library, and of what this machine knows of it, takes its place, and is accepted: both go on, and can
-    be put together."""
+    """A copy of the library and of this machine's state replaces the original and is accepted; both continue, and
+    can be merged later."""
     state = Path(library.env["XDG_STATE_HOME"])
     places = {library.dir: "library", state: "state"}
 
@@ -450,7 +451,7 @@ def echoes(terminal):
 
 def at_terminal(library, *argv):
     """Starts the program as a shell does, in a process group of its own, so that it can be stopped. Returns its id, the
-    terminal, and the pipe from which its changes of state are read."""
+    terminal, and a pipe that reports its state changes."""
     reader, writer = os.pipe()
     shell, terminal = pty.fork()
     if shell == 0:
@@ -483,7 +484,8 @@ def next_of(states):
 
 @with_library
 def test_prompt(library):
-    """Nothing that is typed at a prompt is shown; whatever ends or stops the program, the terminal shows it again."""
+    """A password prompt does not echo what is typed; after the program ends or is stopped in any way, the terminal
+    echoes again."""
     library.init()
     for which, typed in ((signal.SIGINT, b"\x03"), (signal.SIGQUIT, b"\x1c"), (signal.SIGTERM, b""), (signal.SIGHUP, b""), (None, b"qwx\n" * 3)):
         pid, terminal, states = at_terminal(library, "passwd", library.dir)
@@ -510,7 +512,8 @@ def test_prompt(library):
 
 @with_library
 def test_file_size_limit(library):
-    """A limit of who mounts (`ulimit -f`) is an error of writing, and does not end the mount."""
+    """If the user who mounts has a file size limit (`ulimit -f`), it causes write errors, but does not end the
+    mount."""
     library.init()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))

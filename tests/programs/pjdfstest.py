@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The crate pjdfstest (the rewrite in Rust) over a mount: what POSIX says of every call on names and attributes.
+"""The crate pjdfstest (the rewrite in Rust) on a mount: what POSIX requires of every call on names and attributes.
 
-397 cases pass and one is skipped (FUSE has no word for LINK_MAX); fewer passes are a failure like any other.
+397 cases pass and one is skipped (FUSE cannot report LINK_MAX); fewer passes are a failure.
 """
 import os
 import re

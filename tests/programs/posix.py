@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What programs expect of a filesystem beyond names and attributes (which pjdfstest asks about).
+"""What programs expect of a filesystem beyond names and attributes (which pjdfstest covers).
 
-Many cases look three times: at once, when the kernel's caches are dropped, and after a remount, since each of these
-is answered from another place.
+Many cases check three times: immediately, after the kernel's caches are dropped, and after a remount, because the
+answers then come from different layers.
 """
 import ctypes
 import errno
@@ -64,7 +64,8 @@ class Locker:
 
 
 def test_locks(library):
-    """POSIX and BSD locks between processes: exclusive, shared, by range, waited for, and gone with their process."""
+    """POSIX and BSD locks between processes: exclusive, shared, by range, waited for, and released when a process
+    ends."""
     path = library.mnt / "locked"
     path.write_bytes(bytes(1000))
     for how in ("flock", "posix"):
@@ -94,7 +95,7 @@ def test_locks(library):
 
 
 def test_unlinked(library):
-    """A file without a name lives while it is open; the space of a directory removed under one is not reused."""
+    """An unlinked file stays usable while it is open; a removed directory that is still open is empty and stays empty."""
     expected = content("unlinked", 300_000)
     with open(library.mnt / "unlinked", "w+b") as f:
         f.write(expected[:100_000])
@@ -155,7 +156,7 @@ def test_rename_flags(library):
 
 
 def test_attributes(library):
-    """Times, extended attributes, special files, odd names, and the inode numbers of all of them."""
+    """Times, extended attributes, special files, unusual names, and the inode numbers of all of them."""
     m = os.fsencode(library.mnt)
     names = [b"x" * 255, b"\xff\xfe", b"new\nline", "\u00e9".encode(), "e\u0301".encode(), b" ", b"...", b"-"]
     for i, name in enumerate(names):
@@ -194,7 +195,7 @@ def test_attributes(library):
 
 
 def test_names_of_attributes(library):
-    """Extended attributes are in the name spaces of Linux, and `trusted.` is shown to root only; as on ext4."""
+    """Extended attributes are in the namespaces of Linux, and only root sees `trusted.`, as on ext4."""
     file, is_root = library.mnt / "file", os.geteuid() == 0
     file.touch()
     file.chmod(0o666)
@@ -222,7 +223,7 @@ def test_names_of_attributes(library):
 
 
 def test_lists_that_are_not_there(library):
-    """ACLs can be taken away where there are none: `setfacl -b` does so."""
+    """Removing ACLs succeeds even if there are none, as `setfacl -b` does."""
     file, folder = library.mnt / "file", library.mnt / "folder"
     file.touch()
     folder.mkdir()
@@ -238,7 +239,7 @@ def test_lists_that_are_not_there(library):
 
 
 def as_user(uid, gid, action, groups=()):
-    """What `action` answers to another user; an OSError is raised here, too."""
+    """Runs `action` as another user, and returns its result; an OSError is raised here as well."""
     answer, told = os.pipe()
     child = os.fork()
     if child == 0:
@@ -265,7 +266,7 @@ def as_user(uid, gid, action, groups=()):
 
 
 def test_set_id(library):
-    """Who takes set-id bits from a file by changing its contents or owner: as on ext4."""
+    """Changing the contents or owner of a file clears its set-id bits for the same users as on ext4."""
     if os.geteuid() != 0:
         return
     path, user = library.mnt / "program", 1000
@@ -312,7 +313,7 @@ def test_set_id(library):
 
 
 def test_access_lists_by_others(library):
-    """An access list that is set by who is not in the group of the file takes its set-group-id bit: as on ext4."""
+    """Setting an ACL clears the set-group-id bit if the user is not in the file's group, as on ext4."""
     if os.geteuid() != 0:
         return
     user, group, other = 1000, 500, 600
@@ -367,7 +368,7 @@ int main(int argc, char **argv) {
 
 
 def test_small_numbers(library):
-    """Inode numbers that 32-bit programs can hold, and those that keep them as doubles; the same after a remount."""
+    """Inode numbers fit 32-bit programs and doubles, and stay the same after a remount."""
     where = library.mnt / "many"
     where.mkdir()
     for i in range(1000):
@@ -394,7 +395,7 @@ def test_small_numbers(library):
 
 
 def test_renaming_what_is_listed(library):
-    """Who renames each entry of a directory while reading it comes to an end, and to each entry."""
+    """A program that renames each entry while it reads a directory finishes, and sees every entry."""
     where = os.fsencode(library.mnt / "renamed")
     os.mkdir(where)
     for i in range(3000):
@@ -410,7 +411,7 @@ def test_renaming_what_is_listed(library):
 
 
 def test_privileges(library):
-    """Set-user-id bits go on write and chown; ACLs are inherited and in step with the mode."""
+    """Set-user-id bits are cleared by write and chown; ACLs are inherited and consistent with the mode."""
     path = library.mnt / "suid"
     path.write_bytes(b"program\n")
     if os.geteuid() == 0:  # to whom writing as another user is open
@@ -437,7 +438,7 @@ def test_privileges(library):
 
 
 def test_limits(library):
-    """Files of some TiB, and the numbers of statfs."""
+    """Files of several TiB, and the values of statfs."""
     path = library.mnt / "far"
     with open(path, "wb") as f:
         os.pwrite(f.fileno(), b"far", 1 << 42)
@@ -471,7 +472,7 @@ def next_name(stream):
 
 
 def test_large_directory(library):
-    """100,000 entries: all are listed once, and positions stay valid while entries come and go."""
+    """100,000 entries are each listed once, and directory offsets stay valid while entries are added and removed."""
     many = 100_000
     where = os.fsencode(library.mnt / "large")
     os.mkdir(where)
@@ -523,7 +524,8 @@ class Handle(ctypes.Structure):
 
 
 def test_file_handles(library):
-    """name_to_handle_at and open_by_handle_at, as NFS servers use them: a handle survives the kernel's forgetting."""
+    """name_to_handle_at and open_by_handle_at, as NFS servers use them: a handle stays valid after the kernel forgets
+    the inode."""
     if os.geteuid() != 0:
         return
     (library.mnt / "a" / "b").mkdir(parents=True)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""rsync -aHAX --delete onto a mount and back, compared with the plain source."""
+"""rsync -aHAX --delete to a mount and back, compared with the plain source."""
 import os
 from common import check, content, describe, main, make_tree, run, same, same_tree
 
@@ -7,7 +7,7 @@ RSYNC = ["rsync", "-aHAXS", "--delete", "--numeric-ids"]
 
 
 def again(source, copy, *options):
-    """A second run finds nothing to do."""
+    """Checks that a second run finds nothing to do."""
     same(run(*RSYNC, *options, "--itemize-changes", f"{source}/", f"{copy}/"), "", "what a second run does")
 
 
@@ -28,7 +28,7 @@ def there_and_back(library, *options):
 
 
 def edit(source):
-    """What happens to a library between two runs: tags edited, tracks added, renamed, cut and removed."""
+    """Changes a library between two runs: edits tags, and adds, renames, truncates and removes tracks."""
     music = source / "Artist One" / "Album"
     tracks = sorted(music.iterdir())
     with open(tracks[-1], "r+b") as f:
@@ -63,7 +63,7 @@ def test_there_and_back(library):
 
 
 def test_in_place(library):
-    """--inplace writes into the files that are there, instead of new ones that are renamed."""
+    """--inplace writes into the existing files, instead of new ones that are then renamed."""
     source, copy = there_and_back(library, "--inplace")
     edit(source)
     run(*RSYNC, "--inplace", "--no-whole-file", f"{source}/", f"{copy}/")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""SQLite over a mount: WAL (which maps memory shared between processes) and rollback journals, also across `kill -9`."""
+"""SQLite on a mount: WAL (with memory shared between processes) and rollback journals, also across `kill -9`."""
 import os
 import sqlite3
 import subprocess
@@ -25,13 +25,13 @@ def writer(path, mode, synchronous, name, rows):
 
 
 def rows(path, name):
-    """The rows of one writer, seen by the sqlite3 program, after its integrity check."""
+    """Returns the rows of one writer, as the sqlite3 program reads them after its integrity check."""
     same(run("sqlite3", path, "pragma integrity_check").strip(), "ok", "integrity_check")
     return [int(x) for x in run("sqlite3", path, f"select i from t where writer = '{name}' order by rowid").split()]
 
 
 def test_wal(library):
-    """Two processes write beside each other."""
+    """Two processes write concurrently."""
     path = library.mnt / "wal.db"
     writer(path, "wal", "normal", "", 0).communicate()  # going over to WAL asks for the database alone
     a, b = writer(path, "wal", "normal", "a", 500), writer(path, "wal", "normal", "b", 500)
@@ -74,7 +74,7 @@ def test_wal_killed(library):
 
 
 def test_wal_killed_without_fsync(library):
-    """WAL with synchronous=normal writes without fsync: what was written counts as soon as write(2) has returned."""
+    """WAL with synchronous=normal writes without fsync: data must survive a kill as soon as write(2) has returned."""
     path = library.mnt / "normal.db"
     w = writer(path, "wal", "normal", "x", 2000)
     w.communicate(timeout=120)  # it has ended, so it has closed the file

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a sync tool, a person or a stranger puts into the folders of a library, or has not brought there yet, locks nobody out."""
+"""Unexpected files in a library's folders, and files that a sync tool has not delivered yet, lock nobody out."""
 import os
 import shutil
 import time
@@ -11,7 +11,7 @@ DATA = content("strays", 100_000)
 
 
 def with_library(case):
-    """For cases that mount in their own way."""
+    """For cases that mount the library themselves."""
     def test():
         library = Library(workplace(case.__name__))
         try:
@@ -30,7 +30,7 @@ def write(library, name, *options):
 
 
 def opens(library, *names, options=("--read-only",), kept=True):
-    """Mounts, and sees these names, with their contents."""
+    """Mounts, and checks that these names exist with their contents."""
     library.mount(*options)
     same(sorted(os.listdir(library.mnt)), sorted(names), f"names with {options}")
     for name in names if kept else ():
@@ -53,7 +53,7 @@ def hex_name(digit):
 
 
 def strays(area, library, foreign):
-    """Makes a file and says its name and whether something in it may be missing; for each kind of stray."""
+    """Yields, for each kind of stray, what it is, its file name, and a function that creates it."""
     folder = library.dir / area
     own = min(p for p in folder.iterdir() if p.is_file())
     other = min((foreign.dir / area).iterdir())
@@ -96,7 +96,8 @@ def strays(area, library, foreign):
 
 @with_library
 def test_strays(library):
-    """Any file in any of the three folders: mounting for reading and for writing goes on, `info` and `verify` end."""
+    """With any stray file in any of the three folders, read-only and writable mounts work, and `info` and `verify`
+    finish."""
     foreign = Library(workplace("foreign"))
     foreign.init()
     write(foreign, "theirs")
@@ -125,7 +126,8 @@ def test_strays(library):
 
 @with_library
 def test_newest_segment_is_no_file(library):
-    """What stands for the newest segment is named: a link, a folder, a pipe, a cloud's placeholder, another name."""
+    """Anything in place of the newest segment is reported: a link, a folder, a pipe, a cloud placeholder, another
+    name."""
     index = library.dir / "index"
     write(library, "first")
     before = set(index.iterdir())
@@ -164,7 +166,8 @@ def test_newest_segment_is_no_file(library):
 
 @with_library
 def test_cut_segment(library):
-    """The newest segment, cut: it counts as not arrived. An older one: what was made on top of it waits."""
+    """If the newest segment is truncated, it counts as missing. If an older one is, later changes that depend on it
+    wait."""
     index = library.dir / "index"
     segments = []
     for name in ("first", "second", "third"):
@@ -212,7 +215,7 @@ def test_cut_segment(library):
 
 @with_library
 def test_no_index_yet(library):
-    """Contents and no index: refused, whatever `index` is; and nothing is made in its place."""
+    """A library with packs but no index is refused, whatever `index` is, and no index is created."""
     write(library, "file")
     fresh = Library(workplace("fresh"))
     fresh.dir = library.dir
@@ -243,7 +246,7 @@ def test_no_index_yet(library):
 
 @with_library
 def test_first_publication_cut_short(library):
-    """The packs are published and the segment is not: it is this device's own, and taken up."""
+    """If the packs are published and the segment is not, the segment is recovered, because it is this device's own."""
     library.mount()
     (library.mnt / "file").write_bytes(DATA)
     fd = os.open(library.mnt / "file", os.O_RDONLY)
@@ -263,7 +266,7 @@ def test_first_publication_cut_short(library):
 
 @with_library
 def test_a_copy_is_followed(library):
-    """A mount for reading of a copy that goes on being synced shows what came and what went."""
+    """A read-only mount of a copy that is still being synced shows added and removed files."""
     def sync():
         for area in AREAS:
             there = set(os.listdir(library.dir / area))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""git, tar and cp over a mount."""
+"""git, tar and cp on a mount."""
 import os
 from common import check, describe, main, make_tree, run, same, same_tree, content
 
@@ -72,7 +72,7 @@ def test_git(library):
 
 
 def test_tar(library):
-    """A tree packed into the mount, unpacked there, and packed from there."""
+    """A tree is packed into the mount, unpacked there, and packed from there."""
     source, back = library.base / "source", library.base / "back"
     make_tree(source)
     expected = describe(source)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""An ordinary user: no capability, fusermount3 from the package fuse3. Run as root, it becomes `nobody` for that."""
+"""An ordinary user: no capabilities, fusermount3 from the package fuse3. If run as root, it becomes `nobody` first."""
 import errno
 import os
 import pwd
@@ -11,7 +11,7 @@ from common import PROGRAM, Library, check, content, fails, main, mounts, run, s
 
 
 def a_day(library):
-    """Makes a library, mounts it in the background, works in it, unmounts it; twice, then read-only."""
+    """Creates a library, mounts it in the background, works in it, and unmounts it; twice, then read-only."""
     who = os.geteuid()
     library.init()
     for day in range(2):
@@ -55,7 +55,7 @@ def a_day(library):
 
 
 def roots_library(base):
-    """A library as root writes it on another machine, and then hands over."""
+    """A library that root wrote on another machine and then handed over."""
     library = Library(base)
     try:
         library.init()
@@ -69,7 +69,7 @@ def roots_library(base):
 
 
 def in_roots_library(base):
-    """Without --uid it is out of reach; with, it is one's own."""
+    """Without --uid, the files cannot be accessed; with it, they belong to the user."""
     library, who = Library(base), (os.geteuid(), os.getegid())
     try:
         library.mount()
