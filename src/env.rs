@@ -1,5 +1,5 @@
-//! The clock and the source of ids, handed down from where a library is opened, so that a test can be repeated from its
-//! seed. Does not give keys or nonces: those come from getrandom(2) (`crypto`).
+//! The clock and the source of ids. They are passed in when a library is opened, so that a test can be repeated from
+//! its seed. Not a source of keys and nonces: those come from getrandom(2) (`crypto`).
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::object::ObjectId;
 use crate::volume::Time;
 
-/// Where time and ids come from.
+/// The clock and the source of ids of an open library.
 #[derive(Default)]
 pub struct Env {
     #[cfg(any(test, feature = "testing"))]
@@ -32,7 +32,8 @@ impl Env {
         Self::default()
     }
 
-    /// Ids from a seed, and a clock that moves by [`Env::advance`], and by a microsecond each time it is read.
+    /// Ids from a seed, and a clock that advances by [`Env::advance`], and by one microsecond whenever [`Env::wall`]
+    /// reads it.
     #[cfg(any(test, feature = "testing"))]
     pub fn seeded(seed: u64) -> Self {
         let seeded = Seeded {
@@ -45,7 +46,7 @@ impl Env {
         }
     }
 
-    /// Lets time pass.
+    /// Advances the clock of a seeded environment.
     #[cfg(any(test, feature = "testing"))]
     pub fn advance(&self, by: Duration) {
         if let Some(seeded) = &self.seeded {
@@ -57,7 +58,7 @@ impl Env {
     pub fn wall(&self) -> Time {
         #[cfg(any(test, feature = "testing"))]
         if let Some(seeded) = &self.seeded {
-            /// The end of 2023.
+            /// 14 November 2023.
             const START_SEC: i64 = 1_700_000_000;
             let mut seeded = seeded.lock();
             seeded.elapsed += Duration::from_micros(1);
@@ -69,7 +70,7 @@ impl Env {
         Time::now()
     }
 
-    /// A time to measure from, with [`Env::since`].
+    /// The monotonic time, for [`Env::since`].
     pub fn now(&self) -> Instant {
         #[cfg(any(test, feature = "testing"))]
         if let Some(seeded) = &self.seeded {
@@ -79,15 +80,15 @@ impl Env {
         Instant::now()
     }
 
-    /// How much time has passed.
+    /// The time that has passed since `then`.
     pub fn since(&self, then: Instant) -> Duration {
         self.now().saturating_duration_since(then)
     }
 
-    /// An id that nothing else has.
+    /// A new unique id.
     ///
     /// # Errors
-    /// The system gives no random numbers.
+    /// getrandom(2) failed.
     pub fn id(&self) -> Result<ObjectId> {
         let mut id = ObjectId([0; 16]);
         self.random(&mut id.0)?;
@@ -97,7 +98,7 @@ impl Env {
     /// Fills `out` with random bytes for ids.
     ///
     /// # Errors
-    /// The system gives no random numbers.
+    /// getrandom(2) failed.
     pub fn random(&self, out: &mut [u8]) -> Result<()> {
         #[cfg(any(test, feature = "testing"))]
         if let Some(seeded) = &self.seeded {

@@ -1,33 +1,33 @@
 //! Whether a library may be written to: one answer for the whole mount, and why not.
 //!
-//! Owns the answer only; does not own what has failed. The log asks before every change. The gate can close while the
-//! library is mounted, and never opens again.
+//! Owns only the answer, not the failure that causes it. The log checks it before every change. The gate can close
+//! while the library is mounted, and never opens again.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::error::{Error, Kind, Result};
 
-/// Why nothing may be written. The later ones forbid more.
+/// Why nothing may be written, in increasing order of what is forbidden.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Reason {
-    /// A newer version wrote a pack with a feature that this version may read, but not write beside.
+    /// A later version wrote a pack with a feature that this version can read, but must not write next to.
     NewerPack = 1,
-    /// The library was opened for reading only.
+    /// The library was opened read-only.
     Asked = 2,
-    /// A thread that writes in the background ended by a panic.
+    /// A background thread that writes has panicked.
     Panicked = 3,
-    /// A record that is in the journal was refused by the tree: what is on disk and in memory may differ.
+    /// The tree refused a record that is in the journal: the state on disk and in memory may differ.
     RecordRefused = 4,
 }
 
-/// `Open`, or read-only for a [`Reason`].
+/// Open, or closed for a [`Reason`].
 #[derive(Debug, Default)]
 pub struct WriteGate(AtomicU8);
 
 impl WriteGate {
-    /// Closes the gate. A reason that forbids less than the present one changes nothing. True for whoever is the first
-    /// to close it for this reason or a stronger one, and so the one to log it.
+    /// Closes the gate. A reason that is not stronger than the present one changes nothing. Returns whether the reason
+    /// changed; the caller must log it then.
     pub fn close(&self, reason: Reason) -> bool {
         let reason = reason as u8;
         self.0.fetch_max(reason, Ordering::AcqRel) < reason
@@ -44,16 +44,16 @@ impl WriteGate {
         }
     }
 
-    /// Whether the library was opened for reading only.
+    /// Whether the library was opened read-only.
     pub fn is_asked_for(&self) -> bool {
         self.reason() == Some(Reason::Asked)
     }
 
-    /// Whether something new may be written.
+    /// Checks that new data may be written.
     ///
     /// # Errors
-    /// [`Kind::ReadOnly`] where the library is read-only from the start or for its version, [`Kind::Poisoned`] after a
-    /// failure of this program; EROFS both.
+    /// [`Kind::ReadOnly`] if the library was opened read-only or a later version wrote to it, [`Kind::Poisoned`] after
+    /// an internal failure. Both are EROFS.
     pub fn check(&self) -> Result<()> {
         match self.reason() {
             None => Ok(()),
@@ -62,8 +62,8 @@ impl WriteGate {
         }
     }
 
-    /// Whether data may be written that a program was already told is written: only a failure that could damage the
-    /// library forbids that.
+    /// Checks that data may be written whose write(2) has already returned success. Only a failure that could damage
+    /// the library prevents that.
     ///
     /// # Errors
     /// [`Kind::Poisoned`] after such a failure.
