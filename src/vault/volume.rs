@@ -40,7 +40,7 @@ impl Volume for Vault {
 
     fn release(&self, _ino: Ino, handle: Handle) {
         if let Some(written) = self.files.release(handle) {
-            self.upkeep.defragmenter.note_closed(written);
+            self.upkeep.defragmenter.record_closed(written);
         }
     }
 

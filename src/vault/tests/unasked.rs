@@ -134,7 +134,7 @@ fn a_file_that_is_removed_while_it_is_rewritten_is_no_error() {
     }
     assert!(bench.extents(ino) > 100);
     let vault = &bench.vault;
-    vault.upkeep.defragmenter.note_closed(ino);
+    vault.upkeep.defragmenter.record_closed(ino);
     bench.env.advance(Duration::from_secs(60));
     let mut remove = || {
         if bench.stat("f").is_some() {

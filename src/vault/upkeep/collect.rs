@@ -1,4 +1,4 @@
-//! Collection: publishing what is due, and removing packs in which nothing is live.
+//! Collection: publishes what is due, and removes packs without live data.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,24 +14,24 @@ use crate::pack::PackReader;
 use crate::vault::log::{Log, RESERVE_BYTES, is_dead};
 use crate::vault::outbox::Outbox;
 
-/// A segment is published so long after its last change.
+/// Time after the last change at which a segment is published.
 const IDLE_PUBLISH: Duration = Duration::from_secs(30);
-/// A segment is published so long after its first change.
+/// Maximum time between the first change in a segment and its publication.
 const LATEST_PUBLISH: Duration = Duration::from_secs(300);
 
-/// Owns which packs may be removed once the index that says so is published. Does not own the decision what is dead: the
-/// tree has it.
+/// Owns the list of packs that may be removed once the segment that condemns them is published. Does not own the
+/// decision which packs are dead: the tree does.
 pub(in crate::vault) struct Collector {
     log: Arc<Log>,
     outbox: Arc<Outbox>,
-    /// Packs whose condemnation is recorded.
+    /// Packs that a record of this mount condemns, and that are not removed yet.
     condemned: Mutex<Vec<PackId>>,
-    /// This mount has removed the packs that earlier mounts had condemned.
+    /// Whether this mount has removed the packs that earlier mounts had condemned.
     is_swept: AtomicBool,
 }
 
 impl Collector {
-    /// Nothing is condemned.
+    /// A collector with no condemned packs.
     pub fn new(log: Arc<Log>, outbox: Arc<Outbox>) -> Self {
         Self {
             log,
@@ -41,8 +41,8 @@ impl Collector {
         }
     }
 
-    /// Publishes everything, and removes packs without a live byte. In this order: a pack that the published
-    /// index names is there, for who copies the library, verifies it, or mounts it read-only after a crash.
+    /// Publishes everything, then removes packs without live data. In this order, every pack that the published index
+    /// refers to exists at any moment: for a copy of the library, for verify, and for a read-only mount after a crash.
     pub fn collect(&self) -> Result<()> {
         self.log.requests().begin_publication();
         self.give_up_dead();
@@ -55,7 +55,7 @@ impl Collector {
             if !is_too_full(&e) {
                 return Err(e);
             }
-            // The reserve is for what makes room.
+            // The reserve exists for work that frees space.
             self.log.view().store().reserve(0)?;
             self.outbox.publish()
         });
@@ -64,7 +64,7 @@ impl Collector {
                 log::warn!(
                     "disk full: deleting unreferenced packs before the index could be published: {e}"
                 );
-                // Durable at least: else a crash would bring back a name without contents.
+                // Sync at least: a crash could otherwise bring back a file whose contents were removed.
                 self.log.sync()?;
             }
             published => published?,
@@ -72,15 +72,15 @@ impl Collector {
         self.remove_condemned()
     }
 
-    /// Has the packs of this mount without a live byte that are not published treated like those that failed: they are
-    /// discarded, and never published.
+    /// Treats the unpublished packs of this mount without live data like failed ones: they are discarded, and never
+    /// published.
     fn give_up_dead(&self) {
         let _barrier = self.log.block_pack_writers();
         let packs = self.log.new_packs();
         packs.fail_dead(|id| self.log.is_dead_unpublished(id));
     }
 
-    /// Whether so much is dead, or so little space is left, that it cannot wait for the next publication.
+    /// Whether collection cannot wait for the next publication, because much data is dead, or little space is left.
     pub fn is_collection_urgent(&self) -> Result<bool> {
         const DEAD_BYTES_MAX: u64 = 256 << 20;
         const SPACE_BYTES_MIN: u64 = 1 << 30;
@@ -91,7 +91,7 @@ impl Collector {
             || self.log.view().store().space()?.available_bytes < SPACE_BYTES_MIN)
     }
 
-    /// Records the condemnation of every published pack without a live byte; whether packs wait to be removed.
+    /// Records the condemnation of every published pack without live data. Returns whether any packs are to be removed.
     fn condemn(&self) -> Result<bool> {
         let _barrier = self.log.block_pack_writers();
         let unpublished = self.log.new_packs().finished();
@@ -110,7 +110,7 @@ impl Collector {
         Ok(!condemned.is_empty())
     }
 
-    /// Holds the reserve again, once there is room for it.
+    /// Allocates the reserve again if there is enough free space.
     pub fn restore_reserve(&self) {
         let store = self.log.view().store();
         let free = store.space().map_or(0, |s| s.available_bytes);
@@ -121,7 +121,7 @@ impl Collector {
         }
     }
 
-    /// Whether the open segment is long or old enough to be published, or somebody could not write for want of space.
+    /// Whether the open segment is long or old enough to be published, or a write failed for lack of space.
     fn is_publication_due(&self) -> bool {
         let (is_full, changes) = {
             let journal = self.log.journal();
@@ -134,7 +134,8 @@ impl Collector {
         is_full || is_late || self.log.requests().is_space_wanted() && self.log.has_dead_packs()
     }
 
-    /// Removes packs whose condemnation is published, and what earlier mounts left of such.
+    /// Removes packs whose condemnation is published, including those that earlier mounts have condemned but not
+    /// removed.
     pub fn remove_condemned(&self) -> Result<()> {
         if self.is_swept.load(Ordering::Relaxed) && self.condemned.lock().is_empty()
             || !self.outbox.may_remove()?
@@ -154,8 +155,8 @@ impl Collector {
         self.sweep()
     }
 
-    /// Once a mount: packs that were condemned and are still there, and packs of this device that no record names
-    /// (a crash came between their publication and the record's).
+    /// Removes, once per mount, packs that were condemned and still exist, and packs of this device that no record
+    /// refers to: a crash happened after the pack was published, but before the record was.
     fn sweep(&self) -> Result<()> {
         let unpublished = self.log.new_packs().finished();
         for (id, _) in self.log.view().store().list(Area::Data)? {
@@ -174,13 +175,13 @@ impl Collector {
         Ok(())
     }
 
-    /// Whether this device wrote a pack that no record names. What is no pack of this library is passed over.
+    /// Whether this device wrote a pack that no record refers to. False for files that are not packs of this library.
     pub fn is_own_pack(&self, id: PackId) -> bool {
         let object = match self.log.view().store().open(Area::Data, id.object()) {
             Ok(object) => object,
             Err(e) if matches!(e.kind(), Kind::Missing) => return false,
             Err(e) => {
-                log::warn!("{e}; nothing refers to it, and it is passed over");
+                log::warn!("{e}; nothing refers to it, so it is ignored");
                 return false;
             }
         };
@@ -193,11 +194,11 @@ impl Collector {
             (Ok(trailer), _) => return trailer.device == self.log.device(),
             (Err(_), Some(of)) => {
                 log::warn!(
-                    "data/{id}: is a copy of data/{of}, and passed over (it can be removed)"
+                    "data/{id}: is a copy of data/{of}, so it is ignored (it can be removed)"
                 );
             }
             (Err(e), None) => log::warn!(
-                "{e}; nothing refers to it, and it is passed over: if it is the library's, wait for the sync to finish"
+                "{e}; nothing refers to it, so it is ignored: if it belongs to the library, wait for the sync to finish"
             ),
         }
         false
@@ -213,7 +214,7 @@ impl Task for Collector {
         !self.log.journal().is_idle() || !self.log.new_packs().is_idle()
     }
 
-    /// Publishes the packs that are full, and where the open segment is due, or space is short, that one too.
+    /// Publishes full packs. If the open segment is due, or space is short, publishes it, too, and removes dead packs.
     fn run(&self, _go_on: &mut dyn FnMut() -> bool) -> Result<()> {
         if !self.is_publication_due() {
             self.log.requests().begin_publication();

@@ -1,4 +1,4 @@
-//! Rewriting files that are stored in too many pieces.
+//! Rewrites files that are stored in too many extents.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,16 +14,16 @@ use crate::vault::files::Files;
 use crate::vault::log::Log;
 use crate::volume::Ino;
 
-/// A file whose extents are shorter on average is rewritten, in bytes.
+/// Minimum average length of a file's extents, in bytes. A file below it is rewritten.
 const EXTENT_LEN_MIN: u64 = 64 * 1024;
-/// A file in fewer extents is left alone.
+/// Minimum number of extents of a file that is rewritten.
 const EXTENTS_MIN: usize = 16;
-/// A file is rewritten so long after it was closed: a program that writes in rounds is not hindered.
+/// Delay between the close of a file and its rewrite, so that programs that write it repeatedly are not slowed down.
 const REWRITE_AFTER: Duration = Duration::from_secs(10);
-/// More files than this do not wait; they are seen again when they are closed the next time.
+/// Maximum number of files in the queue. Others are queued when they are closed the next time.
 const QUEUE_MAX: usize = 1024;
 
-/// Owns the queue of files that were closed in many pieces, and when. Does not own the files.
+/// Owns the queue of fragmented files, with the times when they were closed. Does not own the files.
 pub(in crate::vault) struct Defragmenter {
     log: Arc<Log>,
     files: Arc<Files>,
@@ -31,7 +31,7 @@ pub(in crate::vault) struct Defragmenter {
 }
 
 impl Defragmenter {
-    /// Nothing waits.
+    /// A defragmenter with an empty queue.
     pub fn new(log: Arc<Log>, files: Arc<Files>) -> Self {
         Self {
             log,
@@ -40,8 +40,8 @@ impl Defragmenter {
         }
     }
 
-    /// Notes a file that was closed, to be rewritten where it is stored in too many pieces.
-    pub fn note_closed(&self, ino: Ino) {
+    /// Records that a file was closed. If it is stored in too many extents, it will be rewritten.
+    pub fn record_closed(&self, ino: Ino) {
         let is_fragmented = {
             let tree = self.log.view().tree();
             tree.find(ino).is_some_and(|ix| {
@@ -56,7 +56,7 @@ impl Defragmenter {
         }
     }
 
-    /// A file was closed: it waits from then on.
+    /// Puts a file into the queue. Its delay starts now.
     fn push_closed(&self, ino: Ino) {
         let mut queue = self.queue.lock();
         queue.retain(|(other, _)| *other != ino);
@@ -69,7 +69,7 @@ impl Defragmenter {
         self.log.env().since(*closed) >= REWRITE_AFTER
     }
 
-    /// Takes one out that has waited long enough.
+    /// Removes a file whose delay is over from the queue.
     fn take_due(&self) -> Option<Ino> {
         let mut queue = self.queue.lock();
         let due = queue.iter().position(|waits| self.is_over(waits))?;
@@ -79,24 +79,24 @@ impl Defragmenter {
     fn rewrite(&self, ino: Ino, go_on: &mut dyn FnMut() -> bool) -> Result<()> {
         let view = self.log.view();
         let Ok(located) = view.locate(ino, 0, 0) else {
-            return Ok(()); // removed meanwhile
+            return Ok(()); // the file was removed
         };
         let plain_size = located.plain_size;
         let mut at = 0;
         while at < plain_size && go_on() {
             let end = (at + COPY_LEN).min(plain_size);
             let Ok(located) = view.locate(ino, at, end) else {
-                return Ok(()); // removed meanwhile
+                return Ok(()); // the file was removed
             };
             let lens = located.extents.iter().map(|(e, _)| u64::from(e.plain_len));
             let bytes: u64 = lens.sum();
             let count = located.extents.len() as u64;
-            // Holes stay holes: only what lies between them is copied.
+            // Holes stay holes: only the data between them is copied.
             if count > 1
                 && bytes / count < EXTENT_LEN_MIN
                 && !copy_ranges(&self.log, ino, &joined(&located.extents))?
             {
-                return Ok(()); // written to meanwhile: it will be closed again
+                return Ok(()); // the file is being written: it will be queued again when it is closed
             }
             at = end;
         }
@@ -113,7 +113,7 @@ impl Task for Defragmenter {
         !self.queue.lock().is_empty()
     }
 
-    /// Rewrites one file that was closed a while ago.
+    /// Rewrites one file whose delay is over.
     fn run(&self, go_on: &mut dyn FnMut() -> bool) -> Result<()> {
         if let Some(ino) = self.take_due()
             && self.files.opened(ino).is_none()
@@ -125,7 +125,7 @@ impl Task for Defragmenter {
     }
 }
 
-/// Ranges without holes that the extents (ascending) cover.
+/// Merges adjacent extents, given in ascending order, to ranges without holes.
 fn joined(extents: &[(Extent, PackId)]) -> Vec<(u64, u64)> {
     let mut ranges: Vec<(u64, u64)> = Vec::new();
     for (e, _) in extents {

@@ -1,8 +1,9 @@
-//! Upkeep: what nobody waits for. Each task says when it is due; one thread runs them, in this order: salvage, publication
-//! with collection, snapshots, defragmentation. A task that fails is tried again later, and does not hold up the others.
+//! Upkeep: background work that no request waits for. Each task says when it is due; one thread runs them, in this
+//! order: salvage, publication with collection, snapshots, defragmentation. A task that fails is retried later, and
+//! does not delay the others.
 //!
-//! Owns the tasks and what each of them remembers. Does not own the order of publication (`outbox`), what is live (the
-//! tree), or fsyncs, which the syncer answers on a thread of its own.
+//! Owns the tasks and their state. Does not own the order of publication (`outbox`), what is live (the tree), or
+//! fsyncs, which the syncer answers on a thread of its own.
 
 use std::sync::Arc;
 
@@ -24,18 +25,18 @@ pub(super) use snapshot::Snapshots;
 
 /// Work that is done in the background.
 pub(super) trait Task {
-    /// Whether it has something to do now.
+    /// Whether there is work to do now.
     fn is_due(&self) -> Result<bool>;
 
-    /// Whether it will have something to do later, without any further change.
+    /// Whether there will be work to do later, even if nothing changes.
     fn is_waiting(&self) -> bool;
 
-    /// Does it. Between the steps of long work it asks `go_on`, and ends early where that says no; no lock is held
-    /// meanwhile.
+    /// Does the work. Calls `go_on` between the steps of long work, holding no lock, and ends early if it returns
+    /// false.
     fn run(&self, go_on: &mut dyn FnMut() -> bool) -> Result<()>;
 }
 
-/// The tasks.
+/// The background tasks of a library.
 pub(super) struct Upkeep {
     log: Arc<Log>,
     outbox: Arc<Outbox>,
@@ -44,11 +45,11 @@ pub(super) struct Upkeep {
     pub defragmenter: Defragmenter,
 }
 
-/// How the tasks have done so far, in their order.
+/// The backoffs of the tasks, in their order.
 pub(super) type Backoffs = [Backoff; 4];
 
 impl Upkeep {
-    /// Of a library where a snapshot covers the segments `covered`.
+    /// The tasks of a library in which a snapshot supersedes the segments `covered`.
     pub fn new(
         log: &Arc<Log>,
         outbox: &Arc<Outbox>,
@@ -64,7 +65,7 @@ impl Upkeep {
         }
     }
 
-    /// The thread's work, until it is told to end.
+    /// The main function of the thread. Returns once the thread is asked to stop.
     pub fn run(&self) {
         let requests = self.log.requests();
         let _guard = PanicGuard::new(requests, self.log.gate());
@@ -77,7 +78,7 @@ impl Upkeep {
         self.answer_collections();
     }
 
-    /// Removes dead packs, where somebody waits for space.
+    /// Removes dead packs if requests wait for free space, and wakes them.
     pub fn answer_collections(&self) {
         let waiting = self.log.requests().take_collections();
         if waiting.is_empty() {
@@ -86,16 +87,16 @@ impl Upkeep {
         if let Err(e) = self.collector.collect() {
             log::warn!("{e}");
         }
-        // Those who waited see for themselves whether it is enough.
+        // The requests check themselves whether there is enough space now.
         waiting.into_iter().for_each(|done| done(Ok(())));
     }
 
-    /// At the end of a mount.
+    /// Writes a snapshot if one is due, at the end of a mount.
     pub fn write_snapshot_if_due(&self) -> Result<()> {
         self.snapshots.run(&mut || true)
     }
 
-    /// Runs each task that is due. True where nothing will be due until something changes.
+    /// Runs each task that is due. Returns true if no task will be due until something changes.
     pub fn run_due_tasks(&self, backoffs: &mut Backoffs) -> bool {
         let salvage = Salvaging(&self.log, &self.outbox);
         let tasks: [&dyn Task; 4] = [
@@ -120,7 +121,7 @@ impl Upkeep {
     }
 }
 
-/// Salvage as a task: the outbox has it, as nothing is published before.
+/// Salvage as a task. It belongs to the outbox, because nothing is published before it.
 struct Salvaging<'a>(&'a Log, &'a Outbox);
 
 impl Task for Salvaging<'_> {

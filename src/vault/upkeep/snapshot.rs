@@ -1,5 +1,5 @@
-//! Snapshots: segments that hold the whole state, so that the segments before them need not be replayed. The format
-//! page calls them bases.
+//! Snapshots: segments that hold the whole state, so that earlier segments need not be replayed. The format page calls
+//! them bases.
 
 use std::sync::Arc;
 
@@ -14,15 +14,16 @@ use crate::vault::log::Log;
 use crate::vault::outbox::Outbox;
 use crate::volume::Time;
 
-/// Fewer bytes of segments than this are not worth a snapshot: they replay in milliseconds.
-const WORTH_BYTES: u64 = 4 << 20;
-/// More segments than this are, however short.
+/// Minimum length of live segments for a snapshot to be due, in bytes: shorter ones are replayed in milliseconds.
+const LIVE_BYTES_MIN: u64 = 4 << 20;
+/// Maximum number of live segments. If there are more, a snapshot is due, however short they are.
 const SEGMENTS_MAX: usize = 200;
-/// Records in a frame of a snapshot, and so how long the tree is locked for one. In tests few, so that there are many.
+/// Number of records in a frame of a snapshot: it bounds how long the tree is locked at a time. Small in tests, so that
+/// snapshots have many frames.
 const RECORDS_PER_FRAME: usize = if cfg!(test) { 8 } else { 512 };
 
-/// Owns the segments that a snapshot supersedes and that are not removed yet. Does not own which snapshot is the newest:
-/// the journal's index says.
+/// Owns the list of superseded segments that are not removed yet. Does not own which snapshot is the newest: the
+/// journal's index does.
 pub(in crate::vault) struct Snapshots {
     log: Arc<Log>,
     outbox: Arc<Outbox>,
@@ -30,7 +31,7 @@ pub(in crate::vault) struct Snapshots {
 }
 
 impl Snapshots {
-    /// In a library where these segments are superseded.
+    /// For a library in which these segments are superseded.
     pub fn new(log: Arc<Log>, outbox: Arc<Outbox>, superseded: Vec<Published>) -> Self {
         Self {
             log,
@@ -39,7 +40,7 @@ impl Snapshots {
         }
     }
 
-    /// Segments that a snapshot supersedes and that are not removed yet.
+    /// Superseded segments that are not removed yet.
     pub fn superseded(&self) -> Vec<Published> {
         self.superseded.lock().clone()
     }
@@ -51,11 +52,12 @@ impl Snapshots {
             return true;
         }
         let bytes: u64 = index.uncovered().iter().map(|s| s.cipher_len).sum();
-        let worth = (index.snapshot_cipher_len() / 2).max(WORTH_BYTES);
-        !self.log.view().has_gaps() && (bytes > worth || index.uncovered().len() > SEGMENTS_MAX)
+        let bytes_max = (index.snapshot_cipher_len() / 2).max(LIVE_BYTES_MIN);
+        let is_long = bytes > bytes_max || index.uncovered().len() > SEGMENTS_MAX;
+        is_long && !self.log.view().has_gaps()
     }
 
-    /// Removes segments that a snapshot supersedes. Those that could not be removed are tried again.
+    /// Removes superseded segments. After an error, the rest is removed the next time.
     pub fn remove_superseded(&self) -> Result<()> {
         if self.superseded.lock().is_empty() || !self.outbox.may_remove()? {
             return Ok(());
@@ -69,8 +71,8 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Writes a snapshot of all published segments, in slices, while work goes on. What changes meanwhile may be in it
-    /// or not: the segment that has those changes is published first, and the snapshot says that it needs it.
+    /// Writes a fuzzy snapshot of all published segments: in slices, without blocking other work. It may or may not
+    /// include concurrent changes; the segment with those is published first, and the snapshot says that it needs it.
     pub fn write(&self, between_frames: &mut dyn FnMut()) -> Result<()> {
         let (opening, from, covered) = {
             let mut journal = self.log.journal();
@@ -107,7 +109,7 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Writes and publishes a snapshot, which needs what happens from segment `from` on; `None` where it has to be given up.
+    /// Writes and publishes a snapshot that depends on the segments from `from` on. `None` if it has to be abandoned.
     fn fill(
         &self,
         mut writer: SegmentWriter,
@@ -128,7 +130,7 @@ impl Snapshots {
             };
             cursor = next;
             between_frames();
-            // A file in very many pieces has records that fill a frame of their own.
+            // A file with very many extents has long records, each of which gets its own frame.
             for records in records.chunk_by(|a, b| !is_long(a) && !is_long(b)) {
                 let frame = Frame {
                     counter: 0,
@@ -141,7 +143,8 @@ impl Snapshots {
         }
         self.outbox.publish()?;
         if self.log.view().tree().segment_id(from) != from_id {
-            // A write to it failed, and a copy of another id took its place: the snapshot's stamps name one that is not.
+            // A write to the segment failed, and a copy with another id replaced it: the stamps in the snapshot refer
+            // to a segment that does not exist.
             return Ok(None);
         }
         let needs = {
@@ -155,7 +158,7 @@ impl Snapshots {
         Ok(Some(snapshot))
     }
 
-    /// A snapshot is published: the segments that it covers are superseded, and so are the snapshots before it.
+    /// Called after a snapshot was published: the segments that it covers and the previous snapshots are superseded.
     fn supersede(&self, snapshot: &ClosedSegment, covered: Vec<Published>) {
         let reference = BaseRef {
             segment: snapshot.id,
@@ -188,8 +191,8 @@ impl Task for Snapshots {
         self.log.journal().index().has_lost_segments()
     }
 
-    /// Writes a snapshot where one is due, and removes the segments that it supersedes. A snapshot is finished at the end
-    /// of a mount, too: a library that is only ever mounted briefly would otherwise never get one.
+    /// Writes a snapshot if one is due, and removes superseded segments. Ignores `_go_on`: a snapshot is also completed
+    /// at the end of a mount, because a library that is only ever mounted briefly would otherwise never get one.
     fn run(&self, _go_on: &mut dyn FnMut() -> bool) -> Result<()> {
         if self.is_snapshot_due() && self.log.check_writable().is_ok() {
             self.write(&mut || ())?;
