@@ -1,4 +1,5 @@
-//! What several devices wrote beside each other: merged when a library is opened, and settled before anybody sees it.
+//! Concurrent changes of several devices: they are merged when a library is opened, and conflicts are settled before
+//! the tree is used.
 
 use std::collections::HashSet;
 
@@ -7,34 +8,34 @@ use crate::error::{Error, Result};
 use crate::index::record::{Frame, Id, Record};
 use crate::index::{Settling, Tree};
 
-/// What was warned of: a mount that reads its index again settles the same conflicts each time.
+/// The conflicts that were reported already. A mount that rereads its index settles the same conflicts each time.
 #[derive(Default)]
-pub(super) struct Told {
+pub(super) struct ReportedConflicts {
     conflicts: HashSet<Id>,
     lost: usize,
 }
 
-/// Settles what a merge left in conflict, and records it, before anything is made on top.
+/// Settles the conflicts that a merge left, and records how, before any other change.
 pub(super) fn settle(log: &Log) -> Result<()> {
-    let mut told = Told::default();
+    let mut reported = ReportedConflicts::default();
     loop {
         let step = log.view().tree_mut().settle();
         let Some(step) = step else { break };
-        told.note(&step);
+        reported.record(&step);
         let mut journal = log.journal();
         journal.append((log.view(), log.gate()), step.wall, step.records)?;
         drop(journal);
         log.requests().changed();
     }
-    told.end(&mut log.view().tree_mut(), 0);
+    reported.finish(&mut log.view().tree_mut(), 0);
     Ok(())
 }
 
-/// The same for a mount that only reads: the tree alone changes, which nobody sees yet.
-pub(super) fn settle_in_memory(tree: &mut Tree, told: &mut Told) -> Result<()> {
-    let before = told.conflicts.len();
+/// Settles the conflicts that a merge left in a read-only mount: only `tree` changes, which must not be in use yet.
+pub(super) fn settle_in_memory(tree: &mut Tree, reported: &mut ReportedConflicts) -> Result<()> {
+    let before = reported.conflicts.len();
     while let Some(step) = tree.settle() {
-        told.note(&step);
+        reported.record(&step);
         let frame = Frame {
             counter: tree.next_counter(),
             wall: step.wall,
@@ -45,19 +46,19 @@ pub(super) fn settle_in_memory(tree: &mut Tree, told: &mut Told) -> Result<()> {
         applied.map_err(|why| Error::damaged("index", why))?;
         tree.drop_removed(&frame.records);
     }
-    told.end(tree, before);
+    reported.finish(tree, before);
     Ok(())
 }
 
-impl Told {
-    /// How many conflicts there were so far.
+impl ReportedConflicts {
+    /// The number of conflicts so far.
     #[cfg(test)]
     pub fn count(&self) -> usize {
         self.conflicts.len()
     }
 
-    /// Notes what a step gives a name for a conflict.
-    fn note(&mut self, step: &Settling) {
+    /// Records the links that a step renames because of a conflict.
+    fn record(&mut self, step: &Settling) {
         let Some(name) = &step.conflict else { return };
         for record in &step.records {
             if let Record::Link(link) = record
@@ -68,19 +69,21 @@ impl Told {
         }
     }
 
-    /// Ends the settling, and says what came of it that was not said before.
-    fn end(&mut self, tree: &mut Tree, before: usize) {
+    /// Ends the settling, and logs the conflicts that were not reported before. `before` is the number of those that
+    /// were.
+    fn finish(&mut self, tree: &mut Tree, before: usize) {
         let count = self.conflicts.len() - before;
         if count > 0 {
             log::warn!(
-                "{count} files or folders were changed on two devices beside each other: both are there, one of each as \
-                 \"NAME (conflict, DEVICE, DATE)\""
+                "{count} files or folders were changed on two devices at the same time: both versions are kept, one of \
+                 each as \"NAME (conflict, DEVICE, DATE)\""
             );
         }
         let lost = tree.settled();
         if lost > std::mem::replace(&mut self.lost, lost) {
             log::warn!(
-                "{lost} files that another device changed were removed here meanwhile: these changes have no file"
+                "{lost} files were changed on another device and removed here at the same time: these changes could \
+                 not be applied"
             );
         }
     }

@@ -141,7 +141,7 @@ impl Vault {
             {
                 ::log::warn!("what the last mount left does not show: {e}");
             }
-            vault.view.settle_shown()?;
+            vault.view.settle_conflicts()?;
             return Ok(Arc::new(vault));
         }
         match vault.recovery(options, &adopted).run() {

@@ -2,7 +2,7 @@
 
 use super::Files;
 use crate::error::Result;
-use crate::vault::view::Access;
+use crate::vault::view::AccessPattern;
 use crate::volume::{Ino, Whence};
 
 impl Files {
@@ -34,7 +34,9 @@ impl Files {
             .min(out.len() as u64) as usize;
         let out = &mut out[..len];
         let mut sequential = false;
-        if let Some(Access::Sequence(next)) = file.map(|f| f.pattern.note(plain_offset, len)) {
+        if let Some(AccessPattern::Sequential(next)) =
+            file.map(|f| f.pattern.record(plain_offset, len))
+        {
             sequential = true;
             self.view.read_ahead(ino, next);
         }

@@ -14,7 +14,7 @@ fn a_conflict_that_comes_is_shown_and_told_once() {
     fleet[1].pull(&fleet[0], dice, 4);
     fleet[2].pull(&fleet[0], dice, 4);
     let reader = fleet[2].open(true).unwrap();
-    let tell = |reader: &Vault| (reader.view.look_now(), shown(reader).len());
+    let tell = |reader: &Vault| (reader.view.check_now(), shown(reader).len());
     assert_eq!(tell(&reader), (0, 2));
     fleet[0].session(|v| put(v, "/f", b"of one").unwrap());
     fleet[1].session(|v| put(v, "/f", b"of another").unwrap());

@@ -1,8 +1,8 @@
-//! A mount that only reads, of a library that others go on writing: the index is read again when it has changed.
+//! A read-only mount of a library that others keep writing: the index is reread when it has changed.
 //!
-//! The new tree takes the place of the old one as a whole, with what the kernel and open files hold: that keeps
-//! its numbers and its places in directories. Packs keep their numbers, by which the cache knows blocks. Then the kernel
-//! is told what is not as it was: what it keeps, it keeps for a day.
+//! The new tree replaces the old one as a whole. Inodes that the kernel or open files refer to keep their inode numbers
+//! and directory cookies. Packs keep their numbers, which are part of the keys of the block cache. Then the kernel is
+//! notified of what changed, because it caches attributes and names for a day.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -19,47 +19,46 @@ use crate::error::{Error, Kind, Result};
 use crate::index::record::Head;
 use crate::index::{InodeIx, Replayed, Tree, check_rollback, replay};
 use crate::object::{Area, SegmentId};
-use crate::vault::conflicts::{Told, settle_in_memory};
+use crate::vault::conflicts::{ReportedConflicts, settle_in_memory};
 use crate::volume::{Changed, FileKind, Ino, OnChange};
 
-/// So often the folder of the index is listed.
-const LOOK_EVERY: Duration = Duration::from_secs(3);
-/// Who misses a pack has it listed at once, but not more often than this.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// At the end, the thread is waited for so long.
-const END_PATIENCE: Duration = Duration::from_secs(5);
+/// Interval at which `index/` is listed.
+const CHECK_INTERVAL: Duration = Duration::from_secs(3);
+/// Minimum interval between listings of `index/`, if a missing pack asks for one immediately.
+const CHECK_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// Maximum time to wait for the thread to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What reading the index again needs to know.
+/// The state of following the index.
 pub(in crate::vault) struct Follow {
-    /// Segments are shown, too, that were made on top of what is missing.
+    /// Segments that depend on missing ones are shown, too.
     unfounded: bool,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Whether anybody is told of changes.
+    /// Whether a [`Follower`] was started.
     is_followed: bool,
-    /// What is shown was made of these files of `index/`.
+    /// The files of `index/` that the tree was replayed from, with their lengths.
     files: Vec<(SegmentId, u64)>,
-    /// The newest segment of each device that is shown.
+    /// The newest segment of each device that the tree includes.
     heads: Vec<Head>,
-    looked: Option<Instant>,
-    /// Files that cannot be shown: they are not tried again while they are the same.
+    last_check: Option<Instant>,
+    /// The files of `index/` that could not be used the last time; not tried again until they change.
     refused: Vec<(SegmentId, u64)>,
-    /// What the kernel is to be told.
+    /// Changes that the kernel was not notified of yet.
     changed: Vec<Changed>,
-    /// What was warned of last.
-    warned: String,
-    /// The conflicts that were warned of.
-    told: Told,
+    /// The last warning, so that it is logged only once.
+    last_warning: String,
+    reported: ReportedConflicts,
 }
 
-/// The thread that looks.
+/// The thread that checks the index for changes.
 pub(in crate::vault) struct Follower {
-    /// Hangs up to end it.
+    /// Disconnected to end the thread.
     stop: Option<mpsc::Sender<()>>,
-    /// Hangs up when the thread has ended.
+    /// Disconnected when the thread has ended.
     ended: mpsc::Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
@@ -79,31 +78,33 @@ impl Follow {
 }
 
 impl Follower {
-    pub fn start(view: &Arc<View>, tell: OnChange) -> Result<Self> {
+    /// Starts the thread, which calls `on_change` for each change, twice.
+    pub fn start(view: &Arc<View>, on_change: OnChange) -> Result<Self> {
         view.follow.state.lock().is_followed = true;
         let view = Arc::clone(view);
         let (stop, stopped) = mpsc::channel::<()>();
         let (running, ended) = mpsc::channel::<()>();
-        let look = move || {
+        let check = move || {
             let _running = running;
-            // Told twice: an answer that was under way may have come behind the first time.
+            // Each change is reported twice: a reply with the old state may have been in flight, and have reached the
+            // kernel after the first notification.
             let mut again = Vec::new();
-            while stopped.recv_timeout(LOOK_EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
+            while stopped.recv_timeout(CHECK_INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {
                 let mut state = view.follow.state.lock();
-                view.reread(&mut state);
+                view.reread_if_changed(&mut state);
                 let changed = std::mem::take(&mut state.changed);
                 drop(state);
-                again.iter().chain(&changed).for_each(&tell);
+                again.iter().chain(&changed).for_each(&on_change);
                 again = changed;
             }
         };
         let thread = std::thread::Builder::new()
             .name("follow".into())
-            .spawn(look);
+            .spawn(check);
         Ok(Self {
             stop: Some(stop),
             ended,
-            thread: Some(thread.map_err(|e| Error::new(Kind::Io(e), "a thread"))?),
+            thread: Some(thread.map_err(|e| Error::new(Kind::Io(e), "cannot start a thread"))?),
         })
     }
 }
@@ -111,8 +112,8 @@ impl Follower {
 impl Drop for Follower {
     fn drop(&mut self) {
         drop(self.stop.take());
-        // Where the store does not answer, it holds up nobody: the thread writes nothing.
-        let ended = self.ended.recv_timeout(END_PATIENCE);
+        // If the store hangs, the thread may be abandoned, because it writes nothing.
+        let ended = self.ended.recv_timeout(STOP_TIMEOUT);
         if let Some(thread) = self.thread.take()
             && ended != Err(mpsc::RecvTimeoutError::Timeout)
         {
@@ -122,39 +123,40 @@ impl Drop for Follower {
 }
 
 impl View {
-    /// Settles, for a mount that only reads, what a merge left in conflict.
-    pub(in crate::vault) fn settle_shown(&self) -> Result<()> {
+    /// Settles the conflicts that a merge left, in a read-only mount.
+    pub(in crate::vault) fn settle_conflicts(&self) -> Result<()> {
         let mut state = self.follow.state.lock();
-        settle_in_memory(&mut self.tree.write(), &mut state.told)
+        settle_in_memory(&mut self.tree.write(), &mut state.reported)
     }
 
-    /// Looks whether the index has changed, as the thread does; answers how many conflicts were warned of.
+    /// Checks the index for changes, as the thread does. Returns how many conflicts were reported.
     #[cfg(test)]
-    pub(in crate::vault) fn look_now(&self) -> usize {
+    pub(in crate::vault) fn check_now(&self) -> usize {
         let mut state = self.follow.state.lock();
         state.is_followed = true;
-        self.reread(&mut state);
-        assert!(state.warned.is_empty(), "{}", state.warned);
-        state.told.count()
+        self.reread_if_changed(&mut state);
+        assert!(state.last_warning.is_empty(), "{}", state.last_warning);
+        state.reported.count()
     }
 
-    /// A pack is missing: in a library that is followed, the index may say by now that it is not needed.
-    pub(in crate::vault) fn follow_missing(&self) {
+    /// Called if a pack is missing: if the library is followed, a newer index may no longer need the pack.
+    pub(in crate::vault) fn reread_for_missing_pack(&self) {
         let mut state = self.follow.state.lock();
         if state
-            .looked
-            .is_none_or(|at| self.env.since(at) > LOOK_AGAIN)
+            .last_check
+            .is_none_or(|at| self.env.since(at) > CHECK_INTERVAL_MIN)
         {
-            self.reread(&mut state);
+            self.reread_if_changed(&mut state);
         }
     }
 
-    /// Reads the index again where its files are others than before. What does not hold is not shown, and said once.
-    fn reread(&self, state: &mut State) {
+    /// Rereads the index if its files have changed. If the new index cannot be used, the tree stays as it is, and the
+    /// error is logged once.
+    fn reread_if_changed(&self, state: &mut State) {
         if !state.is_followed {
             return;
         }
-        state.looked = Some(self.env.now());
+        state.last_check = Some(self.env.now());
         let read = self.store.list(Area::Index).and_then(|listed| {
             let listed = listed.into_iter();
             let mut files: Vec<_> = listed.map(|(id, len)| (SegmentId(id), len)).collect();
@@ -163,7 +165,7 @@ impl View {
                 return Ok(());
             }
             state.refused.clear();
-            self.show_anew(state).inspect_err(|e| {
+            self.reread(state).inspect_err(|e| {
                 if !matches!(e.kind(), Kind::Io(_)) {
                     state.refused = files;
                 }
@@ -171,14 +173,14 @@ impl View {
         });
         if let Err(e) = read {
             let text = e.to_string();
-            if text != state.warned {
-                log::warn!("what is shown stays as it was, for now: {text}");
+            if text != state.last_warning {
+                log::warn!("the index has changed, but cannot be used yet: {text}");
             }
-            state.warned = text;
+            state.last_warning = text;
         }
     }
 
-    fn show_anew(&self, state: &mut State) -> Result<()> {
+    fn reread(&self, state: &mut State) -> Result<()> {
         let (packs, root) = {
             let tree = self.tree.read();
             let packs: Vec<_> = tree.packs().iter().map(|p| p.id).collect();
@@ -197,7 +199,7 @@ impl View {
             log::warn!("the index is incomplete: {gap} is missing or changed");
         }
         let mut new = replayed.tree;
-        settle_in_memory(&mut new, &mut state.told)?;
+        settle_in_memory(&mut new, &mut state.reported)?;
         state.heads = replayed.heads.into_values().collect();
         let old = {
             let mut tree = self.tree.write();
@@ -210,7 +212,7 @@ impl View {
     }
 }
 
-/// What of that which the kernel may know is not as it was.
+/// The differences between two trees that concern inodes which the kernel may have cached.
 fn changes(old: &Tree, new: &Tree) -> Vec<Changed> {
     let mut changed = Vec::new();
     for ix in old.held() {
@@ -228,8 +230,8 @@ fn changes(old: &Tree, new: &Tree) -> Vec<Changed> {
                     changed.push(name_of(ino, name));
                 }
             }
-            let made = after.keys().filter(|name| !before.contains_key(*name));
-            changed.extend(made.map(|name| name_of(ino, name)));
+            let added = after.keys().filter(|name| !before.contains_key(*name));
+            changed.extend(added.map(|name| name_of(ino, name)));
             is_changed |= before != after;
         }
         if is_changed {

@@ -1,9 +1,9 @@
-//! What is read: the tree, and the bytes that its extents name.
+//! The read side: the tree, and the bytes that its extents refer to.
 //!
-//! Owns the tree, the cache of decrypted blocks and the packs that are open, and how the index is read again in a mount
-//! that only reads. Complete without the other owners: whatever is published can be read with a view alone. Does not own
-//! what is not in the tree yet (dirty buffers, in `files`), nor any decision to write; only the log, recovery and a
-//! reader that follows the index change the tree.
+//! Owns the tree, the cache of decrypted blocks and the open packs, and rereads the index in a read-only mount.
+//! Complete without the other owners: everything published can be read with a view alone. Does not own data that is not
+//! in the tree yet (dirty buffers, in `files`), nor any decision to write. Only the log, recovery and a reader that
+//! follows the index change the tree.
 //!
 //! No lock is held over I/O, so a reader never waits for a write.
 
@@ -29,23 +29,23 @@ mod readahead;
 
 use blocks::Blocks;
 pub(super) use follow::{Follow, Follower};
-pub(super) use readahead::{Access, ReadPattern};
+pub(super) use readahead::{AccessPattern, ReadPattern};
 
-/// Extents of a file, with the packs that they name.
+/// Extents of a file, with the packs that they refer to.
 pub(super) struct Located {
     pub extents: Vec<(Extent, PackId)>,
     pub plain_size: u64,
 }
 
+/// The clock, the store and the key of a library.
 #[derive(Clone)]
-/// Where a library is, and what it takes to read it.
 pub(super) struct Source {
     pub env: Arc<Env>,
     pub store: Arc<dyn Store>,
     pub master: Arc<MasterKey>,
 }
 
-/// What is read of a library.
+/// The read side of an open library.
 pub(crate) struct View {
     env: Arc<Env>,
     store: Arc<dyn Store>,
@@ -58,7 +58,7 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// A view of a library whose index says `tree`, with `cache_bytes` of decrypted blocks.
+    /// A view of a library whose index was replayed to `tree`. Caches at most `cache_bytes` bytes of decrypted blocks.
     pub fn new(
         source: Source,
         tree: Tree,
@@ -84,7 +84,8 @@ impl View {
         self.tree.read()
     }
 
-    /// The tree, for those who may change it: the log, after the record is written; recovery; and a reader that follows.
+    /// The tree, for changes: by the log, after the record is written; by recovery; and by a reader that follows the
+    /// index.
     pub fn tree_mut(&self) -> RwLockWriteGuard<'_, Tree> {
         self.tree.write()
     }
@@ -94,37 +95,37 @@ impl View {
         &self.env
     }
 
-    /// Where the library is kept.
+    /// The store of the library.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }
 
-    /// Its master key.
+    /// The master key of the library.
     pub fn master(&self) -> &Arc<MasterKey> {
         &self.master
     }
 
-    /// Its packs.
+    /// The packs of the library.
     pub fn packs(&self) -> &Arc<Packs> {
         &self.packs
     }
 
-    /// Something that the index names may be missing: nothing is collected, and no snapshot is written.
+    /// Whether part of the index may be missing. If so, no packs are removed, and no snapshot is written.
     pub fn has_gaps(&self) -> bool {
         self.findings.has_gaps
     }
 
-    /// What is missing or damaged in the index, for people.
+    /// Messages about missing or damaged parts of the index.
     pub fn problems(&self) -> &[String] {
         &self.findings.problems
     }
 
-    /// How the cache of decrypted blocks does.
+    /// Hits, misses and size of the cache of decrypted blocks.
     pub fn cache_stats(&self) -> CacheStats {
         self.blocks.cache_stats()
     }
 
-    /// The path of an inode, for the log; `None` where it has no name.
+    /// The path of an inode, for the log; `None` if it has no name.
     pub fn path_of(&self, ino: Ino) -> Option<Vec<u8>> {
         let tree = self.tree();
         let path = tree.path(tree.find(ino)?);
@@ -145,8 +146,8 @@ impl View {
         })
     }
 
-    /// Fills `out`, which starts at `plain_offset` of a file, from what was located there. Where a pack has been removed
-    /// since, it is located once more. `sequential` is who reads on and on.
+    /// Fills `out`, which starts at `plain_offset` of a file, from extents that were located there. If a pack has been
+    /// removed since, the extents are located once more. `sequential` reads bypass the cache.
     pub fn fill(
         &self,
         ino: Ino,
@@ -156,17 +157,18 @@ impl View {
         sequential: bool,
     ) -> Result<()> {
         match self.fill_extents(&located.extents, plain_offset, out, sequential) {
-            // The pack may have been collected since the extents were looked up: then they are elsewhere now.
+            // The pack may have been collected since the extents were looked up; then the data has been copied
+            // elsewhere.
             Err(e) if matches!(e.kind(), Kind::Missing) => {}
             filled => return filled,
         }
-        self.follow_missing();
+        self.reread_for_missing_pack();
         let end = plain_offset + out.len() as u64;
         let again = self.locate(ino, plain_offset, end)?;
         self.fill_extents(&again.extents, plain_offset, out, sequential)
     }
 
-    /// The same for extents, which are clipped to `out`.
+    /// Fills `out`, which starts at `plain_offset` of a file, from extents that are clipped to it.
     pub fn fill_extents(
         &self,
         extents: &[(Extent, PackId)],
@@ -177,7 +179,7 @@ impl View {
         self.blocks.fill(extents, plain_offset, out, sequential)
     }
 
-    /// Has a range of a file fetched that will be read soon.
+    /// Starts to fetch a range of a file that will be read soon, in the background.
     pub fn read_ahead(&self, ino: Ino, plain: std::ops::Range<u64>) {
         if plain.is_empty() {
             return;
@@ -187,9 +189,9 @@ impl View {
         }
     }
 
-    /// The next data or hole of a file, as lseek(2) asks for it.
+    /// The next data or hole of a file, as for lseek(2).
     pub fn seek(&self, ino: Ino, plain_offset: u64, whence: Whence) -> Result<u64> {
-        // Nothing is copied: a walk over a file in many pieces asks once for each.
+        // Extents are not copied: programs that walk over a fragmented file call this once per extent.
         let tree = self.tree();
         let inode = tree.inode(find(&tree, ino)?);
         let plain_size = inode.plain_size();
@@ -205,14 +207,14 @@ impl View {
         }
     }
 
-    /// Waits until all that was asked for is read ahead.
+    /// Waits until all requested read-ahead has completed.
     #[cfg(test)]
     pub fn settle(&self) {
         self.blocks.settle();
     }
 }
 
-/// The slot of an inode; ESTALE where it is gone.
+/// The index of an inode in the tree; ESTALE if it is gone.
 pub(super) fn find(tree: &Tree, ino: Ino) -> Result<InodeIx> {
     tree.find(ino).ok_or_else(|| Kind::Stale.into())
 }

@@ -1,9 +1,10 @@
-//! Read-ahead: who goes through a file is told from who jumps in it, and what will be wanted is fetched in large
-//! pieces, by threads of its own and past the system's page cache, while requests open what has come.
+//! Read-ahead: detects sequential readers, and fetches what they will read next in large chunks, on threads of its own
+//! and bypassing the system's page cache, while requests decrypt the chunks that have arrived.
 //!
-//! So each byte is read once, into memory that is used again and again. Through the page cache a stream takes fresh
-//! pages all the time, and copies out of them: a cold file of 1 GiB on a virtual disk was read at 1,400 MiB/s, and is at
-//! 2,000. Of a file that lies in small pieces, the page cache keeps what lies between them until its turn comes.
+//! Each byte is thus read once, into buffers that are reused. Through the page cache, a stream continually takes fresh
+//! pages and copies out of them: a cold file of 1 GiB on a virtual disk was read at 1,400 MiB/s instead of 2,000. A
+//! file that is stored in small extents is read ahead through the page cache, which keeps the bytes between them until
+//! they are read.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -22,91 +23,93 @@ use crate::overdue;
 use crate::pack::Packs;
 use crate::store::STREAM_ALIGNMENT;
 
-/// A huge page on x86-64, and on aarch64 with small pages of 4 KiB. A disk fills one faster than as many small ones: a
-/// virtual one at 3.4 GB/s, not 1.4.
+/// Length of a huge page in bytes: on x86-64, and on aarch64 with 4 KiB pages. Disks fill one huge page faster than the
+/// same length of small ones: a virtual disk at 3.4 GB/s instead of 1.4.
 const HUGE_PAGE_LEN: usize = 2 << 20;
-/// Longest range of a pack that is one piece wherever it starts, in bytes: whole pages around it have to fit, too.
-pub const PIECE_CIPHER_MAX: u32 = HUGE_PAGE_LEN as u32 - 2 * STREAM_ALIGNMENT;
-/// Longest piece, in bytes of the file: seven of the kernel's requests. Sealed, it fits.
-const PIECE_PLAIN_MAX: u64 = 7 << 18;
-/// The first piece, in bytes of the file; then twice as much each time. Many files are read only at their beginning.
-const PIECE_PLAIN_MIN: u64 = 2 << 18;
-/// Pieces that are on their way ahead of one reader. More were no faster.
-const PIECES_AHEAD: u64 = 2;
-/// Pieces kept, those on their way counted in: 32 MiB for all readers together.
-const PIECES_MAX: usize = 16;
-/// A piece so old, that nobody took, waits for nobody: its reader has stopped or jumped.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(1);
-/// While what one has fetched is taken up, the other fetches: with one alone the disk waits.
+/// Maximum length of a chunk, in bytes of a pack, wherever it starts. Its start and end are extended to
+/// [`STREAM_ALIGNMENT`], and it must still fit in a buffer.
+pub const CHUNK_CIPHER_MAX: u32 = HUGE_PAGE_LEN as u32 - 2 * STREAM_ALIGNMENT;
+/// Maximum length of a chunk, in bytes of the file: seven kernel requests. Encrypted, it fits in a buffer.
+const CHUNK_PLAIN_MAX: u64 = 7 << 18;
+/// Length of the first chunk of a sequence, in bytes of the file. It doubles with each chunk, because many files are
+/// read only at their beginning.
+const CHUNK_PLAIN_MIN: u64 = 2 << 18;
+/// Number of chunks that are fetched ahead of one reader. More were not faster.
+const CHUNKS_AHEAD: u64 = 2;
+/// Maximum number of chunks in memory or being fetched: 32 MiB for all readers together.
+const CHUNKS_MAX: usize = 16;
+/// Chunks that are not consumed within this time are recycled: their reader has stopped or seeked.
+const UNUSED_TIMEOUT: Duration = Duration::from_secs(1);
+/// Two threads, so that one fetches while the chunk of the other is consumed; with one thread the disk would idle.
 const THREADS: usize = 2;
 
-/// How a file is read.
+/// Detects whether a file is read sequentially.
 #[derive(Debug, Default)]
-pub struct ReadPattern(Mutex<Pattern>);
+pub struct ReadPattern(Mutex<Progress>);
 
 #[derive(Debug)]
-struct Pattern {
-    /// Where the furthest request of the sequence ended.
+struct Progress {
+    /// The furthest end of any request of the sequence.
     plain_end: u64,
-    /// The request before that led there.
+    /// Whether the previous request belonged to the sequence.
     in_sequence: bool,
-    /// Up to where pieces were asked for.
+    /// The end of the last chunk that was requested.
     fetched_end: u64,
-    /// The next one's length.
-    piece_len: u64,
+    /// The length of the next chunk.
+    chunk_len: u64,
 }
 
-impl Default for Pattern {
+impl Default for Progress {
     fn default() -> Self {
         Self {
             plain_end: 0,
             in_sequence: false,
             fetched_end: 0,
-            piece_len: PIECE_PLAIN_MIN,
+            chunk_len: CHUNK_PLAIN_MIN,
         }
     }
 }
 
-/// What a request is.
+/// How a request relates to the previous ones.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Access {
-    /// One somewhere in the file.
-    Jump,
-    /// One of a sequence. What is to be fetched now, in bytes of the file, maybe nothing.
-    Sequence(Range<u64>),
+pub enum AccessPattern {
+    /// Somewhere in the file.
+    Random,
+    /// Part of a sequence. The range of the file to fetch now may be empty.
+    Sequential(Range<u64>),
 }
 
 impl ReadPattern {
-    /// Notes a request. Those of one reader overtake each other, by as much as the kernel reads ahead.
-    pub fn note(&self, plain_offset: u64, len: usize) -> Access {
+    /// Records a request. Requests of one reader may arrive out of order, by as much as the kernel reads ahead.
+    pub fn record(&self, plain_offset: u64, len: usize) -> AccessPattern {
         const NEAR: u64 = 4 << 20;
         const SHORT: usize = 16 << 10;
         let mut pattern = self.0.lock();
         let plain_end = plain_offset.saturating_add(len as u64);
         if plain_offset.abs_diff(pattern.plain_end) > NEAR || len < SHORT {
-            *pattern = Pattern {
+            *pattern = Progress {
                 plain_end,
-                ..Pattern::default()
+                ..Progress::default()
             };
-            return Access::Jump;
+            return AccessPattern::Random;
         }
         pattern.plain_end = pattern.plain_end.max(plain_end);
         if !std::mem::replace(&mut pattern.in_sequence, true) && plain_offset > 0 {
-            return Access::Jump;
+            return AccessPattern::Random;
         }
         let start = pattern.fetched_end.max(pattern.plain_end);
-        if start - pattern.plain_end >= PIECES_AHEAD * pattern.piece_len {
-            return Access::Sequence(start..start);
+        if start - pattern.plain_end >= CHUNKS_AHEAD * pattern.chunk_len {
+            return AccessPattern::Sequential(start..start);
         }
-        pattern.fetched_end = start.saturating_add(pattern.piece_len);
-        pattern.piece_len = (2 * pattern.piece_len).min(PIECE_PLAIN_MAX);
-        Access::Sequence(start..pattern.fetched_end)
+        pattern.fetched_end = start.saturating_add(pattern.chunk_len);
+        pattern.chunk_len = (2 * pattern.chunk_len).min(CHUNK_PLAIN_MAX);
+        AccessPattern::Sequential(start..pattern.fetched_end)
     }
 }
 
-/// Memory for one piece: a huge page where the system has one.
+/// Memory for one chunk: a huge page if the system has one.
 struct Buffer {
-    /// Twice as long as needed: somewhere inside starts a huge page. What is not touched takes no memory.
+    /// Twice the needed length, so that it contains an aligned huge page. Untouched pages take no memory.
     memory: Vec<u8>,
     start: usize,
 }
@@ -118,7 +121,8 @@ impl Buffer {
             .as_ptr()
             .align_offset(HUGE_PAGE_LEN)
             .min(HUGE_PAGE_LEN);
-        // SAFETY: the range lies in `memory`, and the advice changes no contents. Where it is not taken, small pages do.
+        // SAFETY: the range is inside `memory`, and the advice changes no contents. If it is refused, small pages are
+        // used.
         let _ = unsafe {
             rustix::mm::madvise(
                 memory.as_ptr().add(start).cast_mut().cast(),
@@ -138,27 +142,27 @@ impl Buffer {
     }
 }
 
-/// A range of a pack, fetched or on its way.
-pub struct Piece {
+/// A range of a pack that was fetched or is being fetched.
+pub struct Chunk {
     pack: PackId,
     /// A multiple of [`STREAM_ALIGNMENT`].
     cipher_start: u32,
     cipher_end: u32,
-    /// The bytes, and how many there were; `None` inside where they could not be fetched.
+    /// The bytes, and how many could be read; `Some(None)` if the fetch failed.
     fetched: OnceLock<Option<(Buffer, usize)>>,
-    /// Bytes that nobody has taken yet; below zero where some were taken twice.
-    left: AtomicI64,
-    made: Instant,
+    /// Number of bytes that were not consumed yet; negative if some were consumed twice.
+    unconsumed: AtomicI64,
+    created: Instant,
 }
 
-impl Piece {
-    /// Whether a range of a pack lies in it.
+impl Chunk {
+    /// Whether a range of a pack is inside the chunk.
     pub fn covers(&self, pack: PackId, cipher: &Range<u32>) -> bool {
         self.pack == pack && self.cipher_start <= cipher.start && cipher.end <= self.cipher_end
     }
 
-    /// The bytes of a range that it covers; waits for them. `None` where they could not be fetched: who reads them in
-    /// another way learns why.
+    /// Consumes the bytes of a range that the chunk covers, and waits until they are fetched. `None` if the fetch
+    /// failed: the caller must read them from the store, and gets the error there.
     pub fn take(&self, cipher: &Range<u32>) -> Option<&[u8]> {
         let fetched = match self.fetched.get() {
             Some(fetched) => fetched,
@@ -169,7 +173,7 @@ impl Piece {
         };
         let (buffer, len) = fetched.as_ref()?;
         let taken = i64::from(cipher.end - cipher.start);
-        self.left.fetch_sub(taken, Ordering::Relaxed);
+        self.unconsumed.fetch_sub(taken, Ordering::Relaxed);
         let (from, to) = (
             cipher.start - self.cipher_start,
             cipher.end - self.cipher_start,
@@ -178,9 +182,9 @@ impl Piece {
     }
 }
 
-/// A piece that waits for a thread. However that goes, whoever waits for the piece is told.
+/// A chunk that waits for a thread to fetch it. When this is dropped, the waiting readers wake up, whatever the result.
 struct Fetch {
-    piece: Arc<Piece>,
+    chunk: Arc<Chunk>,
     buffer: Option<Buffer>,
 }
 
@@ -189,36 +193,36 @@ impl Fetch {
         let Some(mut buffer) = self.buffer.take() else {
             return;
         };
-        let piece = &self.piece;
-        let len = (piece.cipher_end - piece.cipher_start).next_multiple_of(STREAM_ALIGNMENT);
-        let fetched = packs.get(piece.pack).and_then(|reader| {
-            reader.read_stream(piece.cipher_start, &mut buffer.bytes_mut()[..len as usize])
+        let chunk = &self.chunk;
+        let len = (chunk.cipher_end - chunk.cipher_start).next_multiple_of(STREAM_ALIGNMENT);
+        let fetched = packs.get(chunk.pack).and_then(|reader| {
+            reader.read_stream(chunk.cipher_start, &mut buffer.bytes_mut()[..len as usize])
         });
-        // Set once: here, or else when this is dropped.
-        let _ = piece.fetched.set(fetched.ok().map(|len| (buffer, len)));
+        // Set only once: here, or otherwise in `drop`.
+        let _ = chunk.fetched.set(fetched.ok().map(|len| (buffer, len)));
     }
 }
 
 impl Drop for Fetch {
     fn drop(&mut self) {
-        let _ = self.piece.fetched.set(None);
+        let _ = self.chunk.fetched.set(None);
     }
 }
 
-/// The pieces, and the threads that fetch them.
-pub struct Ahead {
-    pieces: Mutex<VecDeque<Arc<Piece>>>,
+/// Owns the chunks, and the threads that fetch them.
+pub struct Readahead {
+    chunks: Mutex<VecDeque<Arc<Chunk>>>,
     queue: Option<SyncSender<Fetch>>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl Ahead {
+impl Readahead {
     /// Starts the threads.
     pub fn start(packs: &Arc<Packs>) -> Result<Self> {
-        let (sender, receiver) = sync_channel(PIECES_MAX);
+        let (sender, receiver) = sync_channel(CHUNKS_MAX);
         let receiver = Arc::new(Mutex::new(receiver));
-        let mut ahead = Self {
-            pieces: Mutex::default(),
+        let mut readahead = Self {
+            chunks: Mutex::default(),
             queue: Some(sender),
             threads: Vec::new(),
         };
@@ -231,37 +235,37 @@ impl Ahead {
                         fetch.run(&packs);
                     }
                 })
-                .map_err(|e| Error::new(Kind::Io(e), "a thread that reads ahead"))?;
-            ahead.threads.push(thread);
+                .map_err(|e| Error::new(Kind::Io(e), "cannot start a read-ahead thread"))?;
+            readahead.threads.push(thread);
         }
-        Ok(ahead)
+        Ok(readahead)
     }
 
-    /// The piece that a range lies in, if there is one.
-    pub fn find(&self, pack: PackId, cipher: &Range<u32>) -> Option<Arc<Piece>> {
-        let pieces = self.pieces.lock();
-        let found = pieces.iter().rev().find(|p| p.covers(pack, cipher));
+    /// The chunk that covers a range of a pack, if there is one.
+    pub fn find(&self, pack: PackId, cipher: &Range<u32>) -> Option<Arc<Chunk>> {
+        let chunks = self.chunks.lock();
+        let found = chunks.iter().rev().find(|c| c.covers(pack, cipher));
         found.cloned()
     }
 
-    /// Has a range of a pack fetched, [`PIECE_CIPHER_MAX`] long at most, of which somebody will take `wanted` bytes.
-    /// Where all memory is in use nothing is done: read-ahead is a help, not a promise.
+    /// Starts to fetch a range of a pack, at most [`CHUNK_CIPHER_MAX`] bytes long, of which readers will consume
+    /// `wanted` bytes. Does nothing if all buffers are in use: read-ahead is best effort.
     pub fn fetch(&self, pack: PackId, cipher: Range<u32>, wanted: u64) {
-        debug_assert!(cipher.start <= cipher.end && cipher.end - cipher.start <= PIECE_CIPHER_MAX);
-        let mut pieces = self.pieces.lock();
-        let Some(buffer) = room(&mut pieces) else {
+        debug_assert!(cipher.start <= cipher.end && cipher.end - cipher.start <= CHUNK_CIPHER_MAX);
+        let mut chunks = self.chunks.lock();
+        let Some(buffer) = take_buffer(&mut chunks) else {
             return;
         };
-        let piece = Arc::new(Piece {
+        let chunk = Arc::new(Chunk {
             pack,
             cipher_start: cipher.start / STREAM_ALIGNMENT * STREAM_ALIGNMENT,
             cipher_end: cipher.end,
             fetched: OnceLock::new(),
-            left: AtomicI64::new(i64::try_from(wanted).unwrap_or(i64::MAX)),
-            made: Instant::now(),
+            unconsumed: AtomicI64::new(i64::try_from(wanted).unwrap_or(i64::MAX)),
+            created: Instant::now(),
         });
         let fetch = Fetch {
-            piece: piece.clone(),
+            chunk: chunk.clone(),
             buffer: Some(buffer),
         };
         if self
@@ -269,26 +273,26 @@ impl Ahead {
             .as_ref()
             .is_some_and(|q| q.try_send(fetch).is_ok())
         {
-            pieces.push_back(piece);
+            chunks.push_back(chunk);
         }
     }
 
-    /// Waits until all that was asked for is there, so that a test knows what is.
+    /// Waits until all requested chunks are fetched.
     #[cfg(test)]
     pub fn settle(&self) {
-        let pieces = self.pieces.lock();
-        assert!(pieces.len() <= PIECES_MAX);
-        for piece in &*pieces {
-            piece.fetched.wait();
+        let chunks = self.chunks.lock();
+        assert!(chunks.len() <= CHUNKS_MAX);
+        for chunk in &*chunks {
+            chunk.fetched.wait();
         }
     }
 }
 
-impl Drop for Ahead {
+impl Drop for Readahead {
     fn drop(&mut self) {
         drop(self.queue.take());
         for thread in self.threads.drain(..) {
-            // It has no result; a panic was logged.
+            // The thread has no result, and a panic was logged.
             let _ = thread.join();
         }
     }
@@ -298,18 +302,20 @@ fn next(fetches: &Mutex<Receiver<Fetch>>) -> Option<Fetch> {
     fetches.lock().recv().ok()
 }
 
-/// Memory for one more piece: that of one which was taken whole, or which nobody came for, else new.
-fn room(pieces: &mut VecDeque<Arc<Piece>>) -> Option<Buffer> {
-    let done = |p: &Arc<Piece>| {
-        // Who takes from a piece, or fetches it, has an `Arc` of it, which nobody gets but under the lock held here.
-        Arc::strong_count(p) == 1
-            && (p.left.load(Ordering::Relaxed) <= 0 || p.made.elapsed() > FORGOTTEN_AFTER)
+/// A buffer for one more chunk: that of a chunk that was fully consumed or not consumed in time, otherwise a new one.
+/// `None` if there are [`CHUNKS_MAX`] chunks.
+fn take_buffer(chunks: &mut VecDeque<Arc<Chunk>>) -> Option<Buffer> {
+    let is_done = |c: &Arc<Chunk>| {
+        // Readers and fetching threads hold an `Arc` of the chunk, and can obtain one only under the lock that is held
+        // here.
+        Arc::strong_count(c) == 1
+            && (c.unconsumed.load(Ordering::Relaxed) <= 0 || c.created.elapsed() > UNUSED_TIMEOUT)
     };
-    let Some(place) = pieces.iter().position(done) else {
-        return (pieces.len() < PIECES_MAX).then(Buffer::new);
+    let Some(at) = chunks.iter().position(is_done) else {
+        return (chunks.len() < CHUNKS_MAX).then(Buffer::new);
     };
-    let piece = Arc::into_inner(pieces.remove(place)?)?;
-    let buffer = piece.fetched.into_inner().flatten().map(|(b, _)| b);
+    let chunk = Arc::into_inner(chunks.remove(at)?)?;
+    let buffer = chunk.fetched.into_inner().flatten().map(|(b, _)| b);
     Some(buffer.unwrap_or_else(Buffer::new))
 }
 
@@ -319,60 +325,60 @@ mod tests {
 
     const REQUEST: usize = 128 << 10;
 
-    fn note(pattern: &ReadPattern, plain_offset: u64) -> Option<Range<u64>> {
-        match pattern.note(plain_offset, REQUEST) {
-            Access::Jump => None,
-            Access::Sequence(next) => Some(next),
+    fn record(pattern: &ReadPattern, plain_offset: u64) -> Option<Range<u64>> {
+        match pattern.record(plain_offset, REQUEST) {
+            AccessPattern::Random => None,
+            AccessPattern::Sequential(next) => Some(next),
         }
     }
 
     #[test]
-    fn a_sequence_has_all_of_the_file_fetched_once_and_stays_two_pieces_behind() {
+    fn a_sequential_reader_has_every_byte_fetched_once_and_two_chunks_ahead() {
         let pattern = ReadPattern::default();
         let (mut fetched, mut at) = (REQUEST as u64, 0);
         for _ in 0..400 {
-            let next = note(&pattern, at).expect("it reads on");
+            let next = record(&pattern, at).expect("it reads on");
             at += REQUEST as u64;
             if !next.is_empty() {
                 assert_eq!(next.start, fetched.max(at), "no gap, nothing twice");
-                assert!(next.end - next.start <= PIECE_PLAIN_MAX);
+                assert!(next.end - next.start <= CHUNK_PLAIN_MAX);
                 fetched = next.end;
             }
-            assert!((at..at + 3 * PIECE_PLAIN_MAX).contains(&fetched));
+            assert!((at..at + 3 * CHUNK_PLAIN_MAX).contains(&fetched));
         }
-        assert!(fetched - at >= PIECE_PLAIN_MAX, "and well ahead");
+        assert!(fetched - at >= CHUNK_PLAIN_MAX, "and well ahead");
     }
 
     #[test]
-    fn requests_that_overtake_each_other_are_one_sequence() {
+    fn requests_out_of_order_are_one_sequence() {
         let pattern = ReadPattern::default();
-        note(&pattern, 0);
+        record(&pattern, 0);
         for pair in 1..50u64 {
             for at in [2 * pair + 1, 2 * pair] {
-                assert!(note(&pattern, at * REQUEST as u64).is_some());
+                assert!(record(&pattern, at * REQUEST as u64).is_some());
             }
         }
     }
 
     #[test]
-    fn who_jumps_or_reads_little_has_nothing_fetched() {
+    fn random_and_short_reads_have_nothing_fetched() {
         let pattern = ReadPattern::default();
         for at in [1u64 << 30, 5 << 30, 0x1000, 3 << 30, u64::MAX - 5] {
-            assert_eq!(note(&pattern, at), None, "{at}");
+            assert_eq!(record(&pattern, at), None, "{at}");
         }
         let pattern = ReadPattern::default();
         for at in 0..100 {
-            assert_eq!(pattern.note(at * 4096, 4096), Access::Jump);
+            assert_eq!(pattern.record(at * 4096, 4096), AccessPattern::Random);
         }
-        // One jump ends a sequence, and its pieces begin short again.
+        // One jump ends a sequence; the chunks of the next one start short.
         let pattern = ReadPattern::default();
         for at in 0..40 {
-            assert!(note(&pattern, at * REQUEST as u64).is_some());
+            assert!(record(&pattern, at * REQUEST as u64).is_some());
         }
         for at in [1 << 30, (1 << 30) + REQUEST as u64] {
-            assert_eq!(note(&pattern, at), None);
+            assert_eq!(record(&pattern, at), None);
         }
-        let next = note(&pattern, (1 << 30) + 2 * REQUEST as u64).expect("a new sequence");
-        assert_eq!(next.end - next.start, PIECE_PLAIN_MIN);
+        let next = record(&pattern, (1 << 30) + 2 * REQUEST as u64).expect("a new sequence");
+        assert_eq!(next.end - next.start, CHUNK_PLAIN_MIN);
     }
 }
