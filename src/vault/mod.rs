@@ -150,7 +150,7 @@ impl Vault {
                 // The tree has a part of what could not be adopted.
                 drop(vault);
                 let (freeing, adopted) = load()?;
-                if !freeing.recovery(options, &adopted).make_room()? {
+                if !freeing.recovery(options, &adopted).free_space()? {
                     return Err(e);
                 }
                 drop(freeing);

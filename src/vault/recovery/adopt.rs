@@ -1,15 +1,15 @@
-//! Adoption: what a crash left in this device's `new/` folder.
+//! Adoption of the files that a crash left in this device's `new/` folder.
 //!
-//! Leftover segments are copied, in their order, into new ones that are published at once; contents that lie in
-//! packs which were never finished are copied with them, as far as it counts (`judge`). Nothing is added to a
-//! leftover. On a full disk what is of no use goes first, and a copy that could not be finished goes again; packs are
-//! then given an end where they are (`full_disk`).
+//! Valid frames of leftover segments (`judge`) are copied, in order, to new segments, which are published immediately.
+//! Contents in unfinished packs are copied with them. Nothing is appended to a leftover file. Files that are of no use
+//! are removed first, to free space, and a copy that could not be finished is removed. On a full disk, packs get a
+//! trailer in place instead (`full_disk`).
 
 use std::collections::HashSet;
 
 use super::Recovery;
-use super::judge::Judged;
-use super::scan::{LeftSegment, Leftovers, is_torn};
+use super::judge::JudgedRemains;
+use super::scan::{CrashRemains, LeftSegment, is_torn};
 use crate::error::{Error, Kind, Result};
 use crate::index::SegmentWriter;
 use crate::index::extents::Extent;
@@ -19,14 +19,15 @@ use crate::pack::PackReader;
 use crate::vault::log::{Subject, rename_segment};
 
 impl Recovery<'_> {
-    /// Adopts what there is; afterwards the folder is empty.
+    /// Adopts all leftovers. Afterwards only files of unknown kind are left in the folder.
     ///
-    /// After an error nothing lies there that was not there before, and less where something was of no use.
+    /// # Errors
+    /// The folder then holds no new files; files that are of no use may have been removed.
     pub(super) fn adopt_leftovers(&self) -> Result<()> {
         let Some(mut judged) = self.judge_leftovers()? else {
             return Ok(());
         };
-        let kept = self.discard_useless(&judged)?;
+        let kept = self.discard_unneeded(&judged)?;
         for (id, file) in &judged.left.finished {
             if kept.contains(&id.object()) {
                 file.sync()?;
@@ -44,28 +45,29 @@ impl Recovery<'_> {
                     .for_each(|f| rename_segment(&mut f.records, *old, *new));
             }
             renamed.push((segment.id, self.adopt_segment(segment, &judged.left)?));
-            // It is published, so what it was copied from makes room for the next one.
+            // The copy is published: remove the original, to free space for the next copy.
             self.discard_leftover(segment.id.object())?;
-            let named = judged.named(&*later);
-            for id in judged.left.packs.keys().filter(|id| !named.contains(id)) {
+            let referenced = judged.referenced_packs(&*later);
+            let unneeded = |id: &&PackId| !referenced.contains(id);
+            for id in judged.left.packs.keys().filter(unneeded) {
                 self.discard_leftover(id.object())?;
             }
         }
         self.view().tree_mut().drop_unlinked();
         self.merge_adopted(segments.len())?;
         for id in &judged.found {
-            if !judged.left.strange.contains(id) {
+            if !judged.left.unknown.contains(id) {
                 self.discard_leftover(*id)?;
             }
         }
         log::info!(
             "recovered {} files left by an unclean shutdown",
-            judged.found.len() - judged.left.strange.len()
+            judged.found.len() - judged.left.unknown.len()
         );
         Ok(())
     }
 
-    /// Lets the tree show what was left, in a mount that only reads.
+    /// Applies the leftovers to the tree only, in a read-only mount.
     pub fn show_leftovers(&self) -> Result<()> {
         match self.judge_leftovers()? {
             Some(judged) => self.show(&judged),
@@ -73,7 +75,8 @@ impl Recovery<'_> {
         }
     }
 
-    pub fn show(&self, judged: &Judged) -> Result<()> {
+    /// Applies the valid frames to the tree only.
+    pub fn show(&self, judged: &JudgedRemains) -> Result<()> {
         let mut tree = self.view().tree_mut();
         if self.log.others().are_there() {
             tree.expect_conflicts();
@@ -100,28 +103,29 @@ impl Recovery<'_> {
         )
     }
 
-    /// What of the folder is needed: segments, and the packs that frames name.
-    pub fn needed(&self, judged: &Judged) -> HashSet<ObjectId> {
-        let named = judged.named(&judged.segments);
-        let mut needed: HashSet<_> = named.into_iter().map(PackId::object).collect();
+    /// The files of the folder that are needed: segments, and the packs that their frames refer to.
+    pub fn needed(&self, judged: &JudgedRemains) -> HashSet<ObjectId> {
+        let packs = judged.referenced_packs(&judged.segments);
+        let mut needed: HashSet<_> = packs.into_iter().map(PackId::object).collect();
         needed.extend(judged.segments.iter().map(|s| s.id.object()));
         needed.retain(|id| judged.found.contains(id));
         needed
     }
 
-    /// Removes all that is of no use, before anything is copied: that makes room. Among it is what an adoption that was
-    /// cut short has copied, as no frame names it. Answers what is left, and needed.
-    fn discard_useless(&self, judged: &Judged) -> Result<HashSet<ObjectId>> {
-        // First the copies that were torn: later it cannot be told that they are copies.
-        for headless in &judged.left.headless {
-            self.discard_leftover(headless.id.object())?;
+    /// Removes files that are not needed, before anything is copied, to free space. These include copies that an
+    /// interrupted adoption made, because no frame refers to them. Returns the needed files.
+    fn discard_unneeded(&self, judged: &JudgedRemains) -> Result<HashSet<ObjectId>> {
+        // Torn copies first: once their originals are gone, they could not be recognized as copies.
+        for undecodable in &judged.left.undecodable {
+            self.discard_leftover(undecodable.id.object())?;
         }
         let needed = self.needed(judged);
-        // What lies behind a torn segment goes last: it tells that something is torn.
-        let behind: HashSet<ObjectId> = judged.left.behind.iter().map(|id| id.object()).collect();
+        // Segments after a torn one are removed last: they show that something is torn.
+        let after_torn = judged.left.after_torn.iter().map(|id| id.object());
+        let after_torn: HashSet<ObjectId> = after_torn.collect();
         for id in &judged.found {
-            let is_kept = needed.contains(id) || behind.contains(id);
-            if !is_kept && !judged.left.strange.contains(id) {
+            let is_kept = needed.contains(id) || after_torn.contains(id);
+            if !is_kept && !judged.left.unknown.contains(id) {
                 self.discard_leftover(*id)?;
             }
         }
@@ -133,9 +137,9 @@ impl Recovery<'_> {
         self.view().store().discard(id)
     }
 
-    /// Copies one segment and publishes the copy, whose id it answers. After an error the copy is gone.
-    fn adopt_segment(&self, left: &mut LeftSegment, others: &Leftovers) -> Result<SegmentId> {
-        // Its writer knew what it knew then, whatever has come since: of what was written beside it, nothing.
+    /// Copies one segment and publishes the copy. Returns the id of the copy. After an error the copy is removed.
+    fn adopt_segment(&self, left: &mut LeftSegment, others: &CrashRemains) -> Result<SegmentId> {
+        // The heads say what the writer had applied: nothing of what was written concurrently.
         let heads = std::mem::take(&mut left.opening.heads);
         let mut opening = self.log.journal().opening(left.opening.number, None);
         opening.heads = self.heads_for_copy(heads);
@@ -158,11 +162,11 @@ impl Recovery<'_> {
         }
     }
 
-    /// Takes away what an adoption that failed has copied; `packs` are its finished ones.
+    /// Removes the copies of a failed adoption; `packs` are its finished packs.
     fn discard_copies(&self, segment: SegmentId, packs: &[PackLen]) {
-        // What cannot be removed now, the next mount takes for what it is.
+        // If this fails, the next mount removes them as copies.
         let _ = self.view().store().discard(segment.object());
-        // Where it is published, and only telling so failed, it counts, and so do the packs.
+        // Publication may have succeeded although an error was returned; then the packs are needed.
         let published = self.view().store().open(Area::Index, segment.object());
         if published.is_err_and(|e| matches!(e.kind(), Kind::Missing)) {
             self.log.new_packs().discard_all(packs);
@@ -173,7 +177,7 @@ impl Recovery<'_> {
         &self,
         mut writer: SegmentWriter,
         left: &mut LeftSegment,
-        others: &Leftovers,
+        others: &CrashRemains,
         packs: &mut Vec<PackLen>,
     ) -> Result<()> {
         let stamp = StampSegment {
@@ -195,14 +199,15 @@ impl Recovery<'_> {
         self.finish_adopted(writer, packs)
     }
 
-    /// The heads of a leftover, with this device's own as it is published: the segment before may be a copy, too.
+    /// The heads of a leftover segment, with this device's own head replaced by the published one: the preceding
+    /// segment may be a copy, too.
     fn heads_for_copy(&self, mut heads: Vec<Head>) -> Vec<Head> {
         heads.retain(|h| h.device != self.log.device());
         heads.extend(self.log.journal().index().head_of(self.log.device()));
         heads
     }
 
-    /// Ends a copy and publishes it, and first the `packs` of which it says where contents lie.
+    /// Closes a copy and publishes it, after the `packs` that it refers to.
     fn finish_adopted(&self, mut writer: SegmentWriter, packs: &[PackLen]) -> Result<()> {
         let recorded = packs.iter().copied().chain(self.unrecorded_packs()?);
         let records: Vec<Record> = recorded.map(Record::Pack).collect();
@@ -223,29 +228,30 @@ impl Recovery<'_> {
         self.outbox.publish_recovered(&closed, number, packs)
     }
 
-    /// Packs that frames name and whose lengths no record says, but which are published: by this adoption, or by one
-    /// that was cut short. Without a record nothing would tell a short one, nor ever condemn one.
+    /// Published packs that frames refer to, but whose lengths are not recorded: this adoption published them, or an
+    /// interrupted one. Without such a record, a truncated pack could not be detected, and the pack would never be
+    /// condemned.
     fn unrecorded_packs(&self) -> Result<Vec<PackLen>> {
-        let unknown: Vec<PackId> = {
+        let unrecorded: Vec<PackId> = {
             let tree = self.view().tree();
-            let unknown = tree.packs().iter().filter(|p| p.cipher_len.is_none());
-            unknown.map(|p| p.id).collect()
+            let unrecorded = tree.packs().iter().filter(|p| p.cipher_len.is_none());
+            unrecorded.map(|p| p.id).collect()
         };
         let mut packs = Vec::new();
-        for pack in unknown {
+        for pack in unrecorded {
             let opened = self
                 .view()
                 .store()
                 .open(Area::Data, pack.object())
                 .and_then(|object| {
                     let cipher_len = object.cipher_len()? as u32;
-                    // Whole, and not cut short by whoever copied the library.
+                    // The trailer proves that it is complete, and was not truncated when the library was copied.
                     PackReader::open(object, pack, self.view().master())?.trailer()?;
                     Ok(PackLen { pack, cipher_len })
                 });
             match opened {
                 Ok(known) => packs.push(known),
-                // Who reads what is in it is told.
+                // Reads of its contents report the damage.
                 Err(e) if is_torn(&e) => {}
                 Err(e) => return Err(e),
             }
@@ -253,8 +259,8 @@ impl Recovery<'_> {
         Ok(packs)
     }
 
-    /// Lets a frame that counts name copies of what lies in leftovers.
-    fn adopt_contents(&self, frame: &mut Frame, left: &Leftovers) -> Result<()> {
+    /// Copies the contents of a valid frame that are in unfinished packs, and makes the frame refer to the copies.
+    fn adopt_contents(&self, frame: &mut Frame, left: &CrashRemains) -> Result<()> {
         let counter = frame.counter;
         for record in &mut frame.records {
             let (inode, packs, splices) = match record {
@@ -287,7 +293,7 @@ impl Recovery<'_> {
         subject: &Subject,
         packs: &[PackId],
         splice: &Splice,
-        left: &Leftovers,
+        left: &CrashRemains,
         out: &mut Splices,
     ) -> Result<()> {
         let Some(source) = splice.source else {
@@ -311,14 +317,15 @@ impl Recovery<'_> {
         Ok(())
     }
 
-    /// Calls `each` with the offset in the file and the bytes of all that a splice names in pack `id`, in pieces.
+    /// Reads the data that a splice refers to in pack `id`, and passes it to `each` in parts, with their offsets in the
+    /// file.
     pub fn read_splice(
         &self,
         id: PackId,
         splice: &Splice,
         mut each: impl FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        // The largest piece that is sealed is a pack long; what is read at once is less.
+        // A splice can be as long as a pack; this bounds the memory.
         const STEP: u64 = 4 << 20;
         let Some(source) = splice.source else {
             return Ok(());

@@ -1,18 +1,19 @@
-//! Adoption where the disk is full: room for it is made, and what lies in packs without an end stays where it is.
+//! Adoption on a full disk: frees space, and gives unfinished packs a trailer in place, so that their data is not
+//! copied.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use super::Recovery;
 use super::adopt::pack_of;
-use super::judge::Judged;
+use super::judge::JudgedRemains;
 use crate::crypto::Magic;
 use crate::error::Result;
 use crate::index::record::{Id, Record};
 use crate::object::{Area, ObjectId, PackId};
 use crate::pack::{Note, PackWriter, Run};
 
-/// Whose a run is.
+/// A run, and the file that it belongs to.
 struct Owner {
     run: Run,
     inode: Id,
@@ -20,28 +21,28 @@ struct Owner {
     counter: u64,
 }
 
-/// The runs in a pack, by their places.
+/// The runs in a pack, by their offsets.
 type Runs = BTreeMap<u32, Owner>;
 
 impl Recovery<'_> {
-    /// Where there is no room to adopt what a crash left: removes what is of no use, and gives packs that were not
-    /// finished an end, so that nothing has to be copied out of them. Whether that was anything. Nothing is adopted
-    /// with this tree.
-    pub fn make_room(&self) -> Result<bool> {
+    /// Called if there is no free space to adopt what a crash left: removes files that are of no use, and gives
+    /// unfinished packs a trailer, so that nothing has to be copied out of them. Returns whether that changed anything.
+    /// The tree must not be used for adoption afterwards.
+    pub fn free_space(&self) -> Result<bool> {
         let Some(judged) = self.judge_leftovers()? else {
             return Ok(false);
         };
         self.show(&judged)?;
-        let is_freed = self.log.may_collect() && self.remove_useless(&judged)?;
-        match self.end_packs(&judged) {
+        let is_freed = self.log.may_collect() && self.remove_unneeded(&judged)?;
+        match self.finish_packs(&judged) {
             Err(e) if e.is_no_space() => Ok(is_freed),
-            ended => Ok(ended? || is_freed),
+            finished => Ok(finished? || is_freed),
         }
     }
 
-    /// Bytes that adoption takes on a full disk, about: segments are copied.
+    /// The approximate number of bytes that adoption takes on a full disk, where it copies segments only.
     pub fn adoption_bytes(&self) -> u64 {
-        /// The end of a pack, with its padding.
+        /// Catalogue and trailer of a pack, with padding.
         const END_LEN: u64 = 2 << 20;
         let len = |id: &ObjectId| {
             let file = self.view().store().open_leftover(*id).ok()?;
@@ -53,10 +54,10 @@ impl Recovery<'_> {
         left.iter().filter_map(len).sum::<u64>() + END_LEN
     }
 
-    /// Removes published packs that nothing needs once what is left counts, what an adoption that was cut short
-    /// published, and segments that a base covers.
-    fn remove_useless(&self, judged: &Judged) -> Result<bool> {
-        let named = judged.named(&judged.segments);
+    /// Removes published packs that are not needed once the leftovers are applied, packs that an interrupted adoption
+    /// published, and superseded segments. Returns whether there were any.
+    fn remove_unneeded(&self, judged: &JudgedRemains) -> Result<bool> {
+        let referenced = judged.referenced_packs(&judged.segments);
         let mut garbage = Vec::new();
         for (id, _) in self.view().store().list(Area::Data)? {
             let id = PackId(id);
@@ -65,16 +66,16 @@ impl Recovery<'_> {
                 Some(info) => info.live_plain_bytes == 0,
                 None => self.upkeep.collector.is_own_pack(id),
             };
-            // What a frame names has to open for the frame to count, whatever became of it later.
-            if is_garbage && !named.contains(&id) {
+            // A frame is valid only if all packs that it refers to can be read, even if a later frame deletes the data.
+            if is_garbage && !referenced.contains(&id) {
                 garbage.push(id);
             }
         }
-        let covers = !self.upkeep.snapshots.superseded().is_empty();
-        if garbage.is_empty() && !covers {
+        let has_superseded = !self.upkeep.snapshots.superseded().is_empty();
+        if garbage.is_empty() && !has_superseded {
             return Ok(false);
         }
-        // Durable before: else a crash would bring back a name without contents.
+        // Sync first: a crash could otherwise bring back a file whose contents were removed.
         for id in self.needed(judged) {
             self.view().store().open_leftover(id)?.sync()?;
         }
@@ -87,9 +88,9 @@ impl Recovery<'_> {
         Ok(true)
     }
 
-    /// Gives packs an end that have none, behind all that frames name that count: they are adopted as they are then.
-    /// Whether there were any.
-    fn end_packs(&self, judged: &Judged) -> Result<bool> {
+    /// Gives unfinished packs a catalogue and a trailer after the last run that a valid frame refers to, so that they
+    /// are adopted in place. Returns whether there were any.
+    fn finish_packs(&self, judged: &JudgedRemains) -> Result<bool> {
         let mut all_runs = runs_of(judged)?;
         let left = &judged.left;
         let mut is_any = false;
@@ -125,8 +126,8 @@ impl Recovery<'_> {
     }
 }
 
-/// The runs that frames name that count, by their packs.
-fn runs_of(judged: &Judged) -> Result<BTreeMap<PackId, Runs>> {
+/// The runs that valid frames refer to, by pack.
+fn runs_of(judged: &JudgedRemains) -> Result<BTreeMap<PackId, Runs>> {
     let mut found: BTreeMap<PackId, Runs> = BTreeMap::new();
     let frames = judged.segments.iter().flat_map(|s| &s.frames);
     for (counter, record) in frames.flat_map(|f| f.records.iter().map(|r| (f.counter, r))) {
@@ -155,7 +156,7 @@ fn runs_of(judged: &Judged) -> Result<BTreeMap<PackId, Runs>> {
                 Entry::Vacant(vacant) => {
                     vacant.insert(owner);
                 }
-                // Two that adjoin may be named as one.
+                // Records may refer to two adjacent runs as one.
                 Entry::Occupied(mut known) => {
                     let known = &mut known.get_mut().run;
                     known.plain_len = known.plain_len.max(run.plain_len);

@@ -1,67 +1,69 @@
-//! What of a crash's leftovers counts. Nothing is changed by looking.
+//! Decides which frames that a crash left are valid. Changes nothing.
 //!
-//! Those frames count that come after the last one that says "durable before here" only while everything that they
-//! name opens, for after a power cut their contents may be missing. The first that does not open ends the journal; where
-//! one that says "durable before here" lies behind it, no crash explains that, and nothing is given up unasked.
+//! Frames after the last one that says "durable before here" are valid only if everything that they refer to can be
+//! decrypted, because after a power cut their contents may be missing. The first frame for which that fails ends the
+//! journal. If a frame after it says "durable before here", a crash cannot be the cause, and nothing is discarded
+//! unless the user asks for it.
 
 use std::collections::{HashMap, HashSet};
 
 use super::Recovery;
 use super::adopt::pack_of;
-use super::scan::{LeftSegment, Leftovers, is_torn};
+use super::scan::{CrashRemains, LeftSegment, is_torn};
 use crate::error::{Error, Kind, Result};
 use crate::index::record::{Frame, PackLen, Record};
 use crate::object::{Area, ObjectId, PackId};
 use crate::vault::log::rename_segment;
 use crate::vault::opening::accept;
 
-/// What a crash left, of which it is known what counts. Nothing is changed yet.
-pub struct Judged {
-    pub left: Leftovers,
-    /// In their order, with the frames that count.
+/// The files that a crash left, and which frames in them are valid. Nothing is changed yet.
+pub struct JudgedRemains {
+    pub left: CrashRemains,
+    /// In order, with their valid frames only.
     pub segments: Vec<LeftSegment>,
-    /// The file names in the folder.
+    /// All files in the folder.
     pub found: Vec<ObjectId>,
 }
 
-impl Judged {
-    /// The packs that the frames of these segments name, but for those that a frame condemns.
-    pub fn named<'a>(
+impl JudgedRemains {
+    /// The packs that the frames of these segments refer to, except those that a frame condemns.
+    pub fn referenced_packs<'a>(
         &self,
         segments: impl IntoIterator<Item = &'a LeftSegment>,
     ) -> HashSet<PackId> {
-        let mut named = HashSet::new();
+        let mut packs = HashSet::new();
         let frames = segments.into_iter().flat_map(|s| &s.frames);
         for record in frames.flat_map(|frame| &frame.records) {
             match record {
-                Record::Content(c) => named.extend(&c.packs),
-                Record::Relocate(r) => named.extend(&r.packs),
+                Record::Content(c) => packs.extend(&c.packs),
+                Record::Relocate(r) => packs.extend(&r.packs),
                 Record::Pack(pack) => {
-                    named.insert(pack.pack);
+                    packs.insert(pack.pack);
                 }
                 _ => {}
             }
         }
-        named.retain(|id| !self.left.condemned.contains(id));
-        named
+        packs.retain(|id| !self.left.condemned.contains(id));
+        packs
     }
 }
 
-/// How much counts of the frames that were found.
+/// Which of the frames that were found are valid.
 #[derive(Debug, PartialEq, Eq)]
 struct Verdict {
-    /// How many frames count: the first so many.
+    /// Number of valid frames, from the first one on.
     end: usize,
-    /// How many frames were durable, by what later ones say.
+    /// Number of frames that were durable according to later ones.
     durable: usize,
-    /// Packs that a frame that counts condemns.
+    /// Packs that a valid frame condemns.
     condemned: HashSet<PackId>,
 }
 
-/// Judges frames, in their order, by what they say and by which packs each of them names in vain (`unreadable`).
+/// Decides which frames, given in order, are valid. `unreadable` returns the packs that a frame refers to but that
+/// cannot be read.
 ///
-/// A pack that a write or a sync failed in may be unreadable: its live data was copied before a frame condemned it. That
-/// frame must count itself, though; where it does not, the copies may be missing, too.
+/// A pack in which a write or a sync failed may be unreadable: its live data was copied before a frame condemned it.
+/// That frame must be valid itself; otherwise the copies may be missing, too.
 fn judge(
     frames: &[&Frame],
     mut unreadable: impl FnMut(&Frame) -> Result<Vec<PackId>>,
@@ -75,7 +77,7 @@ fn judge(
         }
     }
     let mut end = frames.len();
-    // Frames that count only if another one does.
+    // Pairs of a frame and the later frame that must be valid for the first to be valid.
     let mut depends: Vec<(usize, usize)> = Vec::new();
     'frames: for (i, frame) in frames.iter().enumerate() {
         for pack in unreadable(frame)? {
@@ -99,20 +101,21 @@ fn judge(
 }
 
 impl Recovery<'_> {
-    /// Looks at what there is; `None` where that is nothing. It can be read through the view from now on.
-    pub fn judge_leftovers(&self) -> Result<Option<Judged>> {
+    /// Reads the files in `new/` and decides which frames are valid; `None` if there are no files. Afterwards the packs
+    /// among them can be read through the view.
+    pub fn judge_leftovers(&self) -> Result<Option<JudgedRemains>> {
         let found = self.view().store().leftovers()?;
         if found.is_empty() {
             return Ok(None);
         }
-        // What was written under another id of this device is adopted as if it were written under this one.
-        let mut left = self.sort_leftovers(&found, self.outbox.memory().former())?;
+        // Files that were written under a former id of this device are adopted as if written under the present one.
+        let mut left = self.classify(&found, self.outbox.memory().former())?;
         for (id, file) in left.packs.iter().chain(&left.finished) {
             self.view().packs().pin(*id, file.clone())?;
         }
         let mut segments;
-        (segments, left.unreached) = self.put_in_order(std::mem::take(&mut left.segments));
-        accept(self.accept, self.check_reach(&left, &segments))?;
+        (segments, left.orphaned) = self.contiguous_segments(std::mem::take(&mut left.segments));
+        accept(self.accept, self.check_reachable(&left, &segments))?;
         let mut frames_left;
         (frames_left, left.condemned) = self.check_durable(&segments)?;
         let mut whole = 0;
@@ -128,19 +131,21 @@ impl Recovery<'_> {
                     .for_each(|f| rename_segment(&mut f.records, *old, *new));
             }
             if !is_whole {
-                break; // what comes after a torn frame was made on top of it
+                break; // everything after a torn frame depends on it
             }
         }
-        left.behind = segments.drain(whole..).map(|s| s.id).collect();
-        Ok(Some(Judged {
+        left.after_torn = segments.drain(whole..).map(|s| s.id).collect();
+        Ok(Some(JudgedRemains {
             left,
             segments,
             found,
         }))
     }
 
-    /// How many frames count, of all segments together, and which packs they condemn. Nothing that was durable is given up
-    /// unasked.
+    /// The number of valid frames of all segments together, and the packs that they condemn.
+    ///
+    /// # Errors
+    /// A durable frame is not valid, and the user has not accepted that it is discarded.
     fn check_durable(&self, segments: &[LeftSegment]) -> Result<(usize, HashSet<PackId>)> {
         let frames: Vec<&Frame> = segments.iter().flat_map(|s| &s.frames).collect();
         let verdict = judge(&frames, |frame| self.unreadable(frame))?;
@@ -150,20 +155,22 @@ impl Recovery<'_> {
                 "frame {end} cannot be decrypted, although frames up to {durable} had been synced"
             );
             let e = Error::damaged(format_args!("new/{}", self.log.device()), what)
-                .hint("the library was not closed cleanly, and what was durable is damaged; --accept-rollback gives it up");
+                .hint("the library was not closed cleanly, and synced data is damaged; --accept-rollback discards it");
             accept(self.accept, Err(e))?;
         }
         if verdict.end < frames.len() {
             let lost = frames.len() - verdict.end;
             log::warn!(
-                "recovered after an unclean shutdown: the last {lost} changes were not durable yet and are discarded"
+                "recovered after an unclean shutdown: the last {lost} changes had not been synced and are discarded"
             );
         }
         Ok((verdict.end, verdict.condemned))
     }
 
-    /// The packs in which something that a frame names is missing or cannot be decrypted. A store that cannot be read is
-    /// an error: what it holds must not be given up.
+    /// The packs in which data that a frame refers to is missing or cannot be decrypted.
+    ///
+    /// # Errors
+    /// The store cannot be read: its contents must not be discarded for that.
     fn unreadable(&self, frame: &Frame) -> Result<Vec<PackId>> {
         let mut unreadable: Vec<(PackId, Error)> = Vec::new();
         for record in &frame.records {
@@ -196,7 +203,7 @@ impl Recovery<'_> {
         }
     }
 
-    /// A pack that a frame calls finished must be there at that length; or it is collected since.
+    /// Checks that a pack which a frame calls finished has the recorded length, unless it has been collected since.
     fn check_pack_len(&self, finished: &PackLen) -> Result<()> {
         let len = match self.view().store().open(Area::Data, finished.pack.object()) {
             Ok(object) => object.cipher_len()?,
@@ -206,7 +213,7 @@ impl Recovery<'_> {
         if len != u64::from(finished.cipher_len) {
             return Err(Error::damaged(
                 format_args!("data/{}", finished.pack),
-                "it is not as long as its writer said",
+                "its length differs from the recorded one",
             ));
         }
         Ok(())
@@ -229,18 +236,18 @@ mod tests {
         }
     }
 
-    /// Judges frames of which those with these counters name the lost pack.
-    fn verdict(frames: &[Frame], names_lost: &[u64]) -> Verdict {
+    /// Judges frames of which those with these counters refer to the lost pack.
+    fn verdict(frames: &[Frame], needs_lost: &[u64]) -> Verdict {
         let frames: Vec<&Frame> = frames.iter().collect();
         let unreadable = |frame: &Frame| {
-            let is_lost = names_lost.contains(&frame.counter);
+            let is_lost = needs_lost.contains(&frame.counter);
             Ok(is_lost.then_some(LOST).into_iter().collect())
         };
         judge(&frames, unreadable).unwrap()
     }
 
     #[test]
-    fn frames_count_up_to_the_first_that_names_lost_data() {
+    fn frames_are_valid_up_to_the_first_that_refers_to_lost_data() {
         let frames: Vec<Frame> = (0..5).map(|i| frame(i, i == 2, Vec::new())).collect();
         assert_eq!(verdict(&frames, &[]).end, 5);
         let cut = verdict(&frames, &[3]);
@@ -250,15 +257,15 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_pack_that_a_counting_frame_condemns_is_no_loss() {
+    fn a_lost_pack_that_a_valid_frame_condemns_is_no_loss() {
         let condemn = || vec![Record::Condemn(vec![LOST])];
         let mut frames: Vec<Frame> = (0..5).map(|i| frame(i, false, Vec::new())).collect();
         frames[3].records = condemn();
         let whole = verdict(&frames, &[1, 2]);
         assert_eq!((whole.end, whole.condemned.len()), (5, 1));
-        // What comes after the condemnation names it in vain all the same.
+        // An earlier frame may refer to the pack without losing the later ones.
         assert_eq!(verdict(&frames, &[1]).end, 5);
-        // The condemnation itself does not count: neither do the frames that need it.
+        // If the condemning frame is not valid, frames that depend on it are not valid, either.
         let other = PackId(ObjectId([2; 16]));
         let refs: Vec<&Frame> = frames.iter().collect();
         let judged = judge(&refs, |frame| {

@@ -1,8 +1,8 @@
-//! Recovery: what an unclean shutdown left in this device's `new/` folder becomes part of the library.
+//! Recovery: makes the files that an unclean shutdown left in this device's `new/` folder part of the library.
 //!
-//! `scan` says which files are what, `judge` how much of them counts (a pure function of the frames), `adopt` writes what
-//! counts through the log and publishes it by the outbox, and `full_disk` makes room where there is none for that.
-//! Owns nothing once it has ended; nothing else writes while it runs.
+//! `scan` classifies the files, `judge` decides which frames are valid (a pure function of the frames), `adopt` writes
+//! the valid ones through the log and publishes them through the outbox, and `full_disk` frees space if there is too
+//! little for that. Owns nothing once it has ended; nothing else writes while it runs.
 
 use crate::error::Result;
 use crate::index::{Tree, replay};
@@ -18,7 +18,7 @@ mod full_disk;
 mod judge;
 mod scan;
 
-/// Segments that an earlier recovery has adopted, each with the segment that was published in its stead.
+/// Segments that an earlier recovery has adopted, each with the published segment that replaces it.
 pub(super) type Adopted = Vec<(SegmentId, SegmentId)>;
 
 /// Recovery of one library, before anything else works on it.
@@ -26,13 +26,13 @@ pub(super) struct Recovery<'a> {
     log: &'a Log,
     outbox: &'a Outbox,
     upkeep: &'a Upkeep,
-    /// Damaged data is given up, and segments are applied that were made on top of something that is missing.
+    /// Damaged data is discarded, and segments that depend on missing ones are applied.
     accept: bool,
     adopted: &'a [(SegmentId, SegmentId)],
 }
 
 impl<'a> Recovery<'a> {
-    /// Of the library that these are of.
+    /// Recovery of the library that `log`, `outbox` and `upkeep` belong to.
     pub fn new(
         (log, outbox, upkeep): (&'a Log, &'a Outbox, &'a Upkeep),
         accept: bool,
@@ -51,19 +51,18 @@ impl<'a> Recovery<'a> {
         self.log.view()
     }
 
-    /// Adopts what was left, settles what several devices wrote at the same time, and remembers the new heads.
+    /// Adopts the leftovers, settles conflicts between devices, and remembers the new heads.
     ///
-    /// # Errors
-    /// Something that was durable is damaged; or there is no free space. Then nothing is lost, and less is left in `new/`
-    /// where something was of no use.
+    /// # Errors Durable data is damaged, or there is no free space. Nothing is lost then; files in `new/` that are of
+    /// no use may have been removed.
     pub fn run(&self) -> Result<()> {
-        // The reserve file may be left, too: recovery needs its space.
+        // A crash may have left the reserve file: recovery needs its space.
         self.view().store().reserve(0)?;
         let former = self.outbox.take_over_former()?;
         self.adopt_leftovers().map_err(|e| match e.is_no_space() {
             true => e.hint(format_args!(
-                "free {} MiB for the recovery of what the last mount left; nothing is lost, and --read-only shows all of \
-                 it meanwhile",
+                "free {} MiB to recover the changes that the last mount left; nothing is lost, and --read-only shows \
+                 them until then",
                 self.adoption_bytes().div_ceil(1 << 20)
             )),
             false => e,
@@ -73,15 +72,15 @@ impl<'a> Recovery<'a> {
         }
         conflicts::settle(self.log)?;
         match self.outbox.remember() {
-            // It may be stored on the same disk.
+            // The state file may be on the same full disk.
             Err(e) if e.is_no_space() => log::warn!("{e}"),
             remembered => remembered?,
         }
         Ok(())
     }
 
-    /// After `count` segments were adopted: where several devices write, these were written concurrently with what the index
-    /// holds, so all of it is applied again, each in its place.
+    /// Called after `count` segments were adopted. If several devices write, these segments are concurrent with others
+    /// in the index, so the whole index is replayed, with each segment in its place.
     fn merge_adopted(&self, count: usize) -> Result<()> {
         if count == 0 || !self.log.others().are_there() {
             return Ok(());

@@ -1,4 +1,4 @@
-//! The files in this device's `new/` folder: which are what, and in which order.
+//! Classifies the files in this device's `new/` folder, and orders the segments.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -12,62 +12,62 @@ use crate::object::{DeviceId, ObjectId, PackId, SegmentId};
 use crate::pack::PackReader;
 use crate::store::Growing;
 
+/// The files that an unclean shutdown left in `new/`, by kind.
 #[derive(Default)]
-pub struct Leftovers {
+pub struct CrashRemains {
     pub segments: Vec<LeftSegment>,
-    /// Those that were written under another id, and are not published.
+    /// Unpublished segments that were written under a former id of this device.
     former: Vec<LeftSegment>,
-    /// Those that were made on top of something that is lost.
-    pub unreached: Vec<LeftSegment>,
-    /// Those that were made on top of a frame that is torn.
-    pub behind: Vec<SegmentId>,
-    /// Those that are published already.
+    /// Segments that depend on a lost segment.
+    pub orphaned: Vec<LeftSegment>,
+    /// Segments that depend on a torn frame.
+    pub after_torn: Vec<SegmentId>,
+    /// Segments that are published already.
     pub published: Vec<LeftSegment>,
-    /// Those whose header or first frame is damaged, so that no frame can be reached.
-    pub headless: Vec<Headless>,
-    /// Packs that have no end.
+    /// Segments whose header or first frame is damaged, so that no frame can be read.
+    pub undecodable: Vec<UndecodableSegment>,
+    /// Packs without a trailer.
     pub packs: BTreeMap<PackId, Arc<dyn Growing>>,
-    /// Packs that have one.
+    /// Packs with a trailer.
     pub finished: BTreeMap<PackId, Arc<dyn Growing>>,
-    /// Packs that a frame that counts condemns: nothing in them matters, and they may be gone.
+    /// Packs that a valid frame condemns: nothing in them is needed, and they may be missing.
     pub condemned: HashSet<PackId>,
-    /// What is of no use.
+    /// Files that are of no use.
     pub garbage: Vec<ObjectId>,
-    /// Of no kind that is known, and not empty: not ours to remove.
-    pub strange: Vec<ObjectId>,
+    /// Non-empty files of unknown kind, which must not be removed.
+    pub unknown: Vec<ObjectId>,
 }
 
 pub struct LeftSegment {
     pub id: SegmentId,
     pub opening: Opening,
     pub frames: Vec<Frame>,
-    /// Its writer closed it: it is whole, and others may build on it.
+    /// Whether its writer closed it: it is complete, and later segments may depend on it.
     pub is_closed: bool,
-    /// What lies behind the last of its frames.
-    pub behind: Behind,
+    /// What was found after its last readable frame.
+    pub tail: Behind,
 }
 
-pub struct Headless {
+pub struct UndecodableSegment {
     pub id: SegmentId,
-    /// See [`Behind::durable`]; `None` where no crash explains what became of the header.
+    /// See [`Behind::durable`]; `None` if a crash cannot have damaged the header in this way.
     durable: Option<u64>,
 }
 
 impl LeftSegment {
-    /// Whether one of its frames says that what came before was durable.
-    fn hides_durable(&self) -> bool {
-        self.behind.durable.is_some() || self.frames.iter().any(|f| f.durable_before)
+    /// Whether one of its frames says that everything before it was durable.
+    fn has_durable(&self) -> bool {
+        self.tail.durable.is_some() || self.frames.iter().any(|f| f.durable_before)
     }
 }
 
 impl Recovery<'_> {
-    /// `former` is another id that this device wrote under.
-    pub fn sort_leftovers(
-        &self,
-        found: &[ObjectId],
-        former: Option<DeviceId>,
-    ) -> Result<Leftovers> {
-        let mut left = Leftovers::default();
+    /// Classifies the files `found` in `new/`. `former` is another id that this device wrote under.
+    ///
+    /// # Errors
+    /// A file cannot be read, or was written by a later version.
+    pub fn classify(&self, found: &[ObjectId], former: Option<DeviceId>) -> Result<CrashRemains> {
+        let mut left = CrashRemains::default();
         let published = self.log.journal().next_number() - 1;
         for id in found {
             let file = self.view().store().open_leftover(*id)?;
@@ -96,20 +96,22 @@ impl Recovery<'_> {
                         if segment.opening.adopts.is_some()
                             || segment.opening.device != self.log.device() =>
                     {
-                        left.garbage.push(*id); // a copy or a base that was not finished
+                        left.garbage.push(*id); // an unfinished copy or snapshot
                     }
                     Ok(segment) if segment.opening.number <= published => {
                         left.garbage.push(*id);
                         left.published.push(segment);
                     }
                     Ok(segment) => left.segments.push(segment),
-                    Err(e) if is_torn(&e) => self.sort_headless(&*file, *id, &header, &mut left)?,
+                    Err(e) if is_torn(&e) => {
+                        self.classify_undecodable(&*file, *id, &header, &mut left)?;
+                    }
                     Err(e) => return Err(e),
                 },
                 Some(Magic::Pack) => {
                     match PackReader::open(file.clone(), PackId(*id), self.view().master()) {
                         Ok(reader) => match reader.trailer() {
-                            // Finished: it can be published as it is. Whether all in it opens, the frames will tell.
+                            // Finished: it can be published as it is. Its blocks are checked when frames refer to them.
                             Ok(_) => {
                                 left.finished.insert(PackId(*id), file);
                             }
@@ -123,15 +125,16 @@ impl Recovery<'_> {
                     }
                 }
                 Some(_) => left.garbage.push(*id),
-                None => self.sort_headless(&*file, *id, &header, &mut left)?,
+                None => self.classify_undecodable(&*file, *id, &header, &mut left)?,
             }
         }
         self.renumber(&mut left);
         Ok(left)
     }
 
-    /// Lets what was written under another id follow on what this device has published. Gaps stay gaps.
-    fn renumber(&self, left: &mut Leftovers) {
+    /// Renumbers segments that were written under a former id to follow the published ones of this device. Gaps between
+    /// their numbers are kept.
+    fn renumber(&self, left: &mut CrashRemains) {
         let next = self.log.journal().next_number();
         let first = left.former.iter().map(|s| s.opening.number).min();
         for mut segment in left.former.drain(..) {
@@ -141,32 +144,32 @@ impl Recovery<'_> {
         }
     }
 
-    /// What cannot be opened by its first bytes: a segment that hides something, one that a crash left nothing in that
-    /// counts, or something else.
-    fn sort_headless(
+    /// Classifies a file whose header or first frame cannot be read: a segment with durable frames, a segment in which
+    /// a crash left nothing valid, or a file of another kind.
+    fn classify_undecodable(
         &self,
         file: &dyn Growing,
         id: ObjectId,
         header: &[u8; HEADER_LEN],
-        left: &mut Leftovers,
+        left: &mut CrashRemains,
     ) -> Result<()> {
-        let behind = Behind::search(file, SegmentId(id), self.view().master(), 0)?;
+        let tail = Behind::search(file, SegmentId(id), self.view().master(), 0)?;
         let is_changed = [Magic::Segment, Magic::Pack]
             .into_iter()
             .all(|magic| is_changed(header, magic, id));
-        let durable = behind.durable;
+        let durable = tail.durable;
         if durable.is_some() || is_changed && is_ours(header, id) {
             let id = SegmentId(id);
-            left.headless.push(Headless { id, durable });
+            left.undecodable.push(UndecodableSegment { id, durable });
         } else if is_changed {
             let name = file.name();
-            log::warn!("{name}: is neither a segment nor a pack, and stays where it is");
-            left.strange.push(id);
+            log::warn!("{name}: is neither a segment nor a pack, and is left in place");
+            left.unknown.push(id);
         } else {
-            if behind.frames > 0 {
-                let (name, count) = (file.name(), behind.frames);
+            if tail.frames > 0 {
+                let (name, count) = (file.name(), tail.frames);
                 log::warn!(
-                    "{name}: the crash took its beginning, so the {count} changes behind it do not count"
+                    "{name}: its beginning was lost in the crash, so the {count} changes after it are discarded"
                 );
             }
             left.garbage.push(id);
@@ -186,9 +189,9 @@ impl Recovery<'_> {
             opening: reader.opening().clone(),
             frames: Vec::new(),
             is_closed: false,
-            behind: Behind::default(),
+            tail: Behind::default(),
         };
-        // Nothing is adopted of a base, nor of a copy.
+        // Frames of snapshots and of copies are not adopted.
         if segment.opening.stamp_segments.is_none() && segment.opening.adopts.is_none() {
             let ending = reader.frames(|frame| {
                 segment.frames.push(frame);
@@ -196,67 +199,72 @@ impl Recovery<'_> {
             })?;
             segment.is_closed = ending.closing.is_some();
             if !segment.is_closed {
-                segment.behind =
+                segment.tail =
                     Behind::search(&**file, id, self.view().master(), ending.frames_end)?;
             }
         }
         Ok(segment)
     }
 
-    /// One segment of each number, from the next one on, up to the first that is lost or has no end; and the others
-    /// that are no copies of these.
-    pub fn put_in_order(
+    /// Splits segments into those with contiguous numbers, from the next number of this device up to the first that is
+    /// missing or not closed, and the orphaned rest. Of duplicates, one is kept.
+    pub fn contiguous_segments(
         &self,
         mut segments: Vec<LeftSegment>,
     ) -> (Vec<LeftSegment>, Vec<LeftSegment>) {
-        // Of two with one number one is a copy of the other, made when a write failed, and says more when it is whole.
+        // Of two segments with the same number, one is a copy of the other that was made when a write failed. The one
+        // with more frames is complete.
         segments.sort_by_key(|s| (s.opening.number, std::cmp::Reverse(s.frames.len())));
         segments.dedup_by_key(|s| s.opening.number);
         let next = self.log.journal().next_number();
-        // What comes after a segment without an end was made on top of something that is lost.
-        let mut in_order = 0;
+        // Segments after one that is not closed depend on something that is lost.
+        let mut contiguous = 0;
         for (number, segment) in (next..).zip(&segments) {
             if segment.opening.number != number {
                 break;
             }
-            in_order += 1;
+            contiguous += 1;
             if !segment.is_closed {
                 break;
             }
         }
-        let unreached = segments.split_off(in_order);
-        (segments, unreached)
+        let orphaned = segments.split_off(contiguous);
+        (segments, orphaned)
     }
 
-    /// Nothing that was durable may lie where it cannot be reached.
-    pub fn check_reach(&self, left: &Leftovers, in_order: &[LeftSegment]) -> Result<()> {
-        let torn = in_order.iter().filter(|s| s.behind.durable.is_some());
-        let unreached = left.unreached.iter().filter(|s| s.hides_durable());
-        // One that a crash tore may be the copy of another that was not finished: what is in that is not lost.
-        let is_there = |counter| {
-            let mut readable = in_order.iter().chain(&left.published);
+    /// Checks that every durable frame can be reached.
+    ///
+    /// # Errors
+    /// [`Kind::Damaged`] if durable frames follow a damaged or missing part.
+    pub fn check_reachable(&self, left: &CrashRemains, contiguous: &[LeftSegment]) -> Result<()> {
+        let torn = contiguous.iter().filter(|s| s.tail.durable.is_some());
+        let orphaned = left.orphaned.iter().filter(|s| s.has_durable());
+        // An undecodable segment may be the unfinished copy of a readable one; then none of its frames are lost.
+        let is_readable = |counter| {
+            let mut readable = contiguous.iter().chain(&left.published);
             readable.any(|s| s.frames.iter().any(|f| f.counter == counter))
         };
-        let headless = left
-            .headless
+        let undecodable = left
+            .undecodable
             .iter()
-            .filter(|h| !h.durable.is_some_and(is_there));
-        let mut hidden = torn
-            .chain(unreached)
+            .filter(|u| !u.durable.is_some_and(is_readable));
+        let mut unreachable = torn
+            .chain(orphaned)
             .map(|s| s.id)
-            .chain(headless.map(|h| h.id));
-        let Some(id) = hidden.next() else {
+            .chain(undecodable.map(|u| u.id));
+        let Some(id) = unreachable.next() else {
             return Ok(());
         };
         let name = format_args!("new/{}/{id}", self.log.device());
         Err(
-            Error::damaged(name, "changes that were durable lie behind damage")
-                .hint("mount --read-only shows what was published before; --accept-rollback gives these changes up"),
+            Error::damaged(name, "synced changes exist after a damaged part")
+                .hint("mount --read-only shows what was published before; --accept-rollback discards these changes"),
         )
     }
 }
 
-/// Whether a crash explains it. A store that cannot be read for now must not cost the file.
+/// Whether a crash can have caused the error. Other errors, as of a store that cannot be read now, must not cause a
+/// file to be discarded.
 pub fn is_torn(e: &Error) -> bool {
     let torn = matches!(
         e.kind(),
@@ -268,7 +276,7 @@ pub fn is_torn(e: &Error) -> bool {
     torn
 }
 
-/// The header of a leftover; `None` where it is too short for one: a crash left nothing in it.
+/// The header of a leftover file; `None` if the file is shorter than a header, so that it holds nothing.
 fn read_header(file: &dyn Growing) -> Result<Option<[u8; HEADER_LEN]>> {
     let mut bytes = [0; HEADER_LEN];
     if file.cipher_len()? < HEADER_LEN as u64 {
@@ -278,23 +286,24 @@ fn read_header(file: &dyn Growing) -> Result<Option<[u8; HEADER_LEN]>> {
     Ok(Some(bytes))
 }
 
-/// Whether a header with another beginning is otherwise what this version writes.
+/// Whether a damaged header is recognizably that of a segment of this version: its magic is intact, or all that
+/// follows.
 fn is_ours(bytes: &[u8; HEADER_LEN], id: ObjectId) -> bool {
     let written = Header::new(Magic::Segment, id).encode();
     let from = Magic::Segment.bytes().len();
     bytes[..from] == written[..from] || bytes[from..] == written[from..]
 }
 
-/// Whether a header is not what this version wrote: a crash takes bytes of that, which are zeros then, and changes none.
+/// Whether a header has bytes that this version did not write. A crash may leave zeros, but no other bytes.
 fn is_changed(bytes: &[u8; HEADER_LEN], magic: Magic, id: ObjectId) -> bool {
     let written = Header::new(magic, id).encode();
     bytes.iter().zip(written).any(|(b, w)| *b != 0 && *b != w)
 }
 
-/// Refuses what a later version left: it is not ours to judge, nor to remove.
+/// Refuses a file that a later version left: this version can neither interpret nor remove it.
 fn check_version(bytes: &[u8; HEADER_LEN], magic: Magic, id: ObjectId, name: &str) -> Result<()> {
     let what = match Header::decode(bytes, magic, id, name) {
-        Ok(header) if !header.writable() => "this version may read it, but not write".into(),
+        Ok(header) if !header.writable() => "this version can read it, but not write".into(),
         Err(e) if is_changed(bytes, magic, id) => match e.kind() {
             Kind::Unsupported(what) => what.clone(),
             _ => return Ok(()),
@@ -302,5 +311,5 @@ fn check_version(bytes: &[u8; HEADER_LEN], magic: Magic, id: ObjectId, name: &st
         _ => return Ok(()),
     };
     Err(Error::new(Kind::Unsupported(what), name)
-        .hint("a later version of hushfs left it: mount with that, or with --read-only"))
+        .hint("a later version of hushfs left it: mount with that version, or with --read-only"))
 }

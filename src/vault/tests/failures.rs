@@ -472,7 +472,7 @@ fn a_full_disk_is_told_who_mounts_after_a_kill() {
     after.set_faults(Faults::default().space(used + 1000));
     let refused = open(&bench.code, &after).map(drop).unwrap_err();
     assert!(
-        refused.is_no_space() && refused.to_string().contains("free 3 MiB for the recovery"),
+        refused.is_no_space() && refused.to_string().contains("free 3 MiB to recover"),
         "{refused}"
     );
     // What was kept back for deleting is enough.
