@@ -1,10 +1,10 @@
-//! What this machine remembers of a library, outside of it: the device's id, the library's fingerprint, and the
-//! newest index segment seen of every device. So another library in its place, and an index that went back, are
-//! noticed. Nothing here is secret. Without it nothing that is published is lost; what a crash left in `new/` waits
-//! under the old device's id.
+//! What this machine remembers about a library, outside of it: the id of this device, the library's fingerprint, and
+//! the newest index segment of every device that was seen. With it, a replaced library and a rollback of the index are
+//! detected. Nothing in it is secret. If it is deleted, no published data is lost, but files that a crash left in
+//! `new/` stay there, because they belong to the old device id.
 //!
-//! One text file for each library, found by the library's fingerprint ([`find`]), and one more for each copy of it
-//! that is written to as a device of its own:
+//! There is one text file for each library, found by the library's fingerprint ([`find`]), and another one for each
+//! copy of the library that is written to under a device id of its own:
 //!
 //! ```text
 //! hushfs-state 2
@@ -37,37 +37,38 @@ pub use find::{Found, find, is_taken, take_over};
 
 /// First line of a state file.
 const FIRST_LINE: &str = "hushfs-state 2";
-/// The same of a file that has no place in it, and was named by a hash of the library's path.
+/// First line of a state file in the first format: it has no place, and its name is a hash of the library's path.
 const FIRST_LINE_1: &str = "hushfs-state 1";
-/// The longest state file, in bytes: heads of some 8,000 devices.
+/// Maximum length of a state file, in bytes: enough for the heads of about 8,000 devices.
 const STATE_LEN_MAX: u64 = 1 << 20;
 
-/// What is remembered of a library.
+/// The contents of a state file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remembered {
-    /// Which library.
+    /// The fingerprint of the library.
     pub fingerprint: Fingerprint,
-    /// This device's id in it.
+    /// This device's id in the library.
     pub device: DeviceId,
-    /// Where it was when it was last mounted for writing, without symbolic links; `None` in a file of the first format.
+    /// The path of the library when it was last mounted for writing, without symbolic links; `None` in the first
+    /// format.
     pub place: Option<PathBuf>,
-    /// Under this id this device wrote before: what lies in that folder of `new/` is to be taken over.
+    /// A former id of this device: the files in its folder of `new/` are to be taken over.
     pub former: Option<DeviceId>,
-    /// The ids of this device's newest segments, the one that is about to be published last.
+    /// The ids of this device's newest segments. The last one is about to be published, or was.
     pub wrote: Vec<SegmentId>,
-    /// The newest segments seen.
+    /// The newest segments that were seen.
     pub heads: Vec<Head>,
 }
 
-/// The state file of a library, and the place to remember in it.
+/// The state file of a library, and the path of the library that is saved in it.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct StateFile {
     path: PathBuf,
     library: Option<PathBuf>,
 }
 
-impl Place {
-    /// In a file of one's own choice.
+impl StateFile {
+    /// A state file at `path`, in which no path of a library is saved.
     pub fn at(path: PathBuf) -> Self {
         Self {
             path,
@@ -75,17 +76,20 @@ impl Place {
         }
     }
 
-    /// Where the library is to be remembered: without symbolic links; `None` for the first format.
+    /// The path of the library, without symbolic links; `None` for the first format.
     pub fn library(&self) -> Option<&Path> {
         self.library.as_deref()
     }
 
-    /// The state file, for messages.
+    /// The path of the state file, for messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What is remembered; `None` where nothing is. A file that does not parse is an error that says to remove it.
+    /// Reads the file; `None` if it does not exist.
+    ///
+    /// # Errors
+    /// It cannot be read, or not be parsed: then the hint says to move it away.
     pub fn load(&self) -> Result<Option<Remembered>> {
         let file = match File::open(&self.path) {
             Ok(file) => file,
@@ -97,25 +101,25 @@ impl Place {
             .read_to_end(&mut text)
             .map_err(|e| Error::io(e, &self.path))?;
         let parsed = if text.len() as u64 > STATE_LEN_MAX {
-            Err("it is longer than a state file may be".to_string())
+            Err("it is too long for a state file".to_string())
         } else {
             parse(&text)
         };
         parsed.map(Some).map_err(|check| {
             Error::damaged(self.path.display(), check).hint(
-                "move it away: it says which library and index were here, and in `device` the folder of new/ that is \
-                 this machine's",
+                "move it away: it records which library and index were here, and its `device` line is the name of this \
+                 machine's folder in new/",
             )
         })
     }
 
-    /// Replaces what is remembered, atomically and durably. Makes the folders, for this user alone.
+    /// Replaces the file, atomically and durably. Creates its folders, accessible only to this user.
     pub fn save(&self, remembered: &Remembered) -> Result<()> {
         let (temporary, text) = self.prepare(remembered)?;
         replace_durably(&temporary, &self.path, text.as_bytes())
     }
 
-    /// The same where nothing is remembered yet; false, and nothing is changed, where something is.
+    /// Creates the file, atomically and durably. Returns false and changes nothing if it exists.
     pub fn create(&self, remembered: &Remembered) -> Result<bool> {
         let (temporary, text) = self.prepare(remembered)?;
         match write_durably(&temporary, &self.path, text.as_bytes(), move_new) {
@@ -145,11 +149,11 @@ fn is_exists(e: &Error) -> bool {
     matches!(e.kind(), Kind::Io(e) if e.kind() == io::ErrorKind::AlreadyExists)
 }
 
-/// Moves a file to a name that nothing has: of two that do it at once, one gets `AlreadyExists`.
+/// Renames a file to an unused name. If two processes do this concurrently, one gets `AlreadyExists`.
 fn move_new(from: &Path, to: &Path) -> io::Result<()> {
     use rustix::io::Errno;
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // Not every filesystem knows that (NFS).
+        // Some filesystems do not support NOREPLACE (NFS).
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => link_new(from, to),
         moved => moved.map_err(io::Error::from),
     }
@@ -160,8 +164,9 @@ fn link_new(from: &Path, to: &Path) -> io::Result<()> {
     fs::remove_file(from)
 }
 
-/// Writes `bytes` to `temporary`, which must not exist, then moves it to `path`; durable on return, and readable by
-/// this user alone. After an error `temporary` is gone, and `path` is as it was or as it shall be.
+/// Writes `bytes` to `temporary`, which must not exist, then renames it to `path`. On return the file is durable, and
+/// readable only by this user. After an error `temporary` is removed, and `path` has either the old or the new
+/// contents.
 pub(crate) fn replace_durably(temporary: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
     write_durably(temporary, path, bytes, |from, to| fs::rename(from, to))
 }
@@ -170,7 +175,7 @@ fn write_durably(
     temporary: &Path,
     path: &Path,
     bytes: &[u8],
-    place: impl Fn(&Path, &Path) -> io::Result<()>,
+    install: impl Fn(&Path, &Path) -> io::Result<()>,
 ) -> Result<()> {
     let write = || {
         let mut file = OpenOptions::new()
@@ -180,7 +185,7 @@ fn write_durably(
             .open(temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        place(temporary, path)
+        install(temporary, path)
     };
     write().map_err(|e| {
         let _ = fs::remove_file(temporary);
@@ -189,23 +194,24 @@ fn write_durably(
     sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 
-/// Makes the names in a folder durable.
+/// Makes the entries of a folder durable.
 pub(crate) fn sync_dir(folder: &Path) -> Result<()> {
     File::open(folder)
         .and_then(|dir| dir.sync_all())
         .map_err(|e| Error::io(e, folder))
 }
 
-/// Where state files are: `$XDG_STATE_HOME` where it is absolute, as the XDG base directory specification has it.
+/// The folder of state files: below `$XDG_STATE_HOME` if that is absolute, as in the XDG base directory specification,
+/// otherwise below `~/.local/state`.
 fn state_dir() -> Result<PathBuf> {
     let given = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
     let base = match given.filter(|path| path.is_absolute()) {
         Some(base) => base,
-        // Asks the user database where $HOME is not set, as below mount(8) at boot.
+        // This asks the user database if $HOME is not set, as under mount(8) at boot.
         None => std::env::home_dir()
             .filter(|home| home.is_absolute())
             .ok_or_else(|| {
-                Error::usage("there is no place to remember the library in")
+                Error::usage("there is no folder for the state of the library")
                     .hint("set XDG_STATE_HOME or HOME to a folder")
             })?
             .join(".local/state"),
@@ -213,7 +219,7 @@ fn state_dir() -> Result<PathBuf> {
     Ok(base.join("hushfs"))
 }
 
-/// The absolute path without symbolic links, `.` and `..`, as far as it exists; what does not is appended as it is.
+/// The absolute path without symbolic links, `.` and `..`. The part of it that does not exist is appended unchanged.
 pub(crate) fn canonical(path: &Path) -> Result<PathBuf> {
     let path = std::path::absolute(path).map_err(|e| Error::io(e, path))?;
     let mut known = path.as_path();
@@ -263,7 +269,7 @@ fn encode(remembered: &Remembered) -> String {
     text
 }
 
-/// A path in one word of ASCII: `%` and two digits for every other byte.
+/// A path as one word of graphic ASCII characters: `%` and two hex digits stand for `%` and for every other byte.
 fn escape(path: &Path) -> String {
     let mut text = String::new();
     for byte in path.as_os_str().as_bytes() {
@@ -284,17 +290,17 @@ fn unescape(text: &str) -> Option<PathBuf> {
         path.extend_from_slice(part.get(2..)?.as_bytes());
     }
     let path = PathBuf::from(OsString::from_vec(path));
-    // One way to write it.
+    // Only the canonical encoding is accepted.
     (path.is_absolute() && escape(&path) == text).then_some(path)
 }
 
-/// Reads a state file; the error says which line is wrong.
+/// Parses a state file. The error says which line is wrong.
 fn parse(text: &[u8]) -> Result<Remembered, String> {
     let text = std::str::from_utf8(text).map_err(|_| "it is not text".to_string())?;
-    // Every line ends, so that a file that was cut is not taken for a shorter one.
+    // The last line must be complete, so that a truncated file is detected.
     let body = text
         .strip_suffix('\n')
-        .ok_or_else(|| "its last line does not end".to_string())?;
+        .ok_or_else(|| "its last line is incomplete".to_string())?;
     let mut lines = body.split('\n').zip(1..).peekable();
     let wrong = |number: i32| format!("line {number} does not parse");
     let has_place = match lines.next() {
@@ -347,7 +353,7 @@ fn parse_head(line: &str) -> Option<Head> {
     let mut sha256 = [0; 32];
     sha256[..16].copy_from_slice(&ObjectId::parse(front)?.0);
     sha256[16..].copy_from_slice(&ObjectId::parse(back)?.0);
-    // One way to write it: no sign, no leading zero, nothing behind.
+    // Only the canonical form is accepted: no sign, no leading zero, nothing after it.
     (words.next().is_none() && number > 0 && number.to_string() == digits).then_some(Head {
         device,
         number,
@@ -379,11 +385,11 @@ mod tests {
     #[test]
     fn what_is_saved_is_loaded() {
         let dir = tempfile::tempdir().unwrap();
-        let place = Place::at(dir.path().join("made/on/the/way.state"));
-        assert_eq!(place.load().unwrap(), None);
+        let file = StateFile::at(dir.path().join("made/on/the/way.state"));
+        assert_eq!(file.load().unwrap(), None);
         for heads in [0, 1, 300] {
-            place.save(&remembered(heads)).unwrap();
-            assert_eq!(place.load().unwrap(), Some(remembered(heads)));
+            file.save(&remembered(heads)).unwrap();
+            assert_eq!(file.load().unwrap(), Some(remembered(heads)));
         }
         let old = Remembered {
             place: None,
@@ -391,20 +397,20 @@ mod tests {
             wrote: Vec::new(),
             ..remembered(3)
         };
-        place.save(&old).unwrap();
-        assert_eq!(place.load().unwrap(), Some(old));
+        file.save(&old).unwrap();
+        assert_eq!(file.load().unwrap(), Some(old));
         let folder = dir.path().join("made/on/the");
         assert_eq!(fs::read_dir(folder).unwrap().count(), 1);
     }
 
     #[test]
-    fn of_two_that_make_it_one_does() {
+    fn of_two_concurrent_creations_one_succeeds() {
         let dir = tempfile::tempdir().unwrap();
-        let place = Place::at(dir.path().join("made/s"));
-        assert!(place.create(&remembered(1)).unwrap());
-        assert!(!place.create(&remembered(2)).unwrap());
-        assert_eq!(place.load().unwrap(), Some(remembered(1)));
-        // The same where the filesystem cannot rename so.
+        let file = StateFile::at(dir.path().join("made/s"));
+        assert!(file.create(&remembered(1)).unwrap());
+        assert!(!file.create(&remembered(2)).unwrap());
+        assert_eq!(file.load().unwrap(), Some(remembered(1)));
+        // The same on a filesystem without NOREPLACE.
         let (temporary, path) = (dir.path().join("t"), dir.path().join("linked"));
         write_durably(&temporary, &path, b"first", link_new).unwrap();
         let e = write_durably(&temporary, &path, b"second", link_new).unwrap_err();
@@ -432,17 +438,17 @@ mod tests {
     #[test]
     fn a_file_that_does_not_parse_says_to_move_it_away() {
         let dir = tempfile::tempdir().unwrap();
-        let place = Place::at(dir.path().join("s"));
+        let file = StateFile::at(dir.path().join("s"));
         let good = encode(&remembered(2));
         let refused = |text: &[u8]| {
-            fs::write(place.path(), text).unwrap();
-            let message = place.load().unwrap_err().to_string();
+            fs::write(file.path(), text).unwrap();
+            let message = file.load().unwrap_err().to_string();
             assert!(message.contains("move it away"), "{message}");
         };
         let shortest = encode(&remembered(0)).len();
         for len in 0..good.len() {
             let cut = &good.as_bytes()[..len];
-            // A cut behind a line is a state with fewer heads: the atomic replacement is what prevents it.
+            // A file that is truncated after a line parses, with fewer heads: atomic replacement prevents that.
             if len < shortest || !cut.ends_with(b"\n") {
                 refused(cut);
             }
@@ -465,14 +471,14 @@ mod tests {
     #[test]
     fn too_many_heads_leave_what_was_remembered() {
         let dir = tempfile::tempdir().unwrap();
-        let place = Place::at(dir.path().join("s"));
-        place.save(&remembered(1)).unwrap();
-        assert!(place.save(&remembered(20_000)).is_err());
-        assert_eq!(place.load().unwrap(), Some(remembered(1)));
+        let file = StateFile::at(dir.path().join("s"));
+        file.save(&remembered(1)).unwrap();
+        assert!(file.save(&remembered(20_000)).is_err());
+        assert_eq!(file.load().unwrap(), Some(remembered(1)));
     }
 
     #[test]
-    fn one_place_has_one_name_there_or_not() {
+    fn a_canonical_path_is_the_same_whether_or_not_it_exists() {
         let dir = tempfile::tempdir().unwrap();
         let real = dir.path().join("real");
         fs::create_dir(&real).unwrap();

@@ -11,7 +11,7 @@ use hushfs::index::record::{Closing, Frame, Opening, StampSegment};
 use hushfs::index::{SegmentExtent, SegmentReader, Tree, from_cbor, to_cbor};
 use hushfs::object::{Area, ObjectId};
 use hushfs::pack::{PackReader, padme_len};
-use hushfs::state::Place;
+use hushfs::state::StateFile;
 use hushfs::store::{MemoryStore, Objects};
 use hushfs::vault::acl::Acl;
 use hushfs::volume::Time;
@@ -292,10 +292,9 @@ pub fn state(data: &[u8]) {
     if std::fs::write(&path, data).is_err() {
         return;
     }
-    let place = Place::at(path.clone());
-    if let Ok(Some(remembered)) = place.load() {
-        place
-            .save(&remembered)
+    let file = StateFile::at(path.clone());
+    if let Ok(Some(remembered)) = file.load() {
+        file.save(&remembered)
             .expect("what was read can be written");
         assert_eq!(std::fs::read(&path).expect("just written"), data);
     }

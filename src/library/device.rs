@@ -7,13 +7,13 @@ use super::slots::Slots;
 use crate::crypto::{MasterKey, random_id};
 use crate::error::{Kind, Result};
 use crate::object::DeviceId;
-use crate::state::{self, Found, Place, Remembered};
+use crate::state::{self, Found, Remembered, StateFile};
 
 /// As what this machine uses a library.
 #[derive(Debug)]
 pub struct Recalled {
     /// The state file; none where nothing is to be remembered.
-    pub place: Option<Place>,
+    pub place: Option<StateFile>,
     /// The device's id.
     pub device: DeviceId,
     /// The library that this is a copy of, where it is one without a device of its own: it may only be read.
@@ -62,7 +62,7 @@ pub fn recall_to_read(dir: &Path, master: &MasterKey, accept: bool) -> Result<Re
     }
 }
 
-fn own(place: Place, remembered: &Remembered) -> Recalled {
+fn own(place: StateFile, remembered: &Remembered) -> Recalled {
     Recalled {
         place: Some(place),
         device: remembered.device,
@@ -95,7 +95,7 @@ fn holds(dir: &Path, master: &MasterKey) -> bool {
     library.slots().is_ok_and(has_slot) || matches!(library.opens_with(master), Ok(Some(true)))
 }
 
-fn new_memory(place: &Place, master: &MasterKey) -> Result<Remembered> {
+fn new_memory(place: &StateFile, master: &MasterKey) -> Result<Remembered> {
     Ok(Remembered {
         fingerprint: master.fingerprint(),
         device: random_id()?,

@@ -9,7 +9,7 @@ use crate::crypto::{MasterKey, random_id};
 use crate::error::{Error, Kind, Result};
 use crate::index::check_rollback;
 use crate::object::DeviceId;
-use crate::state::Place;
+use crate::state::StateFile;
 use crate::store::{Access, DirStore, Store, Watched};
 use crate::vault::{self, Vault};
 
@@ -52,7 +52,7 @@ pub struct Opening {
     location: Location,
     master: Arc<MasterKey>,
     how: How,
-    place: Option<Place>,
+    place: Option<StateFile>,
     device: DeviceId,
     copy_of: Option<PathBuf>,
 }
@@ -232,7 +232,7 @@ impl Opening {
     /// place.
     fn lacks_own(&self) -> Result<bool> {
         let place = self.place.as_ref();
-        let remembered = place.map(Place::load).transpose()?.flatten();
+        let remembered = place.map(StateFile::load).transpose()?.flatten();
         let heads = remembered.map_or_else(Vec::new, |r| r.heads);
         let Some(own) = heads.iter().find(|head| head.device == self.device) else {
             return Ok(false);

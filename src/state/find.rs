@@ -1,8 +1,8 @@
-//! Which state file is a library's: by its fingerprint, and of several of these by the place.
+//! Finds the state file of a library: by its fingerprint, and of several ones with that, by the library's path.
 //!
-//! A library that was moved, renamed, or lies under another mount point is the same one, and this machine the same
-//! device. Where the remembered place still holds the library, another place is a copy of it: two places that are
-//! written to under one device id would go apart.
+//! A library that was moved or renamed, or is under another mount point, is still the same library, and this machine is
+//! the same device. If the library still exists at the remembered path, another path holds a copy of it. A copy needs a
+//! device id of its own: two copies that are written to under one id would diverge.
 
 use std::fs;
 use std::io;
@@ -15,35 +15,36 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::{Place, Remembered, canonical, state_dir};
+use super::{Remembered, StateFile, canonical, state_dir};
 use crate::crypto::Fingerprint;
 use crate::error::{Error, Kind, Result};
 use crate::object::ObjectId;
 
-/// So long a remembered place is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Maximum time to wait for a remembered path to answer.
+const PATH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is remembered of the library at a place.
+/// What this machine remembers about the library at a path.
 #[derive(Debug)]
 pub enum Found {
-    /// This machine writes here.
-    Own(Place, Remembered),
-    /// It writes to the library at another place, which still holds it: this is a copy. The state file is one that may
-    /// be made for it.
+    /// This machine writes to the library here.
+    Own(StateFile, Remembered),
+    /// This machine writes to the library at another path, and the library still exists there: this is a copy.
     Copy {
-        /// Where the library is.
+        /// The path of the library.
         original: PathBuf,
-        /// What may be made.
-        free: Place,
+        /// A state file that can be created for the copy.
+        free: StateFile,
     },
-    /// Nothing. The state file is one that may be made.
-    Unknown(Place),
+    /// Nothing is remembered. The state file is one that can be created.
+    Unknown(StateFile),
 }
 
-/// Looks for the library with this fingerprint, which lies at `library`. `holds` says whether it lies at another place,
-/// too. Changes nothing.
+/// Finds the state file of the library with this fingerprint, which is at the path `library`. `holds` says whether the
+/// library also exists at another path. Changes nothing.
 ///
-/// [`Kind::RolledBack`] where another library is remembered at the place, and this one is not; not with `accept`.
+/// # Errors
+/// [`Kind::RolledBack`] if another library is remembered at this path, and this one is not, unless `accept` is set. A
+/// state file of this library or path cannot be read.
 pub fn find(
     library: &Path,
     fingerprint: Fingerprint,
@@ -52,10 +53,10 @@ pub fn find(
 ) -> Result<Found> {
     let library = canonical(library)?;
     let all = known(&library, fingerprint)?;
-    let (mut own, others): (Vec<Known>, Vec<Known>) = all
+    let (mut own, others): (Vec<KnownLibrary>, Vec<KnownLibrary>) = all
         .into_iter()
         .partition(|k| k.remembered.fingerprint == fingerprint);
-    // Those of the first format are the second choice: they are what an older version made of it.
+    // State files of the first format come last: an older version wrote them.
     own.sort_by_key(|k| k.remembered.place.is_none());
     if let Some(here) = own.iter().position(|k| k.is_at(&library)) {
         let here = own.swap_remove(here);
@@ -64,11 +65,14 @@ pub fn find(
     if let Some(other) = others.iter().find(|k| k.is_at(&library))
         && !accept
     {
-        let text = "another library than this machine remembers here";
-        return Err(Error::new(Kind::RolledBack(text.into()), library.display())
-            .hint(format_args!("where that is meant, --accept-rollback remembers it beside the other, which {} is for", other.path.display())));
+        let text = "not the library that this machine remembers at this path";
+        let hint = format_args!(
+            "if that is intended, --accept-rollback remembers it in addition to the other one, whose state is in {}",
+            other.path.display()
+        );
+        return Err(Error::new(Kind::RolledBack(text.into()), library.display()).hint(hint));
     }
-    let free = Place {
+    let free = StateFile {
         path: free_name(fingerprint)?,
         library: Some(library.clone()),
     };
@@ -76,10 +80,10 @@ pub fn find(
     let mut gone = Vec::new();
     for known in own {
         match &known.remembered.place {
-            // Until it is known better, another place still holds the library: a copy is not written to.
-            Some(place) if !answers(place, PATIENCE) => {
+            // If the path does not answer, assume that the library is still there, so that a copy is not written to.
+            Some(place) if !answers(place, PATH_TIMEOUT) => {
                 log::warn!(
-                    "{}: does not answer, so the library may still be there",
+                    "{}: does not respond, so the library may still be there",
                     place.display()
                 );
                 original = original.or(Some(place.clone()));
@@ -92,16 +96,16 @@ pub fn find(
             _ => gone.push(known),
         }
     }
-    // A folder that moved has this device's folder in it. Of several that moved, a copy that got a device of its own
-    // may have the other's folder, too, and so is the newer one.
-    let has_folder = |k: &Known| {
+    // A library that was moved contains this device's folder. If several match, the newest state file is right: a copy
+    // that got a device id of its own may contain the folder of the original's device, too.
+    let has_folder = |k: &KnownLibrary| {
         let folder = library.join("new").join(k.remembered.device.to_string());
         folder.is_dir()
     };
     if let Some(moved) = gone.iter().rposition(has_folder) {
         return Ok(gone.swap_remove(moved).found(library));
     }
-    // Without that folder, as a synced copy is: it has come to its new place so, where there is no other.
+    // A synced copy lacks that folder. If the library exists nowhere else, it was moved by syncing.
     gone.retain(|k| k.remembered.place.is_some());
     Ok(match (original, gone.into_iter().next()) {
         (Some(original), _) => Found::Copy { original, free },
@@ -110,7 +114,7 @@ pub fn find(
     })
 }
 
-/// The state file of a library that is remembered at `library`, whichever it is.
+/// The state file of any library that is remembered at the path `library`, and that library's fingerprint.
 pub fn is_taken(library: &Path) -> Result<Option<(PathBuf, Fingerprint)>> {
     let library = canonical(library)?;
     let mut all = files()?
@@ -122,32 +126,36 @@ pub fn is_taken(library: &Path) -> Result<Option<(PathBuf, Fingerprint)>> {
         .map(|k| (k.path, k.remembered.fingerprint)))
 }
 
-/// Remembers in the second format, and by the fingerprint, what a file of the first format says of the library at
-/// `library`. Of two that do it at once, both write the same.
-pub fn take_over(old: &Place, remembered: &mut Remembered, library: &Path) -> Result<Place> {
-    let place = Place {
+/// Converts a state file of the first format, for the library at the path `library`, to the second format, in which it
+/// is found by the fingerprint. Two processes may do this concurrently: both write the same contents.
+pub fn take_over(
+    old: &StateFile,
+    remembered: &mut Remembered,
+    library: &Path,
+) -> Result<StateFile> {
+    let new = StateFile {
         path: free_name(remembered.fingerprint)?,
         library: Some(canonical(library)?),
     };
-    remembered.place.clone_from(&place.library);
-    place.save(remembered)?;
+    remembered.place.clone_from(&new.library);
+    new.save(remembered)?;
     fs::remove_file(&old.path)
         .or_else(|e| match e.kind() {
             io::ErrorKind::NotFound => Ok(()),
             _ => Err(e),
         })
         .map_err(|e| Error::io(e, &old.path))?;
-    Ok(place)
+    Ok(new)
 }
 
-/// A state file, read.
-struct Known {
+/// A state file and its contents.
+struct KnownLibrary {
     path: PathBuf,
     remembered: Remembered,
 }
 
-impl Known {
-    /// Whether it is the memory of what lies at `library`.
+impl KnownLibrary {
+    /// Whether it remembers a library at the path `library`.
     fn is_at(&self, library: &Path) -> bool {
         match &self.remembered.place {
             Some(place) => place == library,
@@ -156,16 +164,16 @@ impl Known {
     }
 
     fn found(self, library: PathBuf) -> Found {
-        let place = Place {
+        let file = StateFile {
             path: self.path,
             library: Some(library),
         };
-        Found::Own(place, self.remembered)
+        Found::Own(file, self.remembered)
     }
 }
 
-/// All that can be read; an error where that of this place, or of this library, cannot.
-fn known(library: &Path, fingerprint: Fingerprint) -> Result<Vec<Known>> {
+/// Reads all state files. Unreadable ones are skipped, except those of this path or this library.
+fn known(library: &Path, fingerprint: Fingerprint) -> Result<Vec<KnownLibrary>> {
     let mut all = Vec::new();
     let (of_path, of_library) = (name_of_path(library), fingerprint.to_string());
     for path in files()? {
@@ -180,12 +188,13 @@ fn known(library: &Path, fingerprint: Fingerprint) -> Result<Vec<Known>> {
     Ok(all)
 }
 
-fn read(path: PathBuf) -> Result<Option<Known>> {
-    let remembered = Place::at(path.clone()).load()?;
-    Ok(remembered.map(|remembered| Known { path, remembered }))
+fn read(path: PathBuf) -> Result<Option<KnownLibrary>> {
+    let remembered = StateFile::at(path.clone()).load()?;
+    Ok(remembered.map(|remembered| KnownLibrary { path, remembered }))
 }
 
-/// All state files, the oldest of each library first: their names have numbers.
+/// The paths of all state files. Those of one library are ordered from the oldest to the newest, by the number in the
+/// name.
 fn files() -> Result<Vec<PathBuf>> {
     let folder = state_dir()?;
     let entries = match fs::read_dir(&folder) {
@@ -209,7 +218,7 @@ fn files() -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// As the first format named the file of the library at a path.
+/// The file name that the first format gave the state of the library at a path.
 fn name_of_path(library: &Path) -> String {
     let hash: [u8; 32] = Sha256::digest(library.as_os_str().as_bytes()).into();
     let (front, _) = hash
@@ -218,7 +227,7 @@ fn name_of_path(library: &Path) -> String {
     format!("{}.state", ObjectId(*front))
 }
 
-/// The first name for this library that no file has.
+/// The first unused file name for the state of this library.
 fn free_name(fingerprint: Fingerprint) -> Result<PathBuf> {
     let folder = state_dir()?;
     let mut path = folder.join(format!("{fingerprint}.state"));
@@ -231,15 +240,15 @@ fn free_name(fingerprint: Fingerprint) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Whether the system says within `patience` if there is something at a path: a network filesystem may hang.
-fn answers(path: &Path, patience: Duration) -> bool {
+/// Whether stat(2) of a path returns within `timeout`: a network filesystem may hang.
+fn answers(path: &Path, timeout: Duration) -> bool {
     let (path, (send, receive)) = (path.to_path_buf(), mpsc::channel());
-    // It only asks the system, so it may be left behind.
+    // The thread changes nothing, so it may be abandoned.
     let asking = thread::Builder::new().spawn(move || {
         let _ = fs::metadata(path);
         let _ = send.send(());
     });
-    asking.is_err() || receive.recv_timeout(patience).is_ok()
+    asking.is_err() || receive.recv_timeout(timeout).is_ok()
 }
 
 fn is_same_folder(a: &Path, b: &Path) -> bool {

@@ -1,5 +1,5 @@
-//! Which devices write: what this one remembers of its own segments, outside of the library, and whether another one is
-//! at work, seen before anything is published or removed.
+//! The devices that write to a library: what this one remembers about its own segments, outside of the library, and
+//! whether others write, which is checked before anything is published or removed.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,22 +11,22 @@ use crate::error::{Error, Kind, Result};
 use crate::index::record::Head;
 use crate::index::{Published, Replayed, SegmentReader};
 use crate::object::{Area, DeviceId, SegmentId};
-use crate::state::{Place, Remembered};
+use crate::state::{Remembered, StateFile};
 use crate::store::Store;
 
-/// So many of this device's newest segments are remembered by their ids when they are published.
+/// Number of this device's newest segments whose ids are remembered.
 const WROTE_MAX: usize = 2;
 
-/// What is remembered of the library, as it was saved last.
+/// What this machine remembers about the library, as last saved to its state file, if it has one.
 pub(super) struct Memory {
-    place: Option<Place>,
+    file: Option<StateFile>,
     known: Mutex<Remembered>,
 }
 
 impl Memory {
-    /// Of a mount as `device`, which may be another device than the one that is remembered.
+    /// For a mount as `device`, which may differ from the remembered device.
     pub fn new(
-        place: Option<Place>,
+        file: Option<StateFile>,
         known: Option<Remembered>,
         device: DeviceId,
         fingerprint: Fingerprint,
@@ -43,26 +43,26 @@ impl Memory {
             (known.device, known.former) = (device, None);
             known.wrote.clear();
         }
-        if let Some(library) = place.as_ref().and_then(|place| place.library()) {
+        if let Some(library) = file.as_ref().and_then(|file| file.library()) {
             known.place = Some(library.to_path_buf());
         }
         Self {
-            place,
+            file,
             known: Mutex::new(known),
         }
     }
 
-    /// The id under which this device wrote before, and left something that is not taken over yet.
+    /// The former id of this device, if files that it left under it are not taken over yet.
     pub fn former(&self) -> Option<DeviceId> {
         self.known.lock().former
     }
 
-    /// Nothing is left of that.
+    /// Called once the files that were left under the former id are recovered.
     pub fn forget_former(&self) {
         self.known.lock().former = None;
     }
 
-    /// Remembers what is published now.
+    /// Saves the published heads.
     pub fn remember(&self, heads: Vec<Head>) -> Result<()> {
         let mut known = self.known.lock();
         let surplus = known.wrote.len().saturating_sub(WROTE_MAX);
@@ -71,8 +71,8 @@ impl Memory {
         self.save(&known)
     }
 
-    /// Remembers a segment that will be published next. Should there be no time to remember that it is, it is known for
-    /// this device's.
+    /// Saves the id of a segment before it is published, so that it is recognized as this device's even if a crash
+    /// prevents [`Memory::remember`].
     pub fn expect(&self, id: SegmentId) -> Result<()> {
         let mut known = self.known.lock();
         if known.wrote.last() == Some(&id) {
@@ -83,15 +83,15 @@ impl Memory {
     }
 
     fn save(&self, known: &Remembered) -> Result<()> {
-        match &self.place {
-            Some(place) => place.save(known),
+        match &self.file {
+            Some(file) => file.save(known),
             None => Ok(()),
         }
     }
 }
 
-/// What of the remembered heads is to be looked for in the index: all, but for this device's own where that segment is
-/// known to be there by its id. With a second writer under this device's id, the head may be the other's.
+/// The remembered heads that must be found in the index: all, except this device's own if that segment is found by its
+/// id. If a second writer uses this device's id, the head in the index may be the other's.
 pub(super) fn heads_to_find(known: &Remembered, replayed: &Replayed) -> Vec<Head> {
     let is_there = |head: &&Head| {
         head.device == known.device
@@ -104,11 +104,14 @@ pub(super) fn heads_to_find(known: &Remembered, replayed: &Replayed) -> Vec<Head
     heads.filter(|head| !is_there(head)).copied().collect()
 }
 
-/// Refuses to write as this device where somebody else does: a segment under its id is there that it did not write.
+/// Checks that no one else writes as this device.
+///
+/// # Errors
+/// [`Kind::DeviceTaken`] if the index has a segment with this device's id that this device did not write.
 pub(super) fn check_own(known: &Remembered, replayed: &Replayed) -> Result<()> {
     let own = known.heads.iter().find(|head| head.device == known.device);
     let own = own.map_or(0, |head| head.number);
-    // An older version did not remember what it wrote.
+    // Older versions did not remember the ids of their segments.
     let is_old = own > 0 && known.wrote.is_empty();
     let mut written = own;
     let mut numbers = HashSet::new();
@@ -123,7 +126,7 @@ pub(super) fn check_own(known: &Remembered, replayed: &Replayed) -> Result<()> {
         }
         written = written.max(segment.number);
     }
-    // Where a base covers the other's segments, they may be gone.
+    // The other writer's segments may be gone already, because a snapshot supersedes them.
     let mut heads = replayed.heads.values();
     if !is_old && heads.any(|head| head.device == known.device && head.number > written) {
         let subject = format_args!("device {}", known.device);
@@ -132,7 +135,7 @@ pub(super) fn check_own(known: &Remembered, replayed: &Replayed) -> Result<()> {
     Ok(())
 }
 
-const TAKEN: &str = "this machine did not write it, though it bears this machine's device id: was this user's home \
+const TAKEN: &str = "this machine did not write it, although it has this machine's device id: was this user's home \
                      directory, or the whole machine, copied?";
 
 fn taken(segment: &Published) -> Error {
@@ -142,7 +145,7 @@ fn taken(segment: &Published) -> Error {
     )
 }
 
-/// Says once what it means that this device is new to a library to which others have written.
+/// Warns once if this device is new to a library that others have written to.
 pub(super) fn announce(known: &Remembered, replayed: &Replayed) {
     let others = replayed
         .heads
@@ -152,29 +155,29 @@ pub(super) fn announce(known: &Remembered, replayed: &Replayed) {
     let is_new = known.heads.is_empty() && !replayed.heads.contains_key(&known.device);
     if is_new && others > 0 {
         log::warn!(
-            "{others} other device(s) have written to this library, and this machine (or user) is a new one, {}. From now \
-             on, what is deleted gives no room back, on any of them: what the others still need is not known",
+            "{others} other device(s) have written to this library, and this machine (or user) is a new one, {}. From \
+             now on, deleting files frees no space, on any of them: it is not known what the others still need",
             known.device
         );
     }
 }
 
-/// The segments that there are.
+/// The ids of all segments in `index/`.
 pub(super) fn list_index(store: &dyn Store) -> Result<HashSet<SegmentId>> {
     let listed = store.list(Area::Index)?;
     Ok(listed.into_iter().map(|(id, _)| SegmentId(id)).collect())
 }
 
-/// Whether other devices write to the library. Does not own what this device remembers of itself ([`Memory`]).
+/// Whether other devices write to the library. Does not own what this device remembers about itself ([`Memory`]).
 pub(super) struct Others {
-    /// Segments that are known to be in the index, those that could not be read included.
+    /// Segments that are known to be in the index, including unreadable ones.
     seen: Mutex<HashSet<SegmentId>>,
-    /// Several devices write, or once did.
+    /// Whether several devices write, or have written.
     are_there: AtomicBool,
 }
 
 impl Others {
-    /// As the library was opened.
+    /// The state when the library is opened: the segments in the index, and whether other devices wrote any.
     pub fn new(seen: HashSet<SegmentId>, are_there: bool) -> Self {
         Self {
             seen: Mutex::new(seen),
@@ -182,39 +185,39 @@ impl Others {
         }
     }
 
-    /// Several devices write, or once did. Stays so.
+    /// Whether several devices write, or have written. Never becomes false again.
     pub fn are_there(&self) -> bool {
         self.are_there.load(Ordering::Relaxed)
     }
 
-    /// Another device is at work.
-    pub fn note(&self) {
+    /// Records that another device writes.
+    pub fn set_present(&self) {
         self.are_there.store(true, Ordering::Relaxed);
     }
 
-    /// A segment of this device is about to be published.
+    /// Records a segment that this device is about to publish.
     pub fn expect(&self, id: SegmentId) {
         self.seen.lock().insert(id);
     }
 
-    /// Those that were not known before.
+    /// Records the listed segments. Returns those that were not known before.
     pub fn take_new(&self, listed: impl IntoIterator<Item = SegmentId>) -> Vec<SegmentId> {
         let mut seen = self.seen.lock();
         listed.into_iter().filter(|id| seen.insert(*id)).collect()
     }
 }
 
-/// Says what it means that a segment has come that this mount did not write.
+/// Logs that a segment has appeared that this mount did not write.
 pub(super) fn log_foreign_segment(id: SegmentId, own: DeviceId, opened: Result<SegmentReader>) {
     match opened {
         Ok(segment) if segment.opening().device == own => log::warn!(
-            "index/{id}: {TAKEN} This mount goes on, what both write is kept, and the next one writes as a device of its own"
+            "index/{id}: {TAKEN} This mount goes on, the data of both is kept, and the next one writes as a new device"
         ),
         Ok(segment) => log::info!(
-            "index/{id}: came from device {}, so nothing is removed from data/ and index/ in this mount",
+            "index/{id}: written by device {}, so this mount removes nothing from data/ and index/",
             segment.opening().device
         ),
-        // It may still be on its way.
+        // The file may not have been copied completely yet.
         Err(e) => log::info!("{e}"),
     }
 }

@@ -1,22 +1,25 @@
 //! The native filesystem: an encrypted library as a [`Volume`](crate::volume::Volume), cut along its data.
 //!
 //! ```text
-//! view      what is read: the tree, and the bytes that its extents name; complete without the others
-//! log       what is written: records, contents that they name, the write gate
-//! files     what is open: dirty buffers, handles, budgets; ops are the operations on names and attributes
-//! outbox    what is finished and not published yet
-//! syncer    makes things durable, for those who wait in fsync and by age (a thread)
+//! view      the read side: the tree, and the bytes that its extents refer to; complete without the others
+//! log       the write side: records, the contents that they refer to, the write gate
+//! files     open files: dirty buffers, handles, budgets; `ops` has the operations on names and attributes
+//! outbox    publishes finished packs and segments
+//! syncer    makes data durable, for fsync and by age (a thread)
 //! upkeep    publication, collection, snapshots, defragmentation (a thread)
-//! recovery  what an unclean shutdown left, before any of these begins
+//! recovery  recovers what an unclean shutdown left, before any of the others starts
 //! ```
 //!
-//! Each knows those above it only. A change goes: validate against the tree, write a record to the journal, change the
-//! tree (`log`). A write goes: into the file's dirty buffer, later into the open pack, then into a record (`files`). A
-//! read goes: extents from the tree, blocks from the cache or the store, the dirty buffer over them (`view`, `files`).
+//! Each part knows only those above it.
 //!
-//! The lock order follows: a file's `flushing`; the log's (sync lane, barrier, journal, new packs); the table of open
-//! files; a file's state; the tree. The handles, the queues and what waits for a thread come last, alone. A reader takes
-//! a file's state and the tree only, and nothing holds those over I/O.
+//! - A change is validated against the tree, written to the journal as a record, then applied to the tree (`log`).
+//! - A write goes to the file's dirty buffer, from there to the open pack, and then a record is written (`files`).
+//! - A read takes extents from the tree and blocks from the cache or the store; bytes in the dirty buffer override them
+//!   (`view`, `files`).
+//!
+//! Lock order: a file's `flushing`; the log's locks (sync lane, barrier, journal, new packs); the table of open files;
+//! a file's state; the tree. The locks of handles, of queues and of waiting requests are leaves: nothing else is locked
+//! while one is held. A reader takes only a file's state and the tree, and neither is ever held over I/O.
 
 use std::sync::Arc;
 
@@ -30,7 +33,7 @@ use crate::gate::{Reason, WriteGate};
 use crate::index::{Tree, replay};
 use crate::object::DeviceId;
 use crate::pack::Packs;
-use crate::state::Place;
+use crate::state::StateFile;
 use crate::store::Store;
 
 mod conflicts;
@@ -64,20 +67,20 @@ use thread::Thread;
 use upkeep::Upkeep;
 use view::{Follow, Follower, Source, View};
 
-/// Published packs that are kept open for reading, at most.
+/// Maximum number of published packs that are kept open for reading.
 const OPEN_PACKS_MAX: usize = 512;
-/// File descriptors that a mount needs for all else.
+/// Number of file descriptors that a mount needs for everything else.
 const OTHER_FILES: usize = 40;
 
 /// How a library is opened.
 pub struct Options {
-    /// Nothing is written: leftovers stay where they are.
+    /// Write nothing: what a crash left stays in `new/`.
     pub read_only: bool,
-    /// Bytes of decrypted blocks to keep.
+    /// Maximum size of the cache of decrypted blocks, in bytes.
     pub cache_bytes: usize,
-    /// An index older than this machine has seen is accepted, and so is one with gaps.
+    /// Accept an index that is older than this machine has seen, or that has gaps.
     pub accept_rollback: bool,
-    /// Who only reads is not shown what a crash left in `new/`.
+    /// In a read-only mount, do not show what a crash left in `new/`.
     pub published_only: bool,
     /// Owner of the root directory of a new library.
     pub uid: u32,
@@ -93,13 +96,13 @@ pub struct Vault {
     outbox: Arc<Outbox>,
     upkeep: Arc<Upkeep>,
     syncer: Arc<Syncer>,
-    /// In a mount that writes.
+    /// Only in a mount that writes.
     threads: Option<Threads>,
-    /// In a mount that only reads.
+    /// Only in a read-only mount.
     follower: Mutex<Option<Follower>>,
 }
 
-/// What works beside the requests in a mount that writes.
+/// The background threads of a mount that writes.
 struct Threads {
     streamer: Streamer,
     syncer: Thread,
@@ -107,25 +110,25 @@ struct Threads {
 }
 
 impl Vault {
-    /// Opens a library: replays the index, recovers what an unclean shutdown left, starts the threads. A library without
-    /// an index is an empty one. Read-only, it shows what was left where it is.
+    /// Opens a library: replays the index, recovers what an unclean shutdown left, and starts the threads. A library
+    /// without an index is empty. If `read_only`, nothing is recovered; the tree only shows what was left.
     pub fn open(
         store: Arc<dyn Store>,
         master: impl Into<Arc<MasterKey>>,
         device: DeviceId,
-        place: Option<Place>,
+        state: Option<StateFile>,
         options: &Options,
     ) -> Result<Arc<Self>> {
-        Self::open_in(Env::system(), store, master, device, place, options)
+        Self::open_in(Env::system(), store, master, device, state, options)
     }
 
-    /// The same with another clock and source of ids.
+    /// Opens a library as [`Vault::open`] does, with the given clock and source of ids.
     pub fn open_in(
         env: impl Into<Arc<Env>>,
         store: Arc<dyn Store>,
         master: impl Into<Arc<MasterKey>>,
         device: DeviceId,
-        place: Option<Place>,
+        state: Option<StateFile>,
         options: &Options,
     ) -> Result<Arc<Self>> {
         let source = Source {
@@ -133,13 +136,13 @@ impl Vault {
             store,
             master: master.into(),
         };
-        let load = || Self::load(&source, device, place.as_ref(), options);
+        let load = || Self::load(&source, device, state.as_ref(), options);
         let (mut vault, adopted) = load()?;
         if options.read_only {
             if !options.published_only
                 && let Err(e) = vault.recovery(options, &adopted).show_leftovers()
             {
-                ::log::warn!("what the last mount left does not show: {e}");
+                ::log::warn!("changes that the last mount left are not shown: {e}");
             }
             vault.view.settle_conflicts()?;
             return Ok(Arc::new(vault));
@@ -147,7 +150,7 @@ impl Vault {
         match vault.recovery(options, &adopted).run() {
             Ok(()) => {}
             Err(e) if e.is_no_space() => {
-                // The tree has a part of what could not be adopted.
+                // Load again: the tree already includes part of the adoption that failed.
                 drop(vault);
                 let (freeing, adopted) = load()?;
                 if !freeing.recovery(options, &adopted).free_space()? {
@@ -182,26 +185,26 @@ impl Vault {
         Ok(())
     }
 
-    /// Writes out, makes durable and publishes everything, and ends the threads. After an error it may be called again.
+    /// Flushes, syncs and publishes everything, and ends the threads. May be called again after an error.
     ///
-    /// 1. Whatever is being written out is finished, and the threads end.
-    /// 2. The reserve is released: the end takes space, too.
-    /// 3. Every file is written out. One that cannot be must not keep the others from being published.
-    /// 4. The library is still where the next mount will look for it.
-    /// 5. Everything is published, and dead packs are removed.
-    /// 6. A snapshot is written where one is due. Its failure is harmless: snapshots only speed up mounting.
-    /// 7. An open segment with nothing in it is removed.
-    /// 8. Whoever unmounts is told of contents that were lost.
+    /// 1. Wait until running flushes are done, and end the threads.
+    /// 2. Release the reserve, because closing takes space.
+    /// 3. Flush every file. An error of one must not prevent the others from being published.
+    /// 4. Check that the library is still where the next mount will look for it.
+    /// 5. Publish everything, and remove dead packs.
+    /// 6. Write a snapshot if one is due. Failure is harmless: snapshots only speed up mounting.
+    /// 7. Remove an empty open segment.
+    /// 8. Report lost contents to the caller.
     fn close_writer(&self, threads: &Threads) -> Result<()> {
         threads.streamer.stop();
         threads.halt(&self.log)?;
         self.log.requests().end();
         self.view.store().reserve(0)?;
         let flushed = self.files.flush_all();
-        // Where the library is not at its place at all, publishing says so.
+        // If the library is gone completely, publishing reports it.
         let gone = self.log.inspect_place().unwrap_or_default();
         let collected = self.upkeep.collector.collect();
-        // Where nothing could be removed, what there is can still be published.
+        // Publish even if collection failed.
         self.outbox.publish()?;
         if let Err(e) = self.upkeep.write_snapshot_if_due() {
             ::log::warn!("{e}");
@@ -219,16 +222,16 @@ impl Vault {
             .and(lost)
     }
 
-    /// How the cache of decrypted blocks does.
+    /// Hits, misses and size of the cache of decrypted blocks.
     pub fn cache_stats(&self) -> CacheStats {
         self.view.cache_stats()
     }
 
-    /// Replays the index; answers what of the leftovers was adopted before, too, and as which segments.
+    /// Replays the index. Also returns the segments that an earlier recovery adopted.
     fn load(
         source: &Source,
         device: DeviceId,
-        place: Option<&Place>,
+        state: Option<&StateFile>,
         options: &Options,
     ) -> Result<(Self, Adopted)> {
         let Source { env, store, master } = source;
@@ -236,18 +239,18 @@ impl Vault {
         let mut replayed = replay(&**store, master, options.accept_rollback, || {
             Tree::new(options.uid, options.gid, env.wall())
         })?;
-        let remembered = place.map(Place::load).transpose()?.flatten();
+        let remembered = state.map(StateFile::load).transpose()?.flatten();
         let seen = remembered
             .as_ref()
             .map_or_else(Vec::new, |known| devices::heads_to_find(known, &replayed));
-        let found = opening::judge(&**store, master, options, &seen, &mut replayed)?;
+        let found = opening::check_index(&**store, master, options, &seen, &mut replayed)?;
         if !options.read_only
             && let Some(known) = remembered.as_ref().filter(|known| known.device == device)
         {
             devices::check_own(known, &replayed)?;
             devices::announce(known, &replayed);
         }
-        let memory = Memory::new(place.cloned(), remembered, device, master.fingerprint());
+        let memory = Memory::new(state.cloned(), remembered, device, master.fingerprint());
         let slots = opening::list_slots(&**store, &replayed.slots, &replayed.removed_slots)?;
         let gate = Arc::new(WriteGate::default());
         if options.read_only {
@@ -278,7 +281,7 @@ impl Vault {
         Ok((vault, replayed.adopted))
     }
 
-    /// Everything that works on `log`. No thread runs yet.
+    /// Creates the parts that work on `log`. Starts no thread.
     fn of_owners(log: Arc<Log>, memory: Memory, covered: Vec<crate::index::Published>) -> Self {
         let files = Arc::new(Files::new(log.clone()));
         let salvage = Salvage::new(log.clone(), files.clone());
@@ -297,7 +300,7 @@ impl Vault {
 }
 
 impl Threads {
-    /// Ends both threads, with everything that waits answered.
+    /// Ends the syncer and upkeep threads, after they have answered all waiting requests.
     fn halt(&self, log: &Log) -> Result<()> {
         log.requests().stop();
         let upkeep = self.upkeep.join();
@@ -305,7 +308,7 @@ impl Threads {
     }
 }
 
-/// The packs of a library, of which some are closed where the process has too many files open.
+/// The packs of a library. Some of them are closed if the process runs out of file descriptors.
 fn open_packs(
     store: &Arc<dyn Store>,
     master: &Arc<MasterKey>,
@@ -325,7 +328,7 @@ fn open_packs(
     packs
 }
 
-/// A part of what the system allows this process to have open, if that is little.
+/// Half of the spare file descriptors of this process, at most [`OPEN_PACKS_MAX`].
 fn open_packs_max() -> usize {
     use rustix::process::{Resource, getrlimit};
     let limit = getrlimit(Resource::Nofile).current;

@@ -1,4 +1,4 @@
-//! What is to be said of the index before the library is used: what is missing, what does not count, what went back.
+//! Checks of the index before the library is used: missing segments, ignored files, rollbacks.
 
 use super::Options;
 use crate::crypto::{HEADER_LEN, Magic, MasterKey};
@@ -9,16 +9,16 @@ use crate::object::{Area, ObjectId, PackId, SegmentId, SlotId};
 use crate::pack::PackReader;
 use crate::store::{Store, index_has_not_arrived};
 
-/// More files that do not count are not named one by one.
+/// Maximum number of ignored files that are logged individually.
 const NAMED_MAX: usize = 20;
-/// So many files of `data/` are looked at where there is no index.
-const LOOKED_AT_MAX: usize = 1000;
+/// Maximum number of files of `data/` that are examined if there is no index.
+const EXAMINED_MAX: usize = 1000;
 
-/// Passes over an error where the user has asked for that.
+/// Logs an error instead of returning it, if the user has asked for that with `accept`.
 pub(super) fn accept(accept: bool, checked: Result<()>) -> Result<()> {
     match checked {
         Err(e) if accept => {
-            // What could have been done instead is not to be read now.
+            // The hint says what to do instead, which no longer applies.
             log::warn!("continuing anyway: {}", e.without_hint());
             Ok(())
         }
@@ -26,41 +26,42 @@ pub(super) fn accept(accept: bool, checked: Result<()>) -> Result<()> {
     }
 }
 
-/// What is wrong with an index that is used all the same.
+/// The problems of an index that is used nevertheless.
 pub(super) struct Findings {
-    /// Something that the index names may be missing: nothing is collected.
+    /// Part of the index may be missing, so no packs are removed.
     pub has_gaps: bool,
-    /// For people, what is missing or damaged.
+    /// Messages about what is missing or damaged.
     pub problems: Vec<String>,
 }
 
-/// Judges an index; an error where the library must not be used as it is. `remembered` is what this machine has seen.
+/// Checks a replayed index. `remembered` holds the heads that this machine has seen.
 ///
-/// Who only reads is shown what is there, and told; who writes has to accept it.
-pub(super) fn judge(
+/// # Errors The library must not be used in this state. A read-only mount shows an incomplete index and reports the
+/// problems; a mount that writes requires that the user accepts them.
+pub(super) fn check_index(
     store: &dyn Store,
     master: &MasterKey,
     options: &Options,
     remembered: &[Head],
     replayed: &mut Replayed,
 ) -> Result<Findings> {
-    let takes_it = options.accept_rollback;
+    let accepts = options.accept_rollback;
     refuse_later(options, &mut replayed.ignored)?;
     warn_of_ignored(&replayed.ignored);
     let arrived = check_arrived(store, master, replayed);
     let has_arrived = arrived.is_ok();
-    accept(takes_it, arrived)?;
-    // Where a file is damaged, it is known what went back, and said.
+    accept(accepts, arrived)?;
+    // A damaged file is the likely cause of a rollback, so the error lists it.
     let is_damaged = replayed.ignored.iter().any(Ignored::is_problem);
-    // What waits is there.
+    // Segments that wait for others are not applied, but they exist.
     let there = replayed.heads.values().chain(&replayed.waiting);
     let rolled_back = check_rollback(remembered, there).map_err(|e| match is_damaged {
         true => e.hint(format_args!("{WAIT}: {}", listed(&replayed.ignored))),
         false => e,
     });
-    accept(takes_it || options.read_only && is_damaged, rolled_back)?;
+    accept(accepts || options.read_only && is_damaged, rolled_back)?;
     let gaps = check_gaps(replayed);
-    accept(takes_it || options.read_only, gaps)?;
+    accept(accepts || options.read_only, gaps)?;
     if !options.read_only {
         check_writable(replayed.unwritable)?;
     }
@@ -76,7 +77,7 @@ pub(super) fn judge(
     })
 }
 
-/// What a later version wrote is not to be passed over unasked.
+/// Refuses files of later versions, unless the mount is read-only and the user accepts gaps.
 fn refuse_later(options: &Options, ignored: &mut Vec<Ignored>) -> Result<()> {
     let is_later = |i: &Ignored| matches!(i.what, What::Later(_));
     if options.read_only && options.accept_rollback {
@@ -97,7 +98,7 @@ fn warn_of_ignored(ignored: &[Ignored]) {
     }
     if ignored.len() > NAMED_MAX {
         let more = ignored.len() - NAMED_MAX;
-        log::warn!("index: {more} more files in it do not count");
+        log::warn!("index: {more} more files in it are ignored");
     }
 }
 
@@ -113,8 +114,8 @@ fn listed(ignored: &[Ignored]) -> String {
     names.join(", ")
 }
 
-/// A library with contents and without an index is not an empty one: a sync brings the folders in any order. Where this
-/// device itself was cut short in its first publication, what is missing lies in its own `new/`.
+/// Refuses a library that has contents but no index, unless this device's first publication was interrupted: then the
+/// index is in its own `new/`. Such a library is not empty; a sync may create the folders in any order.
 fn check_arrived(store: &dyn Store, master: &MasterKey, replayed: &Replayed) -> Result<()> {
     let has_index = !replayed.heads.is_empty() || !replayed.waiting.is_empty();
     let is_part = |i: &Ignored| matches!(i.what, What::Part(_));
@@ -129,7 +130,7 @@ fn check_arrived(store: &dyn Store, master: &MasterKey, replayed: &Replayed) -> 
     Err(index_has_not_arrived(Area::Index.name()))
 }
 
-/// Whether `data/` has a pack in it, whole or not.
+/// Whether `data/` holds a pack, complete or not.
 fn holds_pack(store: &dyn Store, master: &MasterKey) -> Result<bool> {
     let packs = store.list(Area::Data)?;
     let is_pack = |id: ObjectId| {
@@ -138,7 +139,7 @@ fn holds_pack(store: &dyn Store, master: &MasterKey) -> Result<bool> {
             .and_then(|object| PackReader::open(object, PackId(id), master))
             .is_ok()
     };
-    let mut packs = packs.into_iter().take(LOOKED_AT_MAX);
+    let mut packs = packs.into_iter().take(EXAMINED_MAX);
     Ok(packs.any(|(id, _)| is_pack(id)))
 }
 
@@ -152,16 +153,16 @@ fn holds_own_segment(store: &dyn Store) -> Result<bool> {
     };
     match store.leftovers() {
         Ok(left) => Ok(left.into_iter().any(is_segment)),
-        // Nothing is left, or none of it can be looked at.
+        // There are no leftovers, or they cannot be examined.
         Err(e) if matches!(e.kind(), Kind::ReadOnly) => Ok(false),
         Err(e) => Err(e),
     }
 }
 
-/// Refuses to write to a library with this segment, which has a feature that only those may write with who know it.
+/// Refuses to write if a segment has a feature that this version can read, but must not write next to.
 fn check_writable(unwritable: Option<SegmentId>) -> Result<()> {
     let Some(id) = unwritable else { return Ok(()) };
-    let what = "this version may read the library, but not write";
+    let what = "this version can read the library, but not write to it";
     Err(
         Error::new(Kind::Unsupported(what.into()), format_args!("index/{id}"))
             .hint("mount it with --read-only, or install a newer hushfs"),
@@ -181,15 +182,15 @@ fn check_gaps(replayed: &Replayed) -> Result<()> {
     }
     if !replayed.waiting.is_empty() {
         let count = replayed.waiting.len();
-        text += &format!("; {count} later segments wait for that");
+        text += &format!("; {count} later segments depend on that");
     }
     Err(Error::from(Kind::RolledBack(text.into())).hint(format_args!(
-        "{WAIT}; --read-only shows what was made before, --read-only --accept-rollback shows what is there, and \
-         --accept-rollback alone goes on from that"
+        "{WAIT}; --read-only shows the state before the gap, --read-only --accept-rollback shows everything that \
+         exists, and --accept-rollback alone continues from that"
     )))
 }
 
-/// The slots there are now, and those that were removed; says so where one of those is back.
+/// Returns the present slots, and those that were removed. Warns if a removed slot is back.
 pub(super) fn list_slots(
     store: &dyn Store,
     listed: &[SlotId],
@@ -206,7 +207,7 @@ pub(super) fn list_slots(
     removed.dedup();
     for back in now.iter().filter(|id| removed.contains(id)) {
         log::warn!(
-            "key/{back}: this slot was removed, and is back: its password or key file opens the library again"
+            "key/{back}: this slot was removed, but exists again: its password or key file unlocks the library again"
         );
     }
     let surplus = removed.len().saturating_sub(REMOVED_MAX);

@@ -1,11 +1,11 @@
-//! The outbox: finished packs and segments on their way from `new/` into the library.
+//! The outbox publishes finished packs and segments: it moves them from `new/` into the library.
 //!
-//! Owns the order of publication, and what this machine remembers of it outside of the library. Does not own the packs
-//! and segments that still grow (`log`), nor when anything is published (`upkeep`).
+//! Owns the order of publication, and what this machine remembers about the library outside of it. Does not own the
+//! open pack and the open segment (`log`), nor the decision when to publish (`upkeep`).
 //!
-//! Invariant: at any moment, everything that a published segment names is published. So packs go first, and a segment
-//! only when the one before it has gone. A file in `new/` is a normal state: what is not published yet is found again, and
-//! published, by the next mount (`recovery`). One thread publishes at a time: recovery, then upkeep, then closing.
+//! Invariant: at any moment, everything that a published segment refers to is published. Packs are therefore published
+//! first, and a segment only after the preceding one. Files in `new/` are normal: the next mount finds and publishes
+//! them (`recovery`). Only one thread publishes at a time: recovery, then upkeep, then the one that closes the library.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::index::record::{Head, PackLen};
 use crate::index::{ClosedSegment, PackInfo, Published, SegmentExtent, SegmentReader};
 use crate::object::{Area, DeviceId, SegmentId};
 
-/// The way of finished files into the library.
+/// Publishes finished packs and segments.
 pub(super) struct Outbox {
     log: Arc<Log>,
     salvage: Salvage,
@@ -25,7 +25,7 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    /// An outbox of what `log` has written.
+    /// An outbox for the files that `log` has written.
     pub fn new(log: Arc<Log>, salvage: Salvage, memory: Memory) -> Self {
         Self {
             log,
@@ -34,43 +34,43 @@ impl Outbox {
         }
     }
 
-    /// What this machine remembers of the library.
+    /// What this machine remembers about the library.
     pub fn memory(&self) -> &Memory {
         &self.memory
     }
 
-    /// Copies out of packs that a write or a sync failed in.
+    /// Copies live data out of packs in which a write or a sync failed.
     pub fn salvage(&self) -> Result<()> {
         self.salvage.run()
     }
 
-    /// Ends the open pack and the open segment, and publishes both (hushfs-format(5), WRITING):
+    /// Closes the open pack and the open segment, and publishes both (hushfs-format(5), WRITING):
     ///
-    /// 1. Live data is copied out of packs that failed.
-    /// 2. The library is still where the next mount will look for it.
-    /// 3. A closed segment that could not be published the last time goes first.
-    /// 4. What the open segment names is synced while others go on writing.
-    /// 5. The open pack gets its end, the segment the record of it and its own end; both are synced.
-    /// 6. Packs are published, then the segment that names them.
-    /// 7. What was published lately is still there; this machine remembers the new heads.
+    /// 1. Copy live data out of failed packs.
+    /// 2. Check that the library is still where the next mount will look for it.
+    /// 3. Publish a closed segment whose publication failed the last time.
+    /// 4. Sync the data that the open segment refers to, while other threads keep writing.
+    /// 5. Finish the open pack, record it in the segment, close the segment, and sync both.
+    /// 6. Publish the packs, then the segment that refers to them.
+    /// 7. Check that recently published files still exist, and remember the new heads on this machine.
     pub fn publish(&self) -> Result<()> {
         self.salvage.run()?;
         self.log.inspect_place()?;
         self.publish_closed()?;
         self.log.sync()?;
-        if !self.end_open_files()? {
+        if !self.close_open_files()? {
             return Ok(());
         }
         self.publish_closed()?;
         self.log.check_published();
-        // Not part of the library: without it only a rollback to here goes unnoticed.
+        // Not part of the library: if it fails, only a rollback to this state goes unnoticed.
         if let Err(e) = self.remember() {
             log::warn!("{e}");
         }
         Ok(())
     }
 
-    /// Publishes the packs that are full.
+    /// Publishes full packs.
     pub fn publish_packs(&self) -> Result<()> {
         let finished = self.log.new_packs().finished();
         if !self.log.record_finished(&mut self.log.journal())? {
@@ -80,11 +80,11 @@ impl Outbox {
         self.log.new_packs().publish(&finished)
     }
 
-    /// Gives the open pack and the open segment an end that is durable; false where nothing has changed.
-    fn end_open_files(&self) -> Result<bool> {
+    /// Finishes the open pack and closes the open segment, durably. Returns false if nothing has changed.
+    fn close_open_files(&self) -> Result<bool> {
         let lane = self.log.sync_lane();
-        // Locked to the end: no frame may name a pack that is still open when the segment closes, and none may be
-        // made on top of an end that is not durable.
+        // The journal stays locked throughout: no frame may refer to a pack that is still open when the segment is
+        // closed, and no new segment may follow one whose footer is not durable.
         let mut journal = self.log.journal();
         let packs = self.log.new_packs();
         if journal.is_idle() && packs.is_idle() {
@@ -92,7 +92,8 @@ impl Outbox {
         }
         packs.finish_open()?;
         if let Some(id) = packs.failed().first() {
-            // What failed meanwhile has to be copied first: a published frame names published packs only.
+            // A pack has failed in the meantime: its data must be copied first, because published frames refer to
+            // published packs only.
             return Err(Error::new(Kind::Poisoned, format_args!("data/{id}")));
         }
         self.log.record_finished(&mut journal)?;
@@ -101,7 +102,7 @@ impl Outbox {
         Ok(true)
     }
 
-    /// Publishes the closed segment, and first the packs that it names.
+    /// Publishes the closed segment, after the packs that it refers to.
     fn publish_closed(&self) -> Result<()> {
         let Some(closed) = self.log.journal().to_publish() else {
             return Ok(());
@@ -110,7 +111,7 @@ impl Outbox {
         let mut finished = packs.finished();
         {
             let tree = self.log.view().tree();
-            // One that no record names yet has to wait for it: after a crash it would be taken for unreferenced.
+            // A pack that is not recorded yet has to wait for its record: after a crash it would count as unreferenced.
             let is_recorded = |p: &PackInfo| p.cipher_len.is_some();
             finished.retain(|p| tree.find_pack(p.pack).is_some_and(is_recorded));
         }
@@ -120,7 +121,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// Publishes a closed segment that recovery has written, and first the packs that it names.
+    /// Publishes a closed segment that recovery has written, after the packs that it refers to.
     pub fn publish_recovered(
         &self,
         closed: &ClosedSegment,
@@ -151,14 +152,14 @@ impl Outbox {
         Ok(())
     }
 
-    /// Publishes a segment. One that another device wrote meanwhile is noticed before.
+    /// Publishes a segment, after looking for segments that other devices have written in the meantime.
     pub fn publish_segment(&self, id: SegmentId, is_snapshot: bool) -> Result<()> {
         if let Err(e) = self.look_for_others() {
             log::warn!("{e}");
         }
         self.log.others().expect(id);
         if !is_snapshot {
-            // Not part of the library: without it this machine takes its own segment for another's after a crash.
+            // Not part of the library: if it fails, this machine mistakes its own segment for another's after a crash.
             if let Err(e) = self.memory.expect(id) {
                 log::warn!("{e}");
             }
@@ -167,8 +168,8 @@ impl Outbox {
         store.publish(id.object(), Area::Index)
     }
 
-    /// Whether packs and segments that are superseded may be removed. Others are looked for again, after the record that
-    /// says so is published, so that whoever comes later knows of it.
+    /// Whether dead packs and superseded segments may be removed. Must be called after the record that condemns them is
+    /// published: it looks for other devices again, and any that starts later reads that record.
     pub fn may_remove(&self) -> Result<bool> {
         if self.log.may_collect() {
             self.look_for_others()?;
@@ -176,15 +177,15 @@ impl Outbox {
         Ok(self.log.may_collect())
     }
 
-    /// Looks whether another device is at work: its lock, what it left in `new/`, or a segment that came since this
-    /// library was opened. From then on nothing is collected.
+    /// Checks whether another device writes to the library: it holds a lock, has files in `new/`, or has published a
+    /// segment since the library was opened. From then on nothing is collected.
     fn look_for_others(&self) -> Result<()> {
         let (view, others) = (self.log.view(), self.log.others());
         if view.store().has_neighbours()? {
-            others.note();
+            others.set_present();
         }
         for id in others.take_new(list_index(&**view.store())?) {
-            others.note();
+            others.set_present();
             let opened = view
                 .store()
                 .open(Area::Index, id.object())
@@ -196,13 +197,14 @@ impl Outbox {
         Ok(())
     }
 
-    /// Remembers the heads outside of the library, so that an index that goes back is noticed.
+    /// Remembers the heads outside of the library, so that a rollback of the index is detected.
     pub fn remember(&self) -> Result<()> {
         let heads = self.log.journal().index().heads();
         self.memory.remember(heads)
     }
 
-    /// Makes leftovers of this device of what it left under another id, where nobody is at work there.
+    /// Moves the files that this device left under its former id to the folder of the present one, unless a mount may
+    /// still use them. Returns the former id if that was done.
     pub fn take_over_former(&self) -> Result<Option<DeviceId>> {
         let Some(former) = self.memory.former() else {
             return Ok(None);
@@ -211,7 +213,7 @@ impl Outbox {
             return Ok(Some(former));
         }
         log::warn!(
-            "new/{former}: another mount may be at work there, so what lies in it is left to that"
+            "new/{former}: another mount may be using it, so its files are not recovered by this one"
         );
         Ok(None)
     }

@@ -1,4 +1,4 @@
-//! What reading all files does not look at: the ends of packs, and segments that a base makes superfluous.
+//! Checks beyond reading all files: catalogues and trailers of packs, and superseded segments.
 
 use super::Vault;
 use crate::error::{Error, Kind, Result};
@@ -7,8 +7,9 @@ use crate::object::{Area, PackId};
 use crate::pack::PackReader;
 
 impl Vault {
-    /// Says what is wrong with the index, opens trailer and catalogue of every published pack, holds its length against the index, and opens all of the
-    /// segments and bases that were not needed to open the library. `problem` hears of each object that does not hold.
+    /// Checks trailer, catalogue and length of every published pack, and decrypts all segments and snapshots that were
+    /// not needed to open the library. Calls `problem` for each damaged object, and for each known problem of the
+    /// index.
     pub fn check_objects(&self, problem: &mut dyn FnMut(Error)) -> Result<()> {
         for text in self.view.problems() {
             problem(Error::from(Kind::RolledBack(text.as_str().into())));
@@ -17,9 +18,8 @@ impl Vault {
             self.check_pack(PackId(id), cipher_len)
                 .unwrap_or_else(&mut *problem);
         }
-        let covered = self.upkeep.snapshots.superseded();
-        for segment in &covered {
-            self.check_covered(segment).unwrap_or_else(&mut *problem);
+        for segment in &self.upkeep.snapshots.superseded() {
+            self.check_superseded(segment).unwrap_or_else(&mut *problem);
         }
         Ok(())
     }
@@ -31,7 +31,7 @@ impl Vault {
         if let Some(known) = known
             && u64::from(known) != cipher_len
         {
-            let check = format_args!("it is {cipher_len} bytes long, and the index says {known}");
+            let check = format_args!("it is {cipher_len} bytes long, but the index says {known}");
             return Err(Error::damaged(name, check));
         }
         if let Some(of) = PackReader::copy_of(&object, id, self.view.master()) {
@@ -40,20 +40,20 @@ impl Vault {
             return match is_there {
                 true => {
                     log::warn!(
-                        "{name}: is a copy of data/{of}, and passed over (it can be removed)"
+                        "{name}: is a copy of data/{of}, so it is ignored (it can be removed)"
                     );
                     Ok(())
                 }
                 false => Err(Error::damaged(name, check)),
             };
         }
-        // The catalogue is opened by the trailer.
+        // Reading the catalogue also checks the trailer.
         PackReader::open(object, id, self.view.master())?
             .catalogue()
             .map(drop)
     }
 
-    fn check_covered(&self, segment: &Published) -> Result<()> {
+    fn check_superseded(&self, segment: &Published) -> Result<()> {
         let object = self.view.store().open(Area::Index, segment.id.object())?;
         let reader = SegmentReader::open(
             object,
@@ -65,9 +65,12 @@ impl Vault {
         let ending = reader.frames(|_| Ok(()))?;
         let head = self.log.journal().index().head_of(segment.device);
         match head {
-            Some(head) if head.number == segment.number && head.sha256 != ending.sha256 => Err(
-                Error::damaged(name, "it is another segment than a base was made of"),
-            ),
+            Some(head) if head.number == segment.number && head.sha256 != ending.sha256 => {
+                Err(Error::damaged(
+                    name,
+                    "it is not the segment that the snapshot was made from",
+                ))
+            }
             _ => Ok(()),
         }
     }

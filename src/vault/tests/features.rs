@@ -121,7 +121,7 @@ fn an_index_with_a_gap_can_be_looked_at() {
     let gone = bench.store.objects(Area::Index).into_iter().find(is_second);
     bench.store.take_object(Area::Index, gone.unwrap()).unwrap();
     let refused = open(&bench.code, &bench.store).err().unwrap();
-    let hint = "--read-only --accept-rollback shows what is there";
+    let hint = "--read-only --accept-rollback shows everything that exists";
     assert!(refused.to_string().contains(hint), "{refused}");
     let options = Options {
         read_only: true,
