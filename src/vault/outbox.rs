@@ -7,7 +7,10 @@
 //! first, and a segment only after the preceding one. Files in `new/` are normal: the next mount finds and publishes
 //! them (`recovery`). Only one thread publishes at a time: recovery, then upkeep, then the one that closes the library.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::devices::{Memory, list_index, log_foreign_segment};
 use super::log::Log;
@@ -22,6 +25,8 @@ pub(super) struct Outbox {
     log: Arc<Log>,
     salvage: Salvage,
     memory: Memory,
+    /// Closed and durable segments that are not published yet, in their order.
+    waiting: Mutex<VecDeque<Published>>,
 }
 
 impl Outbox {
@@ -31,7 +36,13 @@ impl Outbox {
             log,
             salvage,
             memory,
+            waiting: Mutex::default(),
         }
+    }
+
+    /// Whether closed segments are not published yet: publishing one has failed, and is tried again.
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.lock().is_empty()
     }
 
     /// What this machine remembers about the library.
@@ -48,7 +59,8 @@ impl Outbox {
     ///
     /// 1. Copy live data out of failed packs.
     /// 2. Check that the library is still where the next mount will look for it.
-    /// 3. Publish a closed segment whose publication failed the last time.
+    /// 3. Publish closed segments whose publication failed the last time. If that fails again, continue only if the open
+    ///    segment is full: closed segments may pile up in `new/`, but a segment has a maximum length.
     /// 4. Sync the data that the open segment refers to, while other threads keep writing.
     /// 5. Finish the open pack, record it in the segment, close the segment, and sync both.
     /// 6. Publish the packs, then the segment that refers to them.
@@ -56,12 +68,15 @@ impl Outbox {
     pub fn publish(&self) -> Result<()> {
         self.salvage.run()?;
         self.log.inspect_place()?;
-        self.publish_closed()?;
+        let earlier = self.publish_waiting();
+        if earlier.is_err() && !self.log.journal().is_full() {
+            return earlier;
+        }
         self.log.sync()?;
         if !self.close_open_files()? {
-            return Ok(());
+            return earlier;
         }
-        self.publish_closed()?;
+        earlier.and_then(|()| self.publish_waiting())?;
         self.log.check_published();
         // Not part of the library: if it fails, only a rollback to this state goes unnoticed.
         if let Err(e) = self.remember() {
@@ -81,7 +96,7 @@ impl Outbox {
     }
 
     /// Finishes the open pack and closes the open segment, durably. Returns false if nothing has changed.
-    fn close_open_files(&self) -> Result<bool> {
+    pub fn close_open_files(&self) -> Result<bool> {
         let lane = self.log.sync_lane();
         // The journal stays locked throughout: no frame may refer to a pack that is still open when the segment is
         // closed, and no new segment may follow one whose footer is not durable.
@@ -98,15 +113,16 @@ impl Outbox {
         }
         self.log.record_finished(&mut journal)?;
         let closed = journal.close_segment(self.log.view())?;
-        self.log.sync_closed(&lane, &mut journal, closed)?;
+        let closed = self.log.sync_closed(&lane, &mut journal, closed)?;
+        self.waiting.lock().extend(closed);
         Ok(true)
     }
 
-    /// Publishes the closed segment, after the packs that it refers to.
-    fn publish_closed(&self) -> Result<()> {
-        let Some(closed) = self.log.journal().to_publish() else {
+    /// Publishes the segments that wait, after the packs that they refer to.
+    fn publish_waiting(&self) -> Result<()> {
+        if !self.is_waiting() {
             return Ok(());
-        };
+        }
         let packs = self.log.new_packs();
         let mut finished = packs.finished();
         {
@@ -116,8 +132,12 @@ impl Outbox {
             finished.retain(|p| tree.find_pack(p.pack).is_some_and(is_recorded));
         }
         packs.publish(&finished)?;
-        self.publish_segment(closed, false)?;
-        self.log.journal().published();
+        let mut waiting = self.waiting.lock();
+        while let Some(segment) = waiting.front() {
+            self.publish_segment(segment.id, false)?;
+            self.log.journal().index_mut().add(*segment);
+            waiting.pop_front();
+        }
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 //! Every change of the tree goes through [`Journal::append`] while the journal is locked: the frame is written first,
 //! then the tree changes. Readers lock only the tree, briefly, and never wait for a write.
 //!
-//! Owns the open segment, the closed one that is to be published, and the number of durable frames. Does not own the
+//! Owns the open segment and the number of durable frames. Does not own the
 //! packs that frames refer to (`new_packs`), or the decision when to sync or publish.
 
 use std::sync::Arc;
@@ -34,8 +34,6 @@ pub struct Journal {
     master: Arc<MasterKey>,
     device: DeviceId,
     open: Option<OpenSegment>,
-    /// Closed and durable, not yet published. The open segment is closed only after this one is published.
-    closed: Option<Published>,
     index: PublishedIndex,
     /// Frames written by this mount.
     appended: u64,
@@ -59,7 +57,6 @@ impl Journal {
             master: view.master().clone(),
             device,
             open: None,
-            closed: None,
             index,
             appended: 0,
             durable: 0,
@@ -302,7 +299,7 @@ impl Journal {
 
     /// Whether there is nothing to publish.
     pub fn is_idle(&self) -> bool {
-        self.closed.is_none() && self.changes().is_none()
+        self.changes().is_none()
     }
 
     /// When the first and the last change were appended to the open segment; `None` if it has no changes.
@@ -313,19 +310,15 @@ impl Journal {
             .map(|o| (o.first_change, o.last_change))
     }
 
-    /// Whether a segment should be published immediately: the open one is full, or publishing a closed one failed.
+    /// Whether the open segment has reached its maximum length.
     pub fn is_full(&self) -> bool {
         let open = self.open.as_ref();
-        self.closed.is_some() || open.is_some_and(|o| o.writer.cipher_len() >= SEGMENT_CIPHER_LEN)
+        open.is_some_and(|o| o.writer.cipher_len() >= SEGMENT_CIPHER_LEN)
     }
 
-    /// Writes the end of the open segment. Does nothing if the preceding segment is not published yet. The caller keeps
-    /// the journal locked, syncs the segment and calls [`Journal::closed`] before anything builds on it. If that fails,
+    /// Writes the end of the open segment. The caller keeps the journal locked, syncs the segment and calls [`Journal::closed`] before anything builds on it. If that fails,
     /// the next frame replaces the segment by a copy without an end.
     pub fn close_segment(&mut self, view: &View) -> Result<Option<ClosedSegment>> {
-        if self.closed.is_some() {
-            return Ok(None);
-        }
         self.replace_failed(view)?;
         let Some(open) = &mut self.open else {
             return Ok(None);
@@ -345,34 +338,20 @@ impl Journal {
         }
     }
 
-    /// Records that the open segment, with its end, is durable: it is now the head.
-    pub fn closed(&mut self, closed: ClosedSegment) {
+    /// Records that the open segment, with its end, is durable: it is now the head. Returns what the outbox publishes.
+    pub fn closed(&mut self, closed: &ClosedSegment) -> Published {
         let (device, number) = (self.device, self.next_number());
-        let sha256 = closed.sha256;
-        let head = Head {
+        self.open = None;
+        self.index.set_head(Head {
             device,
             number,
-            sha256,
-        };
-        self.open = None;
-        self.index.set_head(head);
-        self.closed = Some(Published {
+            sha256: closed.sha256,
+        });
+        Published {
             id: closed.id,
             device,
             number,
             cipher_len: closed.cipher_len,
-        });
-    }
-
-    /// The closed segment that is to be published.
-    pub fn to_publish(&self) -> Option<SegmentId> {
-        self.closed.as_ref().map(|c| c.id)
-    }
-
-    /// Records that the closed segment is published.
-    pub fn published(&mut self) {
-        if let Some(closed) = self.closed.take() {
-            self.index.add(closed);
         }
     }
 }

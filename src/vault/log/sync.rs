@@ -8,7 +8,7 @@ use super::requests::answer;
 use super::side_sync::SideSync;
 use super::{Journal, Log};
 use crate::error::Result;
-use crate::index::ClosedSegment;
+use crate::index::{ClosedSegment, Published};
 use crate::store::Growing;
 
 /// The right to sync, held by one thread at a time. Taken before the journal is locked.
@@ -96,14 +96,11 @@ impl Log {
         lane: &SyncLane<'_>,
         journal: &mut Journal,
         closed: Option<ClosedSegment>,
-    ) -> Result<()> {
+    ) -> Result<Option<Published>> {
         let (segment, appended) = journal.sync_point();
         self.sync_packs_and(lane, segment.as_ref())?;
         journal.synced(segment.as_deref(), appended);
-        if let Some(closed) = closed {
-            journal.closed(closed);
-        }
-        Ok(())
+        Ok(closed.map(|closed| journal.closed(&closed)))
     }
 
     /// Called if another program has changed files after they were synced: treats them as files that cannot be synced.

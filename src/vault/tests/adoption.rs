@@ -28,8 +28,7 @@ fn what_was_made_on_top_of_a_torn_segment_does_not_count() {
         let vault = &bench.vault;
         let mut journal = vault.log.journal();
         let closed = journal.close_segment(&vault.view).unwrap();
-        journal.closed(closed.unwrap());
-        journal.published();
+        journal.closed(&closed.unwrap());
         drop(journal);
         for i in 0..20 {
             bench.mkdir(&format!("second{i}"));
@@ -228,8 +227,7 @@ fn close_unpublished(bench: &Bench) {
     let mut journal = vault.log.journal();
     let closed = journal.close_segment(&vault.view).unwrap().unwrap();
     closed.file.sync().unwrap();
-    journal.closed(closed);
-    journal.published();
+    journal.closed(&closed);
 }
 
 #[test]
@@ -322,8 +320,7 @@ fn adoption_that_is_cut_short_between_two_segments_goes_on() {
         let mut journal = vault.log.journal();
         let closed = journal.close_segment(&vault.view).unwrap().unwrap();
         closed.file.sync().unwrap();
-        journal.closed(closed);
-        journal.published();
+        journal.closed(&closed);
         drop(journal);
         bench.unlink("f0");
         let ino = bench.stat("f1").unwrap().ino;

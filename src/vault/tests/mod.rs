@@ -25,6 +25,7 @@ mod follow;
 mod hard_links;
 mod ledger;
 mod numbers;
+mod outbox;
 mod promises;
 mod races;
 mod room;

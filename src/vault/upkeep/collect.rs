@@ -131,7 +131,10 @@ impl Collector {
         let is_late = changes.is_some_and(|(first, last)| {
             env.since(last) >= IDLE_PUBLISH || env.since(first) >= LATEST_PUBLISH
         });
-        is_full || is_late || self.log.requests().is_space_wanted() && self.log.has_dead_packs()
+        is_full
+            || is_late
+            || self.outbox.is_waiting()
+            || self.log.requests().is_space_wanted() && self.log.has_dead_packs()
     }
 
     /// Removes packs whose condemnation is published, including those that earlier mounts have condemned but not
@@ -211,7 +214,7 @@ impl Task for Collector {
     }
 
     fn is_waiting(&self) -> bool {
-        !self.log.journal().is_idle() || !self.log.new_packs().is_idle()
+        !self.log.journal().is_idle() || !self.log.new_packs().is_idle() || self.outbox.is_waiting()
     }
 
     /// Publishes full packs. If the open segment is due, or space is short, publishes it, too, and removes dead packs.

@@ -9,19 +9,18 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::mm::Advice;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::object::PackId;
 use crate::overdue;
 use crate::pack::Packs;
 use crate::store::STREAM_ALIGNMENT;
+use crate::vault::thread::Workers;
 
 /// Length of a huge page in bytes: on x86-64, and on aarch64 with 4 KiB pages. Disks fill one huge page faster than the
 /// same length of small ones: a virtual disk at 3.4 GB/s instead of 1.4.
@@ -212,33 +211,18 @@ impl Drop for Fetch {
 /// Owns the chunks, and the threads that fetch them.
 pub struct Readahead {
     chunks: Mutex<VecDeque<Arc<Chunk>>>,
-    queue: Option<SyncSender<Fetch>>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Workers<Fetch>,
 }
 
 impl Readahead {
     /// Starts the threads.
     pub fn start(packs: &Arc<Packs>) -> Result<Self> {
-        let (sender, receiver) = sync_channel(CHUNKS_MAX);
-        let receiver = Arc::new(Mutex::new(receiver));
-        let mut readahead = Self {
+        let packs = packs.clone();
+        let fetch = move |fetch: Fetch| fetch.run(&packs);
+        Ok(Self {
             chunks: Mutex::default(),
-            queue: Some(sender),
-            threads: Vec::new(),
-        };
-        for _ in 0..THREADS {
-            let (packs, receiver) = (packs.clone(), receiver.clone());
-            let thread = std::thread::Builder::new()
-                .name("readahead".into())
-                .spawn(move || {
-                    while let Some(fetch) = next(&receiver) {
-                        fetch.run(&packs);
-                    }
-                })
-                .map_err(|e| Error::new(Kind::Io(e), "cannot start a read-ahead thread"))?;
-            readahead.threads.push(thread);
-        }
-        Ok(readahead)
+            threads: Workers::start("readahead", THREADS, CHUNKS_MAX, fetch)?,
+        })
     }
 
     /// The chunk that covers a range of a pack, if there is one.
@@ -268,11 +252,7 @@ impl Readahead {
             chunk: chunk.clone(),
             buffer: Some(buffer),
         };
-        if self
-            .queue
-            .as_ref()
-            .is_some_and(|q| q.try_send(fetch).is_ok())
-        {
+        if self.threads.offer(fetch) {
             chunks.push_back(chunk);
         }
     }
@@ -286,20 +266,6 @@ impl Readahead {
             chunk.fetched.wait();
         }
     }
-}
-
-impl Drop for Readahead {
-    fn drop(&mut self) {
-        drop(self.queue.take());
-        for thread in self.threads.drain(..) {
-            // The thread has no result, and a panic was logged.
-            let _ = thread.join();
-        }
-    }
-}
-
-fn next(fetches: &Mutex<Receiver<Fetch>>) -> Option<Fetch> {
-    fetches.lock().recv().ok()
 }
 
 /// A buffer for one more chunk: that of a chunk that was fully consumed or not consumed in time, otherwise a new one.
