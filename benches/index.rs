@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use divan::{Bencher, black_box};
 use hushfs::crypto::MasterKey;
-use hushfs::index::extents::{Extent, Extents, Piece};
+use hushfs::index::extents::{Extent, ExtentChange, Extents};
 use hushfs::object::ObjectId;
 use hushfs::store::MemoryStore;
 use hushfs::vault::{Options, Vault};
@@ -122,7 +122,7 @@ fn readdir_100(bencher: Bencher<'_, '_>) {
     });
 }
 
-fn piece(block: u64) -> Piece {
+fn change(block: u64) -> ExtentChange {
     let extent = Extent {
         plain_offset: block * 4096,
         plain_len: 4096,
@@ -131,7 +131,7 @@ fn piece(block: u64) -> Piece {
         run_len: 4096,
         start: 0,
     };
-    Piece {
+    ExtentChange {
         plain_offset: extent.plain_offset,
         plain_len: 4096,
         extent: Some(extent),
@@ -142,9 +142,9 @@ fn piece(block: u64) -> Piece {
 #[divan::bench]
 fn splice_8192_into_65536(bencher: Bencher<'_, '_>) {
     let mut extents = Extents::default();
-    let all: Vec<Piece> = (0..65_536).map(piece).collect();
+    let all: Vec<ExtentChange> = (0..65_536).map(change).collect();
     extents.splice(&all, &mut |_, _| {});
-    let batch: Vec<Piece> = (0..8192).map(|i| piece(i * 8)).collect();
+    let batch: Vec<ExtentChange> = (0..8192).map(|i| change(i * 8)).collect();
     bencher
         .with_inputs(|| extents.clone())
         .bench_local_values(|mut extents| {
@@ -156,7 +156,7 @@ fn splice_8192_into_65536(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn overlapping_in_65536(bencher: Bencher<'_, '_>) {
     let mut extents = Extents::default();
-    let all: Vec<Piece> = (0..65_536).map(piece).collect();
+    let all: Vec<ExtentChange> = (0..65_536).map(change).collect();
     extents.splice(&all, &mut |_, _| {});
     let mut at = 0;
     bencher.bench_local(|| {

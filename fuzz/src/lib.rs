@@ -7,8 +7,8 @@
 use std::sync::OnceLock;
 
 use hushfs::crypto::{HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, Slot};
-use hushfs::index::record::{Closing, Frame, Opening, StampSegment};
-use hushfs::index::{SegmentExtent, SegmentReader, Tree, from_cbor, to_cbor};
+use hushfs::index::record::{Frame, SegmentFooter, SegmentHeader, StampSegment};
+use hushfs::index::{SegmentReader, SegmentState, Tree, from_cbor, to_cbor};
 use hushfs::object::{Area, ObjectId};
 use hushfs::pack::{PackReader, padme_len};
 use hushfs::state::StateFile;
@@ -159,7 +159,12 @@ pub fn segment(data: &[u8]) {
     }
     if flags & 2 == 0 {
         let needs = Vec::new();
-        message(&key, 2, &to_cbor(&Closing { frames, needs }), &mut file);
+        message(
+            &key,
+            2,
+            &to_cbor(&SegmentFooter { frames, needs }),
+            &mut file,
+        );
     } else {
         message(&key, 2, rest, &mut file);
     }
@@ -172,11 +177,11 @@ pub fn segment(data: &[u8]) {
     read_segment(&file);
 }
 
-fn opening() -> Opening {
-    Opening {
+fn opening() -> SegmentHeader {
+    SegmentHeader {
         device: ID,
         number: 1,
-        ..Opening::default()
+        ..SegmentHeader::default()
     }
 }
 
@@ -190,7 +195,7 @@ fn read_segment(file: &[u8]) {
     store
         .put(Area::Index, ID, file)
         .expect("a store in memory takes it");
-    for extent in [SegmentExtent::Published, SegmentExtent::Leftover] {
+    for extent in [SegmentState::Published, SegmentState::Leftover] {
         let object = store.open(Area::Index, ID).expect("it was just put there");
         let Ok(reader) = SegmentReader::open(object, ID.into(), master(), extent) else {
             continue;
@@ -241,8 +246,8 @@ pub fn records(data: &[u8]) {
             assert_eq!(value, again);
         }
     }
-    round_trip::<Opening>(data);
-    round_trip::<Closing>(data);
+    round_trip::<SegmentHeader>(data);
+    round_trip::<SegmentFooter>(data);
     round_trip::<Frame>(data);
     if let Ok(frame) = from_cbor::<Frame>(data) {
         let mut tree = Tree::new(0, 0, Time::default());
@@ -263,7 +268,7 @@ pub fn records(data: &[u8]) {
 
 /// The two directions of what is round-tripped, without naming the CBOR library.
 mod minicbor_bounds {
-    use super::{Closing, Frame, Opening, from_cbor, to_cbor};
+    use super::{Frame, SegmentFooter, SegmentHeader, from_cbor, to_cbor};
 
     pub trait Both: Sized {
         fn read(data: &[u8]) -> Result<Self, ()>;
@@ -282,7 +287,7 @@ mod minicbor_bounds {
             }
         )*};
     }
-    both!(Opening, Closing, Frame);
+    both!(SegmentHeader, SegmentFooter, Frame);
 }
 
 /// A state file.

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use hushfs::index::record::{
     AttrChange, Content, Frame, Id, LinkAt, NewInode, Number, Owner, PackLen, Record, Relocate,
-    Source, Splice, Unlink, WireStamp, XattrChange,
+    RunSlice, Splice, Unlink, WireStamp, XattrChange,
 };
-use hushfs::index::{BaseCursor, ROOT_IX, Tree, from_cbor, to_cbor};
+use hushfs::index::{ROOT_IX, SnapshotCursor, Tree, from_cbor, to_cbor};
 use hushfs::object::{ObjectId, PackId};
 use hushfs::volume::{Attr, FileKind, Ino, Time};
 
@@ -108,7 +108,7 @@ impl Choices<'_> {
             .map(|_| {
                 at = at.wrapping_add(self.number());
                 let plain_len = self.number();
-                let source = (self.byte() & 3 != 0).then(|| Source {
+                let source = (self.byte() & 3 != 0).then(|| RunSlice {
                     pack: u32::from(self.byte() & 3),
                     cipher_offset: self.number() as u32,
                     run_len: self.number() as u32,
@@ -239,9 +239,9 @@ pub(super) fn check(tree: &mut Tree) {
         .iter()
         .map(|s| again.intern_segment(*s))
         .collect();
-    let mut cursor = BaseCursor::Inodes(0);
+    let mut cursor = SnapshotCursor::Inodes(0);
     let mut refused = None;
-    while cursor != BaseCursor::End {
+    while cursor != SnapshotCursor::End {
         let (records, next) = tree
             .base_records(cursor, 3, &table)
             .expect("no segment was begun since");

@@ -1,14 +1,13 @@
-//! What a record does to the tree.
+//! Applying records to the tree.
 //!
-//! Every register keeps the later of two stamps, so a record may come twice, or late. A record about an inode that
-//! is not there changes nothing: a base that was written while work went on may already lack what a segment
-//! beside it goes on to remove. Only values that no writer may write are refused; what several writers did beside
-//! each other never is (see [`super::merge`]).
+//! Every register keeps the later of two stamps, so a record may be applied twice, or late. A record about an unknown
+//! inode is ignored: a fuzzy snapshot may lack what a concurrent segment goes on to remove. Only values that no valid
+//! writer produces are refused, never the combined effects of several writers (see [`super::merge`]).
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::extents::{Extent, Extents, Piece};
+use super::extents::{Extent, ExtentChange, Extents};
 use super::inode::*;
 use super::record::*;
 use super::tree::*;
@@ -16,14 +15,14 @@ use crate::object::PackId;
 use crate::pack::{PACK_CIPHER_LEN, Run};
 use crate::volume::{FILE_LEN_MAX, FileKind, NAME_LEN_MAX, TARGET_LEN_MAX, Time, XATTR_LEN_MAX};
 
-/// Why a record cannot be.
+/// Why a record is refused.
 pub type Refusal = &'static str;
 
-/// Lamport counters beyond this are damage: no writer gets there in a lifetime.
+/// Larger Lamport counters are damage: no writer gets there in a lifetime.
 pub(super) const COUNTER_MAX: u64 = 1 << 62;
 
 impl Tree {
-    /// Applies a frame of segment number `segment`, all of it or, where it is refused, a part.
+    /// Applies a frame of segment number `segment`. If a record is refused, the preceding ones remain applied.
     pub fn apply_frame(&mut self, segment: u32, frame: &Frame) -> Result<(), Refusal> {
         let last = frame.counter.saturating_add(frame.records.len() as u64);
         if last > COUNTER_MAX {
@@ -60,7 +59,7 @@ impl Tree {
                 Ok(())
             }
             Record::BaseInode(_) | Record::BaseLink(_) => {
-                Err("a record of a base in a frame that is not one's")
+                Err("a record of a base outside of a base")
             }
         }
     }
@@ -92,14 +91,14 @@ impl Tree {
         Ok(())
     }
 
-    /// Forgets an inode that has no name and that nobody holds. A directory with something in it is none such: who
-    /// is in it would hang in the air.
+    /// Deletes an inode without links and references. A non-empty directory is kept, so that its entries stay
+    /// reachable.
     pub fn drop_if_unused(&mut self, ix: InodeIx) {
         let inode = self.inode(ix);
         if inode.is_linked() || inode.refs.load(Ordering::Acquire) > 0 || self.has_entries(ix) {
             return;
         }
-        let Some(inode) = self.take_out(ix) else {
+        let Some(inode) = self.remove_inode(ix) else {
             return;
         };
         for e in inode.extents().as_slice() {
@@ -135,24 +134,25 @@ impl Tree {
         if let Some(number) = change.number {
             self.change_number(ix, number, at);
         }
-        // What a base knows already has a ctime there, perhaps a later one.
+        // What a snapshot has already has its ctime there, perhaps a later one.
         if newer.contains(&true) {
-            self.note_change(ix, wall);
+            self.update_ctime(ix, wall);
         }
     }
 
-    /// When a register was set; the creation set all.
+    /// When a register was set: at the creation, if not since.
     pub(super) fn set_at(&self, ix: InodeIx, own: fn(&Extra) -> Option<Stamp>) -> Stamp {
         let inode = self.inode(ix);
         let set_at = inode.extra.as_deref().and_then(own);
         set_at.unwrap_or(inode.created)
     }
 
-    /// A record about the inode counted. Beside a base, which knows some of the later ones already, a ctime stays.
-    pub(super) fn note_change(&mut self, ix: InodeIx, wall: Time) {
-        let beside_base = self.beside_base;
+    /// Updates ctime after a change. During the replay of segments concurrent with a snapshot, which has some later
+    /// changes already, ctime never decreases.
+    pub(super) fn update_ctime(&mut self, ix: InodeIx, wall: Time) {
+        let during_snapshot = self.during_snapshot;
         let ctime = &mut self.inode_mut(ix).ctime;
-        if !beside_base || wall > Time::from(*ctime) {
+        if !during_snapshot || wall > Time::from(*ctime) {
             *ctime = wall.into();
         }
     }
@@ -172,14 +172,14 @@ impl Tree {
         if content.plain_size > FILE_LEN_MAX {
             return Err("a file longer than files can be");
         }
-        let pieces = self.pieces(&content.packs, &content.splices)?;
-        // Who writes on top of versions that lost has kept those, if it is not one of them itself.
+        let changes = self.extent_changes(&content.packs, &content.splices)?;
+        // The writer has kept the versions that lost, unless this one is one of them.
         self.forget_losers(ix);
-        self.splice(ix, &pieces, Some(content.plain_size));
+        self.splice(ix, &changes, Some(content.plain_size));
         let inode = self.inode_mut(ix);
         inode.version = at;
         inode.mtime = content.mtime.unwrap_or(wall).into();
-        self.note_change(ix, wall);
+        self.update_ctime(ix, wall);
         Ok(())
     }
 
@@ -187,17 +187,22 @@ impl Tree {
         let Some(ix) = self.find_id(moved.inode) else {
             return Ok(());
         };
-        if self.wire(self.inode(ix).version) != moved.version {
+        if self.to_wire(self.inode(ix).version) != moved.version {
             return Ok(());
         }
-        let pieces = self.pieces(&moved.packs, &moved.splices)?;
-        // What lies behind the end must not show when the file grows.
+        let changes = self.extent_changes(&moved.packs, &moved.splices)?;
+        // Data after the end must not appear when the file grows.
         let plain_size = self.inode(ix).plain_size;
-        self.splice(ix, &pieces, Some(plain_size));
+        self.splice(ix, &changes, Some(plain_size));
         Ok(())
     }
 
-    pub(super) fn splice(&mut self, ix: InodeIx, pieces: &[Piece], plain_size: Option<u64>) {
+    pub(super) fn splice(
+        &mut self,
+        ix: InodeIx,
+        changes: &[ExtentChange],
+        plain_size: Option<u64>,
+    ) {
         let Self { inodes, packs, .. } = self;
         let inode = inodes.get_mut(ix.0).expect("found by the caller");
         let Body::Extents(extents) = &mut inode.body else {
@@ -207,19 +212,19 @@ impl Tree {
             let live = &mut packs[pack as usize].live_plain_bytes;
             *live = live.saturating_add_signed(by);
         };
-        extents.splice(pieces, &mut moved);
+        extents.splice(changes, &mut moved);
         if let Some(plain_size) = plain_size {
             extents.truncate(plain_size, &mut moved);
             inode.plain_size = plain_size;
         }
     }
 
-    /// Splices as pieces, each checked: what comes from the store may be hostile in its numbers.
-    pub(super) fn pieces(
+    /// Converts splices and checks them: numbers from the store may be hostile.
+    pub(super) fn extent_changes(
         &mut self,
         packs: &[PackId],
         splices: &[Splice],
-    ) -> Result<Vec<Piece>, Refusal> {
+    ) -> Result<Vec<ExtentChange>, Refusal> {
         let numbers: Vec<u32> = packs.iter().map(|id| self.intern_pack(*id)).collect();
         let mut end = 0;
         splices
@@ -229,14 +234,14 @@ impl Tree {
                     || s.plain_len == 0
                     || s.plain_len > FILE_LEN_MAX - s.plain_offset.min(FILE_LEN_MAX)
                 {
-                    return Err("splices that overlap or run out of the file");
+                    return Err("splices that overlap or exceed the file");
                 }
                 end = s.plain_offset + s.plain_len;
                 let extent = s
                     .source
                     .map(|source| extent(s, &source, &numbers))
                     .transpose()?;
-                Ok(Piece {
+                Ok(ExtentChange {
                     plain_offset: s.plain_offset,
                     plain_len: s.plain_len,
                     extent,
@@ -260,7 +265,7 @@ impl Tree {
         if set_at.is_some_and(|set_at| !self.is_later(at, set_at)) {
             return Ok(());
         }
-        self.note_change(ix, wall);
+        self.update_ctime(ix, wall);
         let xattrs = &mut self.inode_mut(ix).extra_mut().xattrs;
         match (&change.value, place) {
             (Some(value), Some(i)) => (xattrs[i].1, xattrs[i].2) = (value.as_slice().into(), at),
@@ -284,8 +289,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Forgets the inodes that lost their last name by these records, and that nobody holds. Not in a replay: beside
-    /// a base that was written meanwhile, a name may be missing that a later record gives.
+    /// Deletes unreferenced inodes whose last link these records removed. Not for a replay: after a fuzzy snapshot, a
+    /// later record may restore a link.
     pub fn drop_removed(&mut self, records: &[Record]) {
         for record in records {
             if let Record::Unlink(gone) = record
@@ -296,7 +301,7 @@ impl Tree {
         }
     }
 
-    /// Ends a replay: inodes without a name go. They were open when the last segment was written.
+    /// Ends a replay: deletes inodes without links, which were open when the last segment was written.
     pub fn drop_unlinked(&mut self) {
         let unlinked: Vec<InodeIx> = self
             .inodes
@@ -312,7 +317,7 @@ impl Tree {
 
 fn body(new: &NewInode) -> Result<Body, Refusal> {
     if new.kind != FileKind::Symlink && !new.target.is_empty() {
-        return Err("a target of what is no symbolic link");
+        return Err("a target, but not a symbolic link");
     }
     Ok(match new.kind {
         FileKind::Regular => Body::Extents(Extents::default()),
@@ -328,7 +333,7 @@ fn body(new: &NewInode) -> Result<Body, Refusal> {
     })
 }
 
-fn extent(s: &Splice, source: &Source, numbers: &[u32]) -> Result<Extent, Refusal> {
+fn extent(s: &Splice, source: &RunSlice, numbers: &[u32]) -> Result<Extent, Refusal> {
     let pack = *numbers
         .get(source.pack as usize)
         .ok_or("a pack that is not in the record's list")?;
@@ -341,7 +346,7 @@ fn extent(s: &Splice, source: &Source, numbers: &[u32]) -> Result<Extent, Refusa
         && u64::from(source.cipher_offset) + u64::from(run.cipher_len())
             <= u64::from(PACK_CIPHER_LEN);
     if !fits || u64::from(source.start) + s.plain_len > u64::from(source.run_len) {
-        return Err("an extent that runs out of its run or pack");
+        return Err("an extent outside of its run or pack");
     }
     Ok(Extent {
         plain_offset: s.plain_offset,

@@ -1,4 +1,4 @@
-//! The tree as records of a base, and back.
+//! Writing the tree as a snapshot, and reading it back.
 
 use super::apply::{Refusal, check_xattr};
 use super::extents::{Extent, Extents};
@@ -10,38 +10,38 @@ use super::versions::Loser;
 use crate::pack::Run;
 use crate::volume::{FILE_LEN_MAX, FileKind, Time};
 
-/// Extents in one record of a base: the longest frame has room for many more.
+/// Maximum number of extents in one record of a snapshot; they take a small part of the longest frame.
 const EXTENTS_PER_RECORD: usize = 65_536;
 
-/// How far a base has been written.
+/// How far a snapshot has been written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BaseCursor {
+pub enum SnapshotCursor {
     /// Inodes from this slot on, then links, removed names, directories again, packs.
     Inodes(u32),
     /// Links from this slot on, then removed names, directories again, packs.
     Links(u32),
     /// Removed names of inodes from this slot on, then directories again, packs.
     Unlinked(u32),
-    /// Directories from this slot on whose names changed in segments that the base needs, then packs. A name that
-    /// left one before the links were written is not seen to leave when those segments are applied, so the directory
-    /// has to be as it was after.
-    Again(u32),
+    /// Directories from this slot on whose entries changed during the snapshot, then packs. An entry that was removed
+    /// before the links were written is not seen to disappear when the concurrent segments are applied, so the
+    /// directory is written again in its later state.
+    SecondPass(u32),
     /// Packs from this number on.
     Packs(u32),
     /// Everything is written.
     End,
 }
 
-/// The segments that a base's stamps name, and their places in its list.
+/// The segments that a snapshot's stamps refer to, and their indices in its list.
 pub struct StampTable {
     places: Vec<Option<u32>>,
     from: u32,
-    /// The list, for the opening.
+    /// The list, for the header.
     pub segments: Vec<StampSegment>,
 }
 
 impl Tree {
-    /// The segments that stamps name, and all from number `from` on: what is changed meanwhile has stamps of those.
+    /// The segments that stamps refer to, and all from number `from` on, which concurrent changes will refer to.
     pub fn stamp_table(&self, from: u32) -> StampTable {
         let mut used = vec![false; self.segments.len()];
         used[from as usize..].fill(true);
@@ -72,14 +72,14 @@ impl Tree {
         table
     }
 
-    /// The next records of a base, about `count` of them; `None` where a stamp is not in the table (the segment that
-    /// it names was begun after the table was made), and the base has to be given up.
+    /// Returns about `count` records of a snapshot from `at` on, and where to continue. `None` if a stamp's segment is
+    /// not in the table, because it was started later: then the snapshot has to be abandoned.
     pub fn base_records(
         &self,
-        at: BaseCursor,
+        at: SnapshotCursor,
         count: usize,
         table: &StampTable,
-    ) -> Option<(Vec<Record>, BaseCursor)> {
+    ) -> Option<(Vec<Record>, SnapshotCursor)> {
         let stamp = |s: Stamp| {
             let segment = table.places.get(s.segment as usize).copied().flatten()?;
             Some(BaseStamp {
@@ -90,10 +90,10 @@ impl Tree {
         let mut records = Vec::with_capacity(count);
         let mut weight = 0;
         match at {
-            BaseCursor::Inodes(from) => {
+            SnapshotCursor::Inodes(from) => {
                 for (slot, inode) in self.inodes.iter_from(from) {
                     if weight >= count {
-                        return Some((records, BaseCursor::Inodes(slot)));
+                        return Some((records, SnapshotCursor::Inodes(slot)));
                     }
                     if inode.is_linked() {
                         let xattrs: usize = inode.xattrs().map(|(n, v)| n.len() + v.len()).sum();
@@ -101,39 +101,39 @@ impl Tree {
                         self.base_inode(inode, &stamp, &mut records)?;
                     }
                 }
-                Some((records, BaseCursor::Links(0)))
+                Some((records, SnapshotCursor::Links(0)))
             }
-            BaseCursor::Links(from) => {
+            SnapshotCursor::Links(from) => {
                 for (slot, link) in self.links.iter_from(from) {
                     if records.len() >= count {
-                        return Some((records, BaseCursor::Links(slot)));
+                        return Some((records, SnapshotCursor::Links(slot)));
                     }
                     records.push(Record::BaseLink(BaseLink {
                         link: self.link_at(LinkIx(slot)),
                         at: stamp(link.at)?,
                     }));
                 }
-                Some((records, BaseCursor::Unlinked(0)))
+                Some((records, SnapshotCursor::Unlinked(0)))
             }
-            BaseCursor::Unlinked(from) => {
+            SnapshotCursor::Unlinked(from) => {
                 let (records, next) = self.base_unlinked(from, count, &stamp)?;
-                let next = next.map_or(BaseCursor::Again(0), BaseCursor::Unlinked);
+                let next = next.map_or(SnapshotCursor::SecondPass(0), SnapshotCursor::Unlinked);
                 Some((records, next))
             }
-            BaseCursor::Again(from) => {
+            SnapshotCursor::SecondPass(from) => {
                 for (slot, inode) in self.inodes.iter_from(from) {
                     if records.len() >= count {
-                        return Some((records, BaseCursor::Again(slot)));
+                        return Some((records, SnapshotCursor::SecondPass(slot)));
                     }
                     let changed = inode.version.segment >= table.from;
                     if changed && inode.kind == FileKind::Directory && inode.is_linked() {
                         self.base_inode(inode, &stamp, &mut records)?;
                     }
                 }
-                Some((records, BaseCursor::Packs(0)))
+                Some((records, SnapshotCursor::Packs(0)))
             }
-            BaseCursor::Packs(from) => Some(self.base_packs(from, count)),
-            BaseCursor::End => Some((records, BaseCursor::End)),
+            SnapshotCursor::Packs(from) => Some(self.base_packs(from, count)),
+            SnapshotCursor::End => Some((records, SnapshotCursor::End)),
         }
     }
 
@@ -148,9 +148,9 @@ impl Tree {
         }
     }
 
-    fn base_packs(&self, from: u32, count: usize) -> (Vec<Record>, BaseCursor) {
+    fn base_packs(&self, from: u32, count: usize) -> (Vec<Record>, SnapshotCursor) {
         let packs = self.packs.iter().skip(from as usize).take(count);
-        // A pack with nothing live in it is not named again; a condemned one is, until it is gone.
+        // A pack without live data is left out. A condemned one is included until it is deleted.
         let condemned = packs.clone().filter(|p| p.condemned);
         let mut records: Vec<Record> = condemned.map(|p| Record::Condemn(vec![p.id])).collect();
         let lens = packs
@@ -166,16 +166,17 @@ impl Tree {
         }));
         let next = from + packs.len() as u32;
         if next as usize >= self.packs.len() {
-            (records, BaseCursor::End)
+            (records, SnapshotCursor::End)
         } else {
-            (records, BaseCursor::Packs(next))
+            (records, SnapshotCursor::Packs(next))
         }
     }
 
-    /// A base that was written while names changed has some as they were before, and others as they were after. Where
-    /// two of its links have one name, the earlier has left it; where a directory would come below itself, those above
-    /// it have moved, and false says to leave it out. A record of a segment that the base needs says where to.
-    fn make_way(&mut self, at: Stamp, to: &LinkAt) -> bool {
+    /// Makes a name free for a link of a fuzzy snapshot, which has some links as they were before a change and others
+    /// as they were after. Of two links with one name, the earlier has since left it. If a directory would be below
+    /// itself, those above it have moved; then the result is false, and the link is left out. A record of a concurrent
+    /// segment has the new place.
+    fn evict_stale_link(&mut self, at: Stamp, to: &LinkAt) -> bool {
         let (Some(parent), Some(inode)) = (
             self.find_id(to.parent),
             self.find_id(to.inode.unwrap_or(to.link)),
@@ -183,16 +184,14 @@ impl Tree {
             return true;
         };
         if let Some(other) = self.child(parent, &to.name) {
-            // What another base placed there may be gone by now, or is a conflict: it is noted as one.
+            // A link that another snapshot placed there may be gone by now, or is a conflict; placing this one marks
+            // the name.
             let set_at = self.link(other).at;
-            let is_conflict = !self.is_of_this_base(other);
-            match self.is_later(at, set_at) {
-                _ if is_conflict => {}
-                false => return false,
-                true => {
-                    self.detach(other, Stamp::new(0, 0), Time::default());
-                    self.remove_link(other);
+            if self.is_of_this_base(other) {
+                if !self.is_later(at, set_at) {
+                    return false;
                 }
+                self.take_link(other);
             }
         }
         !(self.inode(inode).kind == FileKind::Directory && self.is_within(parent, inode))
@@ -254,7 +253,7 @@ impl Tree {
         // What does not fit into one record follows as if it had been relocated.
         records.extend(parts.map(|part| {
             let Splices { packs, list } = self.splices(part);
-            let (inode, version) = (inode.id(), self.wire(inode.version));
+            let (inode, version) = (inode.id(), self.to_wire(inode.version));
             Record::Relocate(Relocate {
                 inode,
                 version,
@@ -265,7 +264,7 @@ impl Tree {
         Some(())
     }
 
-    /// Extents as records spell them.
+    /// Extents as splices.
     pub(super) fn splices(&self, extents: &[Extent]) -> Splices {
         let mut splices = Splices::default();
         for e in extents {
@@ -279,7 +278,7 @@ impl Tree {
         splices
     }
 
-    /// Applies a record of a base that covers `covers`, and whose stamps name segments by `numbers`.
+    /// Applies a record of a snapshot that covers `covers` and whose stamps index `numbers`.
     pub fn apply_base(
         &mut self,
         record: &Record,
@@ -289,13 +288,13 @@ impl Tree {
         let stamp = |s: BaseStamp| {
             let segment = *numbers
                 .get(s.segment as usize)
-                .ok_or("a stamp of a segment that is not in the list")?;
+                .ok_or("a stamp of an unlisted segment")?;
             Ok(Stamp::new(s.counter, segment))
         };
         match record {
             Record::BaseInode(base) => {
                 self.apply_base_inode(base, &stamp, covers)?;
-                self.note_inode_in_base(base);
+                self.mark_inode_in_base(base);
                 Ok(())
             }
             Record::BaseLink(base) => {
@@ -305,8 +304,8 @@ impl Tree {
                     return Ok(());
                 }
                 let parent = self.find_id(base.link.parent);
-                self.note_link_in_base(&base.link);
-                if !self.make_way(at, &base.link) {
+                self.mark_link_in_base(&base.link);
+                if !self.evict_stale_link(at, &base.link) {
                     return Ok(());
                 }
                 let times = parent.map(|p| {
@@ -320,8 +319,8 @@ impl Tree {
                 let inode = self.find_id(base.link.inode.unwrap_or(base.link.link));
                 let ctime = inode.map(|i| (i, self.inode(i).ctime));
                 self.place(at, Time::default(), &base.link)?;
-                self.note_place_in_base(&base.link, at);
-                // The base has the times themselves.
+                self.mark_place_in_base(&base.link, at);
+                // The snapshot has the times themselves.
                 if let Some((ix, ctime)) = ctime {
                     self.inode_mut(ix).ctime = ctime;
                 }
@@ -334,11 +333,11 @@ impl Tree {
             Record::Pack(pack) => self.finish_pack(pack),
             Record::Relocate(more) => self.relocate(more),
             Record::Condemn(_) => self.apply(Stamp::new(0, 0), Time::default(), record),
-            _ => Err("a record that bases do not have"),
+            _ => Err("a record of this kind in a base"),
         }
     }
 
-    /// An inode, or, of a directory that is there, what of it is not older: see [`BaseCursor::Again`].
+    /// Adds an inode. Of an existing directory, sets what is newer: see [`SnapshotCursor::SecondPass`].
     fn apply_base_inode(
         &mut self,
         base: &BaseInode,
@@ -366,13 +365,13 @@ impl Tree {
                 ix
             }
         };
-        let pieces = self.pieces(&base.packs, &base.splices)?;
+        let changes = self.extent_changes(&base.packs, &base.splices)?;
         if base.plain_size > FILE_LEN_MAX {
             return Err("a file longer than files can be");
         }
         self.splice(
             ix,
-            &pieces,
+            &changes,
             (base.inode.kind == FileKind::Regular).then_some(base.plain_size),
         );
         if ix == ROOT_IX {
@@ -391,7 +390,7 @@ impl Tree {
         Ok(())
     }
 
-    /// A file that another base has, too.
+    /// Merges a file that another snapshot has, too.
     fn merge_base_file(
         &mut self,
         ix: InodeIx,
@@ -402,9 +401,9 @@ impl Tree {
         if base.plain_size > FILE_LEN_MAX {
             return Err("a file longer than files can be");
         }
-        let pieces = self.pieces(&base.packs, &base.splices)?;
+        let changes = self.extent_changes(&base.packs, &base.splices)?;
         let mut extents = Extents::default();
-        extents.splice(&pieces, &mut |_, _| {});
+        extents.splice(&changes, &mut |_, _| {});
         extents.truncate(base.plain_size, &mut |_, _| {});
         let other = Loser {
             at: stamp(base.version)?,

@@ -1,8 +1,7 @@
-//! Conflicts: what a merge left is settled by records like any other, so that the tree that programs see has none.
+//! Settles the conflicts of a merge by ordinary records, so that the tree that programs see has none.
 //!
-//! Which records these are follows from the tree alone. Two devices that settle the same conflict come to the same
-//! names and ids, and what they wrote merges without a new one. Every step is one frame: after a crash, the next mount
-//! goes on where this one ended.
+//! The records depend on the tree alone. Two devices that settle the same conflict use the same names and ids, so their
+//! records merge without a new conflict. Every step is one frame: after a crash, the next mount continues.
 
 use sha2::{Digest, Sha256};
 
@@ -13,23 +12,23 @@ use super::tree::*;
 use super::versions::Loser;
 use crate::volume::{FileKind, NAME_LEN_MAX, Time};
 
-/// Records in a step: how many entries of a directory move in one frame.
+/// Maximum number of records per step, so of directory entries moved in one frame.
 const RECORDS_PER_STEP: usize = 512;
-/// Extents in a step: the longest frame has room for many more.
+/// Maximum number of extents per step; they take a small part of the longest frame.
 const EXTENTS_PER_STEP: usize = 65_536;
 
 /// One step towards a tree without conflicts.
 pub struct Settling {
-    /// What it changes, as one frame.
+    /// The records of one frame.
     pub records: Vec<Record>,
-    /// The clock of that frame: the same on every device.
+    /// The time of that frame: the same on every device.
     pub wall: Time,
-    /// A name that it gave to something, for the log.
+    /// A new name that it assigned, for the log.
     pub conflict: Option<Vec<u8>>,
 }
 
 impl Tree {
-    /// The next step, to be applied before another one is asked for; `None` where no conflict is left.
+    /// The next step, to be applied before the following one is requested; `None` if no conflict is left.
     pub fn settle(&mut self) -> Option<Settling> {
         let wall = self.unsettled.as_ref()?.wall;
         let (records, conflict) = match self.settle_rings() {
@@ -44,39 +43,37 @@ impl Tree {
         })
     }
 
-    /// Keeps the stamps of links that are about to be moved: those of the settling itself tell who settles, and what
-    /// names follow from must be the same on every device.
+    /// Saves the stamps of links before they are moved. The settling changes them, but names derive from them and must
+    /// be the same on every device.
     fn keep_stamps(&mut self, records: &[Record]) {
         for record in records {
             let Record::Link(moved) = record else {
                 continue;
             };
-            let inode = self.find_id(moved.inode.unwrap_or(moved.link));
-            let link = inode.and_then(|ix| self.find_link(ix, moved.link));
-            let at = link.map(|link| self.link(link).at);
+            let at = self.find_placed(moved).map(|link| self.link(link).at);
             if let (Some(at), Some(unsettled)) = (at, &mut self.unsettled) {
                 unsettled.placed.entry(moved.link).or_insert(at);
             }
         }
     }
 
-    /// Whether segments were merged, and the settling has not ended.
+    /// Whether segments were merged and the settling has not ended.
     #[cfg(test)]
     pub fn was_merged(&self) -> bool {
         self.unsettled.is_some()
     }
 
-    /// Ends the settling. Answers how many inodes records wanted to change that another device removed, whose records
-    /// are in a base already.
+    /// Ends the settling. Returns the number of inodes that records refer to and that another device removed, in
+    /// records that a snapshot has superseded.
     pub fn settled(&mut self) -> usize {
         self.unsettled.take().map_or(0, |u| u.lost.len())
     }
 
-    /// A directory that lies below itself: of the ring, the one that was moved last goes to the root.
+    /// Breaks a cycle of directories: the one that was moved last is moved to the root.
     fn settle_rings(&mut self) -> Option<Vec<Record>> {
         while let Some(dir) = self.unsettled.as_mut()?.moved.pop() {
             let Some(ring) = self.ring(dir) else { continue };
-            // Others of this ring, and of another one, may be noted.
+            // Other moved directories may be in this cycle, or in another one.
             self.unsettled.as_mut()?.moved.push(dir);
             let mut last = ring[0];
             for link in &ring[1..] {
@@ -90,12 +87,12 @@ impl Tree {
         None
     }
 
-    /// The links of the directories of a ring that this directory is in or below; `None` where the root is above it.
+    /// The links of the cycle of directories that this directory is in or below; `None` if it is below the root.
     fn ring(&self, dir: InodeIx) -> Option<Vec<LinkIx>> {
         self.inodes.get(dir.0)?;
         let above = |at: InodeIx| self.inode(at).first_link;
         let mut at = dir;
-        // After as many steps as there are inodes, a walk that has not come to an end is in the ring.
+        // A walk with as many steps as there are inodes ends in the cycle.
         for _ in 0..self.inodes.len() {
             at = self.link(above(at)?).parent;
         }
@@ -111,7 +108,7 @@ impl Tree {
         }
     }
 
-    /// Several links of one name: directories become one, and of others the latest keeps the name.
+    /// Settles several links of one name: directories are joined, and of the others the latest keeps the name.
     fn settle_names(&mut self) -> Option<(Vec<Record>, Option<Vec<u8>>)> {
         loop {
             let unsettled = self.unsettled.as_mut()?;
@@ -137,10 +134,11 @@ impl Tree {
             let unsettled = self.unsettled.as_ref()?;
             let placed = unsettled.placed.get(&self.link_id(lost)).copied();
             let placed = placed.unwrap_or(link.at);
-            // That of a directory is of whoever changed a name in it, be it to settle a conflict.
-            let at = match is_file && self.is_later(inode.version, placed) {
-                true => inode.version,
-                false => placed,
+            // The version of a directory does not count: it changes with any entry, even when a conflict is settled.
+            let at = if is_file && self.is_later(inode.version, placed) {
+                inode.version
+            } else {
+                placed
             };
             let free = self.conflict_name(parent, &name, at, inode.ctime.into(), is_file);
             let parent = self.inode(parent).id();
@@ -156,13 +154,14 @@ impl Tree {
             .filter(|ix| self.link(*ix).parent == parent && *self.link(*ix).name == *name)
             .collect();
         links.sort_by_key(|ix| {
-            let at = self.wire(self.link(*ix).at);
+            let at = self.to_wire(self.link(*ix).at);
             (at.counter, at.segment)
         });
         links
     }
 
-    /// Moves what is in one directory into another, then removes it. More than one frame holds comes in several steps.
+    /// Moves the entries of one directory into another, then removes it. If they do not fit in one frame, that takes
+    /// several steps.
     fn join_dirs(&self, from: LinkIx, into: LinkIx) -> Vec<Record> {
         let (from_ix, into_ix) = (self.link(from).inode, self.link(into).inode);
         let into = self.inode(into_ix).id();
@@ -178,7 +177,7 @@ impl Tree {
             records.push(Record::Unlink(Unlink {
                 link: id,
                 inode: None,
-                seen: self.wire(self.inode(from_ix).version),
+                seen: self.to_wire(self.inode(from_ix).version),
             }));
         }
         records
@@ -194,8 +193,8 @@ impl Tree {
         })
     }
 
-    /// Versions of contents that lost become files of their own. When all of a file have, a record that changes nothing
-    /// says that who wrote it knew them.
+    /// Saves versions of contents that lost as files of their own. Once that is done for a file, a record without
+    /// changes states that its writer knew them.
     fn settle_contents(&mut self) -> Option<(Vec<Record>, Option<Vec<u8>>)> {
         let (ix, losers) = self.unsettled.as_ref()?.losers.first_key_value()?;
         let ix = *ix;
@@ -206,7 +205,7 @@ impl Tree {
         let inode = self.inode(ix);
         let known = Record::Content(Content {
             inode: inode.id(),
-            base: self.wire(inode.version),
+            base: self.to_wire(inode.version),
             plain_size: inode.plain_size,
             mtime: Some(inode.mtime.into()),
             packs: Vec::new(),
@@ -215,7 +214,7 @@ impl Tree {
         Some((vec![known], None))
     }
 
-    /// The next step of giving a version a file of its own; `None` where it has all that it needs.
+    /// The next step of saving a version; `None` if it is complete.
     fn save_loser(&self, ix: InodeIx, loser: &Loser) -> Option<(Vec<Record>, Option<Vec<u8>>)> {
         let id = self.loser_id(loser);
         let Some(saved) = self.find_id(id) else {
@@ -226,7 +225,7 @@ impl Tree {
         if from >= loser.plain_size {
             return None;
         }
-        // What goes on is a step of its own: the file grows to where the extents of this one end.
+        // Further extents are another step: the file grows to the end of this step's.
         let rest: Vec<Extent> = loser.extents.overlapping(from, u64::MAX).to_vec();
         let part = &rest[..rest.len().min(EXTENTS_PER_STEP)];
         let plain_size = match part.last() {
@@ -236,7 +235,7 @@ impl Tree {
         let Splices { packs, list } = self.splices(part);
         let content = Record::Content(Content {
             inode: id,
-            base: self.wire(saved.version),
+            base: self.to_wire(saved.version),
             plain_size,
             mtime: Some(loser.mtime),
             packs,
@@ -274,9 +273,9 @@ impl Tree {
         Some((vec![new, place], Some(name)))
     }
 
-    /// The id of the file that a version becomes: the same on every device.
+    /// The id of the file that a version is saved as: the same on every device.
     fn loser_id(&self, loser: &Loser) -> Id {
-        let at = self.wire(loser.at);
+        let at = self.to_wire(loser.at);
         let mut hash = Sha256::new_with_prefix("hushfs conflict");
         hash.update(at.segment.object().0);
         hash.update(at.counter.to_be_bytes());
@@ -285,7 +284,7 @@ impl Tree {
         Id(id.fold(0, |n, b| n << 8 | u128::from(*b)))
     }
 
-    /// `stem (conflict, DEVICE, DATE).ext` for what was written at `at`, with a number where that is taken.
+    /// `stem (conflict, DEVICE, DATE).ext` for what was written at `at`, with a number if that is taken.
     pub(super) fn conflict_name(
         &self,
         parent: InodeIx,
@@ -298,13 +297,13 @@ impl Tree {
         self.free_name(parent, name, &mark, has_extension)
     }
 
-    /// What is added to the name of what was written at `at`.
+    /// The mark in the name of what was written at `at`.
     pub(super) fn conflict_mark(&self, at: Stamp, wall: Time, note: &str) -> String {
         let device = self.segments[at.segment as usize].device.to_string();
         format!(" (conflict, {}, {}{note})", &device[..8], utc_minute(wall))
     }
 
-    /// `name` with a mark, and with a number where that is taken.
+    /// `name` with a mark, and with a number if that is taken.
     pub(super) fn free_name(
         &self,
         parent: InodeIx,
@@ -327,7 +326,7 @@ impl Tree {
     }
 }
 
-/// `name` with `mark` before its extension, the stem shortened at a character where it would be too long.
+/// `name` with `mark` before its extension; the stem is truncated at a character boundary if needed.
 fn marked_name(name: &[u8], mark: &[u8], has_extension: bool) -> Vec<u8> {
     const EXTENSION_LEN_MAX: usize = 32;
     let dot = name.iter().rposition(|c| *c == b'.');
@@ -345,9 +344,9 @@ fn marked_name(name: &[u8], mark: &[u8], has_extension: bool) -> Vec<u8> {
     [&stem[..len], mark, extension].concat()
 }
 
-/// Year, month, day, hour and minute in UTC: `2026-11-28 14.03`.
+/// Date, hour and minute in UTC: `2026-11-28 14.03`.
 fn utc_minute(time: Time) -> String {
-    // Days to a date: years begin with March, in eras of 400 years of 146,097 days (proleptic Gregorian calendar).
+    // Days to a date: years start in March, in eras of 400 years of 146,097 days (proleptic Gregorian calendar).
     let minutes = time.sec.div_euclid(60);
     let (days, minute) = (minutes.div_euclid(1440), minutes.rem_euclid(1440));
     let days = days + 719_468;

@@ -1,4 +1,4 @@
-//! How ids, times and other types of the crate stand in CBOR (RFC 8949); records derive the rest.
+//! CBOR encoding (RFC 8949) of ids, times and other types of the crate; records derive theirs.
 
 use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 
@@ -39,7 +39,7 @@ impl<'b, C> Decode<'b, C> for Number {
         Some(d.u64()?)
             .filter(|number| (2..1 << 53).contains(number))
             .map(Self)
-            .ok_or_else(|| decode::Error::message("an inode number that cannot be"))
+            .ok_or_else(|| decode::Error::message("invalid inode number"))
     }
 }
 
@@ -59,7 +59,7 @@ impl<'b, C> Decode<'b, C> for ObjectId {
     }
 }
 
-/// The id of one kind of object stands as that of any.
+/// Encodes the id of one kind of object like any [`ObjectId`].
 macro_rules! as_object_id {
     ($name:ident) => {
         impl<C> Encode<C> for $name {
@@ -140,7 +140,7 @@ impl<'b, C> Decode<'b, C> for Head {
     }
 }
 
-/// Not derived: what is derived takes no members behind the last one here.
+/// Written by hand, as a derived decoder refuses additional members.
 impl<'b, C> Decode<'b, C> for Record {
     fn decode(d: &mut Decoder<'b>, c: &mut C) -> Result<Self, decode::Error> {
         members(d, 2, |d| {
@@ -197,7 +197,7 @@ impl<'b, C> Decode<'b, C> for FileKind {
     }
 }
 
-/// Encodes a record, or what stands around records.
+/// Encodes a record, frame, header or footer.
 pub fn to_cbor<T: Encode<()>>(value: &T) -> Vec<u8> {
     let mut out = Vec::new();
     // Writing to a vector cannot fail, and none of the types has an encoding that can.
@@ -205,12 +205,12 @@ pub fn to_cbor<T: Encode<()>>(value: &T) -> Vec<u8> {
     out
 }
 
-/// Decodes one, and refuses bytes behind it.
+/// Decodes a value; bytes after it are an error.
 pub fn from_cbor<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, decode::Error> {
     let mut d = Decoder::new(bytes);
     let value = d.decode()?;
     if d.position() != bytes.len() {
-        return Err(decode::Error::message("bytes behind the end"));
+        return Err(decode::Error::message("bytes after the end"));
     }
     Ok(value)
 }

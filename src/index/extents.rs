@@ -1,26 +1,26 @@
-//! Where a file's bytes lie: a sorted list of extents, holes left out.
+//! Where a file's bytes are stored: a sorted list of extents, without the holes.
 
 use crate::pack::{BLOCK_PLAIN_LEN, Run};
 
-/// A range of a file, and the part of a sealed run that it shows. 32 bytes: a fragmented file has many.
+/// A range of a file, and the part of an encrypted run that holds it. 32 bytes, as a fragmented file has many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
-    /// Where in the file.
+    /// Offset in the file.
     pub plain_offset: u64,
-    /// How long; never 0.
+    /// Length in bytes; never 0.
     pub plain_len: u32,
-    /// The pack's number in this mount's table of packs.
+    /// The pack's number in the tree's table of packs.
     pub pack: u32,
-    /// Where in the pack the run starts.
+    /// Offset of the run in the pack.
     pub cipher_offset: u32,
-    /// Length of the run as it was sealed: block boundaries follow from it.
+    /// Plaintext length of the run; the block boundaries follow from it.
     pub run_len: u32,
-    /// Where in the run the extent starts; `start + plain_len <= run_len`.
+    /// Offset of the extent in the run's plaintext; `start + plain_len <= run_len`.
     pub start: u32,
 }
 
 impl Extent {
-    /// Where in the file it ends.
+    /// Offset of its end in the file.
     pub fn plain_end(&self) -> u64 {
         self.plain_offset + u64::from(self.plain_len)
     }
@@ -38,7 +38,7 @@ impl Extent {
         }
     }
 
-    /// Takes `next` in, where the two are one piece of one run.
+    /// Merges `next` into this extent if the two are adjacent in the file and in one run.
     fn absorb(&mut self, next: &Self) -> bool {
         if self.pack != next.pack || self.plain_end() != next.plain_offset {
             return false;
@@ -46,13 +46,13 @@ impl Extent {
         let same_run =
             self.cipher_offset == next.cipher_offset && self.start + self.plain_len == next.start;
         if same_run {
-            // One of the two may have been sealed onto later: the longer run has the same blocks.
+            // One of the two may have been written before the run grew: the longer run has the same blocks.
             self.run_len = self.run_len.max(next.run_len);
             self.plain_len += next.plain_len;
             return true;
         }
-        // A run of whole blocks goes on in the run that was sealed right behind it.
-        let behind = Run {
+        // A run of whole blocks and the run stored right after it count as one.
+        let run = Run {
             pack: Default::default(),
             cipher_offset: self.cipher_offset,
             plain_len: self.run_len,
@@ -60,7 +60,7 @@ impl Extent {
         let joined = next.start == 0
             && self.start + self.plain_len == self.run_len
             && self.run_len.is_multiple_of(BLOCK_PLAIN_LEN)
-            && behind.cipher_offset + behind.cipher_len() == next.cipher_offset;
+            && run.cipher_offset + run.cipher_len() == next.cipher_offset;
         if joined {
             self.run_len += next.run_len;
             self.plain_len += next.plain_len;
@@ -69,30 +69,31 @@ impl Extent {
     }
 }
 
-/// A range of a file that lies elsewhere from now on; `None` is a hole.
+/// A new extent or hole for a range of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Piece {
-    /// Where in the file.
+pub struct ExtentChange {
+    /// Offset in the file.
     pub plain_offset: u64,
-    /// How long.
+    /// Length in bytes.
     pub plain_len: u64,
-    /// What it shows: an extent with this offset and length, or a hole.
+    /// An extent with this offset and length, or `None` for a hole.
     pub extent: Option<Extent>,
 }
 
-impl Piece {
+impl ExtentChange {
     fn plain_end(&self) -> u64 {
         self.plain_offset + self.plain_len
     }
 }
 
-/// The extents of one file: ascending, disjoint. Most files have one, which lies here and not on the heap.
+/// The extents of one file: ascending, disjoint. A single extent, as most files have, is stored inline and not on the
+/// heap.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub enum Extents {
-    /// No bytes at all.
+    /// No bytes.
     #[default]
     Empty,
-    /// One piece.
+    /// One extent.
     One(Extent),
     /// Several.
     Many(Box<Many>),
@@ -102,12 +103,12 @@ pub enum Extents {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Many {
     list: Vec<Extent>,
-    /// Their lengths added up: stat(2) asks for it all the time.
+    /// Sum of their lengths, cached for stat(2).
     plain_bytes: u64,
 }
 
 impl Extents {
-    /// All of them.
+    /// All extents.
     pub fn as_slice(&self) -> &[Extent] {
         match self {
             Self::Empty => &[],
@@ -116,7 +117,7 @@ impl Extents {
         }
     }
 
-    /// Those that overlap `from..to`, whole.
+    /// The extents that overlap `from..to`, not clipped.
     pub fn overlapping(&self, from: u64, to: u64) -> &[Extent] {
         let all = self.as_slice();
         let first = all.partition_point(|e| e.plain_end() <= from);
@@ -124,19 +125,19 @@ impl Extents {
         &all[first..first + count]
     }
 
-    /// Bytes of `from..to` that they cover.
+    /// Bytes of `from..to` that are not in holes.
     pub fn covered(&self, from: u64, to: u64) -> u64 {
         let within = self.overlapping(from, to).iter();
         within.map(|e| u64::from(e.clip(from, to).plain_len)).sum()
     }
 
-    /// The first byte at or behind `from` that is in no hole.
+    /// The first byte at or after `from` that is not in a hole.
     pub fn next_data(&self, from: u64) -> Option<u64> {
         let next = self.overlapping(from, u64::MAX).first();
         next.map(|e| e.plain_offset.max(from))
     }
 
-    /// The first byte at or behind `from` that is in a hole, or behind all extents.
+    /// The first byte at or after `from` that is in a hole or after all extents.
     pub fn next_hole(&self, from: u64) -> u64 {
         let mut end = from;
         for e in self.overlapping(from, u64::MAX) {
@@ -148,15 +149,15 @@ impl Extents {
         end
     }
 
-    /// Puts `pieces` (ascending, disjoint) in place of what is there. `moved` hears, for each extent that goes or
-    /// comes, its pack and its length, negative where it goes.
-    pub fn splice(&mut self, pieces: &[Piece], moved: &mut impl FnMut(u32, i64)) {
-        if !pieces.is_empty() {
-            self.change(|many| many.splice(pieces, moved));
+    /// Replaces ranges of the file by `changes` (ascending, disjoint). `moved` is called with the pack and length of
+    /// each extent that is added, and with the negative length of each that is removed.
+    pub fn splice(&mut self, changes: &[ExtentChange], moved: &mut impl FnMut(u32, i64)) {
+        if !changes.is_empty() {
+            self.change(|many| many.splice(changes, moved));
         }
     }
 
-    /// Drops everything at and behind `plain_size`.
+    /// Removes everything from `plain_size` on.
     pub fn truncate(&mut self, plain_size: u64, moved: &mut impl FnMut(u32, i64)) {
         let last = self.as_slice().last();
         if last.is_some_and(|e| e.plain_end() > plain_size) {
@@ -192,16 +193,16 @@ impl Extents {
 }
 
 impl Many {
-    fn splice(&mut self, pieces: &[Piece], moved: &mut impl FnMut(u32, i64)) {
-        let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
+    fn splice(&mut self, changes: &[ExtentChange], moved: &mut impl FnMut(u32, i64)) {
+        let (Some(first), Some(last)) = (changes.first(), changes.last()) else {
             return;
         };
-        // The extent before the first piece is taken along: the piece may continue it.
+        // Include the extent before the first change: the change may continue it.
         let lo = self
             .list
             .partition_point(|e| e.plain_end() < first.plain_offset);
         let hi = lo + self.list[lo..].partition_point(|e| e.plain_offset < last.plain_end());
-        let merged = merge(&self.list[lo..hi], pieces);
+        let merged = merge(&self.list[lo..hi], changes);
         for e in &self.list[lo..hi] {
             self.plain_bytes -= u64::from(e.plain_len);
             moved(e.pack, -i64::from(e.plain_len));
@@ -211,7 +212,7 @@ impl Many {
             moved(e.pack, i64::from(e.plain_len));
         }
         let more = merged.len().saturating_sub(hi - lo);
-        // Doubling would double the memory of the largest files.
+        // Amortised doubling would waste too much memory on the largest files.
         if self.list.len() + more > self.list.capacity() {
             self.list.reserve_exact(more + self.list.len() / 8);
         }
@@ -239,9 +240,9 @@ impl Many {
     }
 }
 
-/// `old` with `pieces` over it.
-fn merge(old: &[Extent], pieces: &[Piece]) -> Vec<Extent> {
-    let mut out: Vec<Extent> = Vec::with_capacity(old.len() + pieces.len() + 1);
+/// `old` with `changes` on top.
+fn merge(old: &[Extent], changes: &[ExtentChange]) -> Vec<Extent> {
+    let mut out: Vec<Extent> = Vec::with_capacity(old.len() + changes.len() + 1);
     let mut push = |e: Extent| {
         if !out.last_mut().is_some_and(|last| last.absorb(&e)) {
             out.push(e);
@@ -249,10 +250,10 @@ fn merge(old: &[Extent], pieces: &[Piece]) -> Vec<Extent> {
     };
     let mut olds = old.iter().copied();
     let mut current = olds.next();
-    for piece in pieces {
-        while let Some(e) = current.filter(|e| e.plain_offset < piece.plain_offset) {
-            push(e.clip(0, piece.plain_offset.min(e.plain_end())));
-            current = if e.plain_end() > piece.plain_offset {
+    for change in changes {
+        while let Some(e) = current.filter(|e| e.plain_offset < change.plain_offset) {
+            push(e.clip(0, change.plain_offset.min(e.plain_end())));
+            current = if e.plain_end() > change.plain_offset {
                 Some(e)
             } else {
                 olds.next()
@@ -261,14 +262,14 @@ fn merge(old: &[Extent], pieces: &[Piece]) -> Vec<Extent> {
                 break;
             }
         }
-        while let Some(e) = current.filter(|e| e.plain_offset < piece.plain_end()) {
-            if e.plain_end() > piece.plain_end() {
-                current = Some(e.clip(piece.plain_end(), e.plain_end()));
+        while let Some(e) = current.filter(|e| e.plain_offset < change.plain_end()) {
+            if e.plain_end() > change.plain_end() {
+                current = Some(e.clip(change.plain_end(), e.plain_end()));
                 break;
             }
             current = olds.next();
         }
-        if let Some(e) = piece.extent {
+        if let Some(e) = change.extent {
             push(e);
         }
     }
@@ -320,7 +321,7 @@ mod tests {
             8 => (cuts, packs).prop_map(|(cuts, packs)| {
                 let cuts: Vec<u64> = cuts.into_iter().collect();
                 let ranges = cuts.windows(2).zip(packs).enumerate();
-                // Every other range is left alone, so that pieces have gaps between them.
+                // Some ranges are skipped, so that there are gaps between the changes.
                 Op::Splice(ranges.filter(|(i, _)| i % 3 != 1).map(|(_, (w, p))| (w[0], w[1] - w[0], p)).collect())
             }),
             1 => (0..SPACE as u64).prop_map(Op::Truncate),
@@ -337,12 +338,12 @@ mod tests {
                 let mut moved = |pack: u32, by: i64| live[pack as usize] += by;
                 match op {
                     Op::Splice(ranges) => {
-                        let pieces: Vec<Piece> = ranges.iter().map(|&(plain_offset, plain_len, pack)| Piece {
+                        let changes: Vec<ExtentChange> = ranges.iter().map(|&(plain_offset, plain_len, pack)| ExtentChange {
                             plain_offset,
                             plain_len,
                             extent: pack.map(|p| extent(plain_offset, plain_len as u32, p, plain_offset as u32)),
                         }).collect();
-                        extents.splice(&pieces, &mut moved);
+                        extents.splice(&changes, &mut moved);
                         for (offset, len, pack) in ranges {
                             for at in offset..offset + len {
                                 model[at as usize] = pack.map(|p| (p, at as u32));
@@ -386,12 +387,12 @@ mod tests {
                 run_len,
                 start: 0,
             };
-            let piece = Piece {
+            let change = ExtentChange {
                 plain_offset,
                 plain_len: u64::from(run_len),
                 extent: Some(e),
             };
-            extents.splice(&[piece], &mut |_, _| {});
+            extents.splice(&[change], &mut |_, _| {});
             cipher_offset += Run {
                 pack: Default::default(),
                 cipher_offset,

@@ -1,15 +1,15 @@
 //! The history of a library: which files of `index/` count, who wrote them, and in which order they are applied.
 //!
-//! Nothing here is applied. A [`Survey`] opens every file of `index/`, each up to its first frame; a [`History`] is
-//! what follows from these alone: which bases are in use, which segments they make superfluous, the order of the
-//! others, and what is missing. The same files give the same history, in whatever order they arrived.
+//! Nothing is applied here. A [`Survey`] reads the header of every file of `index/`. A [`History`] is derived from
+//! these alone: the snapshots in use, the segments they supersede, the order of the others, and what is missing. The
+//! same files give the same history, in whatever order they arrived.
 
 use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 
-use super::record::{Head, Opening};
-use super::segment::{Extent, SegmentReader};
+use super::record::{Head, SegmentHeader};
+use super::segment::{SegmentReader, SegmentState};
 use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey, SLOT_LEN, Slot};
 use crate::error::{Error, Kind, Result};
 use crate::object::{Area, DeviceId, ObjectId, SegmentId, SlotId};
@@ -19,19 +19,19 @@ mod chain;
 #[cfg(test)]
 mod tests;
 
-/// What to do where a file of the index is missing or damaged.
+/// Advice for a missing or damaged file of the index.
 pub const WAIT: &str = "wait for the sync to finish, or copy this file again";
 
-/// So often is looked again where a file goes while the index is read: a sync is at work.
+/// Number of attempts if a file disappears while the index is read, because a sync program is working.
 const SURVEYS_MAX: usize = 5;
 
-/// Who wrote a segment. Of a device that wrote two histories (its disk or its memory was copied, and both went on), one
-/// has the device's id, and the other an id that follows from its first segment.
+/// The writer of a segment. If a device wrote two histories (its disk or memory was copied, and both copies went on),
+/// one has the device's id, and the other an id derived from its first segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Writer(pub ObjectId);
 
 impl Writer {
-    /// The writer of a second history of `device`, which begins with the segment of this digest.
+    /// The writer of a second history of `device` whose first segment has this digest.
     fn of_branch(device: DeviceId, first: &[u8; 32]) -> Self {
         let mut hash = Sha256::new_with_prefix(b"hushfs branch");
         hash.update(device.0);
@@ -44,38 +44,38 @@ impl Writer {
     }
 }
 
-/// A published segment that was read, or that a base makes superfluous.
+/// A closed segment or snapshot.
 #[derive(Debug, Clone, Copy)]
-pub struct Published {
+pub struct SegmentInfo {
     /// The segment.
     pub id: SegmentId,
     /// Its writer.
     pub device: DeviceId,
-    /// Its number; 0 for a base.
+    /// Its number; 0 for a snapshot.
     pub number: u64,
-    /// All its bytes.
+    /// Its length in bytes.
     pub cipher_len: u64,
 }
 
-/// A segment or base of which the ends open with the library's key. What lies between may still be damaged.
+/// A segment or snapshot whose header and trailer decrypt. Its other frames may still be damaged.
 #[derive(Debug, Clone)]
 pub struct Opened {
     /// The file.
-    pub published: Published,
-    /// Who wrote it; the device's own where a base makes it superfluous.
+    pub info: SegmentInfo,
+    /// Its writer; the device itself if a snapshot supersedes it.
     pub writer: Writer,
-    /// SHA-256 of the whole file, where it was needed: of every segment that is to be applied.
+    /// SHA-256 of the whole file, if it was needed: that of every segment to be applied is.
     pub sha256: Option<[u8; 32]>,
-    /// Its first frame.
-    pub opening: Opening,
-    /// Whether this version may write to the library, as far as this segment says.
+    /// Its header.
+    pub header: SegmentHeader,
+    /// False if the segment has a feature that a writer must know and this version does not.
     pub writable: bool,
 }
 
 impl Opened {
-    /// Opens it again, for its frames.
+    /// Opens it again to read its frames.
     pub fn reader(&self, store: &dyn Store, master: &MasterKey) -> Result<SegmentReader> {
-        let mut reader = open_segment(store, master, self.published.id)?;
+        let mut reader = open_segment(store, master, self.info.id)?;
         if let Some(sha256) = self.sha256 {
             reader.digest_is(sha256);
         }
@@ -83,43 +83,43 @@ impl Opened {
     }
 
     fn is_base(&self) -> bool {
-        self.opening.stamp_segments.is_some()
+        self.header.stamp_segments.is_some()
     }
 
-    /// The digest of the segment before it in its writer's order.
+    /// The digest of the preceding segment of its writer.
     fn parent(&self) -> Option<[u8; 32]> {
-        let Published { device, number, .. } = self.published;
-        let mut own = self.opening.heads.iter().filter(|h| h.device == device);
+        let SegmentInfo { device, number, .. } = self.info;
+        let mut own = self.header.heads.iter().filter(|h| h.device == device);
         let parent = own.find(|h| h.number + 1 == number)?;
         Some(parent.sha256)
     }
 }
 
-/// A file of `index/` that does not count.
+/// A file of `index/` that is ignored.
 #[derive(Debug)]
 pub struct Ignored {
     /// Its name.
     pub id: SegmentId,
-    /// What it is.
+    /// Why.
     pub what: What,
 }
 
-/// What a file is that does not count.
+/// Why a file is ignored.
 #[derive(Debug)]
 pub enum What {
-    /// The same as another one that is there, under another name.
+    /// A copy of another file of `index/`.
     Copy(SegmentId),
-    /// One of this library that is cut or damaged: as if it had not arrived.
+    /// A truncated or damaged file of this library, treated as not arrived.
     Part(Error),
-    /// Nothing that this library's key opens.
-    Strange(Error),
-    /// Not there itself: something stands for it.
+    /// Nothing in it decrypts with this library's key.
+    Unknown(Error),
+    /// A placeholder of a sync program.
     Absent(Absent),
-    /// What a later version wrote, or somebody who wants it to look so.
+    /// Written by a later version, or made to look like that.
     Later(Error),
 }
 
-/// A base that is damaged, and what it covers.
+/// A damaged snapshot, and what it covers.
 #[derive(Debug)]
 struct LostBase {
     id: SegmentId,
@@ -127,25 +127,25 @@ struct LostBase {
 }
 
 impl Ignored {
-    /// Whether something may be lost by it.
+    /// Whether data may be missing because of it.
     pub fn is_problem(&self) -> bool {
         !matches!(self.what, What::Copy(_))
     }
 
-    /// For people.
+    /// A description for users.
     pub fn text(&self) -> String {
         let name = format_args!("index/{}", self.id);
         match &self.what {
             What::Copy(of) => {
-                format!("{name}: is a copy of index/{of}, and passed over (it can be removed)")
+                format!("{name}: is a copy of index/{of} and is ignored (it can be removed)")
             }
-            What::Part(e) => format!("{e}; it counts as not arrived: {WAIT}"),
-            What::Strange(e) => format!(
-                "{e}; nothing in it opens with this library's key, and it is passed over: if it is the library's, {WAIT}"
+            What::Part(e) => format!("{e}; it is treated as not arrived: {WAIT}"),
+            What::Unknown(e) => format!(
+                "{e}; nothing in it decrypts with this library's key, and it is ignored: if it is the library's, {WAIT}"
             ),
             What::Absent(absent) => {
                 format!(
-                    "index/{}: {absent}; it counts as not arrived: {WAIT}",
+                    "index/{}: {absent}; it is treated as not arrived: {WAIT}",
                     absent.name
                 )
             }
@@ -154,7 +154,7 @@ impl Ignored {
     }
 }
 
-/// What lies in `index/`.
+/// The contents of `index/`.
 #[derive(Debug, Default)]
 pub struct Survey {
     opened: Vec<Opened>,
@@ -163,41 +163,40 @@ pub struct Survey {
     files: Vec<(SegmentId, u64)>,
 }
 
-/// What follows from the files that are there.
+/// What follows from the files of `index/`.
 #[derive(Debug, Default)]
 pub struct History {
-    /// Bases to apply, the newest first.
+    /// Snapshots to apply, newest first.
     pub bases: Vec<Opened>,
     /// Segments to apply on top, each after all that its writer had applied.
     pub segments: Vec<Opened>,
-    /// How many segments, at the end of these, were made on top of something that is missing. They are there only
-    /// where they were asked for.
+    /// Number of segments, at the end of `segments`, that are based on something missing. Only included on request.
     pub unfounded: usize,
-    /// Segments that are not applied, as something that their writers had applied is missing.
+    /// Segments that are not applied, because something that their writers had applied is missing.
     pub waiting: Vec<Head>,
-    /// Segments and bases that the newest base makes superfluous.
-    pub covered: Vec<Published>,
-    /// What should be there and is not, in words.
+    /// Superseded segments and snapshots.
+    pub covered: Vec<SegmentInfo>,
+    /// Descriptions of what is missing.
     pub gaps: Vec<String>,
     /// Devices that wrote two histories.
     pub forked: Vec<DeviceId>,
-    /// The bases are all of one history of each device.
+    /// No two snapshots are of different histories of one device.
     pub bases_agree: bool,
-    /// Leftovers that were adopted, and the segments that are there in their stead.
+    /// Adopted leftovers, and the segments that replace them.
     pub adopted: Vec<(SegmentId, SegmentId)>,
-    /// A segment with a feature without which nobody may write to the library.
+    /// A segment with a feature that a writer must know and this version does not.
     pub unwritable: Option<SegmentId>,
 }
 
 impl Survey {
     /// Opens all files of `index/`.
     ///
-    /// [`Kind::WrongKey`] where nothing opens, and no slot says that this is the key. A file that is damaged is no
-    /// error, nor is one of a later version.
+    /// [`Kind::WrongKey`] if nothing decrypts and no slot confirms the key. A damaged file or one of a later version is
+    /// not an error.
     pub fn new(store: &dyn Store, master: &MasterKey) -> Result<Self> {
         for _ in 1..SURVEYS_MAX {
             match Self::once(store, master) {
-                // Listed, and gone: a base may have come in its place.
+                // It was listed and then removed: a new snapshot may have superseded it.
                 Err(e) if matches!(e.kind(), Kind::Missing) => {}
                 surveyed => return surveyed,
             }
@@ -214,7 +213,7 @@ impl Survey {
             ..Self::default()
         };
         for (id, cipher_len) in survey.files.clone() {
-            match opening(store, master, id, cipher_len) {
+            match open_header(store, master, id, cipher_len) {
                 Ok(opened) => survey.opened.push(opened),
                 Err(e) if is_of_one_file(&e) => survey.identify(store, master, id, e),
                 Err(e) => return Err(e),
@@ -230,28 +229,28 @@ impl Survey {
         Ok(survey)
     }
 
-    /// A copy of what is not there itself says more than a copy.
+    /// If the original is missing, reports a copy as such: the user should rename it.
     fn find_copies(&mut self) {
         let opened = &self.opened;
         for ignored in &mut self.ignored {
             let What::Copy(of) = ignored.what else {
                 continue;
             };
-            if opened.iter().all(|o| o.published.id != of) {
+            if opened.iter().all(|o| o.info.id != of) {
                 let name = format_args!("index/{}", ignored.id);
-                let check = format!("it was written as index/{of}, which is not there: rename it");
+                let check = format!("it was written as index/{of}, which is missing: rename it");
                 ignored.what = What::Part(Error::damaged(name, check));
             }
         }
     }
 
-    /// Tells a wrong key from damage.
+    /// Distinguishes a wrong key from damage.
     fn check_key(&self, store: &dyn Store, master: &MasterKey) -> Result<()> {
         let strange = self.ignored.iter().find_map(|ignored| match &ignored.what {
-            What::Strange(e) => Some(e),
+            What::Unknown(e) => Some(e),
             _ => None,
         });
-        let is_ours = |i: &Ignored| !matches!(i.what, What::Strange(_) | What::Absent(_));
+        let is_ours = |i: &Ignored| !matches!(i.what, What::Unknown(_) | What::Absent(_));
         match strange {
             Some(e)
                 if self.opened.is_empty()
@@ -259,36 +258,36 @@ impl Survey {
                     && !has_slot(store, master) =>
             {
                 Err(Error::new(Kind::WrongKey, "index").hint(format_args!(
-                    "no index segment opens with this key: is it another library's? Of the first it says: {e}"
+                    "no index segment decrypts with this key: is it another library's? The error of the first: {e}"
                 )))
             }
             _ => Ok(()),
         }
     }
 
-    /// Reads all of what is to be applied, but for bases: heads name their predecessors by digest.
+    /// Computes the digests of the segments to be applied, as heads refer to segments by digest.
     fn add_digests(&mut self, store: &dyn Store) {
         let wanted = chain::digests_wanted(&self.opened);
         let mut failed = Vec::new();
         for opened in self
             .opened
             .iter_mut()
-            .filter(|o| wanted.contains(&o.published.id))
+            .filter(|o| wanted.contains(&o.info.id))
         {
-            match digest(store, &opened.published) {
+            match digest(store, &opened.info) {
                 Ok(sha256) => opened.sha256 = Some(sha256),
-                Err(e) => failed.push((opened.published.id, e)),
+                Err(e) => failed.push((opened.info.id, e)),
             }
         }
         failed.into_iter().for_each(|(id, e)| self.discard(id, e));
     }
 
-    /// Finds out what a file is that does not open as the segment of its name.
+    /// Classifies a file that does not open as the segment of its name.
     fn identify(&mut self, store: &dyn Store, master: &MasterKey, id: SegmentId, why: Error) {
-        let open_as = |as_id, extent| {
+        let open_as = |as_id, state| {
             store
                 .open(Area::Index, id.object())
-                .and_then(|object| SegmentReader::open(object, as_id, master, extent))
+                .and_then(|object| SegmentReader::open(object, as_id, master, state))
         };
         let mut header = [0; HEADER_LEN];
         let read = store
@@ -297,56 +296,56 @@ impl Survey {
         let written_as = Header::id_of(&header, Magic::Segment)
             .map(SegmentId)
             .filter(|_| read.is_ok());
-        let what = match (open_as(id, Extent::Leftover), written_as) {
+        let what = match (open_as(id, SegmentState::Leftover), written_as) {
             (Ok(part), _) => {
-                self.note_base(id, part.opening());
+                self.mark_lost_base(id, part.opening());
                 What::Part(why)
             }
-            (Err(_), Some(of)) if of != id && open_as(of, Extent::Published).is_ok() => {
+            (Err(_), Some(of)) if of != id && open_as(of, SegmentState::Published).is_ok() => {
                 What::Copy(of)
             }
             (Err(e), Some(of)) if of == id && matches!(e.kind(), Kind::Unsupported(_)) => {
                 What::Later(why)
             }
-            _ => What::Strange(why),
+            _ => What::Unknown(why),
         };
         self.ignored.push(Ignored { id, what });
     }
 
-    fn note_base(&mut self, id: SegmentId, opening: &Opening) {
-        if opening.stamp_segments.is_some() {
-            let heads = opening.heads.clone();
+    fn mark_lost_base(&mut self, id: SegmentId, header: &SegmentHeader) {
+        if header.stamp_segments.is_some() {
+            let heads = header.heads.clone();
             self.lost_bases.push(LostBase { id, heads });
         }
     }
 
-    /// Takes out a file that turned out not to be whole.
+    /// Ignores a file that turned out to be damaged.
     pub fn discard(&mut self, id: SegmentId, why: Error) {
-        if let Some(at) = self.opened.iter().position(|o| o.published.id == id) {
+        if let Some(at) = self.opened.iter().position(|o| o.info.id == id) {
             let opened = self.opened.swap_remove(at);
-            self.note_base(id, &opened.opening);
+            self.mark_lost_base(id, &opened.header);
         }
         let what = What::Part(why);
         self.ignored.push(Ignored { id, what });
     }
 
-    /// What opens.
-    pub fn found(&self) -> Vec<Published> {
-        self.opened.iter().map(|o| o.published).collect()
+    /// The segments and snapshots that can be opened.
+    pub fn found(&self) -> Vec<SegmentInfo> {
+        self.opened.iter().map(|o| o.info).collect()
     }
 
-    /// The files of `index/`, in order, with their lengths; and those of them that do not count.
+    /// The files of `index/` with their lengths, sorted, and the ignored ones.
     pub fn into_files(self) -> (Vec<(SegmentId, u64)>, Vec<Ignored>) {
         (self.files, self.ignored)
     }
 
-    /// What follows. With `unfounded`, segments are applied, too, that were made on top of what is missing.
+    /// Derives the history. With `unfounded`, segments that are based on something missing are included.
     pub fn history(&self, unfounded: bool) -> History {
         chain::history(&self.opened, &self.lost_bases, unfounded)
     }
 }
 
-/// Whether an error is about the one file alone, and says nothing of others.
+/// Whether an error concerns this file alone.
 fn is_of_one_file(e: &Error) -> bool {
     const OF_FILES: [i32; 7] = [
         libc::EACCES,
@@ -364,7 +363,7 @@ fn is_of_one_file(e: &Error) -> bool {
     }
 }
 
-/// Whether a slot says that this is the library's key.
+/// Whether a slot confirms that this is the library's key.
 fn has_slot(store: &dyn Store, master: &MasterKey) -> bool {
     let slots = store.list(Area::Key).unwrap_or_default();
     slots.into_iter().any(|(id, _)| {
@@ -381,44 +380,44 @@ fn open_segment(store: &dyn Store, master: &MasterKey, id: SegmentId) -> Result<
     let object = store
         .open(Area::Index, id.object())
         .map_err(|e| match e.kind() {
-            // It was listed: somebody, a sync perhaps, takes files away right now.
+            // It was listed, so something, perhaps a sync program, is removing files.
             Kind::Missing => e.hint("wait for the sync to finish, or restore it from a copy"),
             _ => e,
         })?;
-    SegmentReader::open(object, id, master, Extent::Published)
+    SegmentReader::open(object, id, master, SegmentState::Published)
 }
 
-fn opening(
+fn open_header(
     store: &dyn Store,
     master: &MasterKey,
     id: SegmentId,
     cipher_len: u64,
 ) -> Result<Opened> {
     let reader = open_segment(store, master, id)?;
-    let opening = reader.opening().clone();
-    let published = Published {
+    let header = reader.opening().clone();
+    let info = SegmentInfo {
         id,
-        device: opening.device,
-        number: opening.number,
+        device: header.device,
+        number: header.number,
         cipher_len,
     };
     Ok(Opened {
-        published,
-        writer: Writer(opening.device),
+        info,
+        writer: Writer(header.device),
         sha256: None,
-        opening,
+        header,
         writable: reader.writable(),
     })
 }
 
 /// SHA-256 of a whole file.
-fn digest(store: &dyn Store, published: &Published) -> Result<[u8; 32]> {
+fn digest(store: &dyn Store, info: &SegmentInfo) -> Result<[u8; 32]> {
     const CHUNK: u64 = 256 * 1024;
-    let object = store.open(Area::Index, published.id.object())?;
+    let object = store.open(Area::Index, info.id.object())?;
     let (mut hash, mut at) = (Sha256::new(), 0);
-    let mut buffer = vec![0; CHUNK.min(published.cipher_len) as usize];
-    while at < published.cipher_len {
-        let len = (published.cipher_len - at).min(CHUNK);
+    let mut buffer = vec![0; CHUNK.min(info.cipher_len) as usize];
+    while at < info.cipher_len {
+        let len = (info.cipher_len - at).min(CHUNK);
         let bytes = &mut buffer[..len as usize];
         object.read_at(bytes, at)?;
         hash.update(bytes);
@@ -427,9 +426,9 @@ fn digest(store: &dyn Store, published: &Published) -> Result<[u8; 32]> {
     Ok(hash.finalize().into())
 }
 
-/// Takes a segment into the heads: in the place of the one before it.
+/// Adds a segment to the heads, replacing its predecessor.
 pub fn advance(heads: &mut BTreeMap<DeviceId, Head>, segment: &Opened, sha256: [u8; 32]) {
-    let Published { device, number, .. } = segment.published;
+    let SegmentInfo { device, number, .. } = segment.info;
     if let Some(parent) = segment.parent() {
         heads.retain(|_, h| h.sha256 != parent);
     }
@@ -444,9 +443,9 @@ pub fn advance(heads: &mut BTreeMap<DeviceId, Head>, segment: &Opened, sha256: [
     }
 }
 
-/// Takes what a base covers into the heads.
+/// Adds what a snapshot covers to the heads.
 pub fn cover(heads: &mut BTreeMap<DeviceId, Head>, base: &Opened) {
-    for head in &base.opening.heads {
+    for head in &base.header.heads {
         let same = heads.get(&head.device).copied();
         match same {
             Some(same) if same.number == head.number && same.sha256 != head.sha256 => {
@@ -454,17 +453,19 @@ pub fn cover(heads: &mut BTreeMap<DeviceId, Head>, base: &Opened) {
                 heads.insert(branch.0, *head);
             }
             Some(same) if same.number >= head.number => {}
-            _ => drop(heads.insert(head.device, *head)),
+            _ => {
+                heads.insert(head.device, *head);
+            }
         }
     }
 }
 
-/// A segment, in words.
+/// A description of a segment.
 pub fn name_of(head: &Head) -> String {
     format!("segment {} of device {}", head.number, head.device)
 }
 
-/// Compares what is there with what this machine has seen; says what went back.
+/// Compares the heads with those that this machine has seen. The error lists what is missing or was replaced.
 pub fn check_rollback<'a>(
     remembered: &[Head],
     there: impl Iterator<Item = &'a Head> + Clone,
@@ -489,7 +490,7 @@ pub fn check_rollback<'a>(
         return Ok(());
     }
     let text = format!(
-        "the index is older than this machine has seen: {} is gone or was changed",
+        "the index is older than this machine has seen: {} is missing or was changed",
         gone.join(", ")
     );
     Err(Error::from(Kind::RolledBack(text.into()))

@@ -1,4 +1,4 @@
-//! Inodes and links as they lie in memory: small, since there are millions.
+//! Inodes and links in memory: small, as there are millions.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -7,11 +7,11 @@ use super::extents::Extents;
 use super::record::{Id, ROOT_ID};
 use crate::volume::{FileKind, Time};
 
-/// A slot of an inode.
+/// Slot number of an inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct InodeIx(pub(super) u32);
 
-/// A slot of a link.
+/// Slot number of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LinkIx(pub(super) u32);
 
@@ -59,7 +59,7 @@ impl From<PackedTime> for Time {
     }
 }
 
-/// What an inode of its kind holds.
+/// What only inodes of one kind have.
 #[derive(Debug)]
 pub(super) enum Body {
     Extents(Extents),
@@ -72,16 +72,16 @@ pub(super) enum Body {
 /// An extended attribute: name, value, and when it was set.
 pub(super) type Xattr = (Box<[u8]>, Box<[u8]>, Stamp);
 
-/// What few inodes have.
+/// What few inodes have, to keep the others small.
 #[derive(Debug, Default)]
 pub(super) struct Extra {
     pub perm_at: Option<Stamp>,
     pub owner_at: Option<Stamp>,
-    /// Last access, and when that was set; else it is the creation.
+    /// Last access, and when that was set; if absent, the creation.
     pub atime: Option<(PackedTime, Stamp)>,
-    /// The number that a record gave it, and when.
+    /// The inode number that a record assigned, and when.
     pub number: Option<(u64, Stamp)>,
-    /// The number that it is shown by while another inode has the one that it should have.
+    /// The inode number shown while another inode has this one's own.
     pub spare_number: Option<u64>,
     pub xattrs: Vec<Xattr>,
     /// Links beyond the first.
@@ -100,7 +100,7 @@ pub struct Inode {
     pub(super) rdev: u32,
     pub(super) perm: u16,
     pub(super) kind: FileKind,
-    /// Names it has, or, of a directory, directories in it.
+    /// Number of links; of a directory, number of subdirectories.
     pub(super) count: u32,
     pub(super) first_link: Option<LinkIx>,
     pub(super) created: Stamp,
@@ -108,7 +108,7 @@ pub struct Inode {
     pub(super) mtime: PackedTime,
     pub(super) ctime: PackedTime,
     pub(super) btime: PackedTime,
-    /// What the kernel and open handles hold: an inode without a name lives until this is 0.
+    /// References of the kernel and of open handles: an inode without a link lives until this is 0.
     pub(super) refs: AtomicU32,
 }
 
@@ -141,7 +141,7 @@ impl Inode {
     pub fn is_linked(&self) -> bool {
         self.first_link.is_some() || self.id() == ROOT_ID
     }
-    /// Where its bytes lie; empty for what is not a regular file.
+    /// Its extents; empty unless it is a regular file.
     pub fn extents(&self) -> &Extents {
         static NONE: Extents = Extents::Empty;
         match &self.body {
@@ -174,7 +174,7 @@ impl Inode {
     pub fn incref(&self, count: u32) {
         self.refs.fetch_add(count, Ordering::Relaxed);
     }
-    /// Drops references. Returns true if none is left.
+    /// Drops references; true if none is left.
     pub fn release(&self, count: u32) -> bool {
         let before = self
             .refs
@@ -200,7 +200,7 @@ pub struct Link {
     pub(super) parent: InodeIx,
     pub(super) name: Box<[u8]>,
     pub(super) at: Stamp,
-    /// Where it stands in its directory's order.
+    /// Its place in the order of its directory.
     pub(super) cookie: u32,
 }
 
@@ -223,5 +223,5 @@ pub(super) fn halves(id: Id) -> [u64; 2] {
     [(id.0 >> 64) as u64, id.0 as u64]
 }
 
-// A file costs at most 300 bytes beside its extents: these, a name, and places in three tables.
+// A file takes at most 300 bytes in addition to its extents: an inode, a link, and entries in three tables.
 const _: () = assert!(size_of::<Inode>() <= 168 && size_of::<Link>() <= 40);

@@ -1,4 +1,4 @@
-//! What was written to an open segment, in memory: the file is in a folder that others can write to.
+//! An in-memory copy of an open segment. Other programs can write to the folder that the file is in.
 
 use crate::error::{Error, Result};
 use crate::store::Object;

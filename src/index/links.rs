@@ -1,4 +1,4 @@
-//! What records do to links: names in directories.
+//! Applying records to links, the names in directories.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
@@ -9,14 +9,14 @@ use super::record::*;
 use super::tree::*;
 use crate::volume::{FileKind, NAME_LEN_MAX, Time};
 
-/// Cookies below this are taken: 0 is the start of a directory, 1 and 2 are `.` and `..`.
+/// Cookies below this are reserved: 0 is the start of a directory, 1 and 2 are `.` and `..`.
 const COOKIE_MIN: u32 = 3;
-/// 32-bit programs refuse a directory with a cookie above this.
+/// 32-bit programs fail on a directory with a larger cookie.
 const COOKIE_MAX: u32 = i32::MAX as u32;
 
 impl Tree {
-    /// Assigns a link's register: it is in `to` now. Another link of that name may be there, for a moment (an exchange
-    /// is two links that are placed one after the other), or because another device placed it beside this one.
+    /// Sets a link's place to `to`. Another link may have that name: for a moment (an exchange places two links one
+    /// after the other), or because two devices used the name concurrently.
     pub(super) fn place(&mut self, at: Stamp, wall: Time, to: &LinkAt) -> Result<(), Refusal> {
         check_name(&to.name)?;
         let Some(inode) = self.find_id(to.inode.unwrap_or(to.link)) else {
@@ -33,13 +33,13 @@ impl Tree {
         if link.is_none()
             && (self.is_taken(to.link, inode) || is_dir && self.inode(inode).is_linked())
         {
-            // No writer gives one link to two inodes, nor a directory a second link.
+            // No valid writer gives one link to two inodes, or a second link to a directory.
             return Ok(());
         }
         if let Some(link) = link {
             let set_at = self.link(link).at;
             if set_at == at {
-                // A base knows the link, and perhaps the inodes as they were before.
+                // A snapshot has the link, but perhaps the inodes as they were before.
                 self.touch(parent, at, wall);
                 let inode = self.inode_mut(inode);
                 inode.ctime = wall.max(inode.ctime.into()).into();
@@ -49,13 +49,13 @@ impl Tree {
             }
             self.detach(link, at, wall);
         }
-        if self.beside_base
+        if self.during_snapshot
             && let Some(other) = self.child(parent, &to.name)
             && self.is_later(self.link(other).at, at)
             && self.device_of(self.link(other).at) == self.device_of(at)
         {
-            // The base knows who had the name next. So this link has left it, and a record that comes says for where,
-            // or that it is no more.
+            // The snapshot already has a later link of the same device at this name. So this link was moved or removed
+            // in between, which a later record says.
             if let Some(link) = link {
                 self.remove_link(link);
             }
@@ -77,18 +77,19 @@ impl Tree {
                 self.insert_link(to.link, new)
             }
         };
-        self.note_placed(link);
+        self.mark_placed(link);
         self.attach(link, at, wall);
         Ok(())
     }
 
-    /// Whose record set a register.
+    /// The device whose record set a register.
     pub(super) fn device_of(&self, at: Stamp) -> crate::object::DeviceId {
         self.segments[at.segment as usize].device
     }
 
-    /// The directory that a link is placed in. Where several devices wrote, one may have lost its directory in a way
-    /// that left no trace (its records are in a base of a device that had not seen the link): the root has it then.
+    /// The directory that a link is placed in. If several devices wrote, it may have been removed without a trace (by
+    /// records that are only in a snapshot, of a device that did not know the link): then the link is placed in the
+    /// root.
     fn parent_for(&self, to: &LinkAt) -> Option<InodeIx> {
         let is_merging = self.unsettled.is_some();
         self.find_id(to.parent)
@@ -121,9 +122,9 @@ impl Tree {
         ix
     }
 
-    /// Directories list in the order in which links were made, whatever the order in which they were applied.
+    /// Sorts directory entries by creation of the links, regardless of the order in which records were applied.
     pub(super) fn order_entries(&mut self) {
-        // Two devices may make ids with one low half.
+        // The low halves of two devices' ids may be equal.
         let order = |tree: &Self, ix: LinkIx| {
             let id = tree.link_id(ix);
             (id.low(), id)
@@ -157,8 +158,8 @@ impl Tree {
         }
     }
 
-    /// Who lists a directory of `old` goes on where it is in this one: links keep their cookies, and what is new comes last.
-    pub(super) fn keep_places(&mut self, dir: InodeIx, old: &Tree, was: InodeIx) {
+    /// Keeps the cookies of a directory in `old`, so that a listing in progress continues; new entries follow.
+    pub(super) fn keep_cookies(&mut self, dir: InodeIx, old: &Tree, was: InodeIx) {
         let (Body::Entries(before), Body::Entries(after)) =
             (&old.inode(was).body, &self.inode(dir).body)
         else {
@@ -190,7 +191,7 @@ impl Tree {
         self.inode_mut(dir).body = Body::Entries(entries);
     }
 
-    /// Puts a link into its directory.
+    /// Adds a link to its directory.
     fn attach(&mut self, ix: LinkIx, at: Stamp, wall: Time) {
         let link = self.link(ix);
         let (parent, inode, own) = (link.parent, link.inode, link.cookie);
@@ -209,7 +210,7 @@ impl Tree {
         let dir = self.inode_mut(parent);
         dir.count += u32::from(is_dir);
         if let Body::Entries(entries) = &mut dir.body {
-            // Who renames what it lists must not meet it again.
+            // A renamed entry keeps its cookie, so that a program that renames while listing does not see it twice.
             let is_free = |cookie: &u32| *cookie >= COOKIE_MIN && !entries.contains_key(cookie);
             let last = entries.last_key_value().map(|(cookie, _)| *cookie);
             let next = last.map_or(COOKIE_MIN, |last| last + 1);
@@ -222,10 +223,10 @@ impl Tree {
             self.links.get_mut(ix.0).expect("found above").cookie = cookie;
         }
         self.touch(parent, at, wall);
-        self.note_change(inode, wall);
+        self.update_ctime(inode, wall);
     }
 
-    /// Takes a link out of its directory; the link stays.
+    /// Removes a link from its directory, but not the link itself.
     pub(super) fn detach(&mut self, ix: LinkIx, at: Stamp, wall: Time) {
         let link = self.link(ix);
         let (parent, inode, cookie) = (link.parent, link.inode, link.cookie);
@@ -244,13 +245,13 @@ impl Tree {
         self.touch(parent, at, wall);
     }
 
-    /// A directory's names changed.
+    /// Updates a directory's version and times after a change of its entries.
     fn touch(&mut self, dir: InodeIx, at: Stamp, wall: Time) {
         if self.is_later(at, self.inode(dir).version) {
             let inode = self.inode_mut(dir);
             inode.version = at;
             inode.mtime = wall.into();
-            self.note_change(dir, wall);
+            self.update_ctime(dir, wall);
         }
     }
 
@@ -259,27 +260,27 @@ impl Tree {
             return;
         };
         let Some(ix) = self.find_link(inode, gone.link) else {
-            if self.beside_base {
-                // Gone before the base came to it, and perhaps after the base came to the inode.
-                self.note_change(inode, wall);
+            if self.during_snapshot {
+                // It was removed before the snapshot reached it, but perhaps after the snapshot reached the inode.
+                self.update_ctime(inode, wall);
             }
-            self.note_unlinked(inode, gone.link, at);
+            self.mark_unlinked(inode, gone.link, at);
             return;
         };
         if !self.is_later(at, self.link(ix).at) {
             return;
         }
-        // A directory in which somebody else made something meanwhile stays.
+        // A directory in which another device created something is kept.
         if self.has_entries(inode) {
             return;
         }
         self.detach(ix, at, wall);
         self.remove_link(ix);
-        self.note_change(inode, wall);
-        self.note_unlinked(inode, gone.link, at);
+        self.update_ctime(inode, wall);
+        self.mark_unlinked(inode, gone.link, at);
     }
 
-    /// Forgets a link that is in no directory any more.
+    /// Deletes a link that was removed from its directory.
     pub(super) fn remove_link(&mut self, ix: LinkIx) {
         let Some(link) = self.links.remove(ix.0) else {
             return;
@@ -307,7 +308,7 @@ impl Tree {
 fn check_name(name: &[u8]) -> Result<(), Refusal> {
     let impossible = name.is_empty() || name.len() > NAME_LEN_MAX || name == b"." || name == b"..";
     if impossible || name.iter().any(|c| matches!(c, b'/' | 0)) {
-        Err("a name that cannot be")
+        Err("invalid name")
     } else {
         Ok(())
     }

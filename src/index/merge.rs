@@ -1,13 +1,13 @@
-//! Merging: what segments amount to that were written beside each other.
+//! Merging: applying segments that were written concurrently.
 //!
-//! Segments that know all that came before them are applied one after the other. Several that were written beside each
-//! other are a *block*: their records are applied together in the order of their stamps, which no order of arrival
-//! changes. Two things need to know who knew what:
+//! A segment whose writer knew all preceding ones is applied on its own. Several concurrent ones form a *block*: their
+//! records are applied together in the order of their stamps, which does not depend on the order of arrival. Two rules
+//! depend on what a writer knew:
 //!
-//! - a removal yields to a change of what it removes that its writer did not know, and that did not know the removal;
-//! - contents that were made on another version than the newest are a fork (see [`super::versions`]).
+//! - a removal yields to a change of what it removes, if neither writer knew the other's record;
+//! - contents that are not based on the newest version are a fork (see [`super::versions`]).
 //!
-//! What a writer knew is in its segment's heads.
+//! The heads of a segment are what its writer knew.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
@@ -24,48 +24,48 @@ use crate::volume::{FileKind, Time};
 /// The newest segment of each device that a writer had applied.
 pub type Known = BTreeMap<DeviceId, u64>;
 
-/// A segment that is merged with others.
+/// A segment to be merged with others.
 #[derive(Debug, Clone)]
 pub(super) struct Branch {
     /// Its number in the tree's table.
     pub segment: u32,
-    /// Who wrote it.
+    /// Its writer.
     pub writer: DeviceId,
-    /// Its place in its writer's order.
+    /// Its number in its writer's order.
     pub number: u64,
-    /// What its writer had applied, its own segments before this one included.
+    /// What its writer had applied, including its own earlier segments.
     pub known: Known,
-    /// A base was written beside it, which may lack what it goes on to remove.
+    /// It was concurrent with a snapshot, which may lack what it goes on to remove.
     pub is_in_base: bool,
-    /// What is in it.
+    /// Its frames.
     pub frames: Vec<Frame>,
 }
 
-/// What a merge leaves to be settled by records (see [`super::conflicts`]).
+/// Conflicts that a merge leaves to be settled by records (see [`super::conflicts`]).
 #[derive(Debug, Default)]
 pub(super) struct Unsettled {
     /// Names that two links may have.
     pub contested: Vec<(InodeIx, Box<[u8]>)>,
-    /// Directories that were moved: some may lie below themselves.
+    /// Directories that were moved: some may be below themselves.
     pub moved: Vec<InodeIx>,
-    /// When links that the settling has moved were placed before.
+    /// The stamps that links had before the settling moved them.
     pub placed: HashMap<Id, Stamp>,
     /// Versions of contents that lost.
     pub losers: BTreeMap<InodeIx, Vec<Loser>>,
-    /// The latest clock of a merged record.
+    /// The latest time of a merged record.
     pub wall: Time,
-    /// What the bases cover that were applied so far.
+    /// What the snapshots cover that were applied so far.
     pub covered: Known,
-    /// Which of the bases has what, where several are in use.
+    /// Which snapshot has which inodes and links, if several are in use.
     pub in_bases: InBases,
-    /// Inodes that records change and that are gone without a trace of who removed them.
+    /// Inodes that records change and that do not exist: there is no trace of their removal.
     pub lost: HashSet<Id>,
 }
 
-/// Where blocks begin and end in a list of (writer, number, known) in an order in which what is known comes first:
-/// every segment knows all the blocks before its own.
+/// Splits segments, given as (writer, number, known) in causal order, into the smallest blocks such that every segment
+/// knows all preceding blocks.
 pub(super) fn blocks(segments: &[(DeviceId, u64, Known)]) -> Vec<Range<usize>> {
-    // What all segments from here on know, from the end.
+    // What all segments from index `i` on know, computed from the end.
     let mut known_by_rest: Vec<Option<Known>> = vec![None; segments.len() + 1];
     for (i, (.., known)) in segments.iter().enumerate().rev() {
         known_by_rest[i] = Some(match &known_by_rest[i + 1] {
@@ -120,13 +120,13 @@ impl Block<'_> {
 }
 
 impl Tree {
-    /// What follows may leave conflicts: they are noted.
+    /// Starts to keep track of conflicts.
     pub fn expect_conflicts(&mut self) {
         self.unsettled.get_or_insert_default();
     }
 
-    /// A base that covers this is applied.
-    pub(super) fn note_covered(&mut self, covers: &Known) {
+    /// Marks what a snapshot covers as applied.
+    pub(super) fn mark_covered(&mut self, covers: &Known) {
         let Some(unsettled) = &mut self.unsettled else {
             return;
         };
@@ -136,9 +136,9 @@ impl Tree {
         }
     }
 
-    /// Applies segments that were written beside each other. What they leave in conflict is noted.
+    /// Applies concurrent segments and keeps track of the conflicts between them.
     ///
-    /// The error says in which segment of the tree's table a record is refused.
+    /// The error has the number of the segment with the refused record.
     pub(super) fn merge(&mut self, branches: &[Branch]) -> Result<(), (u32, Refusal)> {
         self.expect_conflicts();
         let mut changes = Vec::new();
@@ -166,7 +166,7 @@ impl Tree {
         let void: HashSet<usize> = yielding.values().flatten().map(|r| r.place).collect();
         let forked = self.forks(&block, &yielding);
         for (i, change) in block.changes.iter().enumerate() {
-            self.note_lost(change);
+            self.mark_lost(change);
             let inode = match change.record {
                 Record::Content(c) => Some(c.inode),
                 Record::Relocate(r) => Some(r.inode),
@@ -176,7 +176,7 @@ impl Tree {
                 _ if void.contains(&i) => {}
                 Some(id) if forked.contains_key(&id) => {
                     if let (Record::Content(_), Some(ix)) = (change.record, self.find_id(id)) {
-                        self.note_change(ix, change.wall);
+                        self.update_ctime(ix, change.wall);
                     }
                 }
                 _ => {
@@ -206,15 +206,19 @@ impl Tree {
         Ok(())
     }
 
-    /// Makes files anew that records of the block write to and nothing has: another device removed them, and all that is
-    /// left of that is a base without them. What was written is not lost with them: it is what they hold.
+    /// Recreates files that records of the block write to and that do not exist: another device removed them, and only
+    /// a snapshot without them is left of that. The written data must not be lost, so the recreated file has it.
     fn revive(&mut self, block: &Block) {
         let mut made: HashSet<Id> = HashSet::new();
         let mut placed: HashSet<Id> = HashSet::new();
         for change in &block.changes {
             match change.record {
-                Record::Inode(new) => drop(made.insert(new.id)),
-                Record::Link(l) => drop(placed.insert(l.inode.unwrap_or(l.link))),
+                Record::Inode(new) => {
+                    made.insert(new.id);
+                }
+                Record::Link(l) => {
+                    placed.insert(l.inode.unwrap_or(l.link));
+                }
                 _ => {}
             }
         }
@@ -252,7 +256,7 @@ impl Tree {
                 parent: ROOT_ID,
                 name,
             };
-            // Both are well-formed. Earlier than any record that names it.
+            // Neither can be refused. Their stamp is earlier than any record that refers to the file.
             let begin = Stamp::new(0, change.at.segment);
             let _ = self.create(begin, change.wall, &new);
             if !placed.contains(&id) {
@@ -261,7 +265,7 @@ impl Tree {
         }
     }
 
-    fn note_lost(&mut self, change: &Change) {
+    fn mark_lost(&mut self, change: &Change) {
         let id = match change.record {
             Record::Content(c) => c.inode,
             Record::Link(l) => l.inode.unwrap_or(l.link),
@@ -274,14 +278,14 @@ impl Tree {
         }
     }
 
-    /// Whether a stamp of what was applied before the block is covered by this knowledge.
+    /// Whether this knowledge includes the record with this stamp, which was applied before the block.
     pub(super) fn is_known(&self, at: Stamp, known: &Known) -> bool {
         let segment = self.segments[at.segment as usize];
         segment.number == 0 || known.get(&segment.device) >= Some(&segment.number)
     }
 
-    /// Notes a link that comes to its place, before it is in the table of names.
-    pub(super) fn note_placed(&mut self, ix: LinkIx) {
+    /// Marks possible conflicts of a link that is placed; called before it is in the table of names.
+    pub(super) fn mark_placed(&mut self, ix: LinkIx) {
         if self.unsettled.is_none() {
             return;
         }

@@ -1,8 +1,9 @@
 //! The index: records in frames in segments, and the tree that they replay to.
+//!
+//! The format page calls a snapshot a *base*; so do the record types ([`record::BaseInode`]) and some names here.
 
 mod apply;
 mod base;
-mod behind;
 mod conflicts;
 mod encoding;
 pub mod extents;
@@ -18,20 +19,20 @@ mod replay;
 mod segment;
 mod several_bases;
 mod slab;
+mod tail_scan;
 mod tree;
 mod unlinked;
 mod versions;
 
-pub use base::{BaseCursor, StampTable};
-pub use behind::Behind;
+pub use base::{SnapshotCursor, StampTable};
 pub use conflicts::Settling;
 pub use encoding::{from_cbor, to_cbor};
-pub use history::{Ignored, Published, WAIT, What, Writer, check_rollback};
+pub use history::{Ignored, SegmentInfo, WAIT, What, Writer, check_rollback};
 pub use inode::{Inode, InodeIx, Link, LinkIx, ROOT_IX, Stamp};
 pub use merge::Known;
 pub use replay::{Replayed, replay};
 pub use segment::{
-    ClosedSegment, Ending, Extent as SegmentExtent, SEGMENT_CIPHER_LEN, SegmentReader,
-    SegmentWriter,
+    ClosedSegment, SEGMENT_CIPHER_LEN, SegmentEnd, SegmentReader, SegmentState, SegmentWriter,
 };
+pub use tail_scan::TailScan;
 pub use tree::{PackInfo, Tree};

@@ -1,12 +1,12 @@
 //! Inode numbers, as programs see them in `st_ino`.
 //!
-//! An inode's own number follows from its id, so it is the same on every device for as long as the inode lives, and nothing
-//! is stored for it. It has 32 bits: 32-bit programs refuse a file with a larger number, and programs that keep numbers as
-//! doubles take two above 2^53 for one. Whoever makes an inode makes an id whose number is free.
+//! An inode's own number is derived from its id, so it is the same on every device and is not stored. It has 32 bits:
+//! 32-bit programs fail on larger ones, and programs that store numbers as doubles confuse those above 2^53. A new
+//! inode gets an id whose number is free.
 //!
-//! Two inodes come to have one number where two devices made them without knowing of each other, or a program that did
-//! not look. The one that was created first keeps it; the other is shown by a spare one. The next mount that writes has that stored
-//! (a register of the inode), so that it stays when the first is removed.
+//! Two inodes get the same number if two devices created them concurrently, or a writer did not check. The one that was
+//! created first keeps it; the other is shown by a spare one. The next writable mount stores that (a register of the
+//! inode), so that it stays when the first is deleted.
 
 use std::collections::HashSet;
 use std::hash::BuildHasher;
@@ -19,28 +19,28 @@ use super::record::*;
 use super::tree::*;
 use crate::volume::{Ino, ROOT};
 
-/// From one number to the next that is tried. Odd, so that all 2^32 come.
+/// The step between numbers that are tried. It is odd, so that all 2^32 are reached.
 const STEP: u32 = 0x9e37_79b9;
 
-/// An inode number that a record gives: at least 2 (0 is none, 1 the root's), and below 2^53, up to which a double holds
-/// every integer.
+/// An inode number in a record: at least 2 (0 is invalid, 1 the root's), and less than 2^53, up to which a double
+/// represents every integer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Number(pub u64);
 
-/// A number that an inode was given, in a base.
+/// An assigned inode number in a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct BaseNumber {
     /// The number.
     #[n(0)]
     pub number: Number,
-    /// When it was given.
+    /// When it was assigned.
     #[n(1)]
     pub at: BaseStamp,
 }
 
 impl Id {
-    /// The number of an inode with this id: its four 32-bit words, folded.
+    /// The inode number that follows from this id: its four 32-bit words, XORed.
     pub fn number(self) -> u32 {
         let halves = (self.0 >> 64) as u64 ^ self.0 as u64;
         (halves >> 32) as u32 ^ halves as u32
@@ -48,7 +48,7 @@ impl Id {
 }
 
 impl Inode {
-    /// Tells it from an inode that had the same number before, as NFS asks for.
+    /// Distinguishes it from an earlier inode with the same number, for NFS.
     pub(super) fn generation(&self) -> u32 {
         self.id[0] as u32
     }
@@ -69,7 +69,7 @@ impl Inode {
 }
 
 impl Tree {
-    /// The inode that programs know by `ino`.
+    /// The inode with this number.
     pub fn find(&self, ino: Ino) -> Option<InodeIx> {
         let own = u32::try_from(ino.0).ok().and_then(|own| {
             self.by_id.find(self.hash.hash_one(own), |ix| {
@@ -89,7 +89,7 @@ impl Tree {
             .copied()
     }
 
-    /// The number by which programs know an inode.
+    /// The number of an inode.
     pub fn ino(&self, ix: InodeIx) -> Ino {
         Ino(self.inode(ix).number())
     }
@@ -99,7 +99,7 @@ impl Tree {
         number > ROOT.0 && self.find(Ino(number)).is_none()
     }
 
-    /// The numbers that inodes are shown by for want of their own, and that no record gives them yet.
+    /// Records that assign the spare numbers that are not stored yet.
     pub fn unstored_numbers(&self) -> Vec<AttrChange> {
         let inodes = self.contested.iter().filter_map(|ix| self.inodes.get(ix.0));
         let change = |inode: &Inode| {
@@ -132,8 +132,8 @@ impl Tree {
         ix
     }
 
-    /// Takes an inode out of all tables.
-    pub(super) fn take_out(&mut self, ix: InodeIx) -> Option<Inode> {
+    /// Removes an inode from all tables.
+    pub(super) fn remove_inode(&mut self, ix: InodeIx) -> Option<Inode> {
         self.hide_number(ix);
         let inode = self.inodes.remove(ix.0)?;
         self.unlinked.remove(&ix);
@@ -144,7 +144,7 @@ impl Tree {
         Some(inode)
     }
 
-    /// A record gives an inode a number. The root's never changes.
+    /// Applies an assigned number. The root's never changes.
     pub(super) fn change_number(&mut self, ix: InodeIx, Number(number): Number, at: Stamp) {
         let set_at = self.set_at(ix, |x| x.number.map(|(_, at)| at));
         if ix == ROOT_IX || !self.is_later(at, set_at) {
@@ -159,7 +159,7 @@ impl Tree {
         }
     }
 
-    /// The same by a record of a base.
+    /// The same for a record of a snapshot.
     pub(super) fn merge_number(
         &mut self,
         ix: InodeIx,
@@ -174,8 +174,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Once everything is applied: of several inodes that should have one number, the one that was created first has
-    /// it, whatever the order in which they came. Afterwards numbers stay while anything is mounted.
+    /// At the end of a replay: of several inodes that should have one number, the one that was created first gets it,
+    /// in whatever order they were applied. Afterwards numbers do not change during a mount.
     pub(super) fn settle_numbers(&mut self) {
         let mut rivals = std::mem::take(&mut self.contested);
         rivals.retain(|ix| {
@@ -199,7 +199,7 @@ impl Tree {
         others.into_iter().for_each(|ix| self.give_spare(ix));
     }
 
-    /// What is held in `old` goes on being shown by its number, whoever should have that by now.
+    /// Inodes that are referenced in `old` keep the numbers shown there, even if another should have them now.
     pub(super) fn keep_numbers(&mut self, old: &Tree) {
         for held in old.held() {
             let (shown, ix) = (old.ino(held), self.find_id(old.inode(held).id()));
@@ -228,12 +228,12 @@ impl Tree {
         }
     }
 
-    /// Shows an inode by the next number that is free. There is one, as there are fewer slots than numbers.
+    /// Shows an inode by the next free number. There is one, as there are fewer slots than numbers.
     fn give_spare(&mut self, ix: InodeIx) {
         self.give_spare_but(ix, 0);
     }
 
-    /// The same, but not by this one.
+    /// The same, but not by number `not`.
     fn give_spare_but(&mut self, ix: InodeIx, not: u64) {
         let mut number = self.inode(ix).id().number();
         while !self.is_free(number.into()) || u64::from(number) == not {
@@ -248,7 +248,7 @@ impl Tree {
         self.contested.push(ix);
     }
 
-    /// Shows an inode by no number but the one that it should have, where that is its own.
+    /// Removes the number of an inode from the tables, and its spare number.
     fn hide_number(&mut self, ix: InodeIx) {
         let number = self.inode(ix).number();
         if self.renumbered.get(&number) == Some(&ix) {

@@ -1,6 +1,6 @@
-//! Records: what one operation changes, as it stands in a frame (CBOR; `man/hushfs-format.5`, section RECORDS).
+//! Records: what one operation changes, as stored in a frame (CBOR; `man/hushfs-format.5`, section RECORDS).
 //!
-//! Every record is one or more last-writer-wins registers, ordered by [`WireStamp`]: applying the same set in any
+//! Every record sets one or more last-writer-wins registers, ordered by [`WireStamp`]: applying the same set in any
 //! order gives the same tree.
 
 use minicbor::{Decode, Encode};
@@ -13,7 +13,7 @@ pub use base::{BaseInode, BaseLink, BaseStamp, BaseXattr};
 
 mod base;
 
-/// The random 128-bit id of an inode or a link; an inode's first link has the inode's.
+/// The random 128-bit id of an inode or a link; an inode's first link has the id of the inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(pub u128);
 
@@ -21,13 +21,13 @@ pub struct Id(pub u128);
 pub const ROOT_ID: Id = Id(1);
 
 impl Id {
-    /// The half by which the names in a directory are ordered.
+    /// The half by which directory entries are sorted.
     pub fn low(self) -> u64 {
         self.0 as u64
     }
 }
 
-/// When a record was made: the Lamport counter, then the segment that it first stood in.
+/// When a record was made: the Lamport counter, then the first segment that had the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct WireStamp {
@@ -39,34 +39,34 @@ pub struct WireStamp {
     pub segment: SegmentId,
 }
 
-/// The first frame of a segment: who wrote it, when in that writer's order, and what its writer had applied.
+/// The first frame of a segment: its writer, its number, and what its writer had applied.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
-pub struct Opening {
-    /// Who writes.
+pub struct SegmentHeader {
+    /// The writer.
     #[n(0)]
     pub device: DeviceId,
-    /// Which of the writer's segments, from 1; a base has no number: 0.
+    /// The segment's number in the writer's order, from 1; 0 for a snapshot.
     #[n(1)]
     pub number: u64,
-    /// The newest published segment of each device that the writer had applied, its own included.
+    /// The newest published segment of each device that the writer had applied, including its own.
     #[n(2)]
     pub heads: Vec<Head>,
-    /// The newest base known to the writer: its id and SHA-256.
+    /// The newest snapshot known to the writer: its id and SHA-256.
     #[n(3)]
     pub newest_base: Option<BaseRef>,
-    /// The slots that there are.
+    /// The existing slots.
     #[n(4)]
     pub slots: Vec<SlotId>,
     /// The slots that were removed.
     #[n(5)]
     pub removed_slots: Vec<SlotId>,
-    /// In a base: the segments that stamps of its records name by their place in this list. For a base, `heads`
-    /// is what it covers.
+    /// Only in a snapshot: the segments that the stamps of its records refer to by position. `heads` of a snapshot are
+    /// what it covers.
     #[n(6)]
     pub stamp_segments: Option<Vec<StampSegment>>,
-    /// This segment takes the place of one that a crash left in `new/`. While it is itself not published, it is
-    /// a copy that was not finished, and counts for nothing.
+    /// This segment replaces one that a crash left in `new/`. Until it is published it is an incomplete copy and is
+    /// ignored.
     #[n(7)]
     pub adopts: Option<SegmentId>,
 }
@@ -74,7 +74,7 @@ pub struct Opening {
 /// The newest published segment of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
-    /// Whose segment.
+    /// The writer.
     pub device: DeviceId,
     /// Its number in the writer's order, from 1.
     pub number: u64,
@@ -82,11 +82,11 @@ pub struct Head {
     pub sha256: [u8; 32],
 }
 
-/// A base and its digest.
+/// A snapshot and its digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct BaseRef {
-    /// The segment that is the base.
+    /// The snapshot's segment.
     #[n(0)]
     pub segment: SegmentId,
     /// SHA-256 of the whole file.
@@ -94,7 +94,7 @@ pub struct BaseRef {
     pub sha256: [u8; 32],
 }
 
-/// A segment that a base's stamps name, and where it stood in its writer's order.
+/// A segment that stamps of a snapshot refer to, with its writer and number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct StampSegment {
@@ -112,16 +112,17 @@ pub struct StampSegment {
 /// The last frame of a segment.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
-pub struct Closing {
-    /// How many frames stand before this one, the opening counted in.
+pub struct SegmentFooter {
+    /// Number of preceding frames, including the header.
     #[n(0)]
     pub frames: u64,
-    /// What a base was written beside: segments that must be applied on top of it to have one moment's state.
+    /// Segments that were written concurrently with a snapshot: they must be applied on top of it to get the state of
+    /// one moment.
     #[n(1)]
     pub needs: Vec<Head>,
 }
 
-/// Records that took effect together. The record at place `i` has the counter `counter + i`.
+/// Records that take effect atomically. The record at index `i` has the counter `counter + i`.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct Frame {
@@ -131,7 +132,7 @@ pub struct Frame {
     /// The writer's clock.
     #[n(1)]
     pub wall: Time,
-    /// All frames before this one, and all that they name, had been made durable.
+    /// All preceding frames and all objects that they refer to were durable.
     #[n(2)]
     pub durable_before: bool,
     /// The records.
@@ -142,13 +143,13 @@ pub struct Frame {
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq, Encode)]
 pub enum Record {
-    /// A new inode; it has no name yet.
+    /// A new inode, without a link.
     #[n(0)]
     Inode(#[n(0)] NewInode),
-    /// A link is (now) here.
+    /// A link is created or moved.
     #[n(1)]
     Link(#[n(0)] LinkAt),
-    /// A link is no more.
+    /// A link is removed.
     #[n(2)]
     Unlink(#[n(0)] Unlink),
     /// Attributes.
@@ -157,7 +158,7 @@ pub enum Record {
     /// Contents, length and mtime.
     #[n(4)]
     Content(#[n(0)] Content),
-    /// The same contents lie elsewhere.
+    /// The same contents are stored elsewhere.
     #[n(5)]
     Relocate(#[n(0)] Relocate),
     /// An extended attribute.
@@ -169,10 +170,10 @@ pub enum Record {
     /// Packs that nothing refers to any more.
     #[n(8)]
     Condemn(#[n(0)] Vec<PackId>),
-    /// Bases only: an inode with its registers.
+    /// Only in snapshots: an inode with its registers.
     #[n(16)]
     BaseInode(#[n(0)] Box<BaseInode>),
-    /// Bases only: a link.
+    /// Only in snapshots: a link.
     #[n(17)]
     BaseLink(#[n(0)] BaseLink),
 }
@@ -184,7 +185,7 @@ pub struct NewInode {
     /// Its id.
     #[n(0)]
     pub id: Id,
-    /// What it is.
+    /// Its kind.
     #[n(1)]
     pub kind: FileKind,
     /// Permission bits.
@@ -211,13 +212,13 @@ pub struct LinkAt {
     /// The link.
     #[n(0)]
     pub link: Id,
-    /// Of which inode; absent where the ids are the same.
+    /// Its inode; absent if the ids are the same.
     #[n(1)]
     pub inode: Option<Id>,
-    /// In which directory.
+    /// Its directory.
     #[n(2)]
     pub parent: Id,
-    /// By which name: 1 to 255 bytes without a slash or a zero, not `.` or `..`.
+    /// Its name: 1 to 255 bytes without a slash or zero, not `.` or `..`.
     #[cbor(n(3), with = "minicbor::bytes")]
     pub name: Vec<u8>,
 }
@@ -229,7 +230,7 @@ pub struct Unlink {
     /// The link.
     #[n(0)]
     pub link: Id,
-    /// Of which inode; absent where the ids are the same.
+    /// Its inode; absent if the ids are the same.
     #[n(1)]
     pub inode: Option<Id>,
     /// The newest version of the contents that the remover knew.
@@ -237,11 +238,11 @@ pub struct Unlink {
     pub seen: WireStamp,
 }
 
-/// Attributes that are set; absent ones stay.
+/// Attributes to set; absent ones are unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
 #[cbor(array)]
 pub struct AttrChange {
-    /// Of which inode.
+    /// The inode.
     #[n(0)]
     pub inode: Id,
     /// Permission bits.
@@ -253,7 +254,7 @@ pub struct AttrChange {
     /// Last access.
     #[n(3)]
     pub atime: Option<Time>,
-    /// The number that programs know it by, where another inode has the one that follows from its id.
+    /// Its inode number, if another inode has the number that follows from its id.
     #[n(4)]
     pub number: Option<Number>,
 }
@@ -262,10 +263,10 @@ pub struct AttrChange {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct Owner {
-    /// The user's number.
+    /// The user id.
     #[n(0)]
     pub uid: u32,
-    /// The group's number.
+    /// The group id.
     #[n(1)]
     pub gid: u32,
 }
@@ -276,35 +277,35 @@ impl Default for Id {
     }
 }
 
-/// A change of contents, length or mtime. The stamp of this record is the id of the version that it makes.
+/// A change of contents, length or mtime. Its stamp is the id of the version that it creates.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct Content {
-    /// Of which inode; a directory has only an mtime.
+    /// The inode; a directory has only an mtime.
     #[n(0)]
     pub inode: Id,
-    /// The version that it was made on.
+    /// The version that it is based on.
     #[n(1)]
     pub base: WireStamp,
-    /// Length in bytes; what lies behind it is gone.
+    /// Length in bytes; data after it is dropped.
     #[n(2)]
     pub plain_size: u64,
-    /// Absent: the frame's clock.
+    /// If absent, the frame's clock.
     #[n(3)]
     pub mtime: Option<Time>,
-    /// The packs that `splices` name by their place in this list.
+    /// The packs that `splices` refer to by position.
     #[n(4)]
     pub packs: Vec<PackId>,
-    /// Ranges that lie elsewhere now, ascending, disjoint.
+    /// The changed ranges, ascending, disjoint.
     #[n(5)]
     pub splices: Vec<Splice>,
 }
 
-/// Contents that were copied: applied only while the file is still at `version`.
+/// Contents that were copied; applied only if the file is still at `version`.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct Relocate {
-    /// Of which inode.
+    /// The inode.
     #[n(0)]
     pub inode: Id,
     /// The version that was copied.
@@ -318,40 +319,40 @@ pub struct Relocate {
     pub splices: Vec<Splice>,
 }
 
-/// A range of a file, and where its bytes lie.
+/// A range of a file, and where its bytes are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct Splice {
-    /// Where in the file.
+    /// Offset in the file.
     #[n(0)]
     pub plain_offset: u64,
-    /// How long.
+    /// Length in bytes.
     #[n(1)]
     pub plain_len: u64,
-    /// Absent: a hole.
+    /// If absent, a hole.
     #[n(2)]
-    pub source: Option<Source>,
+    pub source: Option<RunSlice>,
 }
 
-/// Where bytes lie: a run as it was sealed, and where in it to start.
+/// A part of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
-pub struct Source {
-    /// Place in the record's list of packs.
+pub struct RunSlice {
+    /// Index in the record's list of packs.
     #[n(0)]
     pub pack: u32,
-    /// Where in the pack the run starts.
+    /// Offset of the run in the pack.
     #[n(1)]
     pub cipher_offset: u32,
-    /// Length of the run.
+    /// Plaintext length of the run.
     #[n(2)]
     pub run_len: u32,
-    /// Where in the run.
+    /// Offset in the run's plaintext.
     #[n(3)]
     pub start: u32,
 }
 
-/// Collects the packs that splices name.
+/// Builds splices and the list of packs that they refer to.
 #[derive(Debug, Default)]
 pub struct Splices {
     /// The packs.
@@ -363,7 +364,7 @@ pub struct Splices {
 impl Splices {
     /// Adds bytes `start..start + plain_len` of `run` at `plain_offset`.
     pub fn data(&mut self, plain_offset: u64, plain_len: u64, run: Run, start: u32) {
-        // Few packs, and mostly the last one: a search from the end is short.
+        // There are few packs and the last one is the most likely, so search from the end.
         let pack = self
             .packs
             .iter()
@@ -372,7 +373,7 @@ impl Splices {
                 self.packs.push(run.pack);
                 self.packs.len() - 1
             }) as u32;
-        let source = Source {
+        let source = RunSlice {
             pack,
             cipher_offset: run.cipher_offset,
             run_len: run.plain_len,
@@ -401,25 +402,25 @@ impl Splices {
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct XattrChange {
-    /// Of which inode.
+    /// The inode.
     #[n(0)]
     pub inode: Id,
     /// Its name, at most 255 bytes.
     #[cbor(n(1), with = "minicbor::bytes")]
     pub name: Vec<u8>,
-    /// Its value, at most 64 KiB; absent: removed.
+    /// Its value, at most 64 KiB; if absent, the attribute is removed.
     #[cbor(n(2), with = "minicbor::bytes")]
     pub value: Option<Vec<u8>>,
 }
 
-/// How long a finished pack is.
+/// The length of a finished pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct PackLen {
     /// The pack.
     #[n(0)]
     pub pack: PackId,
-    /// All its bytes.
+    /// Its length in bytes.
     #[n(1)]
     pub cipher_len: u32,
 }

@@ -1,4 +1,4 @@
-//! Removals in a merge: which of them yield to what another device did meanwhile.
+//! Which removals of a merge yield to concurrent changes.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -6,37 +6,36 @@ use super::inode::Stamp;
 use super::merge::{Block, Branch};
 use super::record::{Id, Record};
 use super::tree::Tree;
-use crate::volume::FileKind;
 
-/// So often it is tried which removals yield: each round settles those that depend on the ones before.
+/// Maximum number of rounds to decide which removals yield: each settles those that depend on the previous ones.
 const ROUNDS_MAX: usize = 8;
 
-/// More removals of one inode's names than this are not told apart: comparing each with each would take too long.
+/// Maximum number of removals of one inode's links that are compared with each other, as the time is quadratic.
 const NAMES_MAX: usize = 500;
 
 /// A removal that yields.
 pub(super) struct Yielding {
-    /// Its place in the block.
+    /// Its index in the block.
     pub place: usize,
-    /// Whose it is, and when.
+    /// Its branch and stamp.
     pub by: (usize, Stamp),
-    /// The changes beside it.
-    pub beside: Vec<(usize, Stamp)>,
-    /// It is of the inode, and not of one name among several.
+    /// The concurrent changes that it yields to.
+    pub concurrent: Vec<(usize, Stamp)>,
+    /// It removes the inode, not one of several links.
     pub is_whole: bool,
 }
 
-/// A name that a block makes, moves or removes.
+/// A link that a block creates, moves or removes.
 struct Named {
-    /// Its place in the block.
+    /// Its index in the block.
     place: usize,
     by: (usize, Stamp),
     link: Id,
 }
 
-/// What a block does to names, by the inode.
+/// The link records of a block, by inode.
 struct Names {
-    /// Made, or moved.
+    /// Created or moved.
     made: HashMap<Id, Vec<Named>>,
     removed: BTreeMap<Id, Vec<Named>>,
 }
@@ -66,7 +65,7 @@ impl Names {
     }
 }
 
-/// What was changed in a block, and by which changes: inodes (`true`), and links.
+/// What a block changes, and the changes: inodes (`true`) and links (`false`).
 type Touched = HashMap<(bool, Id), Vec<(usize, Stamp)>>;
 
 fn touched(block: &Block) -> Touched {
@@ -83,7 +82,7 @@ fn touched(block: &Block) -> Touched {
                 touch(true, l.parent);
                 touch(false, l.link);
             }
-            // Reading is no change.
+            // A new atime is not a change.
             Record::Attr(a) if a.perm.is_some() || a.owner.is_some() => touch(true, a.inode),
             Record::Content(c) => touch(true, c.inode),
             Record::Xattr(x) => touch(true, x.inode),
@@ -94,19 +93,19 @@ fn touched(block: &Block) -> Touched {
 }
 
 impl Tree {
-    /// The removals that yield to what another device did meanwhile to what they remove, by the inode.
+    /// The removals that yield to concurrent changes of what they remove, by inode.
     ///
-    /// A file goes with its last name. Whoever removes that, removes the file: this yields to any change of it. Whoever
-    /// removes one of several names removes just that: this yields if the name itself was moved.
+    /// Removing the last link removes the file, so it yields to any change of the file. Removing one of several links
+    /// yields only if that link was moved.
     pub(super) fn yielding_removals(&self, block: &Block) -> HashMap<Id, Vec<Yielding>> {
         let touched = touched(block);
         let names = Names::of(block);
         let mut yielding: HashMap<Id, Vec<Yielding>> = HashMap::new();
         for (id, removals) in &names.removed {
-            // Which removals yield depends on which others do: a name whose removal yielded is still there.
+            // Which removals yield depends on which others do: a link whose removal yielded still exists.
             let mut void = HashSet::new();
             for _ in 0..ROUNDS_MAX {
-                let found = self.judge(&names, (*id, removals), block, (&touched, &void));
+                let found = self.find_yielding(&names, (*id, removals), block, (&touched, &void));
                 let now = found.iter().map(|removal| removal.place).collect();
                 yielding.insert(*id, found);
                 if std::mem::replace(&mut void, now) == void {
@@ -118,8 +117,8 @@ impl Tree {
         yielding
     }
 
-    /// The removals of an inode's names that yield, if those at the places `void` of the block do.
-    fn judge(
+    /// The removals of an inode's links that yield, if those at the indices `void` do.
+    fn find_yielding(
         &self,
         names: &Names,
         (id, removals): (Id, &[Named]),
@@ -130,7 +129,7 @@ impl Tree {
         let (mut yielding, mut applied) = (Vec::new(), Vec::new());
         for (removal, whole) in removals.iter().zip(&is_whole) {
             let by = removal.by;
-            // Whoever changed it and then removed it, too, did not mean it to stay.
+            // A change does not count if a removal of the whole file that does not yield knew of it.
             let is_withdrawn = |change: &(usize, Stamp)| {
                 let mut others = removals.iter().zip(&is_whole).take(NAMES_MAX);
                 others.any(|(other, is_whole)| {
@@ -139,16 +138,17 @@ impl Tree {
             };
             let of = if *whole { id } else { removal.link };
             let all = touched.get(&(*whole, of)).into_iter().flatten().copied();
-            let beside: Vec<_> = all
+            let concurrent: Vec<_> = all
                 .filter(|other| !block.knows(by, *other) && !block.knows(*other, by))
                 .filter(|other| !is_withdrawn(other))
                 .collect();
             let branch = &block.branches[by.0];
-            let yields = !beside.is_empty() || self.has_unknown(id, removal.link, branch, *whole);
+            let yields =
+                !concurrent.is_empty() || self.has_unknown(id, removal.link, branch, *whole);
             let removed = Yielding {
                 place: removal.place,
                 by,
-                beside,
+                concurrent,
                 is_whole: *whole,
             };
             if yields {
@@ -161,7 +161,7 @@ impl Tree {
         yielding
     }
 
-    /// Of each removal of a name of an inode, whether it removes the inode.
+    /// For each removal of a link of an inode: whether it removes the inode.
     fn are_whole(
         &self,
         names: &Names,
@@ -177,7 +177,7 @@ impl Tree {
             .iter()
             .filter(|removal| self.is_last_name(names, id, removal, block, void))
             .collect();
-        // A device that goes on to remove the last one meant all of them.
+        // If a device goes on to remove the last one, all its earlier ones were part of that.
         let is_whole = |removal: &Named| {
             last.iter()
                 .any(|last| last.place == removal.place || block.knows(last.by, removal.by))
@@ -185,8 +185,8 @@ impl Tree {
         removals.iter().map(is_whole).collect()
     }
 
-    /// Of the removals that apply, those that must not: each of several devices removed another name, and none of them
-    /// the file, so the name that was removed last stays.
+    /// Which of the applied removals must yield after all: if several devices each removed another link, and none of
+    /// them the file, the link that was removed last stays.
     fn last_name(&self, names: &Names, id: Id, applied: Vec<(Id, Yielding)>) -> Vec<Yielding> {
         let gone: HashSet<Id> = applied.iter().map(|(link, _)| *link).collect();
         let is_removed = applied.iter().any(|(_, removed)| removed.is_whole);
@@ -194,7 +194,7 @@ impl Tree {
         if is_removed || !all.is_subset(&gone) {
             return Vec::new();
         }
-        // What a base lacks is not there to stay.
+        // A link that a snapshot lacks cannot stay.
         let there = applied.iter().filter(|(link, _)| all.contains(link));
         let Some((last, _)) = there.max_by_key(|(_, removed)| removed.place) else {
             return Vec::new();
@@ -204,7 +204,7 @@ impl Tree {
         of_last.map(|(_, removed)| removed).collect()
     }
 
-    /// All names that an inode has before the block or gets in it, by the ids of their links.
+    /// The ids of all links that an inode has before the block or gets in it.
     fn names_of(&self, names: &Names, id: Id) -> Vec<Id> {
         let before = self
             .find_id(id)
@@ -215,7 +215,7 @@ impl Tree {
         before.chain(made.map(|made| made.link)).collect()
     }
 
-    /// Whether a removal takes the last name of an inode that its writer knew.
+    /// Whether a removal removes the last link that its writer knew.
     fn is_last_name(
         &self,
         names: &Names,
@@ -228,7 +228,7 @@ impl Tree {
         let removed = names.removed.get(&id).map_or(&[][..], Vec::as_slice);
         let is_known = |link: Id| {
             let mut of_link = made.iter().filter(|made| made.link == link).peekable();
-            // One that is there before the block is known; a name in the block may be a move of it.
+            // One that exists before the block is known; a record in the block may move it.
             let is_new = of_link.peek().is_some()
                 && self
                     .find_id(id)
@@ -236,7 +236,7 @@ impl Tree {
             !is_new || of_link.any(|made| block.knows(removal.by, made.by))
         };
         let is_gone = |link: Id| {
-            // One that another device removed, and that yielded, was still there when this was written.
+            // A link whose removal by another device yielded still existed when this was written.
             let writer = |by: (usize, Stamp)| block.branches[by.0].writer;
             removed.iter().any(|other| {
                 let counts = !void.contains(&other.place) || writer(other.by) == writer(removal.by);
@@ -245,21 +245,21 @@ impl Tree {
         };
         let all = self.names_of(names, id);
         let mut others = all.iter().filter(|link| **link != removal.link);
-        // What went before, and is in no base, its writer may have seen.
+        // The writer may have seen links that were removed earlier and are in no snapshot.
         !others.any(|link| is_known(*link) && !is_gone(*link))
             && !self.has_unseen_removal(id, &block.branches[removal.by.0], |link| {
                 link == removal.link || is_gone(link)
             })
     }
 
-    /// Whether a stamp of what was applied before the block is not known to the writer of one of its branches.
+    /// Whether the writer of a branch did not know the record with this stamp, which was applied before the block.
     pub(super) fn is_unknown(&self, at: Stamp, by: &Branch) -> bool {
-        // What a base was written beside, it may have already.
+        // A snapshot may contain records of a concurrent segment.
         at.segment != by.segment && !self.is_known(at, &by.known)
     }
 
-    /// Whether what was applied before the block has a change of this inode, or unless `is_whole` of the place of this link,
-    /// that a writer with this knowledge did not know: a base of another device may be ahead of it.
+    /// Whether a writer did not know a change of this inode (or, unless `is_whole`, of this link's place) that was
+    /// applied before the block: a snapshot of another device may have it.
     fn has_unknown(&self, inode: Id, link: Id, by: &Branch, is_whole: bool) -> bool {
         let Some(ix) = self.find_id(inode) else {
             return false;
@@ -269,22 +269,6 @@ impl Tree {
         if !is_whole {
             return place.is_some_and(is_unknown);
         }
-        let inode = self.inode(ix);
-        let extra = inode.extra.as_deref();
-        let xattrs = extra
-            .iter()
-            .flat_map(|x| x.xattrs.iter().map(|(.., at)| *at));
-        let version = (inode.kind != FileKind::Directory).then_some(inode.version);
-        let registers = [
-            extra.and_then(|x| x.perm_at),
-            extra.and_then(|x| x.owner_at),
-            version,
-        ];
-        registers
-            .into_iter()
-            .chain([place])
-            .flatten()
-            .chain(xattrs)
-            .any(is_unknown)
+        self.registers(ix).chain(place).any(is_unknown)
     }
 }

@@ -1,9 +1,9 @@
-//! From a store to a tree: the newest base, then the segments that it does not cover.
+//! Reads a tree from a store: the newest snapshot, then the segments that it does not cover.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::apply::Refusal;
-use super::history::{self, History, Ignored, Opened, Published, Survey, WAIT, name_of};
+use super::history::{self, History, Ignored, Opened, SegmentInfo, Survey, WAIT, name_of};
 use super::merge::{self, Branch, Known};
 use super::record::{BaseRef, Frame, Head, StampSegment};
 use super::tree::Tree;
@@ -12,52 +12,52 @@ use crate::error::{Error, Kind, Result};
 use crate::object::{Area, DeviceId, SegmentId, SlotId};
 use crate::store::Store;
 
-/// So many files of which the ends open and something between does not are taken out, one by one.
+/// Maximum number of files that are discarded, one by one, because a frame is damaged.
 const DAMAGED_MAX: usize = 100;
 
-/// What the published index says.
+/// The state of the published index.
 pub struct Replayed {
     /// The tree.
     pub tree: Tree,
-    /// The newest segment of each device that is in the tree; of one that wrote two histories, of each of these, the
-    /// second under the id of its [`Writer`](history::Writer).
+    /// The newest segment of each device in the tree; if a device wrote two histories, of each of them, the second
+    /// under the id of its [`Writer`](history::Writer).
     pub heads: BTreeMap<DeviceId, Head>,
-    /// The newest base.
+    /// The newest snapshot.
     pub base: Option<BaseRef>,
-    /// Bytes of the bases in use.
+    /// Total length of the snapshots in use, in bytes.
     pub base_bytes: u64,
-    /// The bases in use.
-    pub bases: Vec<Published>,
-    /// Segments in use that no base covers.
-    pub uncovered: Vec<Published>,
-    /// Segments and bases that the newest base makes superfluous.
-    pub covered: Vec<Published>,
-    /// Slots as the newest segment lists them, and those that were removed.
+    /// The snapshots in use.
+    pub bases: Vec<SegmentInfo>,
+    /// Segments in use that no snapshot covers.
+    pub uncovered: Vec<SegmentInfo>,
+    /// Superseded segments and snapshots.
+    pub covered: Vec<SegmentInfo>,
+    /// Existing slots, as the newest segment lists them.
     pub slots: Vec<SlotId>,
     /// Slots that were removed.
     pub removed_slots: Vec<SlotId>,
-    /// Every segment and base that opens, as its writer numbered it.
-    pub found: Vec<Published>,
-    /// What should be there and is not, in words.
+    /// Every segment and snapshot that can be opened, with its writer's numbering.
+    pub found: Vec<SegmentInfo>,
+    /// Descriptions of what is missing.
     pub gaps: Vec<String>,
-    /// Segments that are there and not in the tree, as something that their writers had applied is missing.
+    /// Segments that are not applied, because something that their writers had applied is missing.
     pub waiting: Vec<Head>,
-    /// The files of `index/` and their lengths, in order.
+    /// The files of `index/` with their lengths, sorted.
     pub files: Vec<(SegmentId, u64)>,
-    /// Those that do not count.
+    /// Those that are ignored.
     pub ignored: Vec<Ignored>,
     /// Devices that wrote two histories.
     pub forked: Vec<DeviceId>,
-    /// Leftovers that were adopted, and the segments that are there in their stead.
+    /// Adopted leftovers, and the segments that replace them.
     pub adopted: Vec<(SegmentId, SegmentId)>,
-    /// A segment with a feature without which nobody may write to the library.
+    /// A segment with a feature that a writer must know and this version does not.
     pub unwritable: Option<SegmentId>,
-    /// Segments that the bases in use must not be without.
+    /// Segments that were concurrent with the snapshots in use and must be applied with them.
     needs: Vec<Head>,
 }
 
-/// Replays the published index on a tree that `empty` makes. With `unfounded`, segments are applied, too, that were made
-/// on top of what is missing.
+/// Replays the published index on a tree that `empty` makes. With `unfounded`, segments that are based on something
+/// missing are applied, too.
 pub fn replay(
     store: &dyn Store,
     master: &MasterKey,
@@ -78,7 +78,7 @@ pub fn replay(
                     ..replayed
                 });
             }
-            // A base came, and a sync takes away what it makes superfluous.
+            // A new snapshot arrived, and a sync program removes the segments that it supersedes.
             Err((_, e)) if matches!(e.kind(), Kind::Missing) => {
                 survey = Survey::new(store, master)?;
             }
@@ -86,11 +86,11 @@ pub fn replay(
             Err((_, e)) => return Err(e),
         }
     }
-    let check = format_args!("more than {DAMAGED_MAX} files do not open");
+    let check = format_args!("more than {DAMAGED_MAX} files are damaged");
     Err(Error::damaged(Area::Index.name(), check).hint(WAIT))
 }
 
-/// Applies a history; the error says of which file it is.
+/// Applies a history. The error has the file that caused it.
 fn apply(
     store: &dyn Store,
     master: &MasterKey,
@@ -121,35 +121,35 @@ fn apply(
         out.tree.expect_conflicts();
     }
     for base in &history.bases {
-        apply_base(store, master, base, &mut out).map_err(|e| (base.published.id, e))?;
+        apply_base(store, master, base, &mut out).map_err(|e| (base.info.id, e))?;
     }
     let all: Vec<&Opened> = history.segments.iter().collect();
     let known = known_by(&history.segments);
-    let beside = last_beside_bases(&all, &known, &out);
+    let concurrent = last_concurrent(&all, &known, &out);
     let mut is_due = history.bases_agree;
     for block in merge::blocks(&known) {
-        if is_due && beside.is_none_or(|last| last < block.start) {
+        if is_due && concurrent.is_none_or(|last| last < block.start) {
             out.tree.remove_superseded();
             is_due = false;
         }
         let segments = &all[block.clone()];
-        // What a base was written beside, it knows in part.
-        let is_needed = |s: &&Opened| out.needs.iter().any(|need| needs(need, &s.published));
-        out.tree.beside_base = segments.iter().any(is_needed);
+        // A snapshot contains some effects of segments concurrent with it.
+        let is_needed = |s: &&Opened| out.needs.iter().any(|need| needs(need, &s.info));
+        out.tree.during_snapshot = segments.iter().any(is_needed);
         match segments {
             [one] if knows_all(&known[block.start], &out.heads) => {
-                apply_segment(store, master, one, &mut out).map_err(|e| (one.published.id, e))?;
+                apply_segment(store, master, one, &mut out).map_err(|e| (one.info.id, e))?;
             }
             several => merge_segments(store, master, several, &known[block], &mut out)?,
         }
     }
-    out.tree.beside_base = false;
+    out.tree.during_snapshot = false;
     let missing = |need: &&Head| {
         out.heads
             .get(&need.device)
             .is_none_or(|have| have.number < need.number)
     };
-    // Several may need the same one.
+    // Several snapshots may need the same one.
     for gap in out.needs.iter().filter(missing).map(name_of) {
         if !out.gaps.contains(&gap) {
             out.gaps.push(gap);
@@ -162,25 +162,25 @@ fn apply(
     Ok(out)
 }
 
-/// The last segment that was written beside one of the bases. Who wrote what comes behind it knew what the bases have, and
-/// saw what one of them removed from another go. When the bases are applied, and nothing else.
-fn last_beside_bases(
+/// The index of the last segment that was concurrent with one of the snapshots. The writers of later ones knew all
+/// snapshots, and had seen what one of them removed from another. To be called when only the snapshots are applied.
+fn last_concurrent(
     all: &[&Opened],
     known: &[(DeviceId, u64, Known)],
     out: &Replayed,
 ) -> Option<usize> {
-    let is_beside = |at: &usize| {
-        let mut needs_it = out.needs.iter().map(|n| needs(n, &all[*at].published));
+    let is_concurrent = |at: &usize| {
+        let mut needs_it = out.needs.iter().map(|n| needs(n, &all[*at].info));
         needs_it.any(|is_needed| is_needed) || !knows_all(&known[*at], &out.heads)
     };
-    (0..all.len()).rev().find(is_beside)
+    (0..all.len()).rev().find(is_concurrent)
 }
 
-fn needs(need: &Head, segment: &Published) -> bool {
+fn needs(need: &Head, segment: &SegmentInfo) -> bool {
     need.device == segment.device && need.number >= segment.number
 }
 
-/// Whether a segment's writer knew all that is applied: a base of another device may be ahead of it.
+/// Whether a segment's writer knew all that is applied. A snapshot of another device may cover more.
 fn knows_all(
     (writer, _, known): &(DeviceId, u64, Known),
     heads: &BTreeMap<DeviceId, Head>,
@@ -189,7 +189,7 @@ fn knows_all(
     others.all(|(device, head)| known.get(device) >= Some(&head.number))
 }
 
-/// Writer, number and knowledge of each segment; heads name others by their digests.
+/// Writer, number and known segments of each segment. Heads refer to others by digest.
 fn known_by(all: &[Opened]) -> Vec<(DeviceId, u64, Known)> {
     let by_digest: HashMap<[u8; 32], &Opened> =
         all.iter().filter_map(|s| Some((s.sha256?, s))).collect();
@@ -204,11 +204,11 @@ fn known_by(all: &[Opened]) -> Vec<(DeviceId, u64, Known)> {
         known
     };
     let all = all.iter();
-    all.map(|s| (s.writer.0, s.published.number, knows(&s.opening.heads)))
+    all.map(|s| (s.writer.0, s.info.number, knows(&s.header.heads)))
         .collect()
 }
 
-/// Applies segments that were written beside each other.
+/// Applies concurrent segments.
 fn merge_segments(
     store: &dyn Store,
     master: &MasterKey,
@@ -224,11 +224,11 @@ fn merge_segments(
             Ok(())
         });
         branches.push(Branch {
-            segment: read.map_err(|e| (segment.published.id, e))?,
+            segment: read.map_err(|e| (segment.info.id, e))?,
             writer: *writer,
             number: *number,
             known: known.clone(),
-            is_in_base: out.needs.iter().any(|need| needs(need, &segment.published)),
+            is_in_base: out.needs.iter().any(|need| needs(need, &segment.info)),
             frames,
         });
     }
@@ -245,10 +245,10 @@ fn apply_base(
     out: &mut Replayed,
 ) -> Result<()> {
     let reader = base.reader(store, master)?;
-    let table = base.opening.stamp_segments.iter().flatten();
+    let table = base.header.stamp_segments.iter().flatten();
     let numbers: Vec<u32> = table.map(|s| out.tree.intern_segment(*s)).collect();
     let covers: Known = base
-        .opening
+        .header
         .heads
         .iter()
         .map(|h| (h.device, h.number))
@@ -267,18 +267,16 @@ fn apply_base(
         .extend(ending.closing.into_iter().flat_map(|c| c.needs));
     if out.base.is_none() {
         out.base = Some(BaseRef {
-            segment: base.published.id,
+            segment: base.info.id,
             sha256: ending.sha256,
         });
-        (out.slots, out.removed_slots) = (
-            base.opening.slots.clone(),
-            base.opening.removed_slots.clone(),
-        );
+        (out.slots, out.removed_slots) =
+            (base.header.slots.clone(), base.header.removed_slots.clone());
     }
-    out.base_bytes += base.published.cipher_len;
-    out.bases.push(base.published);
+    out.base_bytes += base.info.cipher_len;
+    out.bases.push(base.info);
     history::cover(&mut out.heads, base);
-    out.tree.note_covered(&covers);
+    out.tree.mark_covered(&covers);
     Ok(())
 }
 
@@ -289,10 +287,11 @@ fn apply_segment(
     out: &mut Replayed,
 ) -> Result<()> {
     let apply = |(tree, in_tree): (&mut Tree, u32), frame: Frame| tree.apply_frame(in_tree, &frame);
-    read_segment(store, master, segment, out, apply).map(drop)
+    read_segment(store, master, segment, out, apply)?;
+    Ok(())
 }
 
-/// Hands the frames of a segment to `each`, and notes that it is applied. Answers its number in the tree.
+/// Calls `each` with the frames of a segment and records that it is applied. Returns its number in the tree.
 fn read_segment(
     store: &dyn Store,
     master: &MasterKey,
@@ -300,9 +299,9 @@ fn read_segment(
     out: &mut Replayed,
     mut each: impl FnMut((&mut Tree, u32), Frame) -> Result<(), Refusal>,
 ) -> Result<u32> {
-    let Published {
+    let SegmentInfo {
         id, device, number, ..
-    } = segment.published;
+    } = segment.info;
     let reader = segment.reader(store, master)?;
     let in_tree = out.tree.intern_segment(StampSegment {
         segment: id,
@@ -315,9 +314,9 @@ fn read_segment(
     })?;
     history::advance(&mut out.heads, segment, ending.sha256);
     (out.slots, out.removed_slots) = (
-        segment.opening.slots.clone(),
-        segment.opening.removed_slots.clone(),
+        segment.header.slots.clone(),
+        segment.header.removed_slots.clone(),
     );
-    out.uncovered.push(segment.published);
+    out.uncovered.push(segment.info);
     Ok(in_tree)
 }

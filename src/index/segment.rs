@@ -1,7 +1,7 @@
-//! Segments: sealed frames in a write-once file (`man/hushfs-format.5`, section SEGMENTS).
+//! Segments: encrypted frames in a write-once file (`man/hushfs-format.5`, section SEGMENTS).
 //!
-//! A segment grows in the device's own folder, frame by frame; closed, it is published and never changed. In a
-//! published one a frame that does not open is damage; only one that still grows can be torn at its end.
+//! A segment grows in the device's own folder, frame by frame; once closed it is published and never changed. A frame
+//! of a published segment that fails to decrypt is damage; only an open segment may have a torn end.
 
 use std::sync::Arc;
 
@@ -9,29 +9,29 @@ use sha2::{Digest, Sha256};
 
 use super::encoding::{from_cbor, to_cbor};
 use super::kept::Kept;
-use super::record::{Closing, Frame, Head, Opening};
+use super::record::{Frame, Head, SegmentFooter, SegmentHeader};
 use crate::crypto::{HEADER_LEN, Header, Magic, MasterKey, SEAL_OVERHEAD, SealKey, random};
 use crate::error::{Error, Kind, Result};
 use crate::object::{DeviceId, SegmentId};
 use crate::pack::padme_len;
 use crate::store::{Growing, Object, Store};
 
-/// A segment is published when it is this long, in bytes.
+/// Length in bytes at which a segment is published.
 pub const SEGMENT_CIPHER_LEN: u64 = 4 * 1024 * 1024;
-/// The longest frame, in bytes of plaintext: a flush of the largest write buffer in the smallest pieces fits.
+/// Maximum plaintext of a frame, in bytes: enough to flush the largest write buffer in the smallest pieces.
 pub(super) const FRAME_PLAIN_LEN_MAX: usize = 32 * 1024 * 1024;
-/// The shortest published segment.
+/// Minimum length of a published segment.
 const PADDING_FLOOR: u64 = 4096;
 pub(super) const LENGTH_SEALED_LEN: usize = 4 + SEAL_OVERHEAD;
 const TRAILER_PLAIN_LEN: usize = 32;
 const TRAILER_SEALED_LEN: usize = TRAILER_PLAIN_LEN + SEAL_OVERHEAD;
 
-/// What a sealed message in a segment is; goes into its associated data, so none is taken for another.
+/// The kind of an encrypted message. It is part of the associated data, so that one kind cannot be taken for another.
 #[derive(Clone, Copy)]
 pub(super) enum Part {
     Length = 0,
     Frame = 1,
-    Closing = 2,
+    Footer = 2,
     Trailer = 3,
 }
 
@@ -41,7 +41,7 @@ pub(super) fn aad(part: Part, cipher_offset: u64) -> [u8; 9] {
     aad
 }
 
-/// A segment that grows.
+/// Writes a segment.
 pub struct SegmentWriter {
     id: SegmentId,
     file: Arc<dyn Growing>,
@@ -52,18 +52,18 @@ pub struct SegmentWriter {
     cipher_len: u64,
     digest: Sha256,
     buffer: Vec<u8>,
-    /// All that was written; of a base, which may be long and has no need of it, nothing.
+    /// A copy of everything written; empty for a snapshot, which may be long and does not need it.
     kept: Vec<u8>,
-    spoiled: bool,
+    failed: bool,
 }
 
-/// A segment with its closing frame; not yet synced or published.
+/// A segment with its footer; not yet synced or published.
 pub struct ClosedSegment {
     /// Its id.
     pub id: SegmentId,
     /// SHA-256 of the whole file.
     pub sha256: [u8; 32],
-    /// All its bytes.
+    /// Its length in bytes.
     pub cipher_len: u64,
     /// The file.
     pub file: Arc<dyn Growing>,
@@ -75,7 +75,7 @@ impl SegmentWriter {
         store: &dyn Store,
         master: &MasterKey,
         id: SegmentId,
-        opening: &Opening,
+        opening: &SegmentHeader,
     ) -> Result<Self> {
         let header = Header::new(Magic::Segment, id.object());
         let mut writer = Self {
@@ -89,7 +89,7 @@ impl SegmentWriter {
             digest: Sha256::new(),
             buffer: header.encode().to_vec(),
             kept: Vec::new(),
-            spoiled: false,
+            failed: false,
         };
         let written = writer.write_message(Part::Frame, &to_cbor(opening));
         if written.is_err() {
@@ -106,7 +106,7 @@ impl SegmentWriter {
     pub fn file(&self) -> &Arc<dyn Growing> {
         &self.file
     }
-    /// Its number in this device's order; 0 for a base.
+    /// Its number in this device's order; 0 for a snapshot.
     pub fn number(&self) -> u64 {
         self.number
     }
@@ -114,45 +114,45 @@ impl SegmentWriter {
     pub fn cipher_len(&self) -> u64 {
         self.cipher_len
     }
-    /// Frames written, the opening counted in.
+    /// Frames written, including the header.
     pub fn frames(&self) -> u64 {
         self.frames
     }
-    /// What was written to it, whatever has become of the file.
+    /// A copy of what was written to it, whatever became of the file.
     pub fn kept(&self) -> Arc<dyn Object> {
         Arc::new(Kept {
             name: self.file.name(),
             bytes: self.kept.clone(),
         })
     }
-    /// Whether a write failed: nothing may be added.
-    pub fn is_spoiled(&self) -> bool {
-        self.spoiled
+    /// Whether a write or sync failed: nothing may be added.
+    pub fn is_failed(&self) -> bool {
+        self.failed
     }
 
-    /// Lets nothing be added any more: a sync has failed.
-    pub fn spoil(&mut self) {
-        self.spoiled = true;
+    /// Refuses further frames after a failed sync.
+    pub fn mark_failed(&mut self) {
+        self.failed = true;
     }
 
-    /// Takes the last frame back, as if its write had failed: nothing may be added any more.
+    /// Undoes the last frame as if its write had failed, and refuses further frames.
     pub fn take_back(&mut self) {
         self.frames -= 1;
-        self.spoiled = true;
+        self.failed = true;
     }
 
-    /// Adds a frame. It is with the system on return, not on the disk.
+    /// Appends a frame: written, but not synced.
     pub fn append(&mut self, frame: &Frame) -> Result<()> {
         self.write_message(Part::Frame, &to_cbor(frame))
     }
 
-    /// Adds the closing frame, padding and trailer.
+    /// Appends the footer, padding and trailer.
     pub fn close(&mut self, needs: Vec<Head>) -> Result<ClosedSegment> {
-        let closing = to_cbor(&Closing {
+        let closing = to_cbor(&SegmentFooter {
             frames: self.frames,
             needs,
         });
-        self.seal_message(Part::Closing, &closing)?;
+        self.seal_message(Part::Footer, &closing)?;
         let true_len = self.cipher_len + self.buffer.len() as u64;
         let padded_len = padme_len(true_len + TRAILER_SEALED_LEN as u64, PADDING_FLOOR);
         let from = self.buffer.len();
@@ -161,17 +161,14 @@ impl SegmentWriter {
             0,
         );
         random(&mut self.buffer[from..])?;
-        let mut trailer = [0; TRAILER_PLAIN_LEN];
-        trailer[..8].copy_from_slice(&true_len.to_le_bytes());
-        trailer[8..24].copy_from_slice(&self.device.0);
-        trailer[24..].copy_from_slice(&self.number.to_le_bytes());
-        let at = padded_len - TRAILER_SEALED_LEN as u64;
+        let (end, number) = (true_len.to_le_bytes(), self.number.to_le_bytes());
+        let aad = aad(Part::Trailer, padded_len - TRAILER_SEALED_LEN as u64);
         self.key
-            .seal(&aad(Part::Trailer, at), &[&trailer], &mut self.buffer)?;
+            .seal(&aad, &[&end, &self.device.0, &number], &mut self.buffer)?;
         self.flush_buffer()?;
         let sha256 = std::mem::take(&mut self.digest).finalize().into();
-        // Nothing may come behind the trailer.
-        self.spoiled = true;
+        // Nothing may follow the trailer.
+        self.failed = true;
         Ok(ClosedSegment {
             id: self.id,
             sha256,
@@ -187,9 +184,9 @@ impl SegmentWriter {
         Ok(())
     }
 
-    /// Appends the sealed length and the sealed message to the buffer.
+    /// Appends the encrypted length and message to the buffer.
     fn seal_message(&mut self, part: Part, plain: &[u8]) -> Result<()> {
-        if self.spoiled {
+        if self.failed {
             return Err(Error::new(Kind::Poisoned, self.file.name()));
         }
         if plain.len() > FRAME_PLAIN_LEN_MAX {
@@ -208,7 +205,7 @@ impl SegmentWriter {
 
     fn flush_buffer(&mut self) -> Result<()> {
         let written = self.file.write_at(&self.buffer, self.cipher_len);
-        self.spoiled |= written.is_err();
+        self.failed |= written.is_err();
         written?;
         self.digest.update(&self.buffer);
         self.cipher_len += self.buffer.len() as u64;
@@ -221,29 +218,29 @@ impl SegmentWriter {
     }
 }
 
-/// Whether a segment is whole, or may end torn.
+/// Whether a segment is complete or may have a torn end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Extent {
-    /// Published: anything that does not open is damage.
+pub enum SegmentState {
+    /// Published: anything that fails to decrypt is damage.
     Published,
-    /// Left in `new/`: the first frame that does not open ends it.
+    /// Left in `new/`: it ends at the first frame that fails to decrypt.
     Leftover,
 }
 
-/// The digest of a segment that is read.
+/// The digest of a segment that is being read.
 enum Hash {
     Running(Sha256),
     Known([u8; 32]),
 }
 
-/// A segment that is read.
+/// Reads a segment.
 pub struct SegmentReader {
     object: Arc<dyn Object>,
     name: String,
     id: SegmentId,
     key: SealKey,
-    extent: Extent,
-    /// Where the last frame ends; for a leftover, the file's length.
+    state: SegmentState,
+    /// End of the last frame; for a leftover, the file's length.
     true_len: u64,
     file_len: u64,
     at: u64,
@@ -251,30 +248,30 @@ pub struct SegmentReader {
     buffer_at: u64,
     digest: Hash,
     frames: u64,
-    opening: Opening,
+    opening: SegmentHeader,
     writable: bool,
 }
 
-/// What the end of a segment says.
+/// What is known at the end of a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ending {
-    /// The closing frame; a leftover may have none.
-    pub closing: Option<Closing>,
-    /// SHA-256 of the whole file; of no use for a leftover.
+pub struct SegmentEnd {
+    /// The footer; a leftover may have none.
+    pub closing: Option<SegmentFooter>,
+    /// SHA-256 of the whole file; meaningless for a leftover.
     pub sha256: [u8; 32],
-    /// All its bytes.
+    /// Its length in bytes.
     pub cipher_len: u64,
-    /// Where the last frame that opens ends.
+    /// End of the last frame that decrypts.
     pub frames_end: u64,
 }
 
 impl SegmentReader {
-    /// Opens a segment and reads its opening.
+    /// Opens a segment and reads its header.
     pub fn open(
         object: Arc<dyn Object>,
         id: SegmentId,
         master: &MasterKey,
-        extent: Extent,
+        state: SegmentState,
     ) -> Result<Self> {
         let name = object.name();
         let mut bytes = [0; HEADER_LEN];
@@ -282,9 +279,9 @@ impl SegmentReader {
         let header = Header::decode(&bytes, Magic::Segment, id.object(), &name)?;
         let key = master.object_key(&header);
         let file_len = object.cipher_len()?;
-        let trailer = match extent {
-            Extent::Published => Some(read_trailer(&*object, &key, file_len, &name)?),
-            Extent::Leftover => None,
+        let trailer = match state {
+            SegmentState::Published => Some(read_trailer(&*object, &key, file_len, &name)?),
+            SegmentState::Leftover => None,
         };
         let true_len = trailer.map_or(file_len, |(true_len, ..)| true_len);
         let digest = Hash::Running(Sha256::new_with_prefix(bytes));
@@ -295,7 +292,7 @@ impl SegmentReader {
             name,
             id,
             key,
-            extent,
+            state,
             true_len,
             file_len,
             at,
@@ -303,26 +300,26 @@ impl SegmentReader {
             buffer_at,
             digest,
             frames: 0,
-            opening: Opening::default(),
+            opening: SegmentHeader::default(),
             writable: header.writable(),
         };
         let Some((Part::Frame, plain)) = reader.message()? else {
-            return Err(reader.damaged("no opening frame"));
+            return Err(reader.damaged("no header"));
         };
-        let opening: Opening = from_cbor(&plain).map_err(|e| reader.damaged(e))?;
+        let opening: SegmentHeader = from_cbor(&plain).map_err(|e| reader.damaged(e))?;
         if (opening.number == 0) != opening.stamp_segments.is_some() {
             return Err(reader.damaged("a base with a number, or a segment without one"));
         }
         if trailer
             .is_some_and(|(_, device, number)| (device, number) != (opening.device, opening.number))
         {
-            return Err(reader.damaged("opening and trailer name different writers"));
+            return Err(reader.damaged("header and trailer name different writers"));
         }
         reader.opening = opening;
         Ok(reader)
     }
 
-    /// Says its digest, where that is known already.
+    /// Sets its digest, if that is known already.
     pub fn digest_is(&mut self, sha256: [u8; 32]) {
         self.digest = Hash::Known(sha256);
     }
@@ -331,21 +328,21 @@ impl SegmentReader {
     pub fn id(&self) -> SegmentId {
         self.id
     }
-    /// What errors call it.
+    /// Its name in errors.
     pub fn name(&self) -> &str {
         &self.name
     }
-    /// Whether this version may write to the library, as far as this segment says.
+    /// False if the segment has a feature that a writer must know and this version does not.
     pub fn writable(&self) -> bool {
         self.writable
     }
-    /// Its first frame.
-    pub fn opening(&self) -> &Opening {
+    /// Its header.
+    pub fn opening(&self) -> &SegmentHeader {
         &self.opening
     }
 
-    /// Hands every frame to `each`, in order.
-    pub fn frames(mut self, mut each: impl FnMut(Frame) -> Result<()>) -> Result<Ending> {
+    /// Calls `each` with every frame, in order.
+    pub fn frames(mut self, mut each: impl FnMut(Frame) -> Result<()>) -> Result<SegmentEnd> {
         loop {
             match self.message()? {
                 Some((Part::Frame, plain)) => {
@@ -353,7 +350,7 @@ impl SegmentReader {
                     each(frame)?;
                 }
                 Some((_, plain)) => {
-                    let closing: Closing = from_cbor(&plain).map_err(|e| self.damaged(e))?;
+                    let closing: SegmentFooter = from_cbor(&plain).map_err(|e| self.damaged(e))?;
                     return self.end(Some(closing));
                 }
                 None => return self.end(None),
@@ -361,25 +358,25 @@ impl SegmentReader {
         }
     }
 
-    fn end(mut self, closing: Option<Closing>) -> Result<Ending> {
+    fn end(mut self, closing: Option<SegmentFooter>) -> Result<SegmentEnd> {
         if let Some(closing) = &closing {
-            // The closing frame itself was counted when it was read.
+            // The footer itself was counted when it was read.
             if closing.frames != self.frames - 1 {
                 return Err(self.damaged("frames are missing"));
             }
-            if self.extent == Extent::Published && self.at != self.true_len {
-                return Err(self.damaged("bytes behind the closing frame"));
+            if self.state == SegmentState::Published && self.at != self.true_len {
+                return Err(self.damaged("bytes after the footer"));
             }
         }
         let frames_end = self.at;
-        if self.extent == Extent::Published && matches!(self.digest, Hash::Running(_)) {
+        if self.state == SegmentState::Published && matches!(self.digest, Hash::Running(_)) {
             while self.at < self.file_len {
                 let step = (self.file_len - self.at).min(1 << 20) as usize;
                 self.fill(step)?;
                 self.consume(step);
             }
         }
-        Ok(Ending {
+        Ok(SegmentEnd {
             closing,
             sha256: match self.digest {
                 Hash::Running(hash) => hash.finalize().into(),
@@ -397,14 +394,14 @@ impl SegmentReader {
         )
     }
 
-    /// The next message; `None` where a leftover ends or is torn.
+    /// The next message; `None` at the end or at the torn frame of a leftover.
     fn message(&mut self) -> Result<Option<(Part, Vec<u8>)>> {
-        let torn = |reader: &Self, why: &str| match reader.extent {
-            Extent::Published => Err(reader.damaged(why)),
-            Extent::Leftover => Ok(None),
+        let torn = |reader: &Self, why: &str| match reader.state {
+            SegmentState::Published => Err(reader.damaged(why)),
+            SegmentState::Leftover => Ok(None),
         };
         if self.at + (LENGTH_SEALED_LEN as u64) > self.true_len {
-            return torn(self, "no closing frame");
+            return torn(self, "no footer");
         }
         self.fill(LENGTH_SEALED_LEN)?;
         let mut len = [0; 4];
@@ -413,7 +410,7 @@ impl SegmentReader {
             self.peek(0, LENGTH_SEALED_LEN),
             &mut len,
         ) {
-            return torn(self, "a frame's length does not open");
+            return torn(self, "the length of a frame fails to decrypt");
         }
         let plain_len = u32::from_le_bytes(len) as usize;
         if plain_len > FRAME_PLAIN_LEN_MAX {
@@ -422,12 +419,12 @@ impl SegmentReader {
         let sealed_len = plain_len + SEAL_OVERHEAD;
         let whole = LENGTH_SEALED_LEN + sealed_len;
         if self.at + whole as u64 > self.true_len {
-            return torn(self, "a frame is cut");
+            return torn(self, "a frame is truncated");
         }
         self.fill(whole)?;
         let at = self.at + LENGTH_SEALED_LEN as u64;
         let mut plain = vec![0; plain_len];
-        for part in [Part::Frame, Part::Closing] {
+        for part in [Part::Frame, Part::Footer] {
             if self.key.open(
                 &aad(part, at),
                 self.peek(LENGTH_SEALED_LEN, sealed_len),
@@ -438,7 +435,7 @@ impl SegmentReader {
                 return Ok(Some((part, plain)));
             }
         }
-        torn(self, "a frame does not open")
+        torn(self, "a frame fails to decrypt")
     }
 
     fn peek(&self, skip: usize, len: usize) -> &[u8] {
@@ -446,7 +443,7 @@ impl SegmentReader {
         &self.buffer[from..from + len]
     }
 
-    /// Makes sure that `len` bytes from here on are in the buffer.
+    /// Fills the buffer so that it has the next `len` bytes.
     fn fill(&mut self, len: usize) -> Result<()> {
         const CHUNK: u64 = 256 * 1024;
         let have = self.buffer_at + self.buffer.len() as u64;
@@ -463,14 +460,14 @@ impl SegmentReader {
 
     fn consume(&mut self, len: usize) {
         let from = (self.at - self.buffer_at) as usize;
-        if let (Extent::Published, Hash::Running(hash)) = (self.extent, &mut self.digest) {
+        if let (SegmentState::Published, Hash::Running(hash)) = (self.state, &mut self.digest) {
             hash.update(&self.buffer[from..from + len]);
         }
         self.at += len as u64;
     }
 }
 
-/// Opens the trailer and answers where the last frame ends, who wrote the segment, and its number.
+/// Decrypts the trailer; returns the end of the last frame, the writer and the number.
 fn read_trailer(
     object: &dyn Object,
     key: &SealKey,
@@ -484,7 +481,7 @@ fn read_trailer(
     if !key.open(&aad(Part::Trailer, at), &sealed, &mut trailer) {
         return Err(Error::damaged(
             name,
-            "the trailer does not open: cut, changed, or of another library",
+            "the trailer fails to decrypt: truncated, changed, or of another library",
         ));
     }
     let (mut true_len, mut device, mut number) = ([0; 8], DeviceId::default(), [0; 8]);

@@ -1,8 +1,8 @@
-//! Several bases in use: what a newer one removed from an older one.
+//! Several snapshots in use: what a newer one removed from an older one.
 //!
-//! A base says what there is, and nothing of what is gone. So what one base has and another lacks, although that one covers
-//! it, was removed. A change that the other does not cover was made by a device that did not know of the removal: then the
-//! removal yields, as any other does.
+//! A snapshot has what exists, but no trace of what was removed. So what one snapshot has and another one covers but
+//! lacks was removed. A change that the other does not cover was made by a device that did not know of the removal:
+//! then the removal yields, as in any merge.
 
 use std::collections::HashMap;
 
@@ -12,22 +12,22 @@ use super::record::{BaseInode, LinkAt};
 use super::tree::Tree;
 use crate::volume::{FileKind, Time};
 
-/// More bases than this are not told apart: they count as having everything.
+/// Maximum number of snapshots that are distinguished: any others count as having everything.
 const BASES_MAX: usize = 16;
 
-/// Which of the bases in use has what: a bit each, by the slots of inodes and links.
+/// Which of the snapshots in use has what: a bit each, by the slots of inodes and links.
 #[derive(Debug, Default)]
 pub(super) struct InBases {
-    /// What each covers.
+    /// What each snapshot covers.
     covers: Vec<Known>,
     inodes: Vec<u16>,
     links: Vec<u16>,
-    /// The links that are where the base has them, or were while it was applied.
+    /// The links that are, or were during its replay, where the snapshot has them.
     places: Vec<u16>,
 }
 
 impl InBases {
-    /// The bit of the base that is applied now.
+    /// The bit of the snapshot that is being applied.
     fn bit(&self) -> u16 {
         match self.covers.len() {
             at @ 1..=BASES_MAX => 1 << (at - 1),
@@ -35,7 +35,7 @@ impl InBases {
         }
     }
 
-    /// What the bases cover that lack something which has these bits.
+    /// The snapshots, by index and coverage, that lack something with these bits.
     fn lacking(&self, bits: u16) -> impl Iterator<Item = (usize, &Known)> {
         let covers = self.covers.iter().take(BASES_MAX).enumerate();
         covers.filter(move |(at, _)| bits & 1 << at == 0)
@@ -46,7 +46,7 @@ fn bits(of: &[u16], at: u32) -> u16 {
     of.get(at as usize).copied().unwrap_or(0)
 }
 
-fn set_bit(of: &mut Vec<u16>, at: u32, bit: u16) {
+fn set_bit(bit: u16, of: &mut Vec<u16>, at: u32) {
     let at = at as usize;
     if of.len() <= at {
         of.resize(at + 1, 0);
@@ -55,47 +55,45 @@ fn set_bit(of: &mut Vec<u16>, at: u32, bit: u16) {
 }
 
 impl Tree {
-    /// One of several bases is about to be applied.
+    /// Starts to apply one of several snapshots.
     pub fn begin_base(&mut self, covers: Known) {
         if let Some(unsettled) = &mut self.unsettled {
             unsettled.in_bases.covers.push(covers);
         }
     }
 
-    /// The base has this inode.
-    pub(super) fn note_inode_in_base(&mut self, base: &BaseInode) {
+    /// Marks an inode as present in the snapshot.
+    pub(super) fn mark_inode_in_base(&mut self, base: &BaseInode) {
         if let (Some(ix), Some(unsettled)) = (self.find_id(base.inode.id), &mut self.unsettled) {
             let in_bases = &mut unsettled.in_bases;
-            let bit = in_bases.bit();
-            set_bit(&mut in_bases.inodes, ix.0, bit);
+            set_bit(in_bases.bit(), &mut in_bases.inodes, ix.0);
         }
     }
 
-    /// The base has this link.
-    pub(super) fn note_link_in_base(&mut self, base: &LinkAt) {
-        let inode = self.find_id(base.inode.unwrap_or(base.link));
-        let link = inode.and_then(|ix| self.find_link(ix, base.link));
+    /// Marks a link as present in the snapshot.
+    pub(super) fn mark_link_in_base(&mut self, base: &LinkAt) {
+        if let (Some(link), Some(unsettled)) = (self.find_placed(base), &mut self.unsettled) {
+            let in_bases = &mut unsettled.in_bases;
+            set_bit(in_bases.bit(), &mut in_bases.links, link.0);
+        }
+    }
+
+    pub(super) fn find_placed(&self, to: &LinkAt) -> Option<LinkIx> {
+        let inode = self.find_id(to.inode.unwrap_or(to.link))?;
+        self.find_link(inode, to.link)
+    }
+
+    /// Marks a link as present in the snapshot, and as being where the snapshot has it if its stamp is `at`.
+    pub(super) fn mark_place_in_base(&mut self, base: &LinkAt, at: Stamp) {
+        self.mark_link_in_base(base);
+        let link = self.find_placed(base).filter(|ix| self.link(*ix).at == at);
         if let (Some(link), Some(unsettled)) = (link, &mut self.unsettled) {
             let in_bases = &mut unsettled.in_bases;
-            let bit = in_bases.bit();
-            set_bit(&mut in_bases.links, link.0, bit);
+            set_bit(in_bases.bit(), &mut in_bases.places, link.0);
         }
     }
 
-    /// The base has this link, since `at`: if that is still so, then where the base has it.
-    pub(super) fn note_place_in_base(&mut self, base: &LinkAt, at: Stamp) {
-        self.note_link_in_base(base);
-        let inode = self.find_id(base.inode.unwrap_or(base.link));
-        let link = inode.and_then(|ix| self.find_link(ix, base.link));
-        let placed = link.filter(|ix| self.link(*ix).at == at);
-        if let (Some(link), Some(unsettled)) = (placed, &mut self.unsettled) {
-            let in_bases = &mut unsettled.in_bases;
-            let bit = in_bases.bit();
-            set_bit(&mut in_bases.places, link.0, bit);
-        }
-    }
-
-    /// Whether a link is where the base that is applied now has it, as far as that was read.
+    /// Whether a link is where the current snapshot has it, as far as that was read.
     pub(super) fn is_of_this_base(&self, link: LinkIx) -> bool {
         self.unsettled.as_ref().is_none_or(|unsettled| {
             let in_bases = &unsettled.in_bases;
@@ -103,8 +101,9 @@ impl Tree {
         })
     }
 
-    /// Removes what one of the bases in use removed from another: files first, then directories that are left empty. When
-    /// all is applied that was written beside one of them: who wrote the rest saw the tree without it.
+    /// Removes what one of the snapshots in use removed from another: files first, then directories that became empty.
+    /// To be called when all segments concurrent with one of the snapshots are applied: the writers of the others saw
+    /// the tree without it.
     pub fn remove_superseded(&mut self) {
         let candidates = self.superseded_links();
         let mut dirs = Vec::new();
@@ -134,7 +133,7 @@ impl Tree {
         }
     }
 
-    /// Links that a base lacks and covers, by their inodes.
+    /// Links that a snapshot covers but lacks, by inode.
     fn superseded_links(&self) -> Vec<(InodeIx, Vec<LinkIx>)> {
         let Some(unsettled) = &self.unsettled else {
             return Vec::new();
@@ -156,18 +155,22 @@ impl Tree {
         found
     }
 
-    /// Whether a base lacks an inode that it covers.
+    /// Whether a snapshot covers an inode but lacks it.
     fn lacks_in_a_base(&self, ix: InodeIx) -> bool {
         self.bases_without(ix).next().is_some()
     }
 
-    /// Whether a base lacks an inode with all that was ever changed of it.
+    /// Whether a snapshot covers an inode with all its changes but lacks it.
     fn is_superseded(&self, ix: InodeIx) -> bool {
-        self.bases_without(ix)
-            .any(|covers| self.registers(ix).all(|at| self.is_known(at, covers)))
+        let places = || self.links_of(ix).map(|link| self.link(link).at);
+        let mut lacking = self.bases_without(ix);
+        lacking.any(|covers| {
+            let mut all = self.registers(ix).chain(places());
+            all.all(|at| self.is_known(at, covers))
+        })
     }
 
-    /// What the bases cover that lack an inode, and cover its creation.
+    /// What the snapshots cover that lack an inode but cover its creation.
     fn bases_without(&self, ix: InodeIx) -> impl Iterator<Item = &Known> {
         let in_bases = self.unsettled.as_ref().map(|unsettled| &unsettled.in_bases);
         let created = self.inode(ix).created;
@@ -180,25 +183,25 @@ impl Tree {
         })
     }
 
-    /// When what a person can change of an inode was set; the contents of a directory are its names.
-    fn registers(&self, ix: InodeIx) -> impl Iterator<Item = Stamp> {
+    /// The stamps of an inode's registers that users can change, except those of its links; the contents of a directory
+    /// are its entries.
+    pub(super) fn registers(&self, ix: InodeIx) -> impl Iterator<Item = Stamp> {
         let inode = self.inode(ix);
         let extra = inode.extra.as_deref();
         let version = (inode.kind != FileKind::Directory).then_some(inode.version);
         let xattrs = extra
             .into_iter()
             .flat_map(|x| x.xattrs.iter().map(|(.., at)| *at));
-        let places = self.links_of(ix).map(|link| self.link(link).at);
         let set = [
             extra.and_then(|x| x.perm_at),
             extra.and_then(|x| x.owner_at),
             version,
         ];
-        set.into_iter().flatten().chain(xattrs).chain(places)
+        set.into_iter().flatten().chain(xattrs)
     }
 
-    /// Removes a link as the base did: when, its times say already.
-    fn take_link(&mut self, link: LinkIx) {
+    /// Removes a link without changing times: a snapshot has those after the removal.
+    pub(super) fn take_link(&mut self, link: LinkIx) {
         self.detach(link, Stamp::new(0, 0), Time::default());
         self.remove_link(link);
     }

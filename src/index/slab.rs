@@ -1,6 +1,6 @@
-//! Slots that are used again.
+//! A vector with a free list: the index of a value stays valid until the value is removed.
 
-/// Slots that are used again.
+/// A vector with a free list: the index of a value stays valid until the value is removed.
 #[derive(Debug)]
 pub(super) struct Slab<T> {
     slots: Vec<Option<T>>,
@@ -39,7 +39,7 @@ impl<T> Slab<T> {
     pub fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
-    /// Slots in use from `from` on.
+    /// Values from slot `from` on, with their slots.
     pub fn iter_from(&self, from: u32) -> impl Iterator<Item = (u32, &T)> {
         let slots = self.slots.iter().enumerate().skip(from as usize);
         slots.filter_map(|(at, slot)| slot.as_ref().map(|value| (at as u32, value)))

@@ -1,8 +1,8 @@
-//! The tree that the index replays to, held in memory, compactly: at most 300 bytes a file and 32 an extent, beside the
-//! bytes of extended attributes, link targets and long names.
+//! The tree that the index replays to, in memory: at most 300 bytes per file and 32 per extent, plus the bytes of
+//! extended attributes, link targets and long names.
 //!
-//! Inodes and links lie in slabs and name each other by slot number. Tables of 4-byte slots find an inode by its
-//! id or number, and a link by its directory and name, without storing any of them twice.
+//! Inodes and links are stored in slabs and refer to each other by slot number. Hash tables of 4-byte slot numbers find
+//! an inode by its id or number, and a link by its directory and name, without storing any of these twice.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
@@ -18,16 +18,16 @@ use super::unlinked::Unlinked;
 use crate::object::{PackId, SegmentId};
 use crate::volume::{Attr, FileKind, Ino, Time};
 
-/// What the index says of a pack.
+/// The state of a pack according to the index.
 #[derive(Debug, Clone, Copy)]
 pub struct PackInfo {
     /// The pack.
     pub id: PackId,
     /// All its bytes, once it is finished.
     pub cipher_len: Option<u32>,
-    /// Bytes of plaintext that extents refer to, counted once for each.
+    /// Plaintext bytes referenced by extents; bytes referenced twice count twice.
     pub live_plain_bytes: u64,
-    /// Condemned: nothing may refer to it again.
+    /// Condemned: nothing may refer to it any more.
     pub condemned: bool,
 }
 
@@ -39,24 +39,24 @@ pub struct Tree {
     pub(super) by_id: HashTable<InodeIx>,
     pub(super) by_name: HashTable<LinkIx>,
     pub(super) hash: DefaultHashBuilder,
-    /// Links whose id is not their inode's (hard links), by id, and their ids.
+    /// Additional hard links, whose ids differ from their inodes': by id, and their ids.
     pub(super) other_links: HashMap<Id, LinkIx>,
     pub(super) other_link_ids: HashMap<LinkIx, Id>,
-    /// The newest removals of names of inodes that have others, by device.
+    /// By inode that still has links: the newest removal of a link by each device.
     pub(super) unlinked: BTreeMap<InodeIx, Vec<Unlinked>>,
-    /// Inodes that are shown by another number than that of their id, by that number.
+    /// Inodes shown by another number than the one of their id, by that number.
     pub(super) renumbered: HashMap<u64, InodeIx>,
-    /// Inodes that were given a spare number, some of which may be gone.
+    /// Inodes that were given a spare number; some may no longer exist.
     pub(super) contested: Vec<InodeIx>,
     pub(super) packs: Vec<PackInfo>,
     pub(super) pack_numbers: HashMap<PackId, u32>,
     pub(super) segments: Vec<StampSegment>,
     pub(super) segment_numbers: HashMap<SegmentId, u32>,
-    /// The highest counter that any record had.
+    /// The highest counter of any record.
     pub(super) counter: u64,
-    /// What is applied now, a base was written beside, and may know in part.
-    pub(super) beside_base: bool,
-    /// What a merge of several devices' segments left in conflict; `None` in a tree that was never merged.
+    /// True while replaying segments concurrent with the snapshot: it may already contain some of their effects.
+    pub(super) during_snapshot: bool,
+    /// The conflicts of merged segments; `None` in a tree without merges.
     pub(super) unsettled: Option<Box<Unsettled>>,
 }
 
@@ -79,10 +79,10 @@ impl Tree {
             segments: Vec::new(),
             segment_numbers: HashMap::new(),
             counter: 0,
-            beside_base: false,
+            during_snapshot: false,
             unsettled: None,
         };
-        // Number 0 of the table of segments is the one of what no record made: the root.
+        // Segment number 0 stands for the root, which no record created.
         let none = tree.intern_segment(StampSegment {
             segment: SegmentId::default(),
             device: Default::default(),
@@ -147,7 +147,7 @@ impl Tree {
     /// The link with this id, of this inode.
     pub fn find_link(&self, inode: InodeIx, link: Id) -> Option<LinkIx> {
         if let Some(ix) = self.other_links.get(&link) {
-            // The id may be one that a record gave to links of two inodes.
+            // A bad record may give one id to links of two inodes.
             return Some(*ix).filter(|ix| self.link(*ix).inode == inode);
         }
         // The link with the inode's id, which need not be the first.
@@ -168,7 +168,7 @@ impl Tree {
             .unwrap_or_else(|| self.inode(self.link(ix).inode).id())
     }
 
-    /// The entries of a directory behind `cookie`, with their cookies.
+    /// The entries of a directory after `cookie`, with their cookies.
     pub fn entries(&self, dir: InodeIx, cookie: u64) -> impl Iterator<Item = (u64, &Link)> {
         let from = u32::try_from(cookie.saturating_add(1)).ok();
         let entries = match (&self.inode(dir).body, from) {
@@ -181,17 +181,17 @@ impl Tree {
             .map(|(cookie, ix)| (u64::from(*cookie), self.link(*ix)))
     }
 
-    /// The directory above; the root's is the root.
+    /// The parent directory; the root's is the root.
     pub fn parent(&self, dir: InodeIx) -> InodeIx {
         self.inode(dir)
             .first_link
             .map_or(ROOT_IX, |l| self.link(l).parent)
     }
 
-    /// Whether `dir` is `ancestor` or lies below it.
+    /// Whether `dir` is `ancestor` or a descendant of it.
     pub fn is_within(&self, dir: InodeIx, ancestor: InodeIx) -> bool {
         let mut at = dir;
-        // A tree is no deeper than it has inodes; a damaged one could have a ring.
+        // Bounds the walk: a damaged tree could have a cycle.
         for _ in 0..=self.inodes.len() {
             if at == ancestor {
                 return true;
@@ -204,7 +204,7 @@ impl Tree {
         true
     }
 
-    /// The path of an inode from the root, without a leading slash; empty where it has no name or is the root.
+    /// The path of an inode from the root, without a leading slash; empty if it has no link or is the root.
     pub fn path(&self, ix: InodeIx) -> Vec<u8> {
         const PATH_LEN_MAX: usize = 4095;
         let mut names: Vec<&[u8]> = Vec::new();
@@ -222,7 +222,7 @@ impl Tree {
         names.join(&b'/')
     }
 
-    /// What stat(2) says.
+    /// The attributes for stat(2).
     pub fn attr(&self, ix: InodeIx) -> Attr {
         let inode = self.inode(ix);
         let target_len = inode.target().map_or(0, |t| t.len() as u64);
@@ -248,7 +248,7 @@ impl Tree {
         }
     }
 
-    /// The inodes that the kernel or open files hold.
+    /// The inodes referenced by the kernel or open files.
     pub fn held(&self) -> impl Iterator<Item = InodeIx> {
         let held = |inode: &Inode| inode.refs.load(Ordering::Relaxed) > 0;
         let inodes = self.inodes.iter_from(0);
@@ -257,8 +257,7 @@ impl Tree {
             .map(|(at, _)| InodeIx(at))
     }
 
-    /// Holds what is held in `old`, as far as it is here, and shows it by the numbers and in the places that programs
-    /// know.
+    /// Takes over the references, inode numbers and directory cookies of `old`, for inodes that exist in both.
     pub fn take_references(&mut self, old: &Tree) {
         self.keep_numbers(old);
         for held in old.held() {
@@ -266,7 +265,7 @@ impl Tree {
             if let Some(ix) = self.find_id(inode.id()) {
                 let count = inode.refs.load(Ordering::Relaxed);
                 self.inode(ix).refs.store(count, Ordering::Relaxed);
-                self.keep_places(ix, old, held);
+                self.keep_cookies(ix, old, held);
             }
         }
     }
@@ -281,7 +280,7 @@ impl Tree {
         &self.packs[pack as usize]
     }
 
-    /// The files that refer to a pack, with the ranges that lie in it.
+    /// The files that refer to a pack, with the ranges stored in it.
     pub fn users_of(&self, id: PackId) -> Vec<(Ino, Vec<(u64, u64)>)> {
         let Some(number) = self.pack_numbers.get(&id) else {
             return Vec::new();
@@ -301,17 +300,17 @@ impl Tree {
         users
     }
 
-    /// All packs that were ever named since the newest base.
+    /// All packs that records mentioned since the newest snapshot.
     pub fn packs(&self) -> &[PackInfo] {
         &self.packs
     }
 
-    /// What the index says of a pack.
+    /// The state of a pack according to the index.
     pub fn find_pack(&self, id: PackId) -> Option<&PackInfo> {
         self.pack_numbers.get(&id).map(|n| self.pack(*n))
     }
 
-    /// The pack's number, a new one where it has none.
+    /// The pack's number; assigned if it has none.
     pub fn intern_pack(&mut self, id: PackId) -> u32 {
         *self.pack_numbers.entry(id).or_insert_with(|| {
             self.packs.push(PackInfo {
@@ -324,7 +323,7 @@ impl Tree {
         })
     }
 
-    /// The segment's number, a new one where it has none.
+    /// The segment's number; assigned if it has none.
     pub fn intern_segment(&mut self, segment: StampSegment) -> u32 {
         *self
             .segment_numbers
@@ -335,7 +334,7 @@ impl Tree {
             })
     }
 
-    /// Segment number `number` is called `id` from now on.
+    /// Changes the id of segment number `number`.
     pub fn rename_segment(&mut self, number: u32, id: SegmentId) {
         let segment = &mut self.segments[number as usize];
         self.segment_numbers.remove(&segment.segment);
@@ -348,8 +347,8 @@ impl Tree {
         self.segments[number as usize].segment
     }
 
-    /// A stamp as records spell it.
-    pub fn wire(&self, stamp: Stamp) -> WireStamp {
+    /// A stamp as it is stored in records.
+    pub fn to_wire(&self, stamp: Stamp) -> WireStamp {
         WireStamp {
             counter: stamp.counter(),
             segment: self.segments[stamp.segment as usize].segment,
@@ -366,7 +365,7 @@ impl Tree {
         a != b && self.key(a) > self.key(b)
     }
 
-    /// What stamps are ordered by.
+    /// The sort key of stamps.
     pub(super) fn key(&self, stamp: Stamp) -> (u64, SegmentId) {
         (stamp.counter(), self.segment_id(stamp.segment))
     }

@@ -1,8 +1,8 @@
-//! Names that were removed from files that have others.
+//! Removed links of files that have others.
 //!
-//! A base says nothing of what is gone. But whoever removes a name that he does not know to be the last one has not
-//! removed the file: so a base says of each file from which names were removed when that was last done, by device. Who
-//! had not seen one of these removals still saw that name.
+//! A snapshot has no trace of what was removed. But a writer that removes a link without knowing it to be the last has
+//! not removed the file. So for each file from which links were removed, a snapshot has the newest removal by each
+//! device. A writer that had not seen one of these removals still saw that link.
 
 use super::inode::*;
 use super::merge::Branch;
@@ -10,31 +10,31 @@ use super::record::{BaseLink, BaseStamp, Id, LinkAt, Record};
 use super::tree::Tree;
 use crate::volume::FileKind;
 
-/// What stands for the name in the record.
+/// The name in the record, which is not used.
 const NO_NAME: &[u8] = b"removed";
 
-/// The newest removal of one of several names of an inode by a device.
+/// The newest removal by one device of one of several links of an inode.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Unlinked {
-    /// The link; none where the device removed others before.
+    /// The link; `None` if the device removed several.
     link: Option<Id>,
     at: Stamp,
 }
 
-/// An id that no inode has: a link of it is none, for who does not look for removals.
-fn nobody(inode: Id) -> Id {
+/// An id that no inode has: readers that do not look for removals ignore a link of it.
+fn unused_id(inode: Id) -> Id {
     Id(!inode.0)
 }
 
-/// The inode from which this record of a base says that names were removed.
+/// The inode whose removed link this record of a snapshot is about.
 fn unlinked_from(to: &LinkAt) -> Option<Id> {
     let inode = to.inode.unwrap_or(to.link);
-    (inode == nobody(to.parent)).then_some(to.parent)
+    (inode == unused_id(to.parent)).then_some(to.parent)
 }
 
 impl Tree {
-    /// Notes that a link was removed from an inode, if that has others.
-    pub(super) fn note_unlinked(&mut self, from: InodeIx, link: Id, at: Stamp) {
+    /// Marks the removal of a link from an inode, if that has others.
+    pub(super) fn mark_unlinked(&mut self, from: InodeIx, link: Id, at: Stamp) {
         let inode = self.inode(from);
         if inode.is_linked() && inode.kind != FileKind::Directory {
             self.add_unlinked(from, Some(link), at);
@@ -51,9 +51,10 @@ impl Tree {
             self.unlinked.entry(from).or_default().push(new);
             return;
         };
-        let newest = match self.is_later(at, known.at) {
-            true => at,
-            false => known.at,
+        let newest = if self.is_later(at, known.at) {
+            at
+        } else {
+            known.at
         };
         let link = link.filter(|_| link == known.link);
         if let Some(all) = self.unlinked.get_mut(&from) {
@@ -61,8 +62,8 @@ impl Tree {
         }
     }
 
-    /// Whether a link was removed from an inode before the block that this writer had not seen go, other than those that
-    /// are gone for him all the same.
+    /// Whether a link of an inode was removed before the block and this writer had not seen the removal, except for
+    /// links that are gone for this writer anyway.
     pub(super) fn has_unseen_removal(
         &self,
         inode: Id,
@@ -83,8 +84,8 @@ impl Tree {
         self.unlinked.values().flatten().map(|one| one.at)
     }
 
-    /// Records of a base about the inodes from slot `from` on, about `count`, and the slot after them; `None` where a
-    /// stamp is not in the table.
+    /// About `count` records of a snapshot about removed links, of inodes from slot `from` on, and the next slot;
+    /// `None` if a stamp is not in the table.
     pub(super) fn base_unlinked(
         &self,
         from: u32,
@@ -100,11 +101,11 @@ impl Tree {
             if !inode.is_linked() {
                 continue;
             }
-            let (parent, nobody) = (inode.id(), nobody(inode.id()));
+            let (parent, unused) = (inode.id(), unused_id(inode.id()));
             for one in all {
                 let link = LinkAt {
-                    link: one.link.unwrap_or(nobody),
-                    inode: one.link.map(|_| nobody),
+                    link: one.link.unwrap_or(unused),
+                    inode: one.link.map(|_| unused),
                     parent,
                     name: NO_NAME.to_vec(),
                 };
@@ -115,7 +116,7 @@ impl Tree {
         Some((records, None))
     }
 
-    /// Whether this record of a base is about a removal, which is noted then.
+    /// Whether this record of a snapshot is about a removed link; if so, marks the removal.
     pub(super) fn apply_base_unlinked(&mut self, to: &LinkAt, at: Stamp) -> bool {
         let Some(from) = unlinked_from(to) else {
             return false;

@@ -1,7 +1,7 @@
-//! Merging contents: versions of one file that were written beside each other.
+//! Merging contents: versions of one file that were written concurrently.
 //!
-//! Contents that were made on another version than the newest are a fork: each version is built on the one it was made
-//! on, the latest that has something of its own wins, and the others are kept as [`Loser`]s.
+//! Contents that are not based on the newest version are a fork. Each version is built from the one it is based on; the
+//! latest that has data of its own wins, and the others are kept as [`Loser`]s.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ use super::removals::Yielding;
 use super::tree::*;
 use crate::volume::{FILE_LEN_MAX, FileKind, Time};
 
-/// A version of a file's contents that lost against another one.
+/// A version of a file's contents that lost to another one.
 #[derive(Debug)]
 pub(super) struct Loser {
     pub at: Stamp,
@@ -22,11 +22,11 @@ pub(super) struct Loser {
     pub plain_size: u64,
     pub mtime: Time,
     pub wall: Time,
-    /// Parts of it that its writer did not write are of another version.
+    /// Parts that its writer did not write are of another version than the one it is based on.
     pub is_patched: bool,
 }
 
-/// A version of a file's contents in a block: the first is the one that all know.
+/// A version of a file's contents in a block. The first is the one before the block, which all writers know.
 struct Version {
     at: Stamp,
     branch: Option<usize>,
@@ -34,15 +34,15 @@ struct Version {
     plain_size: u64,
     mtime: Time,
     wall: Time,
-    /// It was made on a version that is not to be had: what it did not write itself is of another one.
+    /// The version that it is based on is not available: what it did not write itself is of another one.
     is_patched: bool,
-    /// It lost in a block before.
+    /// It lost in an earlier block.
     has_lost: bool,
 }
 
 impl Tree {
-    /// Another base has another version of a file that is there. The base that covers the other's version has replaced
-    /// it; where neither does, the later one wins, and the other is kept.
+    /// Merges another snapshot's version of a file. If one snapshot covers the other's version, it has replaced it.
+    /// Otherwise the later version wins, and the other is kept.
     pub(super) fn merge_version(&mut self, ix: InodeIx, other: Loser, covers: &Known) {
         let own = self.inode(ix).version;
         let is_ours_newer = self
@@ -62,9 +62,10 @@ impl Tree {
             wall: inode.ctime.into(),
             is_patched: false,
         };
-        let (winner, loser) = match is_theirs_newer || self.is_later(other.at, own) {
-            true => (other, mine),
-            false => (mine, other),
+        let (winner, loser) = if is_theirs_newer || self.is_later(other.at, own) {
+            (other, mine)
+        } else {
+            (mine, other)
         };
         let inode = self.inode_mut(ix);
         (inode.version, inode.plain_size) = (winner.at, winner.plain_size);
@@ -77,8 +78,8 @@ impl Tree {
         self.put_contents(ix, winner.extents, losers);
     }
 
-    /// Files of which a version was made on another one than the newest before it, or whose removal yields, with the places of their contents
-    /// in the block.
+    /// Files with a version that is not based on the newest preceding one, or whose removal yields, with the indices of
+    /// their contents records in the block.
     pub(super) fn forks(
         &self,
         block: &Block,
@@ -101,7 +102,7 @@ impl Tree {
             match change.record {
                 Record::Inode(new) if self.find_id(new.id).is_none() => {
                     runs.entry(new.id)
-                        .or_insert_with(|| start(self.wire(change.at)));
+                        .or_insert_with(|| start(self.to_wire(change.at)));
                 }
                 Record::Content(content) => {
                     let id = content.inode;
@@ -112,13 +113,13 @@ impl Tree {
                     let run = match known {
                         Some(inode) => runs
                             .entry(id)
-                            .or_insert_with(|| start(self.wire(inode.version))),
+                            .or_insert_with(|| start(self.to_wire(inode.version))),
                         None => match runs.get_mut(&id) {
                             Some(run) => run,
                             None => continue,
                         },
                     };
-                    // A base that was written beside it has it already.
+                    // A snapshot concurrent with it already has it.
                     let has_it = |at: Stamp| {
                         at.segment == change.at.segment && !self.is_later(change.at, at)
                     };
@@ -131,7 +132,7 @@ impl Tree {
                     });
                     run.is_forked |=
                         content.base != run.version && (!knows_last || run.last.is_none());
-                    (run.version, run.last) = (self.wire(change.at), Some(i));
+                    (run.version, run.last) = (self.to_wire(change.at), Some(i));
                     run.places.push(i);
                 }
                 Record::Relocate(moved) => {
@@ -142,12 +143,12 @@ impl Tree {
                 _ => {}
             }
         }
-        // What was written by who removed it afterwards may have no contents any more.
+        // A writer that removed the file afterwards may have left no contents.
         runs.retain(|id, run| run.is_forked || yielding.contains_key(id) && !run.places.is_empty());
         runs.into_iter().map(|(id, run)| (id, run.places)).collect()
     }
 
-    /// Builds every version of a file, lets the latest win, and keeps the others that have something of their own.
+    /// Builds every version of a file, lets the latest win, and keeps the others that have data of their own.
     pub(super) fn merge_contents(
         &mut self,
         ix: InodeIx,
@@ -166,7 +167,7 @@ impl Tree {
             is_patched: false,
             has_lost: false,
         }];
-        // A later session may go on from one that lost against what its writer did not know.
+        // A later session may continue a version that lost to one that its writer did not know.
         versions.extend(self.lost_versions(ix));
         for change in places.iter().map(|i| block.changes[*i]) {
             let refused = |why| (change.at.segment, why);
@@ -181,12 +182,14 @@ impl Tree {
                     });
                 }
                 Record::Relocate(moved) => {
-                    let pieces = self.pieces(&moved.packs, &moved.splices).map_err(refused)?;
+                    let changes = self
+                        .extent_changes(&moved.packs, &moved.splices)
+                        .map_err(refused)?;
                     if let Some(version) = versions
                         .iter_mut()
-                        .find(|v| self.wire(v.at) == moved.version)
+                        .find(|v| self.to_wire(v.at) == moved.version)
                     {
-                        version.extents.splice(&pieces, &mut |_, _| {});
+                        version.extents.splice(&changes, &mut |_, _| {});
                         version.extents.truncate(version.plain_size, &mut |_, _| {});
                     }
                 }
@@ -197,12 +200,11 @@ impl Tree {
             v.branch
                 .is_some_and(|branch| block.knows(by, (branch, v.at)))
         };
-        // A device that removed the file afterwards has given up its own last versions, unless another one went on from
-        // them.
+        // A device that removed the file afterwards abandoned its own last versions, unless another one continued them.
         let is_given_up = |v: &Version| {
             removals.iter().filter(|r| r.is_whole).any(|removal| {
                 let goes_on = |c: &(usize, Stamp)| c.1 == v.at || knows(*c, v);
-                knows(removal.by, v) && !removal.beside.iter().any(goes_on)
+                knows(removal.by, v) && !removal.concurrent.iter().any(goes_on)
             })
         };
         versions.retain(|v| !is_given_up(v));
@@ -210,8 +212,8 @@ impl Tree {
         Ok(())
     }
 
-    /// The version that contents were made on, by its place, and whether that is the very one. A base of another
-    /// device may be ahead of it: then it is the newest that was known.
+    /// The index of the version that contents are based on, and whether it is exactly that one. If it is not available,
+    /// because a snapshot of another device is newer, it is the newest that the writer knew.
     fn made_on(
         &self,
         content: &Content,
@@ -221,7 +223,7 @@ impl Tree {
     ) -> (usize, bool) {
         let named = versions
             .iter()
-            .position(|v| self.wire(v.at) == content.base);
+            .position(|v| self.to_wire(v.at) == content.base);
         let is_known = |v: &Version| {
             let here = (by.branch, by.at);
             v.branch
@@ -242,9 +244,9 @@ impl Tree {
         if content.plain_size > FILE_LEN_MAX {
             return Err("a file longer than files can be");
         }
-        let pieces = self.pieces(&content.packs, &content.splices)?;
+        let changes = self.extent_changes(&content.packs, &content.splices)?;
         let mut extents = base.extents.clone();
-        extents.splice(&pieces, &mut |_, _| {});
+        extents.splice(&changes, &mut |_, _| {});
         extents.truncate(content.plain_size, &mut |_, _| {});
         Ok(Version {
             at: change.at,
@@ -258,7 +260,7 @@ impl Tree {
         })
     }
 
-    /// The versions of a file that lost in a block before.
+    /// The versions of a file that lost in earlier blocks.
     fn lost_versions(&self, ix: InodeIx) -> Vec<Version> {
         let losers = self.unsettled.as_ref().and_then(|u| u.losers.get(&ix));
         let version = |loser: &Loser| Version {
@@ -275,7 +277,7 @@ impl Tree {
     }
 
     fn choose(&mut self, ix: InodeIx, block: &Block, mut versions: Vec<Version>) {
-        // A file that two devices made, to save the same version that lost, began empty on both.
+        // A file that two devices created, to save the same version that lost, started empty on both.
         let began_empty = self.inode(ix).created == versions[0].at;
         let knows = |by: &Version, other: &Version| match (by.branch, other.branch) {
             (Some(b), Some(o)) => block.knows((b, by.at), (o, other.at)),
@@ -292,8 +294,8 @@ impl Tree {
             .collect();
         let same =
             |a: &Version, b: &Version| a.plain_size == b.plain_size && a.extents == b.extents;
-        // The bytes of a version that other contents were made after are nothing of a tip's own: it was touched, say. A tip
-        // with the same bytes is no such contents: of two that were touched, one stays.
+        // A tip has no data of its own if its bytes are those of a version that another tip, with other bytes, is based
+        // on: it was only touched. Of two touched tips with the same bytes, one stays.
         let adds_nothing = |tip: usize| {
             let others = || {
                 tips.iter()
@@ -317,7 +319,7 @@ impl Tree {
         };
         let rank = |v: &Version| (!v.is_patched, !v.has_lost);
         candidates.sort_by_key(|tip| (rank(&versions[*tip]), *tip));
-        // From the latest on: of equal ones the latest stays.
+        // Latest first: of equal ones the latest stays.
         for tip in candidates.iter().rev() {
             if kept.iter().all(|k| !same(&versions[*k], &versions[*tip])) {
                 kept.push(*tip);
@@ -370,8 +372,8 @@ impl Tree {
         }
     }
 
-    /// Takes out the versions of a file that lost before, and that this writer did not know: whoever writes on top of the
-    /// others has kept those, or is one of them.
+    /// Removes the versions of a file that lost before and that this writer did not know, and returns them. A writer on
+    /// top of the known ones has kept those, or is one of them.
     pub(super) fn take_losers_unknown_to(&mut self, ix: InodeIx, by: &Branch) -> Vec<Loser> {
         let losers = self.unsettled.as_mut().and_then(|u| u.losers.remove(&ix));
         let is_known =
@@ -381,7 +383,7 @@ impl Tree {
         unknown
     }
 
-    /// Adds versions that lost, and that are counted already.
+    /// Adds versions that lost and that are counted already.
     pub(super) fn add_losers(&mut self, ix: InodeIx, losers: Vec<Loser>) {
         if let Some(unsettled) = &mut self.unsettled
             && !losers.is_empty()
@@ -390,7 +392,7 @@ impl Tree {
         }
     }
 
-    /// The versions of a file that lost count no more: they have names of their own, or the file is gone.
+    /// Drops the versions of a file that lost: they were saved, or the file was deleted.
     pub(super) fn forget_losers(&mut self, ix: InodeIx) {
         let Some(unsettled) = &mut self.unsettled else {
             return;
@@ -401,7 +403,7 @@ impl Tree {
     }
 }
 
-/// Whether contents say where every byte of the file lies.
+/// Whether the splices cover every byte of the file.
 pub(super) fn covers_all(content: &Content) -> bool {
     let mut end = 0;
     for splice in &content.splices {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::crypto::MasterKey;
 use crate::error::{Error, Kind, Result};
-use crate::index::{Replayed, SegmentExtent, SegmentReader, Tree, replay};
+use crate::index::{Replayed, SegmentReader, SegmentState, Tree, replay};
 use crate::object::{Area, ObjectId, PackId, SegmentId};
 use crate::pack::PackReader;
 use crate::store::{Access, DirStore, Growth, Objects};
@@ -93,7 +93,7 @@ impl Location {
             for (id, _) in store.list(area)?.into_iter().take(CHECKED_MAX) {
                 let opened = store.open(area, id).and_then(|object| match area {
                     Area::Index => {
-                        SegmentReader::open(object, SegmentId(id), master, SegmentExtent::Published)
+                        SegmentReader::open(object, SegmentId(id), master, SegmentState::Published)
                             .map(drop)
                     }
                     _ => PackReader::open(object, PackId(id), master)?

@@ -66,7 +66,7 @@ pub(super) fn copy_ranges(log: &Log, ino: Ino, ranges: &[(u64, u64)]) -> Result<
             return Ok(false);
         }
         transaction.unlinked = !inode.is_linked();
-        let version = tree.wire(version);
+        let version = tree.to_wire(version);
         transaction.records.push(Record::Relocate(Relocate {
             inode: inode.id(),
             version,

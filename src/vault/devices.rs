@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use crate::crypto::Fingerprint;
 use crate::error::{Error, Kind, Result};
 use crate::index::record::Head;
-use crate::index::{Published, Replayed, SegmentReader};
+use crate::index::{Replayed, SegmentInfo, SegmentReader};
 use crate::object::{Area, DeviceId, SegmentId};
 use crate::state::{Remembered, StateFile};
 use crate::store::Store;
@@ -138,7 +138,7 @@ pub(super) fn check_own(known: &Remembered, replayed: &Replayed) -> Result<()> {
 const TAKEN: &str = "this machine did not write it, although it has this machine's device id: was this user's home \
                      directory, or the whole machine, copied?";
 
-fn taken(segment: &Published) -> Error {
+fn taken(segment: &SegmentInfo) -> Error {
     Error::new(
         Kind::DeviceTaken(TAKEN.into()),
         format_args!("index/{}", segment.id),

@@ -282,7 +282,7 @@ impl Vault {
     }
 
     /// Creates the parts that work on `log`. Starts no thread.
-    fn of_owners(log: Arc<Log>, memory: Memory, covered: Vec<crate::index::Published>) -> Self {
+    fn of_owners(log: Arc<Log>, memory: Memory, covered: Vec<crate::index::SegmentInfo>) -> Self {
         let files = Arc::new(Files::new(log.clone()));
         let salvage = Salvage::new(log.clone(), files.clone());
         let outbox = Arc::new(Outbox::new(log.clone(), salvage, memory));

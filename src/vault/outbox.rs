@@ -17,7 +17,7 @@ use super::log::Log;
 use super::salvage::Salvage;
 use crate::error::{Error, Kind, Result};
 use crate::index::record::{Head, PackLen};
-use crate::index::{ClosedSegment, PackInfo, Published, SegmentExtent, SegmentReader};
+use crate::index::{ClosedSegment, PackInfo, SegmentInfo, SegmentReader, SegmentState};
 use crate::object::{Area, DeviceId, SegmentId};
 
 /// Publishes finished packs and segments.
@@ -26,7 +26,7 @@ pub(super) struct Outbox {
     salvage: Salvage,
     memory: Memory,
     /// Closed and durable segments that are not published yet, in their order.
-    waiting: Mutex<VecDeque<Published>>,
+    waiting: Mutex<VecDeque<SegmentInfo>>,
 }
 
 impl Outbox {
@@ -163,7 +163,7 @@ impl Outbox {
             number,
             sha256: closed.sha256,
         });
-        journal.index_mut().add(Published {
+        journal.index_mut().add(SegmentInfo {
             id: closed.id,
             device,
             number,
@@ -210,7 +210,7 @@ impl Outbox {
                 .store()
                 .open(Area::Index, id.object())
                 .and_then(|object| {
-                    SegmentReader::open(object, id, view.master(), SegmentExtent::Published)
+                    SegmentReader::open(object, id, view.master(), SegmentState::Published)
                 });
             log_foreign_segment(id, self.log.device(), opened);
         }

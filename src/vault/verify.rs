@@ -2,7 +2,7 @@
 
 use super::Vault;
 use crate::error::{Error, Kind, Result};
-use crate::index::{Published, SegmentExtent, SegmentReader};
+use crate::index::{SegmentInfo, SegmentReader, SegmentState};
 use crate::object::{Area, PackId};
 use crate::pack::PackReader;
 
@@ -53,13 +53,13 @@ impl Vault {
             .map(drop)
     }
 
-    fn check_superseded(&self, segment: &Published) -> Result<()> {
+    fn check_superseded(&self, segment: &SegmentInfo) -> Result<()> {
         let object = self.view.store().open(Area::Index, segment.id.object())?;
         let reader = SegmentReader::open(
             object,
             segment.id,
             self.view.master(),
-            SegmentExtent::Published,
+            SegmentState::Published,
         )?;
         let name = reader.name().to_owned();
         let ending = reader.frames(|_| Ok(()))?;

@@ -1,4 +1,4 @@
-//! Records that cannot be, and what hostile ones must not do.
+//! Invalid and hostile records.
 
 use super::*;
 use crate::object::{ObjectId, PackId, SegmentId};
@@ -22,7 +22,7 @@ impl Bench {
         Self { tree, segment }
     }
 
-    /// Applies one record as a frame; answers its stamp.
+    /// Applies one record as a frame; returns its stamp.
     fn apply(&mut self, record: Record) -> Result<WireStamp, Refusal> {
         let counter = self.tree.next_counter();
         let frame = Frame {

@@ -24,20 +24,20 @@ impl Bench {
         }
     }
 
-    fn publish(&self, opening: &Opening) -> (SegmentId, Head) {
+    fn publish(&self, header: &SegmentHeader) -> (SegmentId, Head) {
         let mut writer = SegmentWriter::create(
             &self.store,
             &self.master,
             SegmentId(crate::crypto::random_id().unwrap()),
-            opening,
+            header,
         )
         .unwrap();
         let closed = writer.close(Vec::new()).unwrap();
         closed.file.sync().unwrap();
         self.store.publish(closed.id.object(), Area::Index).unwrap();
         let head = Head {
-            device: opening.device,
-            number: opening.number,
+            device: header.device,
+            number: header.number,
             sha256: closed.sha256,
         };
         (closed.id, head)
@@ -46,28 +46,28 @@ impl Bench {
     /// The next segment of a device that has applied `heads`.
     fn segment(&self, device: DeviceId, heads: &[Head]) -> (SegmentId, Head) {
         let own = heads.iter().filter(|h| h.device == device);
-        self.publish(&Opening {
+        self.publish(&SegmentHeader {
             device,
             number: own.map(|h| h.number).max().unwrap_or(0) + 1,
             heads: heads.to_vec(),
-            ..Opening::default()
+            ..SegmentHeader::default()
         })
     }
 
-    /// A base of `heads`, with stamps of these segments.
+    /// A snapshot of `heads`, with stamps of these segments.
     fn base(&self, heads: &[Head], stamps: &[(SegmentId, Head)]) -> SegmentId {
         let stamps = stamps.iter().map(|(segment, h)| Stamped {
             segment: *segment,
             device: h.device,
             number: h.number,
         });
-        let opening = Opening {
+        let header = SegmentHeader {
             device: A,
             heads: heads.to_vec(),
             stamp_segments: Some(stamps.collect()),
-            ..Opening::default()
+            ..SegmentHeader::default()
         };
-        self.publish(&opening).0
+        self.publish(&header).0
     }
 
     fn take(&self, id: SegmentId) -> Vec<u8> {
@@ -91,7 +91,7 @@ impl Bench {
     /// The segments that are applied, in order.
     fn order(&self) -> Vec<SegmentId> {
         let segments = self.history().segments;
-        segments.iter().map(|s| s.published.id).collect()
+        segments.iter().map(|s| s.info.id).collect()
     }
 }
 
@@ -99,9 +99,9 @@ impl Bench {
 fn a_segment_that_goes_while_it_is_read_says_what_to_do() {
     let bench = Bench::new();
     let (id, _) = bench.segment(A, &[]);
-    assert!(opening(&bench.store, &bench.master, id, 0).is_ok());
+    assert!(open_header(&bench.store, &bench.master, id, 0).is_ok());
     bench.take(id);
-    let e = opening(&bench.store, &bench.master, id, 0).unwrap_err();
+    let e = open_header(&bench.store, &bench.master, id, 0).unwrap_err();
     let text = e.to_string();
     assert!(
         text.starts_with(&format!("index/{id}: is missing")),
@@ -121,7 +121,7 @@ fn another_library_s_key_is_told_from_damage() {
     let (whole, _) = bench.segment(A, &[]);
     assert!(wrong_key(&other));
 
-    // One that opens says that the key is right, and so does a slot.
+    // A segment that decrypts confirms the key, and so does a slot.
     let bad = ObjectId([7; 16]);
     let mut bytes = Header::new(Magic::Segment, bad).encode().to_vec();
     bytes.resize(4096, 0);
@@ -169,7 +169,7 @@ fn what_was_made_on_top_of_something_missing_waits() {
     assert_eq!(history.waiting.len(), 2);
 
     let all = bench.survey().history(true);
-    let order: Vec<SegmentId> = all.segments.iter().map(|s| s.published.id).collect();
+    let order: Vec<SegmentId> = all.segments.iter().map(|s| s.info.id).collect();
     assert_eq!(order, [a1, a3, b1]);
     assert_eq!((all.unfounded, all.waiting.len()), (2, 0));
     assert_eq!(all.gaps, history.gaps);
@@ -209,7 +209,7 @@ fn a_file_that_no_head_names_is_passed_over() {
     assert_eq!(copies, [strange(5)]);
     assert_eq!(replayed.ignored.len(), 6);
 
-    // Where it is not there itself, the copy is what is there of it.
+    // If the original is missing, the copy is reported.
     bench.take(a2);
     let ignored = bench.replay().unwrap().ignored;
     let copy = ignored.iter().find(|i| i.id == strange(5)).unwrap();
@@ -231,7 +231,7 @@ fn a_segment_that_is_cut_or_damaged_anywhere_counts_as_not_arrived() {
     let bad = || {
         let cut = [0, 1, 47, 48, 100, whole.len() / 2, whole.len() - 1];
         let cut = cut.into_iter().map(|len| whole[..len].to_vec());
-        // Version, features, id, the opening, the closing, the trailer.
+        // Version, features, id, the header, the footer, the trailer.
         let at = [8, 24, 40, 90, 200, whole.len() - 1];
         cut.chain(at.map(flipped)).chain([vec![0; whole.len()]])
     };
@@ -243,7 +243,7 @@ fn a_segment_that_is_cut_or_damaged_anywhere_counts_as_not_arrived() {
         assert_eq!(replayed.uncovered.len(), 1);
         assert_eq!(replayed.ignored[0].id, a2);
     }
-    // One that another names is a gap.
+    // A missing segment that another refers to is a gap.
     let (_, head_a3) = bench.segment(A, &[head_a2]);
     bench.segment(B, &[head_a3]);
     for bytes in bad() {
@@ -254,7 +254,7 @@ fn a_segment_that_is_cut_or_damaged_anywhere_counts_as_not_arrived() {
     }
     put(whole.clone());
     assert_eq!(bench.replay().unwrap().uncovered.len(), 4);
-    // Of its padding the digest tells, which the next one names.
+    // A change of its padding is detected by its digest, which the next one has.
     put(flipped(whole.len() - 100));
     let replayed = bench.replay().unwrap();
     assert!(
@@ -278,10 +278,10 @@ fn a_device_that_was_copied_is_two_writers() {
     assert!(history.gaps.is_empty(), "{:?}", history.gaps);
     assert_eq!(history.forked, [A]);
     assert_eq!(history.segments.len(), 7);
-    assert_eq!(history.segments.last().unwrap().published.id, b1);
+    assert_eq!(history.segments.last().unwrap().info.id, b1);
     let writer = |id| {
         let mut segments = history.segments.iter();
-        segments.find(|s| s.published.id == id).unwrap().writer
+        segments.find(|s| s.info.id == id).unwrap().writer
     };
     assert_ne!(writer(left), writer(right));
     assert_eq!(writer(right), writer(right_4));
@@ -290,7 +290,7 @@ fn a_device_that_was_copied_is_two_writers() {
     let heads = bench.replay().unwrap().heads;
     assert_eq!(heads.len(), 3);
     assert!(check_rollback(&[left_2, right_2, head_left], heads.values()).is_ok());
-    // One half is not there yet: what was made on top of it waits, the rest does not.
+    // If one half is missing, what is based on it waits; the rest does not.
     bench.take(right);
     let history = bench.history();
     assert_eq!((history.segments.len(), history.waiting.len()), (4, 2));
@@ -298,11 +298,11 @@ fn a_device_that_was_copied_is_two_writers() {
 
 impl Bench {
     fn head_of(&self, id: SegmentId) -> Head {
-        let opened = opening(&self.store, &self.master, id, 0).unwrap();
+        let opened = open_header(&self.store, &self.master, id, 0).unwrap();
         let bytes = self.store.object(Area::Index, id).unwrap();
         Head {
-            device: opened.published.device,
-            number: opened.published.number,
+            device: opened.info.device,
+            number: opened.info.number,
             sha256: Sha256::digest(bytes).into(),
         }
     }
@@ -316,8 +316,8 @@ fn another_history_than_a_base_was_made_of_is_not_taken_for_superfluous() {
     let other_two = bench.segment(A, &[one.1]);
     let three = bench.segment(A, &[two.1]);
     bench.base(&[three.1], &[one, two]);
-    // All are there; and the other two, of which nothing else tells that it is another.
-    let ids = |found: &[Published]| {
+    // All exist, and so does the other second one, which only its digest distinguishes.
+    let ids = |found: &[SegmentInfo]| {
         let mut ids: Vec<SegmentId> = found.iter().map(|p| p.id).collect();
         ids.sort();
         ids
@@ -331,7 +331,7 @@ fn another_history_than_a_base_was_made_of_is_not_taken_for_superfluous() {
     assert_eq!(bench.order(), [other_two.0]);
     assert_eq!(ids(&history.covered), sorted(&[one.0, two.0, three.0]));
     assert_eq!(history.forked, [A]);
-    // What is superfluous is removed.
+    // Superseded segments are removed.
     for (id, _) in [one, two, three] {
         bench.take(id);
     }
@@ -341,7 +341,7 @@ fn another_history_than_a_base_was_made_of_is_not_taken_for_superfluous() {
     let four = bench.segment(A, &[three.1]);
     assert_eq!(bench.history().segments.len(), 3);
     assert!(bench.order().contains(&four.0));
-    // A base of the other history is none that the first makes superfluous.
+    // The first snapshot does not supersede one of the other history.
     bench.base(&[other_three.1], &[one, other_two]);
     let history = bench.history();
     assert_eq!(history.bases.len(), 2);
@@ -364,10 +364,10 @@ fn a_base_that_is_damaged_is_a_gap_unless_all_that_it_covers_is_there() {
     bench.segment(B, &[]);
     let gaps = bench.replay().unwrap().gaps;
     assert_eq!(gaps, [format!("base {base}")]);
-    // A base that is not there at all is named by those that were made on top of it.
+    // Segments that are based on a missing snapshot refer to it.
     bench.take(base);
     let sha256 = [7; 32];
-    bench.publish(&Opening {
+    bench.publish(&SegmentHeader {
         device: A,
         number: 2,
         heads: vec![one.1],
@@ -375,7 +375,7 @@ fn a_base_that_is_damaged_is_a_gap_unless_all_that_it_covers_is_there() {
             segment: base,
             sha256,
         }),
-        ..Opening::default()
+        ..SegmentHeader::default()
     });
     let gaps = bench.replay().unwrap().gaps;
     assert_eq!(

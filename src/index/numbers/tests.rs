@@ -1,11 +1,11 @@
-//! Numbers that are small, that stay, and that no two inodes have.
+//! Inode numbers are small, stable and unique.
 
 use super::*;
 use crate::index::{from_cbor, to_cbor};
 use crate::object::ObjectId;
 use crate::volume::{FileKind, Time};
 
-/// Four with one number, two with numbers that nobody may have, and one that has what is given to others first.
+/// Four with one number, two with reserved numbers, and one with the number that is assigned to others first.
 const IDS: [Id; 7] = [
     Id(0x77),
     Id(0x77 << 32),
@@ -43,7 +43,7 @@ fn apply(tree: &mut Tree, segment: u8, counter: u64, record: Record) {
     tree.apply_frame(segment, &frame).unwrap();
 }
 
-/// Each inode made by another device at the same time: what is earlier, the segments' ids say.
+/// Each inode is created by another device at the same time; the ids of the segments decide which is earlier.
 fn tree_of(order: &[usize]) -> Tree {
     let mut tree = Tree::new(0, 0, Time::default());
     for i in order {
@@ -108,7 +108,7 @@ fn a_number_that_was_stored_stays_when_its_owner_goes() {
     tree.settle_numbers();
     assert_eq!((tree.ino(second), tree.find(Ino(0x77))), (shown, None));
 
-    // Elsewhere the first was never seen, and somebody else has the number, who was there later.
+    // On another machine the first is unknown, and a later inode has the number.
     let mut elsewhere = Tree::new(0, 0, Time::default());
     let taken = Id(u128::from(shown.0));
     for (segment, counter, record) in [
@@ -142,7 +142,7 @@ fn a_number_that_was_stored_stays_when_its_owner_goes() {
 
 #[test]
 fn what_is_held_keeps_its_number_in_a_tree_that_takes_the_place() {
-    // Of those with one number, the kernel has seen the last three; the first comes later, and another one goes.
+    // Of those with one number, the kernel has seen the last three; the first is added, and another one is removed.
     let old = tree_of(&[3, 1, 2, 6]);
     let ids = [1, 2, 3].map(|i| IDS[i]);
     let shown = ids.map(|id| {
@@ -212,7 +212,7 @@ fn what_has_its_own_number_is_stored_as_before() {
     let last = to_cbor(&change);
     let mut array = last.clone();
     assert_eq!(array[0], 0x82, "id and permissions");
-    // A reader that does not know the member passes over it; here, one that comes behind it.
+    // A reader skips unknown members; here, one after the last known.
     array[0] = 0x86;
     array.extend([0xf6, 0xf6, 0x18, 0x63, 0x07]);
     let read: AttrChange = from_cbor(&array).unwrap();

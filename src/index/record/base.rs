@@ -1,4 +1,4 @@
-//! The records of a base, which hold the whole state: each register with the stamp that it was set at.
+//! The records of a snapshot, which hold the whole state: each register with its stamp.
 
 use minicbor::{Decode, Encode};
 
@@ -6,23 +6,23 @@ use super::{BaseNumber, LinkAt, NewInode, Splice};
 use crate::object::PackId;
 use crate::volume::Time;
 
-/// A stamp in a base: counter, and place in the opening's list of segments.
+/// A stamp in a snapshot: the counter, and an index into the header's list of segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct BaseStamp {
     /// The Lamport counter.
     #[cbor(n(0), decode_with = "crate::index::encoding::counter")]
     pub counter: u64,
-    /// Place in [`Opening::stamp_segments`](super::Opening::stamp_segments).
+    /// Index in [`SegmentHeader::stamp_segments`](super::SegmentHeader::stamp_segments).
     #[n(1)]
     pub segment: u32,
 }
 
-/// An inode in a base. A register without a stamp of its own has the stamp of the creation.
+/// An inode in a snapshot. A register without a stamp of its own has that of the creation.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct BaseInode {
-    /// What a creation now would say.
+    /// The inode with its current attributes.
     #[n(0)]
     pub inode: NewInode,
     /// When it was created.
@@ -43,13 +43,13 @@ pub struct BaseInode {
     /// Last access.
     #[n(6)]
     pub atime: Time,
-    /// Last change of the contents.
+    /// mtime.
     #[n(7)]
     pub mtime: Time,
-    /// Last change.
+    /// ctime.
     #[n(8)]
     pub ctime: Time,
-    /// Creation.
+    /// Time of creation.
     #[n(9)]
     pub btime: Time,
     /// Length in bytes.
@@ -64,12 +64,12 @@ pub struct BaseInode {
     /// Its extended attributes.
     #[n(13)]
     pub xattrs: Vec<BaseXattr>,
-    /// The number that it was given.
+    /// The inode number that a record assigned.
     #[n(14)]
     pub number: Option<BaseNumber>,
 }
 
-/// An extended attribute in a base.
+/// An extended attribute in a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct BaseXattr {
@@ -84,14 +84,14 @@ pub struct BaseXattr {
     pub at: BaseStamp,
 }
 
-/// A link in a base.
+/// A link in a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct BaseLink {
     /// Its place.
     #[n(0)]
     pub link: LinkAt,
-    /// When it came there.
+    /// When it was placed there.
     #[n(1)]
     pub at: BaseStamp,
 }

@@ -1,4 +1,4 @@
-//! Frames come back as they were.
+//! Encoding and decoding of records.
 
 use super::*;
 use crate::index::encoding::{from_cbor, to_cbor};
@@ -60,7 +60,7 @@ fn a_frame_comes_back_as_it_was() {
     }
 }
 
-/// The format page says so: null and left out are one, and members of a later version are passed over.
+/// As the format page says: null and absent are the same, and members of later versions are skipped.
 #[test]
 fn absent_members_may_be_null_and_unknown_ones_follow() {
     let stamp = || [&[0x82, 0x05, 0x50][..], &[9; 16]].concat();
@@ -87,7 +87,7 @@ fn members_of_a_later_version_are_passed_over_everywhere() {
     let time = Time { sec: 5, nsec: 6 };
     assert_eq!(from_cbor::<Time>(&[0x84, 5, 6, 7, 0x81, 8]).unwrap(), time);
     assert!(from_cbor::<Time>(&[0x81, 5]).is_err());
-    // Where the array says more than there is, nothing is taken for it.
+    // An array that is shorter than it says is refused.
     let mut endless = vec![0x9b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
     endless.extend([5, 6]);
     assert!(from_cbor::<Time>(&endless).is_err());

@@ -1,4 +1,4 @@
-//! Opening and closing files, fsync, and statistics of all open files.
+//! SegmentHeader and closing files, fsync, and statistics of all open files.
 
 use std::sync::Arc;
 

@@ -14,9 +14,9 @@ use crate::crypto::MasterKey;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::gate::{Reason, WriteGate};
-use crate::index::record::{Frame, Head, Opening, Record, StampSegment};
+use crate::index::record::{Frame, Head, Record, SegmentHeader, StampSegment};
 use crate::index::{
-    ClosedSegment, Published, SEGMENT_CIPHER_LEN, SegmentExtent, SegmentReader, SegmentWriter,
+    ClosedSegment, SEGMENT_CIPHER_LEN, SegmentInfo, SegmentReader, SegmentState, SegmentWriter,
 };
 use crate::object::{DeviceId, SegmentId};
 use crate::overdue;
@@ -79,9 +79,9 @@ impl Journal {
     }
 
     /// Returns the opening record of a segment or snapshot created now. A snapshot has `number` 0.
-    pub fn opening(&self, number: u64, stamp_segments: Option<Vec<StampSegment>>) -> Opening {
+    pub fn opening(&self, number: u64, stamp_segments: Option<Vec<StampSegment>>) -> SegmentHeader {
         let (slots, removed_slots) = self.index.slots();
-        Opening {
+        SegmentHeader {
             device: self.device,
             number,
             heads: self.index.heads(),
@@ -93,7 +93,7 @@ impl Journal {
         }
     }
 
-    fn create_segment(&self, opening: &Opening) -> Result<SegmentWriter> {
+    fn create_segment(&self, opening: &SegmentHeader) -> Result<SegmentWriter> {
         let id = SegmentId(self.env.id()?);
         SegmentWriter::create(&*self.store, &self.master, id, opening)
     }
@@ -208,7 +208,7 @@ impl Journal {
         if let Some(open) = &mut self.open
             && open.writer.file().sync().is_err()
         {
-            open.writer.spoil();
+            open.writer.mark_failed();
         }
         self.replace_failed(view).map(drop)
     }
@@ -216,7 +216,7 @@ impl Journal {
     /// If a write to the open segment failed, copies its frames into a new one and returns the ids of both. Stamps in
     /// the tree refer to the new one from now on, which is safe because the old one was never published.
     fn replace_failed(&mut self, view: &View) -> Result<Option<(SegmentId, SegmentId)>> {
-        let Some(open) = self.open.as_ref().filter(|o| o.writer.is_spoiled()) else {
+        let Some(open) = self.open.as_ref().filter(|o| o.writer.is_failed()) else {
             return Ok(None);
         };
         let (old, expected) = (open.writer.id(), open.writer.frames());
@@ -250,7 +250,7 @@ impl Journal {
         to: &mut SegmentWriter,
     ) -> Result<()> {
         let new = to.id();
-        let reader = SegmentReader::open(kept, old, &self.master, SegmentExtent::Leftover)?;
+        let reader = SegmentReader::open(kept, old, &self.master, SegmentState::Leftover)?;
         reader.frames(|mut frame| {
             if to.frames() < expected {
                 rename_segment(&mut frame.records, old, new);
@@ -339,7 +339,7 @@ impl Journal {
     }
 
     /// Records that the open segment, with its end, is durable: it is now the head. Returns what the outbox publishes.
-    pub fn closed(&mut self, closed: &ClosedSegment) -> Published {
+    pub fn closed(&mut self, closed: &ClosedSegment) -> SegmentInfo {
         let (device, number) = (self.device, self.next_number());
         self.open = None;
         self.index.set_head(Head {
@@ -347,7 +347,7 @@ impl Journal {
             number,
             sha256: closed.sha256,
         });
-        Published {
+        SegmentInfo {
             id: closed.id,
             device,
             number,

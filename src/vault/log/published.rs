@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::index::Published;
+use crate::index::SegmentInfo;
 use crate::index::record::{BaseRef, Head};
 use crate::object::{DeviceId, ObjectId, SegmentId, SlotId};
 
@@ -15,11 +15,11 @@ pub struct PublishedIndex {
     heads: BTreeMap<DeviceId, Head>,
     snapshot: Option<BaseRef>,
     /// The snapshots that the tree was loaded from, or the one that replaced them.
-    snapshots_in_use: Vec<Published>,
+    snapshots_in_use: Vec<SegmentInfo>,
     /// The length of the newest snapshot, in bytes.
     snapshot_cipher_len: u64,
     /// Segments that the newest snapshot does not cover, in the order of their publication.
-    uncovered: Vec<Published>,
+    uncovered: Vec<SegmentInfo>,
     slots: Vec<SlotId>,
     removed_slots: Vec<SlotId>,
     /// Segments were removed while mounted, and no snapshot has replaced them yet.
@@ -31,8 +31,8 @@ impl PublishedIndex {
     pub fn new(
         heads: BTreeMap<DeviceId, Head>,
         snapshot: Option<BaseRef>,
-        snapshots_in_use: (Vec<Published>, u64),
-        uncovered: Vec<Published>,
+        snapshots_in_use: (Vec<SegmentInfo>, u64),
+        uncovered: Vec<SegmentInfo>,
         (slots, removed_slots): (Vec<SlotId>, Vec<SlotId>),
     ) -> Self {
         let (snapshots_in_use, snapshot_cipher_len) = snapshots_in_use;
@@ -79,7 +79,7 @@ impl PublishedIndex {
     }
 
     /// Segments that the newest snapshot does not cover.
-    pub fn uncovered(&self) -> &[Published] {
+    pub fn uncovered(&self) -> &[SegmentInfo] {
         &self.uncovered
     }
 
@@ -89,7 +89,7 @@ impl PublishedIndex {
     }
 
     /// Records that a segment is published.
-    pub fn add(&mut self, segment: Published) {
+    pub fn add(&mut self, segment: SegmentInfo) {
         self.uncovered.push(segment);
     }
 
@@ -98,9 +98,9 @@ impl PublishedIndex {
     pub fn replace_snapshot(
         &mut self,
         reference: BaseRef,
-        snapshot: Published,
-        covered: &[Published],
-    ) -> Vec<Published> {
+        snapshot: SegmentInfo,
+        covered: &[SegmentInfo],
+    ) -> Vec<SegmentInfo> {
         self.snapshot = Some(reference);
         self.snapshot_cipher_len = snapshot.cipher_len;
         self.uncovered

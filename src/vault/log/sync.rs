@@ -8,7 +8,7 @@ use super::requests::answer;
 use super::side_sync::SideSync;
 use super::{Journal, Log};
 use crate::error::Result;
-use crate::index::{ClosedSegment, Published};
+use crate::index::{ClosedSegment, SegmentInfo};
 use crate::store::Growing;
 
 /// The right to sync, held by one thread at a time. Taken before the journal is locked.
@@ -96,7 +96,7 @@ impl Log {
         lane: &SyncLane<'_>,
         journal: &mut Journal,
         closed: Option<ClosedSegment>,
-    ) -> Result<Option<Published>> {
+    ) -> Result<Option<SegmentInfo>> {
         let (segment, appended) = journal.sync_point();
         self.sync_packs_and(lane, segment.as_ref())?;
         journal.synced(segment.as_deref(), appended);

@@ -30,7 +30,7 @@ impl Transaction {
     ) {
         self.records.push(Record::Content(Content {
             inode: inode.id(),
-            base: tree.wire(inode.version()),
+            base: tree.to_wire(inode.version()),
             plain_size,
             mtime,
             packs: splices.packs,

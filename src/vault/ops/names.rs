@@ -294,7 +294,7 @@ impl Transaction {
         self.records.push(Record::Unlink(Unlink {
             link: id,
             inode: (id != inode.id()).then_some(inode.id()),
-            seen: tree.wire(inode.version()),
+            seen: tree.to_wire(inode.version()),
         }));
     }
 

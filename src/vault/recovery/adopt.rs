@@ -228,7 +228,7 @@ impl Recovery<'_> {
         self.outbox.publish_recovered(&closed, number, packs)
     }
 
-    /// Published packs that frames refer to, but whose lengths are not recorded: this adoption published them, or an
+    /// SegmentInfo packs that frames refer to, but whose lengths are not recorded: this adoption published them, or an
     /// interrupted one. Without such a record, a truncated pack could not be detected, and the pack would never be
     /// condemned.
     fn unrecorded_packs(&self) -> Result<Vec<PackLen>> {

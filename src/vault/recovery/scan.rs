@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::Recovery;
 use crate::crypto::{HEADER_LEN, Header, Magic};
 use crate::error::{Error, Kind, Result};
-use crate::index::record::{Frame, Opening};
-use crate::index::{Behind, SegmentExtent, SegmentReader};
+use crate::index::record::{Frame, SegmentHeader};
+use crate::index::{SegmentReader, SegmentState, TailScan};
 use crate::object::{DeviceId, ObjectId, PackId, SegmentId};
 use crate::pack::PackReader;
 use crate::store::Growing;
@@ -40,17 +40,17 @@ pub struct CrashRemains {
 
 pub struct LeftSegment {
     pub id: SegmentId,
-    pub opening: Opening,
+    pub opening: SegmentHeader,
     pub frames: Vec<Frame>,
     /// Whether its writer closed it: it is complete, and later segments may depend on it.
     pub is_closed: bool,
     /// What was found after its last readable frame.
-    pub tail: Behind,
+    pub tail: TailScan,
 }
 
 pub struct UndecodableSegment {
     pub id: SegmentId,
-    /// See [`Behind::durable`]; `None` if a crash cannot have damaged the header in this way.
+    /// See [`TailScan::durable`]; `None` if a crash cannot have damaged the header in this way.
     durable: Option<u64>,
 }
 
@@ -153,7 +153,7 @@ impl Recovery<'_> {
         header: &[u8; HEADER_LEN],
         left: &mut CrashRemains,
     ) -> Result<()> {
-        let tail = Behind::search(file, SegmentId(id), self.view().master(), 0)?;
+        let tail = TailScan::search(file, SegmentId(id), self.view().master(), 0)?;
         let is_changed = [Magic::Segment, Magic::Pack]
             .into_iter()
             .all(|magic| is_changed(header, magic, id));
@@ -182,14 +182,14 @@ impl Recovery<'_> {
             file.clone(),
             id,
             self.view().master(),
-            SegmentExtent::Leftover,
+            SegmentState::Leftover,
         )?;
         let mut segment = LeftSegment {
             id,
             opening: reader.opening().clone(),
             frames: Vec::new(),
             is_closed: false,
-            tail: Behind::default(),
+            tail: TailScan::default(),
         };
         // Frames of snapshots and of copies are not adopted.
         if segment.opening.stamp_segments.is_none() && segment.opening.adopts.is_none() {
@@ -200,7 +200,7 @@ impl Recovery<'_> {
             segment.is_closed = ending.closing.is_some();
             if !segment.is_closed {
                 segment.tail =
-                    Behind::search(&**file, id, self.view().master(), ending.frames_end)?;
+                    TailScan::search(&**file, id, self.view().master(), ending.frames_end)?;
             }
         }
         Ok(segment)

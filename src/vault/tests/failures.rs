@@ -2,7 +2,7 @@
 
 use super::log::RESERVE_BYTES;
 use super::*;
-use crate::index::{SegmentExtent, SegmentReader};
+use crate::index::{SegmentReader, SegmentState};
 use crate::object::Area;
 use crate::volume::Fallocate;
 
@@ -184,7 +184,7 @@ fn frames(bench: &Bench) -> usize {
         file,
         id.into(),
         bench.vault.view.master(),
-        SegmentExtent::Leftover,
+        SegmentState::Leftover,
     );
     let mut count = 0;
     let each = |_| {

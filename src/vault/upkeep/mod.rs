@@ -11,7 +11,7 @@ use super::files::Files;
 use super::log::{Log, PanicGuard};
 use super::outbox::Outbox;
 use crate::error::Result;
-use crate::index::Published;
+use crate::index::SegmentInfo;
 
 mod backoff;
 mod collect;
@@ -54,7 +54,7 @@ impl Upkeep {
         log: &Arc<Log>,
         outbox: &Arc<Outbox>,
         files: &Arc<Files>,
-        covered: Vec<Published>,
+        covered: Vec<SegmentInfo>,
     ) -> Self {
         Self {
             collector: Collector::new(log.clone(), outbox.clone()),

@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 
 use super::Task;
 use crate::error::Result;
-use crate::index::record::{BaseRef, Frame, Opening, Record};
-use crate::index::{BaseCursor, ClosedSegment, Published, SegmentWriter, StampTable};
+use crate::index::record::{BaseRef, Frame, Record, SegmentHeader};
+use crate::index::{ClosedSegment, SegmentInfo, SegmentWriter, SnapshotCursor, StampTable};
 use crate::object::{Area, SegmentId};
 use crate::vault::log::Log;
 use crate::vault::outbox::Outbox;
@@ -27,12 +27,12 @@ const RECORDS_PER_FRAME: usize = if cfg!(test) { 8 } else { 512 };
 pub(in crate::vault) struct Snapshots {
     log: Arc<Log>,
     outbox: Arc<Outbox>,
-    superseded: Mutex<Vec<Published>>,
+    superseded: Mutex<Vec<SegmentInfo>>,
 }
 
 impl Snapshots {
     /// For a library in which these segments are superseded.
-    pub fn new(log: Arc<Log>, outbox: Arc<Outbox>, superseded: Vec<Published>) -> Self {
+    pub fn new(log: Arc<Log>, outbox: Arc<Outbox>, superseded: Vec<SegmentInfo>) -> Self {
         Self {
             log,
             outbox,
@@ -41,7 +41,7 @@ impl Snapshots {
     }
 
     /// Superseded segments that are not removed yet.
-    pub fn superseded(&self) -> Vec<Published> {
+    pub fn superseded(&self) -> Vec<SegmentInfo> {
         self.superseded.lock().clone()
     }
 
@@ -87,7 +87,7 @@ impl Snapshots {
             let tree = self.log.view().tree();
             (tree.stamp_table(from), tree.segment_id(from))
         };
-        let opening = Opening {
+        let opening = SegmentHeader {
             stamp_segments: Some(table.segments.clone()),
             ..opening
         };
@@ -114,12 +114,12 @@ impl Snapshots {
         &self,
         mut writer: SegmentWriter,
         between_frames: &mut dyn FnMut(),
-        opening: &Opening,
+        opening: &SegmentHeader,
         table: &StampTable,
         (from, from_id): (u32, SegmentId),
     ) -> Result<Option<ClosedSegment>> {
-        let mut cursor = BaseCursor::Inodes(0);
-        while cursor != BaseCursor::End {
+        let mut cursor = SnapshotCursor::Inodes(0);
+        while cursor != SnapshotCursor::End {
             let Some((records, next)) =
                 self.log
                     .view()
@@ -159,12 +159,12 @@ impl Snapshots {
     }
 
     /// Called after a snapshot was published: the segments that it covers and the previous snapshots are superseded.
-    fn supersede(&self, snapshot: &ClosedSegment, covered: Vec<Published>) {
+    fn supersede(&self, snapshot: &ClosedSegment, covered: Vec<SegmentInfo>) {
         let reference = BaseRef {
             segment: snapshot.id,
             sha256: snapshot.sha256,
         };
-        let published = Published {
+        let published = SegmentInfo {
             id: snapshot.id,
             device: self.log.device(),
             number: 0,

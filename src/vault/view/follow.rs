@@ -220,7 +220,7 @@ fn changes(old: &Tree, new: &Tree) -> Vec<Changed> {
         let now = new.find_id(old.inode(ix).id());
         let is_same = now.is_some_and(|now| {
             new.attr(now) == was
-                && new.wire(new.inode(now).version()) == old.wire(old.inode(ix).version())
+                && new.to_wire(new.inode(now).version()) == old.to_wire(old.inode(ix).version())
         });
         let mut is_changed = !is_same;
         if was.kind == FileKind::Directory {

@@ -1,5 +1,5 @@
-//! What lies behind a frame that does not open, in a leftover: a crash takes the end of a file, or pages of what was
-//! never synced. Anything else that is missing there was durable, and something has damaged it.
+//! Frames after one that fails to decrypt, in a leftover segment. A crash loses the end of a file, or pages that were
+//! never synced; if anything else is missing, durable data was damaged.
 
 use super::encoding::from_cbor;
 use super::record::Frame;
@@ -9,25 +9,25 @@ use crate::error::Result;
 use crate::object::SegmentId;
 use crate::store::Object;
 
-/// Bytes that are looked at together.
+/// Bytes read at a time.
 const WINDOW: usize = 1 << 20;
-/// A segment is published at 4 MiB. Only one that could not be, for long, is longer than this.
+/// A segment is published at 4 MiB. It only gets longer than this if publishing failed for a long time.
 const SEARCHED_LEN_MAX: u64 = 64 << 20;
 
-/// Frames that cannot be reached.
+/// Frames after a damaged place.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Behind {
-    /// How many open.
+pub struct TailScan {
+    /// How many frames decrypt.
     pub frames: u64,
-    /// The counter of the last one that says that what came before it was durable; the first frame of a segment says it
-    /// of other segments, and may itself be all there was.
+    /// The counter of the last frame whose `durable_before` is set. In the first frame of a segment it refers to other
+    /// segments, so that one is not counted.
     pub durable: Option<u64>,
 }
 
-impl Behind {
-    /// Looks for frames in a segment behind `cipher_offset`, where one ends (0 where the opening does not open), at
-    /// every byte: a length prefix opens only where it was written. Takes a second for 4 MiB, so it is for what is
-    /// damaged only, and looks at 64 MiB at most.
+impl TailScan {
+    /// Looks for frames after `cipher_offset`, the end of a frame (0 if the header fails to decrypt). Every byte is
+    /// tried: a length prefix decrypts only where it was written. That takes a second for 4 MiB, so it is used for
+    /// damaged segments only, and stops after 64 MiB.
     pub fn search(
         object: &dyn Object,
         id: SegmentId,
@@ -39,10 +39,10 @@ impl Behind {
         if end >= HEADER_LEN as u64 {
             object.read_at(&mut bytes, 0)?;
         }
-        // Where the header is what is damaged, it said nothing that is not known.
+        // If the header is damaged, use the one that the id implies.
         let header = Header::decode(&bytes, Magic::Segment, id.object(), &object.name());
         let key = master.object_key(&header.unwrap_or(Header::new(Magic::Segment, id.object())));
-        let mut behind = Self::default();
+        let mut found = Self::default();
         let mut at = cipher_offset.max(HEADER_LEN as u64);
         let mut window = Vec::new();
         while at + LENGTH_SEALED_LEN as u64 <= end {
@@ -55,27 +55,27 @@ impl Behind {
             at += skip as u64;
             match read_frame(object, &key, at, plain_len, end)? {
                 Some(frame) => {
-                    let is_first = cipher_offset == 0 && behind.frames == 0;
+                    let is_first = cipher_offset == 0 && found.frames == 0;
                     if frame.durable_before && !is_first {
-                        behind.durable = Some(frame.counter);
+                        found.durable = Some(frame.counter);
                     }
-                    behind.frames += 1;
+                    found.frames += 1;
                     at += (LENGTH_SEALED_LEN + plain_len + SEAL_OVERHEAD) as u64;
                 }
                 None => at += 1,
             }
         }
-        Ok(behind)
+        Ok(found)
     }
 }
 
-/// The first place in `window`, which begins at `cipher_offset`, where a length opens; and the length.
+/// The first offset in `window`, which starts at `cipher_offset`, at which a length decrypts, and that length.
 fn find_length(key: &SealKey, window: &[u8], cipher_offset: u64) -> Option<(usize, usize)> {
     let mut len = [0; 4];
     window
         .windows(LENGTH_SEALED_LEN)
         .enumerate()
-        // Holes, and what was allocated and never written.
+        // Skip holes and preallocated space.
         .filter(|(_, sealed)| sealed.iter().any(|b| *b != 0))
         .find(|(i, sealed)| {
             key.open(
@@ -87,7 +87,7 @@ fn find_length(key: &SealKey, window: &[u8], cipher_offset: u64) -> Option<(usiz
         .map(|(i, _)| (i, u32::from_le_bytes(len) as usize))
 }
 
-/// The frame whose length stands at `cipher_offset`; `None` where it does not open, or is something else.
+/// The frame whose length is stored at `cipher_offset`; `None` if it fails to decrypt or is not a frame.
 fn read_frame(
     object: &dyn Object,
     key: &SealKey,
