@@ -135,7 +135,7 @@ fn verify_checks_the_parts_of_a_pack_that_reads_do_not() {
     assert_eq!(problems(&sample, &sample.copy()), Vec::<String>::new());
     for id in sample.store.objects(Area::Data) {
         let len = sample.store.object(Area::Data, id).unwrap().len();
-        // TailScan every run of these packs.
+        // After every run of these packs.
         let kept = 30_000;
         type Change<'a> = &'a dyn Fn(&mut Vec<u8>);
         let changes: [(&str, Change<'_>); 4] = [
