@@ -284,12 +284,12 @@ impl Vault {
     /// Creates the parts that work on `log`. Starts no thread.
     fn of_owners(log: Arc<Log>, memory: Memory, covered: Vec<crate::index::SegmentInfo>) -> Self {
         let files = Arc::new(Files::new(log.clone()));
-        let salvage = Salvage::new(log.clone(), files.clone());
-        let outbox = Arc::new(Outbox::new(log.clone(), salvage, memory));
+        let salvage = Arc::new(Salvage::new(log.clone(), files.clone()));
+        let outbox = Arc::new(Outbox::new(log.clone(), salvage.clone(), memory));
         Self {
             view: log.view().clone(),
             upkeep: Arc::new(Upkeep::new(&log, &outbox, &files, covered)),
-            syncer: Arc::new(Syncer::new(log.clone(), files.clone())),
+            syncer: Arc::new(Syncer::new(log.clone(), files.clone(), salvage)),
             log,
             files,
             outbox,

@@ -23,7 +23,7 @@ use crate::object::{Area, DeviceId, SegmentId};
 /// Publishes finished packs and segments.
 pub(super) struct Outbox {
     log: Arc<Log>,
-    salvage: Salvage,
+    salvage: Arc<Salvage>,
     memory: Memory,
     /// Closed and durable segments that are not published yet, in their order.
     waiting: Mutex<VecDeque<SegmentInfo>>,
@@ -31,7 +31,7 @@ pub(super) struct Outbox {
 
 impl Outbox {
     /// An outbox for the files that `log` has written.
-    pub fn new(log: Arc<Log>, salvage: Salvage, memory: Memory) -> Self {
+    pub fn new(log: Arc<Log>, salvage: Arc<Salvage>, memory: Memory) -> Self {
         Self {
             log,
             salvage,

@@ -1,8 +1,10 @@
 //! Copies live data out of packs in which a write or a sync failed.
 //!
-//! Owns nothing. The log knows which packs failed; the files know which handles have to report a loss.
+//! Owns no data. The log knows which packs failed; the files know which handles have to report a loss.
 
 use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::copy::copy_ranges;
 use super::files::Files;
@@ -18,17 +20,24 @@ use crate::volume::Ino;
 pub(super) struct Salvage {
     log: Arc<Log>,
     files: Arc<Files>,
+    /// The syncer and upkeep would copy the same packs twice.
+    running: Mutex<()>,
 }
 
 impl Salvage {
     /// Creates it for the packs of `log`.
     pub fn new(log: Arc<Log>, files: Arc<Files>) -> Self {
-        Self { log, files }
+        Self {
+            log,
+            files,
+            running: Mutex::default(),
+        }
     }
 
     /// Copies live data out of all failed packs, and removes them. Data that cannot be decrypted is lost, but does not
     /// keep its pack from being removed: otherwise every sync would fail because of it.
     pub fn run(&self) -> Result<()> {
+        let _running = self.running.lock();
         let mut result = Ok(());
         for id in self.log.new_packs().failed() {
             result = result.and(self.evacuate(id));

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::files::Files;
 use super::log::{Log, PanicGuard};
+use super::salvage::Salvage;
 use super::upkeep::Backoff;
 use crate::error::Result;
 
@@ -18,12 +19,17 @@ const UNSYNCED_BYTES_MAX: u64 = 64 << 20;
 pub(super) struct Syncer {
     log: Arc<Log>,
     files: Arc<Files>,
+    salvage: Arc<Salvage>,
 }
 
 impl Syncer {
     /// Creates a syncer of a log and the files that write to it.
-    pub fn new(log: Arc<Log>, files: Arc<Files>) -> Self {
-        Self { log, files }
+    pub fn new(log: Arc<Log>, files: Arc<Files>, salvage: Arc<Salvage>) -> Self {
+        Self {
+            log,
+            files,
+            salvage,
+        }
     }
 
     /// Runs until the thread is told to end.
@@ -33,8 +39,17 @@ impl Syncer {
         let mut backoff = Backoff::default();
         let mut is_idle = false;
         while requests.wait_for_syncs(is_idle) {
-            self.log.answer_syncs();
+            self.answer_syncs();
             is_idle = self.sync_if_due(&mut backoff);
+        }
+        self.answer_syncs();
+    }
+
+    /// Answers the fsyncs that wait. A failed pack would fail every sync, so its data is copied before.
+    fn answer_syncs(&self) {
+        if !self.log.new_packs().failed().is_empty() {
+            // Upkeep tries again, and logs why it fails.
+            let _ = self.salvage.run();
         }
         self.log.answer_syncs();
     }
