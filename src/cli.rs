@@ -1,7 +1,7 @@
-//! The command line: what was typed ([`Cli`]), one file a verb, and how the program ends.
+//! The command line: what was typed ([`Cli`]), one file per subcommand, and how the program ends.
 //!
-//! Secrets come from a prompt, a file, a command or systemd (`secret`); they are never an argument, and never in
-//! what is printed or logged.
+//! Secrets come from a prompt, a file, a command or systemd (`secret`). They are never an argument, and are never
+//! printed or logged.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -31,7 +31,7 @@ mod umount;
 mod unlock;
 mod verify;
 
-/// What the man page and `--help` say behind the commands.
+/// What the man page and `--help` say after the commands.
 const AFTER_HELP: &str = "\
 Exit codes:
   0  done
@@ -135,11 +135,11 @@ fn run(command: &Command) -> Result<()> {
     }
 }
 
-/// What the program is when it is called as `mount.hushfs`.
+/// The subcommand as which the program runs when it is called as `mount.hushfs`.
 const MOUNT_HELPER: &str = "mount.hushfs";
 
-/// As `/sbin/mount.hushfs` or `/sbin/mount.fuse.hushfs` (links to this program), which mount(8) calls for fstab(5), it is
-/// `hushfs mount` with some options more.
+/// Makes a call as `/sbin/mount.hushfs` or `/sbin/mount.fuse.hushfs` (links to this program, which mount(8) calls for
+/// fstab(5)) a call of `hushfs mount` with some more options.
 fn arguments(mut typed: Vec<OsString>) -> Vec<OsString> {
     let name = typed
         .first()
@@ -150,7 +150,7 @@ fn arguments(mut typed: Vec<OsString>) -> Vec<OsString> {
     typed
 }
 
-/// With `-f` other programs stay in the foreground.
+/// Suggests `--foreground` for `-f`, with which other programs stay in the foreground.
 fn with_tip(mut error: clap::Error, typed: &[OsString]) -> clap::Error {
     let is_mount = typed.get(1).is_some_and(|verb| verb == "mount");
     let unknown = ContextValue::String("-f".to_string());
@@ -161,8 +161,8 @@ fn with_tip(mut error: clap::Error, typed: &[OsString]) -> clap::Error {
     error
 }
 
-/// A value where none belongs may be a secret that somebody thought could be given here: it is not repeated, for
-/// what is printed ends in logs.
+/// Hides a value where none is expected: it may be a secret that was given in the wrong place, and error messages end
+/// up in logs.
 fn without_values(mut error: clap::Error) -> clap::Error {
     if matches!(
         error.kind(),
@@ -179,14 +179,14 @@ fn without_values(mut error: clap::Error) -> clap::Error {
     error
 }
 
-/// A write beyond an inherited limit (`ulimit -f`) shall fail, and not end the program in the middle of its work.
+/// Makes a write beyond an inherited limit (`ulimit -f`) fail, instead of ending the program in the middle of its work.
 fn ignore_file_size_signal() {
     // SAFETY: no handler is installed.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
-/// Whether it tells of an answer that nobody waits for any more, because a signal or `umount -f` ended the request:
-/// fuser takes that for an error.
+/// Whether a record is fuser's error about an answer that is no longer wanted, because a signal or `umount -f` ended
+/// the request.
 fn is_unwanted_answer(record: &log::Record<'_>) -> bool {
     let gone = std::io::Error::from_raw_os_error(libc::ENOENT);
     record.level() == Level::Error
@@ -194,7 +194,7 @@ fn is_unwanted_answer(record: &log::Record<'_>) -> bool {
         && record.args().to_string() == format!("Failed to send FUSE reply: {gone}")
 }
 
-/// Warnings look like errors do; below them the module is told.
+/// Starts the log. Errors and warnings have the form of messages; lower levels include the module.
 fn start_log() {
     let env = env_logger::Env::new().filter_or("HUSHFS_LOG", "warn");
     env_logger::Builder::from_env(env)

@@ -1,11 +1,10 @@
 //! `hushfs convert`: copies a foreign library, or a plain folder, into a new library of hushfs.
 //!
-//! Each file is written under a name of its own, made durable, read back and compared; only then does it get its
-//! name and times. So what has its name is whole, and a conversion that was cut short goes on where it stopped: a
-//! file that is there with the same length and time is not copied again. The source is only read. What of it cannot be
-//! shown, and so is left out, is named, and the conversion then ends with an error. Of a plain folder
-//! all is copied that a library can hold: links of either kind, special files, owners, permissions, times, extended
-//! attributes.
+//! Each file is written under a temporary name, made durable, read back and compared; only then does it get its name
+//! and times. So a file under its own name is complete, and an interrupted conversion resumes where it stopped: a file
+//! that exists with the same length and time is not copied again. The source is only read. Anything in it that cannot
+//! be shown is left out and listed, and the conversion then ends with an error. Of a plain folder, everything is copied
+//! that a library can hold: hard and symbolic links, special files, owners, permissions, times, extended attributes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -78,7 +77,7 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     let bar = byte_bar();
     let copied = Copy::new(&*source, &*target, &bar).all();
     bar.finish_and_clear();
-    // Also where something failed: what is whole stays.
+    // Close it even if something failed: complete files stay.
     let closed = target.close();
     let (files, failed) = copied?;
     closed?;
@@ -104,7 +103,7 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     Err(Error::damaged(from.display(), check))
 }
 
-/// What of a source is not shown: names, and why not.
+/// What is left out of a source: names, and why.
 type LeftOut = Vec<(String, String)>;
 
 fn open_source(args: &ConvertArgs, from: &Path) -> Result<(Arc<dyn Volume>, LeftOut)> {

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 
 mod text;
 
-/// The pages that are written by hand: folder, name, text.
+/// The pages written by hand: folder, name, text.
 const PAGES: [(&str, &str, &str); 5] = [
     (
         "man5",
@@ -43,7 +43,7 @@ const PAGES: [(&str, &str, &str); 5] = [
     ),
 ];
 
-/// What `--help` calls the table of exit codes.
+/// Heading of the table of exit codes in `--help`.
 const EXIT_CODES: &str = "Exit codes";
 
 /// What was typed.
@@ -106,7 +106,7 @@ fn write_pages_of(command: &Command, dir: &Path) -> Result<()> {
     write(&dir.join("man1"), &format!("{name}.1"), &page)
 }
 
-/// The name of a command's page, as `hushfs-key-add`.
+/// Returns the name of a command's page, such as `hushfs-key-add`.
 fn name_of(command: &Command) -> &str {
     command
         .get_display_name()
@@ -152,8 +152,8 @@ fn page(command: &Command) -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// The text after the options of `--help`, as sections: a paragraph is a heading with a colon and a list of words and
-/// what they mean, or plain text.
+/// Adds the text after the options of `--help`, as sections. A paragraph is a heading with a colon and a list of words
+/// with their meanings, or plain text.
 fn sections(roff: &mut Roff, text: &str) {
     for paragraph in text.split("\n\n").filter(|p| !p.is_empty()) {
         let Some((heading, list)) = paragraph.split_once(":\n") else {
@@ -177,7 +177,7 @@ fn sections(roff: &mut Roff, text: &str) {
     }
 }
 
-/// What the definitions of the command line do not say: files, examples, limitations, other pages.
+/// Adds what the definitions of the command line do not contain: files, examples, limitations, other pages.
 fn add_text(roff: &mut Roff, name: &str) {
     let list = |roff: &mut Roff, heading, items: &[(&str, &str)]| {
         roff.control("SH", [heading]);

@@ -1,4 +1,4 @@
-//! What is typed about a foreign library: what it is, its secret, its parts.
+//! What is typed about a foreign library: its format, its secret, its parts.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -16,10 +16,10 @@ use crate::foreign::mms::{self, Mms};
 use crate::foreign::{Format, FormatKind, detect, images, medusa};
 use crate::library::Location;
 
-/// The longest settings file of another program that is read, in bytes.
+/// Maximum length of another program's settings file, in bytes.
 const SETTINGS_LEN_MAX: u64 = 1 << 20;
 
-/// What the app does where its settings name no key.
+/// What the app does if its settings contain no key.
 const NO_KEY: &str = "where its surroundings set none either, the app uses its built-in key, \
     your-32-character-secret-key-here!, which everybody knows: an empty --password-file opens the store with that";
 
@@ -60,7 +60,7 @@ fn parse_format(name: &str) -> Result<FormatKind, String> {
 }
 
 impl ForeignArgs {
-    /// One `-o` option; false where it is none of these.
+    /// Applies one `-o` option; returns false if it is none of these.
     pub fn option(&mut self, name: &str, value: Option<&OsStr>) -> Result<bool> {
         let text = value.map(|value| value.to_string_lossy().into_owned());
         match (name, text) {
@@ -82,8 +82,9 @@ impl ForeignArgs {
         Ok(true)
     }
 
-    /// Which foreign format the library has; none for one of ours, or what is none at all: that is then said as ever.
-    /// A library of ours with more slots than can be listed is taken for none, too, and its own error tells.
+    /// Returns the format of a foreign library. `None` for a library of ours, and for a folder that is no library,
+    /// which the caller reports as usual. A library of ours with too many slots to list is `None`, too, and its own
+    /// error explains it.
     pub fn kind(&self, dir: &Path) -> Result<Option<FormatKind>> {
         let library = Location::at(dir)?;
         let kind = match self.format {
@@ -96,13 +97,13 @@ impl ForeignArgs {
         };
         self.check_fit(kind)?;
         if kind == FormatKind::Mms {
-            // Before anybody is asked for a password.
+            // Before anyone is asked for a password.
             mms::check(dir, &self.mms())?;
         }
         Ok(Some(kind).filter(|kind| *kind != FormatKind::Vault))
     }
 
-    /// Refuses what is typed for libraries of another kind, and would change nothing.
+    /// Refuses options that are for another format, and would have no effect.
     fn check_fit(&self, kind: FormatKind) -> Result<()> {
         use FormatKind::{Images, Medusa, Mms};
         let given = [
@@ -124,13 +125,13 @@ impl ForeignArgs {
         }
     }
 
-    /// Whether it is only to be read, whatever is wished.
+    /// Whether the library can only be read, whatever was asked for.
     pub fn only_reads(&self) -> bool {
         self.view.as_deref() == Some("backups")
     }
 
-    /// Has `open` try its secret, and asks for one if none is given: again, if it is wrong. `open` is also told whether
-    /// it was typed at a terminal.
+    /// Passes the library's secret to `open`, and asks for one if none is given: again, if it is wrong. The second
+    /// argument of `open` says whether it was typed at a terminal.
     fn each_secret<T>(
         &self,
         kind: FormatKind,
@@ -164,13 +165,14 @@ impl ForeignArgs {
         }
     }
 
-    /// Its secret, for who opens it where nobody can be asked again: one that was typed is tried before.
+    /// Returns the library's secret, for a caller that opens the library where nobody can be asked again: one that was
+    /// typed is tried first.
     pub fn secret(&self, kind: FormatKind, dir: &Path, args: &OpenArgs) -> Result<Line> {
         self.each_secret(kind, args, |secret, is_typed| {
             if is_typed {
                 match self.open(kind, dir, secret, true, 0) {
                     Err(e) if e.exit_status() == ExitStatus::WrongKey => return Err(e),
-                    // What else is wrong is told by who opens it.
+                    // Any other error is reported when the caller opens the library.
                     _ => {}
                 }
             }
@@ -178,7 +180,7 @@ impl ForeignArgs {
         })
     }
 
-    /// Opens it for reading.
+    /// Opens the library for reading.
     pub fn open_to_read(
         &self,
         kind: FormatKind,
@@ -200,8 +202,8 @@ impl ForeignArgs {
         }
     }
 
-    /// Opens it. A secret out of a text file from Windows has a mark before it and a carriage return after it: it is
-    /// tried as it is, and without them.
+    /// Opens the library. A secret from a Windows text file has a byte order mark before it and a carriage return after
+    /// it: it is tried as it is, and without these.
     pub fn open(
         &self,
         kind: FormatKind,
@@ -215,7 +217,7 @@ impl ForeignArgs {
         if bare == secret {
             return open(secret);
         }
-        // A store without pictures takes every key: there, only the likely one may be used.
+        // A store without pictures accepts every key: use only the likely one there.
         if kind == FormatKind::Images
             && Images::open(dir, secret, true).is_ok_and(|images| !images.is_key_proven())
         {
@@ -254,7 +256,7 @@ impl ForeignArgs {
         })
     }
 
-    /// `hushfs passwd`.
+    /// `hushfs passwd` for a foreign library.
     pub fn passwd(
         &self,
         kind: FormatKind,
@@ -280,7 +282,7 @@ impl ForeignArgs {
         print_line("The password is changed. The server is told the new one in its config.js.")
     }
 
-    /// The outer error is of the old password, the inner one of what follows.
+    /// Changes the password. The outer error concerns the old one, the inner error everything after it.
     fn passwd_with(&self, dir: &Path, old: &[u8], new: &NewPasswordArgs) -> Result<Result<()>> {
         let mut is_opened = false;
         let new = || {
@@ -293,7 +295,7 @@ impl ForeignArgs {
         }
     }
 
-    /// `hushfs init`.
+    /// `hushfs init` for a foreign library.
     pub fn init(&self, kind: FormatKind, dir: &Path, secret: &SecretArgs) -> Result<()> {
         if kind != FormatKind::Mms {
             return Err(Error::usage(format_args!(
@@ -310,13 +312,13 @@ impl ForeignArgs {
     }
 }
 
-/// Whether it has slots, or more than can be listed.
+/// Whether it has slots, or too many to list.
 fn is_ours(library: &Location) -> bool {
     let slots = library.has_slots();
     slots.unwrap_or_else(|e| !matches!(e.kind(), Kind::Io(_)))
 }
 
-/// The library of hushfs itself at `dir`, for commands that know no other.
+/// Returns the location of the hushfs library at `dir`, for commands that support no other.
 pub fn library_of_ours(dir: &Path) -> Result<Location> {
     let library = Location::at(dir)?;
     if is_ours(&library) {
@@ -331,7 +333,7 @@ pub fn library_of_ours(dir: &Path) -> Result<Location> {
     }
 }
 
-/// A secret out of another program's settings, or what to do where it is not there; warns where others can read it.
+/// Reads a secret from another program's settings, with a hint if it is not there; warns if others can read them.
 fn from_settings(
     path: Option<&Path>,
     name: &str,

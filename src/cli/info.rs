@@ -1,4 +1,4 @@
-//! `hushfs info`: what can be said of a library, without its key and with it.
+//! `hushfs info`: what is known of a library, without its key and with it.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -31,7 +31,7 @@ pub struct InfoArgs {
     open: OpenArgs,
 }
 
-/// One thing that is known; facts print in their order.
+/// The value of a fact.
 pub enum Value {
     Text(String),
     Number(u64),
@@ -39,7 +39,7 @@ pub enum Value {
     List(Vec<Facts>),
 }
 
-/// Named things that are known. Who knows more of a library (its index, say) adds to them.
+/// Named facts, printed in this order. Code that knows more of a library (from its index, for example) adds to them.
 pub type Facts = Vec<(&'static str, Value)>;
 
 /// Prints what is known.
@@ -60,7 +60,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     }
 }
 
-/// What the folder shows to everybody.
+/// Returns what the folder shows to anyone.
 fn stored(library: &Location, slots: &Slots) -> Result<Facts> {
     let mut facts: Facts = vec![
         ("library", Value::Text(library.dir.display().to_string())),
@@ -109,7 +109,7 @@ fn growing_facts(growing: &Growth) -> Facts {
     ]
 }
 
-/// What the key adds.
+/// Returns what the key adds.
 fn with_key(library: &Location, slots: &Slots, unlocked: &Unlocked) -> Result<Facts> {
     let fingerprint = unlocked.master.fingerprint();
     let verified = slots
@@ -141,7 +141,7 @@ fn with_key(library: &Location, slots: &Slots, unlocked: &Unlocked) -> Result<Fa
     Ok(facts)
 }
 
-/// What the published index says, to the device `own`.
+/// Returns what the published index says, as seen by the device `own`.
 fn with_index(library: &Location, unlocked: &Unlocked, own: DeviceId) -> Result<Facts> {
     let (store, replayed) = library.index(&unlocked.master)?;
     let packs = replayed.tree.packs();
@@ -186,7 +186,7 @@ fn with_index(library: &Location, unlocked: &Unlocked, own: DeviceId) -> Result<
     Ok(facts)
 }
 
-/// Why what is deleted gives no room back, as a mount decides it; `None` where it does.
+/// Returns why deleting frees no space, by the same rules as a mount; `None` if it does.
 fn why_not_collected(
     store: &DirStore,
     replayed: &Replayed,
@@ -211,7 +211,7 @@ fn why_not_collected(
     })
 }
 
-/// For people: one fact a line.
+/// Formats facts for people: one per line.
 fn text(facts: &Facts, indent: usize) -> String {
     let mut out = String::new();
     for (name, value) in facts {
@@ -235,7 +235,7 @@ fn text(facts: &Facts, indent: usize) -> String {
     out
 }
 
-/// For programs: one object on one line (RFC 8259).
+/// Formats facts for programs: one object on one line (RFC 8259).
 fn json(facts: &Facts) -> String {
     let fields = facts.iter().map(|(name, value)| {
         let value = match value {

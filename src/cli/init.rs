@@ -52,14 +52,14 @@ pub fn make(dir: &Path, secret: &SecretArgs, code: &CodeArgs) -> Result<MasterKe
     let file = code.create()?;
     let master = MasterKey::generate()?;
     Location::make(dir, &master, &secret)?;
-    // Not before: a code that opens nothing would be taken for that of a later library.
+    // Not earlier: a code that opens nothing could be mistaken for that of a later library.
     recovery::show_new(dir, &master, file)?;
     recall(dir, &master, true, true)?;
     print_line(format_args!("Created the library {}.", dir.display()))?;
     Ok(master)
 }
 
-/// What is said of a folder that is no library's, and in which none can be made.
+/// Returns the error for a folder that is not a library, and in which none can be created.
 pub fn not_empty(dir: &Path) -> Error {
     Error::new(Kind::NotEmpty, dir.display()).hint("a library needs an empty folder of its own")
 }

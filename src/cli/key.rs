@@ -132,7 +132,7 @@ fn table(slots: &Slots, master: Option<&MasterKey>) -> String {
         });
         let label = match master.map(|master| slot.label(master)) {
             None => "-".to_string(),
-            // A label is whatever the one who added the slot typed: no control characters to a terminal.
+            // Labels are typed by whoever adds a slot: keep control characters from the terminal.
             Some(Ok(label)) => printable(&label),
             Some(Err(e)) => e.kind().to_string(),
         };
@@ -149,7 +149,7 @@ fn table(slots: &Slots, master: Option<&MasterKey>) -> String {
     text
 }
 
-/// What tables and `info --json` call a kind of slot.
+/// Returns the name of a kind of slot in tables and in `info --json`.
 pub fn kind_name(kind: SlotKind) -> &'static str {
     match kind {
         SlotKind::Password => "password",
@@ -157,7 +157,7 @@ pub fn kind_name(kind: SlotKind) -> &'static str {
     }
 }
 
-/// What messages for people call it.
+/// Returns the name of a kind of slot in messages for people.
 fn name_of(kind: SlotKind) -> &'static str {
     match kind {
         SlotKind::Password => "password",
@@ -165,7 +165,7 @@ fn name_of(kind: SlotKind) -> &'static str {
     }
 }
 
-/// A time as `2025-11-21T09:00:00Z`, from seconds since 1970. Years behind 9999 are shown as their seconds.
+/// Returns a time, in seconds since 1970, as `2025-11-21T09:00:00Z`. Years after 9999 are shown as their seconds.
 pub fn utc(seconds: u64) -> String {
     if seconds > 253_402_300_799 {
         return format!("@{seconds}");
@@ -212,7 +212,7 @@ fn add(args: &AddArgs) -> Result<()> {
     ))
 }
 
-/// Refuses a secret that opens a slot already: removing one of the two would not shut it out.
+/// Refuses a secret that already opens a slot: removing one of the two slots would not shut it out.
 fn refuse_known(library: &Location, master: &MasterKey, secret: &Secret) -> Result<()> {
     let slots = library.slots()?;
     match opened_by(&slots, master, secret).first() {
@@ -225,7 +225,8 @@ fn refuse_known(library: &Location, master: &MasterKey, secret: &Secret) -> Resu
     }
 }
 
-/// A new file of random bytes, for this user alone; durable on return, so that no slot outlives it.
+/// Creates a file of random bytes, readable by this user only; durable on return, so that no slot exists without its
+/// key file.
 fn make_key_file(path: &Path) -> Result<()> {
     let mut bytes = Zeroizing::new([0; KEY_FILE_LEN_MIN]);
     random(&mut *bytes)?;
@@ -269,7 +270,7 @@ fn remove(args: &RemoveArgs) -> Result<()> {
     ))
 }
 
-/// What messages call a slot: `slot ID (password, "label")`.
+/// Returns the description of a slot in messages: `slot ID (password, "label")`.
 fn describe(slot: &Slot, master: Option<&MasterKey>) -> String {
     let label = master.and_then(|master| slot.label(master).ok());
     let label = label.filter(|label| !label.is_empty());
@@ -277,7 +278,7 @@ fn describe(slot: &Slot, master: Option<&MasterKey>) -> String {
     format!("slot {} ({}{label})", slot.id, name_of(slot.kind))
 }
 
-/// Several slots, described.
+/// Returns the descriptions of several slots.
 pub fn describe_all<'a>(
     slots: impl Iterator<Item = &'a Slot>,
     master: Option<&MasterKey>,
@@ -286,7 +287,7 @@ pub fn describe_all<'a>(
     all.join(", ")
 }
 
-/// What opens the library of those slots that are left. Without the key that is not certain of any.
+/// Says which of the remaining slots open the library. Without the key, that is not certain of any of them.
 pub fn still_open<'a>(left: impl Iterator<Item = &'a Slot>, master: Option<&MasterKey>) -> String {
     let left = left.filter(|slot| master.is_none_or(|master| slot.verify(master).is_ok()));
     let slots = describe_all(left, master);
@@ -297,7 +298,7 @@ pub fn still_open<'a>(left: impl Iterator<Item = &'a Slot>, master: Option<&Mast
     }
 }
 
-/// The one slot, readable or not, whose id begins as typed.
+/// Returns the one slot, readable or not, whose id begins with what was typed.
 fn find(slots: &Slots, typed: &str) -> Result<SlotId> {
     let all = slots.good.iter().map(|slot| slot.id);
     let all = all.chain(slots.bad.iter().map(|(id, _)| *id));

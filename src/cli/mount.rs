@@ -1,4 +1,4 @@
-//! `hushfs mount`, and the same as mount(8) calls it.
+//! `hushfs mount`, also as mount(8) calls it.
 
 use std::ffi::OsString;
 use std::fs;
@@ -28,7 +28,7 @@ mod options;
 
 use options::{Wish, parse_id, parse_size, parse_umask};
 
-/// What the man page and `--help` say behind the options.
+/// What the man page and `--help` say after the options.
 const AFTER_HELP: &str = "\
 Owners:
   With --uid, --gid or --umask, files are shown and checked with that owner, group
@@ -147,12 +147,12 @@ impl HelperArgs {
     }
 }
 
-/// Opens the library, or makes it, and mounts it.
+/// Opens or creates the library, and mounts it.
 pub fn run(args: &MountArgs) -> Result<()> {
     start(args, Wish::of(args, false)?)
 }
 
-/// The same as mount(8) asks for it.
+/// The same, as called by mount(8).
 pub fn run_for_mount_8(args: &HelperArgs) -> Result<()> {
     let wish = args.wish()?;
     match args.fake {
@@ -209,7 +209,7 @@ fn mount(args: &MountArgs, mut wish: Wish) -> Result<()> {
     })
 }
 
-/// Mounts what `open` opens, and says so.
+/// Mounts what `open` opens, and announces it.
 fn run_mount(
     wish: Wish,
     library: PathBuf,
@@ -226,7 +226,7 @@ fn run_mount(
     crate::mount::run(plan, open, announce)
 }
 
-/// Mounts what another program encrypted.
+/// Mounts another program's library.
 fn mount_foreign(
     mut wish: Wish,
     kind: FormatKind,
@@ -247,7 +247,8 @@ fn mount_foreign(
     })
 }
 
-/// Says what is mounted where, and how to end it. The mount is there, whether or not that can be printed.
+/// Returns the function that prints what is mounted where, and how to unmount it. It ignores errors: the mount is
+/// there, whether or not that can be printed.
 fn announcement(wish: &Wish) -> impl FnOnce(&Path, &Path) + use<> {
     let quiet = wish.quiet;
     let keeps_log = wish.foreground || wish.log_file.is_some();
@@ -267,7 +268,7 @@ fn announcement(wish: &Wish) -> impl FnOnce(&Path, &Path) + use<> {
     }
 }
 
-/// A word as a shell reads it.
+/// Quotes a word for a shell.
 fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%=".contains(c);
     match word.chars().all(is_plain) {
@@ -276,7 +277,8 @@ fn quoted(word: &str) -> String {
     }
 }
 
-/// Has the log appended to a file, which must not be where the mount hides it, nor among what is synced: it has names.
+/// Appends the log to a file. This contains names of files, so it must not be in the library, which is synced, nor
+/// below the mount point, where the mount hides it.
 fn start_log_file(path: &Path, library: &Path, mountpoint: &Path) -> Result<()> {
     let full = canonical(path)?;
     let named = format!("log file {}", path.display());
@@ -289,7 +291,7 @@ fn start_log_file(path: &Path, library: &Path, mountpoint: &Path) -> Result<()> 
     logged::to_file(&full).map_err(|e| Error::new(Kind::Io(e), named))
 }
 
-/// The kernel lets nobody in but who mounts, whoever owns the files.
+/// Warns that the kernel gives access only to the user who mounts, whoever owns the files.
 fn warn_of_shut_out(wish: &Wish) {
     let own = rustix::process::getuid().as_raw();
     if let Some(uid) = wish.mount.shown_as.uid
@@ -300,7 +302,7 @@ fn warn_of_shut_out(wish: &Wish) {
     }
 }
 
-/// A folder that is there (or will be made), outside of the library, with the library outside of it.
+/// Returns the mount point: a folder that exists, or will be created, neither inside the library nor around it.
 fn check_mountpoint(args: &MountArgs, wish: &Wish, library: &Path) -> Result<PathBuf> {
     match crate::mount::clear_dead(&args.mountpoint) {
         Err(e) if !matches!(e.kind(), Kind::NotFound) => return Err(e),
@@ -319,7 +321,7 @@ fn check_mountpoint(args: &MountArgs, wish: &Wish, library: &Path) -> Result<Pat
     crate::mount::check(&mountpoint, library, wish.mount.nonempty)
 }
 
-/// Refuses `s3://bucket/library` and `remote:library`, of which --create would make folders.
+/// Refuses `s3://bucket/library` and `remote:library`, which `--create` would create as folders.
 fn refuse_remote(library: &Path) -> Result<()> {
     let first = library.components().next();
     let first = first.map(|name| name.as_os_str().as_encoded_bytes());
@@ -331,7 +333,7 @@ fn refuse_remote(library: &Path) -> Result<()> {
         .hint("hushfs opens folders only: sync or `rclone mount` the bucket first"))
 }
 
-/// Says what was meant, where that can be told from what is there.
+/// Explains what was probably meant, if what exists at the two paths shows that.
 fn explain(e: Error, args: &MountArgs) -> Error {
     if !matches!(e.kind(), Kind::NotLibrary | Kind::NoFolder | Kind::NotEmpty)
         || is_library(&args.library)
@@ -357,8 +359,8 @@ fn is_library(dir: &Path) -> bool {
     slots.is_ok_and(|slots| !slots.good.is_empty()) || detect(dir, false).is_ok()
 }
 
-/// Makes a library for `--create`; not where one is known to be: its disk may be unmounted, and a new library in its
-/// place would be synced over it.
+/// Creates a library for `--create`, unless one is known to be there: its disk may not be mounted, and a new library in
+/// its place would be synced over it.
 fn make(library: &Path, wish: &Wish, code: &CodeArgs) -> Result<MasterKey> {
     if wish.open.recovery || wish.mount.read_only {
         return Err(Error::new(Kind::NotLibrary, library.display())

@@ -1,4 +1,4 @@
-//! Standard output and standard error: what cannot be written there is no reason to panic.
+//! Standard output and standard error, written to without a panic on failure.
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind, Write};
 use crate::error::{Error, Kind, Result};
 use crate::logged;
 
-/// Writes to standard output; on return the system has it.
+/// Writes to standard output, and flushes it.
 pub fn print(text: impl Display) -> Result<()> {
     let mut out = io::stdout().lock();
     write!(out, "{text}")
@@ -14,18 +14,18 @@ pub fn print(text: impl Display) -> Result<()> {
         .map_err(failed)
 }
 
-/// Writes a line to standard output; on return the system has it.
+/// Writes a line to standard output, and flushes it.
 pub fn print_line(text: impl Display) -> Result<()> {
     print(format_args!("{text}\n"))
 }
 
-/// An error of standard output.
+/// Returns the error for a failed write to standard output.
 pub fn failed(e: io::Error) -> Error {
     Error::new(Kind::Io(e), "standard output")
 }
 
-/// Tells of an error, and says with which code to exit. That nobody reads standard output any more (`| head`) is not
-/// worth a word, nor what another process has said already.
+/// Prints an error, and returns the exit code. Prints nothing if the reader of standard output is gone (`| head`), or
+/// if another process has reported the error already.
 pub fn report(e: &Error) -> u8 {
     let is_said = match e.kind() {
         Kind::Io(io) => io.kind() == ErrorKind::BrokenPipe,
@@ -38,12 +38,12 @@ pub fn report(e: &Error) -> u8 {
     e.exit_status() as u8
 }
 
-/// Writes a line to standard error. If that takes nothing, there is nobody left to tell.
+/// Writes a line to standard error. If that fails, there is nowhere left to report it.
 pub fn tell(text: impl Display) {
     let _ = writeln!(io::stderr(), "hushfs: {text}");
 }
 
-/// A number of things: `1 file`, `2 files`.
+/// Returns a number of things in words: `1 file`, `2 files`.
 pub fn counted(number: u64, one: &str) -> String {
     let end = if number == 1 { "" } else { "s" };
     format!("{number} {one}{end}")

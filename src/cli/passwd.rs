@@ -1,4 +1,4 @@
-//! `hushfs passwd`: changes the password. No file is re-encrypted: only the slot is another.
+//! `hushfs passwd`: changes the password. No file is re-encrypted: only the slot is replaced.
 
 use std::path::{Path, PathBuf};
 
@@ -27,8 +27,8 @@ pub struct PasswdArgs {
     foreign: ForeignArgs,
 }
 
-/// Adds a slot with the new password, then removes all that the old password opens. A key file or the recovery code takes
-/// nothing away. Says what else opens the library.
+/// Adds a slot with the new password, then removes all slots that the old password opens. With a key file or the
+/// recovery code, none is removed. Says what else opens the library.
 pub fn run(args: &PasswdArgs) -> Result<()> {
     if let Some(kind) = args.foreign.kind(&args.dir)? {
         let (old, new) = (&args.open, &args.new);
@@ -71,7 +71,7 @@ pub fn run(args: &PasswdArgs) -> Result<()> {
     print_line(still_open(after.good.iter(), Some(master)))
 }
 
-/// Refuses to change a library that a later version marked as read-only for this one.
+/// Refuses to change a library that a later version has marked as read-only for this one.
 pub fn check_writable(dir: &Path, writable: bool) -> Result<()> {
     if writable {
         return Ok(());

@@ -9,7 +9,7 @@ use rustix::termios::{
     LocalModes, OptionalActions, QueueSelector, Termios, tcflush, tcgetattr, tcsetattr,
 };
 
-/// What ends or stops a program whose terminal or user has enough of it.
+/// Signals with which a terminal or its user ends or stops a program.
 const SIGNALS: [i32; 5] = [
     libc::SIGINT,
     libc::SIGTERM,
@@ -18,8 +18,8 @@ const SIGNALS: [i32; 5] = [
     libc::SIGTSTP,
 ];
 
-/// Shows `prompt` at the terminal and waits until a line is typed there, then has `read` take it from there. Whatever
-/// signal ends or stops the program meanwhile, the terminal shows what is typed again.
+/// Shows `prompt` at the terminal, waits until a line is typed there, then has `read` read it. If a signal ends or
+/// stops the program meanwhile, echo is turned on first.
 pub fn ask<T>(prompt: &str, read: impl FnOnce(&File) -> T) -> io::Result<T> {
     let terminal = File::options().read(true).write(true).open("/dev/tty")?;
     let signals = Signals::hold()?;
@@ -34,16 +34,16 @@ pub fn ask<T>(prompt: &str, read: impl FnOnce(&File) -> T) -> io::Result<T> {
         if ready[1].revents().is_empty() {
             return Ok(read(&terminal));
         }
-        // Half a line would be read, and shown, by the shell.
+        // Discard what was typed: the shell would read, and show, half a line.
         tcflush(&terminal, QueueSelector::IFlush)?;
         drop(silent);
-        // Not the end where it is ignored, or where the program is only stopped: then all begins anew.
+        // The signal may be ignored, or only stop the program: then start over.
         (&terminal).write_all(b"\n")?;
         signals.let_through();
     }
 }
 
-/// A terminal that does not show what is typed, until this is dropped.
+/// A terminal with echo turned off, until this is dropped.
 struct Silent<'a> {
     terminal: &'a File,
     before: Termios,
@@ -66,18 +66,18 @@ impl Drop for Silent<'_> {
     }
 }
 
-/// [`SIGNALS`], held back from this thread until this is dropped. There is no other while a person is asked.
+/// [`SIGNALS`], blocked in this thread until this is dropped. There is no other thread while a person is asked.
 struct Signals {
     held: libc::sigset_t,
     before: libc::sigset_t,
-    /// Readable when one has arrived.
+    /// Readable when a signal has arrived.
     arrived: OwnedFd,
 }
 
 impl Signals {
     fn hold() -> io::Result<Self> {
-        // SAFETY: sets of signals are plain data, and the calls only fill in those that they are given; the descriptor
-        // is new, and nobody else's.
+        // SAFETY: sets of signals are plain data, and the calls only fill in those passed to them; the descriptor is
+        // new, and has no other owner.
         unsafe {
             let mut ours: libc::sigset_t = std::mem::zeroed();
             let mut before: libc::sigset_t = std::mem::zeroed();
@@ -101,7 +101,7 @@ impl Signals {
         }
     }
 
-    /// Has those that have arrived do what they do.
+    /// Lets the signals that have arrived take effect.
     fn let_through(&self) {
         set_mask(&self.before);
         set_mask(&self.held);
@@ -115,6 +115,6 @@ impl Drop for Signals {
 }
 
 fn set_mask(mask: &libc::sigset_t) {
-    // SAFETY: a valid set is read, and none is written.
+    // SAFETY: reads a valid set, and writes none.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, mask, std::ptr::null_mut()) };
 }

@@ -22,7 +22,7 @@ pub struct CodeArgs {
 }
 
 impl CodeArgs {
-    /// Refuses a file that exists already, or that is in the library at `dir`.
+    /// Refuses a file that already exists, or that is in the library at `dir`.
     pub fn check(&self, dir: &Path) -> Result<()> {
         let Some(path) = &self.new_recovery_file else {
             return Ok(());
@@ -59,7 +59,7 @@ impl CodeArgs {
         .hint("--new-recovery-file FILE writes it to a file"))
     }
 
-    /// The new file, still empty.
+    /// Creates the new file, still empty.
     pub fn create(&self) -> Result<Option<NewFile>> {
         let path = self.new_recovery_file.as_deref();
         path.map(NewFile::create).transpose()
@@ -90,7 +90,7 @@ pub fn show(dir: &Path, master: &MasterKey, file: Option<NewFile>) -> Result<()>
     ))
 }
 
-/// The same for a library that was just created: if there is nowhere to show the code, says how to see it later.
+/// The same for a library that was just created. If there is nowhere to show the code, says how to see it later.
 pub fn show_new(dir: &Path, master: &MasterKey, file: Option<NewFile>) -> Result<()> {
     let later = format!("`hushfs key recovery {}`", dir.display());
     if file.is_none() && !io::stdout().is_terminal() {
@@ -107,7 +107,7 @@ pub fn show_new(dir: &Path, master: &MasterKey, file: Option<NewFile>) -> Result
     })
 }
 
-/// A new file for this user alone, which is removed again unless it is written.
+/// A new file, readable by this user only, which is removed again unless it is written.
 pub struct NewFile {
     path: PathBuf,
     file: File,
@@ -115,7 +115,7 @@ pub struct NewFile {
 }
 
 impl NewFile {
-    /// An empty one; [`Kind::Exists`] if something has its name.
+    /// Creates an empty file; [`Kind::Exists`] if its name is taken.
     pub fn create(path: &Path) -> Result<Self> {
         let mut options = OpenOptions::new();
         match options.write(true).create_new(true).mode(0o600).open(path) {
@@ -129,7 +129,7 @@ impl NewFile {
         }
     }
 
-    /// Writes all of it; durable on return.
+    /// Writes the whole file; durable on return.
     pub fn write(mut self, bytes: &[u8]) -> Result<()> {
         let written = self.file.write_all(bytes);
         written

@@ -55,7 +55,7 @@ pub struct NewPasswordArgs {
     pub new_password_command: Option<OsString>,
 }
 
-/// A password's line.
+/// Returns the opener for a line with a password.
 fn password(line: Sourced) -> Result<Opener> {
     let bare = without_marks(&line.text);
     let bare = (bare.len() < line.text.len() && !bare.is_empty())
@@ -74,7 +74,7 @@ fn recovery(line: Sourced) -> Result<Opener> {
 }
 
 impl OpenArgs {
-    /// Whether it is said what opens the library: on the command line, or by systemd.
+    /// Whether the command line or systemd says what opens the library.
     pub fn given(&self) -> bool {
         let SecretArgs {
             password_file,
@@ -88,12 +88,12 @@ impl OpenArgs {
             || credential().is_some()
     }
 
-    /// Whether a password, if any, is what opens it.
+    /// Whether the library is to be opened with a password, if with anything.
     pub fn is_password(&self) -> bool {
         self.secret.key_file.is_none() && !self.recovery
     }
 
-    /// Refuses two secrets at once, if they did not all come through the parser.
+    /// Refuses more than one secret. The parser does so for arguments, but `-o` options bypass it.
     pub fn check(&self) -> Result<()> {
         let SecretArgs {
             password_file,
@@ -109,7 +109,7 @@ impl OpenArgs {
         Ok(())
     }
 
-    /// Has `open` try the secret, and asks for one if none is given. One that was typed and is wrong is asked for again,
+    /// Passes the secret to `open`, and asks for one if none is given. If one that was typed is wrong, asks again,
     /// three times in all.
     pub fn each<T>(&self, mut open: impl FnMut(Opener) -> Result<T>) -> Result<T> {
         if let Some(path) = &self.secret.key_file {
@@ -126,7 +126,7 @@ impl OpenArgs {
         }
     }
 
-    /// The same with a password that may be left out: an empty line is none.
+    /// The same with an optional password: an empty line means none.
     pub fn each_or_none<T>(&self, mut open: impl FnMut(Opener) -> Result<T>) -> Result<Option<T>> {
         let prompt = "Password (leave it empty to go on without): ";
         ask_until(prompt, |typed| match typed.text.is_empty() {
@@ -135,8 +135,8 @@ impl OpenArgs {
         })
     }
 
-    /// The same with the secret of a foreign library: all of the text, without one line feed at the end. `open` is also
-    /// told whether it was typed at a terminal.
+    /// The same with the secret of a foreign library, which is the whole text without one line feed at its end. The
+    /// second argument of `open` says whether it was typed at a terminal.
     pub fn each_text<T>(
         &self,
         prompt: &str,
@@ -155,7 +155,7 @@ impl OpenArgs {
 }
 
 impl SecretArgs {
-    /// What a file, a command or, with `or_credential`, systemd gives.
+    /// Returns the secret from a file, a command or, with `or_credential`, systemd.
     fn given(&self, or_credential: bool) -> Result<Option<Sourced>> {
         let file = self.password_file.as_deref();
         let given = from_file_or_command(file, self.password_command.as_deref())?;
@@ -165,7 +165,7 @@ impl SecretArgs {
         }
     }
 
-    /// The secret of a new foreign library: a person is asked twice.
+    /// Returns the secret of a new foreign library. A person is asked twice.
     pub fn choose_text(&self) -> Result<Line> {
         if self.key_file.is_some() {
             return Err(Error::usage("--key-file is for libraries of hushfs itself"));
@@ -173,7 +173,7 @@ impl SecretArgs {
         new_text(self.given(true)?)
     }
 
-    /// The secret of a new library: a person is asked twice.
+    /// Returns the secret of a new library. A person is asked twice.
     pub fn choose(&self) -> Result<Secret> {
         match &self.key_file {
             Some(path) => read_key_file(path),
@@ -183,7 +183,7 @@ impl SecretArgs {
 }
 
 impl NewPasswordArgs {
-    /// The same as what opens the library that is made with it.
+    /// Returns the same as what opens the library that is created with it.
     pub fn as_secret(&self) -> SecretArgs {
         SecretArgs {
             password_file: self.new_password_file.clone(),
@@ -192,12 +192,12 @@ impl NewPasswordArgs {
         }
     }
 
-    /// The new password of a foreign library: a person is asked twice.
+    /// Returns the new password of a foreign library. A person is asked twice.
     pub fn choose_text(&self) -> Result<Line> {
         new_text(self.as_secret().given(false)?)
     }
 
-    /// The new password: a person is asked twice.
+    /// Returns the new password. A person is asked twice.
     pub fn choose(&self) -> Result<Secret> {
         new_password(self.as_secret().given(false)?)
     }

@@ -1,4 +1,4 @@
-//! Unlocking a library with what was typed, or is asked for.
+//! Unlocks a library with a secret that was typed, or is asked for.
 
 use super::secret::{OpenArgs, confirm, is_terminal};
 use crate::crypto::SlotKind;
@@ -6,10 +6,10 @@ use crate::error::Result;
 use crate::library::{Location, Opener, Slots, Unlocked};
 
 impl OpenArgs {
-    /// Unlocks a library, and asks for the secret if none is given. Files in `key/` that are no slots are reported, and
-    /// passed over.
+    /// Unlocks a library, and asks for the secret if none is given. Files in `key/` that are not slots are reported and
+    /// skipped.
     ///
-    /// [`Kind::NotLibrary`](crate::Kind::NotLibrary) if there is no slot, else as [`Location::unlock`].
+    /// [`Kind::NotLibrary`](crate::Kind::NotLibrary) if there is no slot, otherwise as [`Location::unlock`].
     pub fn unlock(&self, location: &Location) -> Result<Unlocked> {
         let mut slots = location.slots()?;
         slots.warn(location);
@@ -24,8 +24,8 @@ impl OpenArgs {
         self.each(|opener| self.try_opener(location, &slots, opener))
     }
 
-    /// The same for commands that also do something without a secret: none if none is given and no terminal is there to
-    /// ask at, or if no password opens the library. With `or_none` an empty line is none, too.
+    /// The same for commands that also do something without a secret. `None` if no secret is given and there is no
+    /// terminal to ask at, or if no password opens the library. With `or_none`, also for an empty line.
     pub fn unlock_if_asked(&self, location: &Location, or_none: bool) -> Result<Option<Unlocked>> {
         if self.given() {
             return self.unlock(location).map(Some);

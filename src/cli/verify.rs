@@ -1,4 +1,4 @@
-//! `hushfs verify`: looks at everything in a library, and names what is damaged. Nothing is changed.
+//! `hushfs verify`: reads everything in a library, and reports what is damaged. Changes nothing.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -19,9 +19,9 @@ use crate::state::canonical;
 use crate::vault::Vault;
 use crate::volume::{FileKind, Ino, ROOT, Volume};
 
-/// Bytes that are read at once.
+/// Number of bytes read in one step.
 const READ_LEN: usize = 1 << 20;
-/// Bytes of decrypted frames that are kept while looking.
+/// Size of the cache of decrypted frames, in bytes.
 const CACHE_BYTES: usize = 8 << 20;
 
 /// What was typed.
@@ -39,12 +39,12 @@ pub struct VerifyArgs {
     foreign: ForeignArgs,
 }
 
-/// Shows what is found, with a progress bar where there is a terminal.
+/// Shows what is found, with a progress bar if there is a terminal.
 struct Screen {
     bar: ProgressBar,
 }
 
-/// A progress bar of bytes.
+/// Returns a progress bar that counts bytes.
 pub fn byte_bar() -> ProgressBar {
     let style = ProgressStyle::with_template(
         "{bar:30} {percent:>3} %  {bytes} of {total_bytes}, {eta} left",
@@ -54,7 +54,8 @@ pub fn byte_bar() -> ProgressBar {
 }
 
 impl Screen {
-    /// Ends the program where nobody can be told: nothing is open for writing, and to look on would be for nobody.
+    /// Prints a line. If that fails, ends the program: nothing is open for writing, and there is no reader to continue
+    /// for.
     fn tell(&self, line: std::fmt::Arguments<'_>) {
         if let Err(e) = self.bar.suspend(|| print_line(line)) {
             self.bar.finish_and_clear();
@@ -85,7 +86,7 @@ impl Watch for Screen {
     }
 }
 
-/// Looks at everything; [`Kind::Damaged`] where something is wrong.
+/// Verifies everything; [`Kind::Damaged`] if something is wrong.
 pub fn run(args: &VerifyArgs) -> Result<()> {
     let dir = canonical(&args.dir)?;
     let mut screen = Screen { bar: byte_bar() };
@@ -121,7 +122,7 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
     ))
 }
 
-/// Opens the library, and looks at its slots: only one of them was needed for that.
+/// Opens the library, and checks all its slots, of which only one was needed for that.
 fn open_vault(dir: &Path, args: &VerifyArgs, report: &mut Report<'_>) -> Result<Arc<Vault>> {
     let location = Location::at(dir)?;
     let master = args.open.unlock(&location)?.master;
@@ -144,15 +145,15 @@ fn open_vault(dir: &Path, args: &VerifyArgs, report: &mut Report<'_>) -> Result<
 pub struct Found {
     /// Its path, from the root.
     pub path: PathBuf,
-    /// Its number, to which a reference is held.
+    /// Its inode number, with a reference held.
     pub ino: Ino,
-    /// What it is.
+    /// Its type.
     pub kind: FileKind,
     /// Bytes of plaintext.
     pub plain_size: u64,
 }
 
-/// Everything in a volume; folders come before what is in them.
+/// Returns everything in a volume; folders precede their contents.
 pub fn find_all(volume: &dyn Volume) -> Result<Vec<Found>> {
     let mut all: Vec<Found> = Vec::new();
     let mut pending = vec![(PathBuf::new(), ROOT)];
@@ -185,7 +186,7 @@ fn names(volume: &dyn Volume, ino: Ino) -> Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// Opens every block of every file, by reading it.
+/// Decrypts every block of every file, by reading it.
 fn verify_volume(volume: &dyn Volume, report: &mut Report<'_>) -> Result<()> {
     let all = find_all(volume)?;
     let files = || all.iter().filter(|found| found.kind == FileKind::Regular);
@@ -200,7 +201,8 @@ fn verify_volume(volume: &dyn Volume, report: &mut Report<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Goes on after what does not open: all of that is named, as far as it lies apart.
+/// Reads a whole file. Continues after a part that cannot be decrypted, so that all damage is reported; parts that
+/// follow one another with the same error are reported once.
 fn read_all(
     volume: &dyn Volume,
     found: &Found,
@@ -210,7 +212,7 @@ fn read_all(
     let handle = volume.open(found.ino, libc::O_RDONLY)?;
     let mut at = 0;
     let mut last = String::new();
-    // What cannot be looked up is read, to be told by its place.
+    // If the lookup fails, read anyway, so that the error is reported with its offset.
     while let Some(data) = volume.next_data(found.ino, at).unwrap_or(Some(at)) {
         report.advance(data - at);
         at = data;

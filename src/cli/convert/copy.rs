@@ -1,4 +1,5 @@
-//! Copies what is in one volume into another: contents and all attributes, links of either kind, and special files.
+//! Copies everything in one volume into another: contents and all attributes, hard and symbolic links, and special
+//! files.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -17,22 +18,22 @@ use crate::volume::{
     XattrMode,
 };
 
-/// Bytes that are copied at once.
+/// Number of bytes copied in one step.
 const COPY_LEN: usize = 1 << 20;
-/// What the name of a file begins with that is not whole yet.
+/// Prefix of the temporary names of incomplete files.
 const PARTIAL: &str = ".hushfs-convert-";
 
-/// A copy under way.
+/// A copy in progress.
 pub struct Copy<'a> {
     source: &'a dyn Volume,
     target: &'a dyn Volume,
     bar: &'a ProgressBar,
-    /// What of the source has several names, and is in the target by one of them.
+    /// Inodes of the source with several names, and their copies, which are in the target under at least one of these.
     linked: HashMap<Ino, Ino>,
 }
 
 impl<'a> Copy<'a> {
-    /// Of all that is in `source`; the bar is told of bytes.
+    /// Prepares to copy everything in `source`; the bar counts bytes.
     pub fn new(source: &'a dyn Volume, target: &'a dyn Volume, bar: &'a ProgressBar) -> Self {
         Self {
             source,
@@ -42,7 +43,7 @@ impl<'a> Copy<'a> {
         }
     }
 
-    /// How many files are there, and how many could not be copied.
+    /// Copies everything. Returns how many files are in the target, and how many could not be copied.
     pub fn all(mut self) -> Result<(u64, u64)> {
         self.sweep()?;
         let all = find_all(self.source)?;
@@ -59,7 +60,7 @@ impl<'a> Copy<'a> {
             }
             match self.file(parent, found) {
                 Ok(()) => files += 1,
-                // A target that cannot be written to fails for each; one bad file of the source is not all of it.
+                // A full target would fail for every file; a bad file of the source concerns only itself.
                 Err(e) if e.is_no_space() => return Err(e),
                 Err(e) => {
                     let path = printable(&found.path.to_string_lossy());
@@ -69,7 +70,8 @@ impl<'a> Copy<'a> {
                 }
             }
         }
-        // Attributes of folders last: what is put into them changes their times, and takes over their default ACL.
+        // Attributes of folders come last: adding entries changes the times of a folder, and entries inherit its
+        // default ACL.
         for found in all.iter().rev() {
             if let Some(ino) = folders.get(&found.path) {
                 self.attributes(found.ino, *ino)?;
@@ -79,7 +81,7 @@ impl<'a> Copy<'a> {
         Ok((files, failed))
     }
 
-    /// Removes what an interruption left half copied.
+    /// Removes files that an interruption left incomplete.
     fn sweep(&self) -> Result<()> {
         for found in find_all(self.target)? {
             let name = found.path.file_name().unwrap_or_default();
@@ -120,7 +122,7 @@ impl<'a> Copy<'a> {
         }
     }
 
-    /// Copies what is not a folder, under a name of its own until it is whole.
+    /// Copies anything but a folder, under a temporary name until it is complete.
     fn file(&mut self, parent: Ino, found: &Found) -> Result<()> {
         let name = found.path.file_name().unwrap_or_default();
         if is_partial(name) {
@@ -149,7 +151,7 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    /// Whether an earlier run has copied it.
+    /// Whether `there` is a copy by an earlier run.
     fn is_same(&self, found: &Found, attr: &Attr, there: &Attr) -> bool {
         let target = |volume: &dyn Volume, ino| volume.readlink(ino).ok();
         there.kind == attr.kind
@@ -160,7 +162,7 @@ impl<'a> Copy<'a> {
                 || target(self.source, found.ino) == target(self.target, there.ino))
     }
 
-    /// Another name of what is in the target already.
+    /// Adds another name for an inode that is in the target already.
     fn link(&self, first: Ino, there: Option<Attr>, parent: Ino, name: &OsStr) -> Result<()> {
         if there.is_some_and(|there| there.ino == first) {
             return Ok(());
@@ -173,8 +175,8 @@ impl<'a> Copy<'a> {
             .rename(parent, partial, parent, name, RenameMode::Replace)
     }
 
-    /// The name of what is being copied, which is free. It has a fixed length: that of the file may be as long as a
-    /// name can be.
+    /// Returns a temporary name that is free. It has a fixed length: the file's own name may be as long as a name can
+    /// be.
     fn partial(&self, parent: Ino, ino: Ino) -> Result<String> {
         let partial = format!("{PARTIAL}{}", ino.0);
         match self.target.unlink(parent, OsStr::new(&partial)) {
@@ -237,7 +239,7 @@ impl<'a> Copy<'a> {
         self.source.release(found.ino, from_handle);
         let plain_size = self.source.getattr(found.ino)?.plain_size;
         if copied? < plain_size {
-            // It ends in a hole.
+            // The file ends in a hole.
             let end = SetAttr {
                 plain_size: Some(plain_size),
                 ..SetAttr::default()
@@ -247,7 +249,7 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    /// Copies what is not in a hole; answers where the last of it ends.
+    /// Copies everything except holes; returns where the last data ends.
     fn data(&self, found: &Found, from: Handle, to: Ino, to_handle: Handle) -> Result<u64> {
         let mut buffer = vec![0; COPY_LEN];
         let (mut at, mut hole) = (0, 0);
@@ -271,7 +273,7 @@ impl<'a> Copy<'a> {
         }
     }
 
-    /// Reads both again: what is in the packs against the source.
+    /// Reads source and copy again, and compares what is in the packs with the source.
     fn compare(&self, found: &Found, copy: Ino) -> Result<()> {
         let sizes = (
             self.source.getattr(found.ino)?.plain_size,
@@ -288,7 +290,7 @@ impl<'a> Copy<'a> {
         };
         let mut at = 0;
         let result = loop {
-            // What is a hole on both sides is the same.
+            // Skip what is a hole on both sides.
             let data = (
                 self.source.next_data(found.ino, at),
                 self.target.next_data(copy, at),
@@ -317,7 +319,7 @@ impl<'a> Copy<'a> {
         result
     }
 
-    /// Owner, extended attributes, permissions and times, in this order: an ACL changes permissions.
+    /// Copies owner, extended attributes, permissions and times, in this order because an ACL changes permissions.
     fn attributes(&self, from: Ino, to: Ino) -> Result<()> {
         let attr = self.source.getattr(from)?;
         let now = self.target.getattr(to)?;
@@ -339,10 +341,10 @@ impl<'a> Copy<'a> {
         self.target.setattr(to, &rest).map(drop)
     }
 
-    /// What the target does not take is not worth failing for.
+    /// Copies extended attributes. One that the target refuses is only a warning.
     fn xattrs(&self, from: Ino, to: Ino) {
         let wanted = self.source.listxattr(from).unwrap_or_default();
-        // As a folder's default ACL gives them to what is made in it.
+        // Remove those that the source lacks: new entries inherit the default ACL of their folder.
         for name in list(&self.target.listxattr(to).unwrap_or_default()) {
             if !list(&wanted).any(|other| other == name)
                 && let Err(e) = self.target.removexattr(to, name)
@@ -360,7 +362,7 @@ impl<'a> Copy<'a> {
     }
 }
 
-/// The names in what listxattr answers.
+/// Returns the names in the result of listxattr.
 fn list(names: &[u8]) -> impl Iterator<Item = &OsStr> {
     names
         .split(|b| *b == 0)

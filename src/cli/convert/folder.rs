@@ -1,4 +1,4 @@
-//! A folder as it is, to be read: names, attributes, links of either kind, and special files.
+//! A plain folder as a volume, to be read: names, attributes, hard and symbolic links, and special files.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -15,23 +15,23 @@ use rustix::io::Errno;
 use crate::error::{Error, Kind, Result};
 use crate::volume::*;
 
-/// A plain folder. Nothing in it is followed or changed.
+/// A plain folder. Links in it are not followed, and nothing is changed.
 pub struct PlainFolder {
     known: Mutex<Known>,
 }
 
-/// What was seen of the folder.
+/// What has been seen of the folder.
 struct Known {
-    /// Where each number is; that of the root is 1.
+    /// The path of each inode number; that of the root is 1.
     paths: Vec<PathBuf>,
-    /// Numbers by device and inode, for what has several names.
+    /// Inode numbers by device and inode, for files with several names.
     inodes: HashMap<(u64, u64), Ino>,
     open: HashMap<u64, Arc<File>>,
     handles: u64,
 }
 
 impl PlainFolder {
-    /// The folder at `root`.
+    /// Returns the volume of the folder at `root`.
     pub fn new(root: &Path) -> Self {
         let known = Known {
             paths: vec![root.to_path_buf()],
@@ -50,7 +50,7 @@ impl PlainFolder {
         path.ok_or_else(|| Kind::Stale.into())
     }
 
-    /// The number of what is at `path`.
+    /// Returns the inode number of the file at `path`.
     fn number(&self, path: PathBuf, meta: &fs::Metadata) -> Ino {
         let mut known = self.known.lock();
         let next = Ino(known.paths.len() as u64 + 1);
@@ -223,7 +223,7 @@ fn attr(ino: Ino, meta: &fs::Metadata) -> Attr {
     }
 }
 
-/// A device number as FUSE encodes it.
+/// Encodes a device number as FUSE does.
 fn device(rdev: u64) -> u32 {
     let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
     minor & 0xff | (major & 0xfff) << 8 | (minor & !0xff) << 12

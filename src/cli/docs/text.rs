@@ -1,6 +1,6 @@
 //! What the man pages say beyond the definitions of the command line.
 
-/// Of the pages of section 1: when what they say changed last.
+/// Date of the last change to the pages of section 1.
 pub const DATE: &str = "2026-11-29";
 
 /// Files, for hushfs(1): a path, and what it is.
@@ -45,7 +45,7 @@ pub const SEE_ALSO: [(&str, &str); 5] = [
     ("hushfs-stores", "7"),
 ];
 
-/// Examples: a page, what is done, and what is typed for it.
+/// Examples: the page, what is done, and what to type for it.
 pub const EXAMPLES: &[(&str, &str, &str)] = &[
     (
         "hushfs",

@@ -1,4 +1,4 @@
-//! What was typed for a mount, and what it means: the options of mount(8) among it.
+//! What was typed for a mount, and what it means, including the options of mount(8).
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -13,14 +13,14 @@ use crate::fuse::ShownAs;
 use crate::library::{How, Others};
 use crate::mount::{Options, mount_of};
 
-/// Bytes of decrypted blocks to keep, where nothing else is said.
+/// Default size of the cache of decrypted blocks, in bytes.
 const CACHE_BYTES: usize = 32 << 20;
 
-/// The longest time that a store may be waited for, in seconds: a day.
+/// Maximum time to wait for a store, in seconds: a day.
 const TIMEOUT_MAX: u64 = 24 * 60 * 60;
 
-/// What mount(8) and fstab(5) have that changes nothing here: who may mount and when is theirs, and access times are
-/// never written by reading.
+/// Options of mount(8) and fstab(5) that change nothing here: mount(8) itself decides who may mount and when, and
+/// reading never updates access times.
 const WITHOUT_MEANING: &[&str] = &[
     "_netdev",
     "async",
@@ -52,7 +52,7 @@ const WITHOUT_MEANING: &[&str] = &[
     "users",
 ];
 
-/// What was typed, after the `-o` options.
+/// What was typed, with the `-o` options applied.
 #[derive(Debug)]
 pub(super) struct Wish {
     pub foreground: bool,
@@ -68,7 +68,7 @@ pub(super) struct Wish {
 }
 
 impl Wish {
-    /// What all that was typed means. `sloppy` passes over options that are not known.
+    /// Evaluates everything that was typed. With `sloppy`, an `-o` option that is refused is only a warning.
     pub fn of(args: &MountArgs, sloppy: bool) -> Result<Self> {
         let mut wish = Self {
             foreground: args.foreground,
@@ -80,7 +80,7 @@ impl Wish {
             force: args.force,
             mount: Options {
                 allow_other: args.allow_other,
-                // As with other FUSE filesystems: who wants these of a library says so.
+                // As with other FUSE filesystems, these have to be asked for.
                 nosuid: true,
                 nodev: true,
                 shown_as: ShownAs {
@@ -108,7 +108,7 @@ impl Wish {
         Ok(wish)
     }
 
-    /// How a library of ours is opened.
+    /// Returns how to open a library of ours.
     pub fn how(&self) -> How {
         How {
             read_only: self.mount.read_only,
@@ -125,7 +125,7 @@ impl Wish {
         }
     }
 
-    /// One `-o` option. Dashes and underscores are one.
+    /// Applies one `-o` option. Dashes and underscores are equivalent.
     fn apply(&mut self, option: &[u8]) -> Result<()> {
         let (name, value) = match option.iter().position(|b| *b == b'=') {
             Some(at) => (
@@ -188,7 +188,7 @@ impl Wish {
                     },
                 ));
             }
-            // The value is not shown: it could be a password that somebody thought could be given here.
+            // The value is not shown: it could be a password that was given here by mistake.
             _ => {
                 return Err(
                     Error::usage(format_args!("-o {name}: there is no such option"))
@@ -200,7 +200,7 @@ impl Wish {
     }
 }
 
-/// The value of an `-o` option.
+/// Parses the value of an `-o` option.
 fn parsed<T>(
     name: &str,
     given: &OsStr,
@@ -210,7 +210,7 @@ fn parsed<T>(
     parse(&given).map_err(|e| Error::usage(format_args!("-o {name}={given}: {e}")))
 }
 
-/// Bytes: digits, then nothing, K, M or G (of 1024).
+/// Parses a number of bytes: digits, then nothing, K, M or G (of 1024).
 pub(super) fn parse_size(text: &str) -> Result<usize, String> {
     let (digits, shift) = match text.as_bytes().last() {
         Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
@@ -226,14 +226,14 @@ pub(super) fn parse_size(text: &str) -> Result<usize, String> {
     number.checked_mul(1 << shift).ok_or_else(wrong)
 }
 
-/// The number of a user or group; the highest one means none.
+/// Parses the number of a user or group. The highest number means none, and is refused.
 pub(super) fn parse_id(text: &str) -> Result<u32, String> {
     let number = digits(text).and_then(|text| text.parse().ok());
     let number = number.filter(|id| *id != u32::MAX);
     number.ok_or_else(|| "it is a number, as id(1) prints it".into())
 }
 
-/// Permission bits, as umask(1) takes them.
+/// Parses permission bits, as umask(1) takes them.
 pub(super) fn parse_umask(text: &str) -> Result<u16, String> {
     let bits = digits(text).and_then(|text| u16::from_str_radix(text, 8).ok());
     let bits = bits.filter(|bits| *bits <= 0o777);
@@ -247,7 +247,7 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
     seconds.map(Duration::from_secs).ok_or_else(wrong)
 }
 
-/// The text, if it is digits only: Rust would take a sign, too.
+/// Returns the text if it consists of digits: Rust would also accept a sign.
 fn digits(text: &str) -> Option<&str> {
     Some(text).filter(|text| text.bytes().all(|b| b.is_ascii_digit()))
 }

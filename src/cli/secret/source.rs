@@ -16,11 +16,11 @@ use crate::cli::prompt;
 use crate::crypto::{KEY_FILE_LEN_MAX, KEY_FILE_LEN_MIN, Secret};
 use crate::error::{Error, ExitStatus, Kind, Result, io_text};
 
-/// The longest password, and the most that a password command may print, in bytes.
+/// Maximum length of a password, and of the output of a password command, in bytes.
 const PASSWORD_LEN_MAX: usize = 64 * 1024;
 /// The name of the systemd credential (systemd.exec(5), `LoadCredential=hushfs.password:...`).
 const CREDENTIAL: &str = "hushfs.password";
-/// How often a person is asked in all.
+/// Maximum number of times that a person is asked.
 const TRIES: u32 = 3;
 /// What some editors write at the beginning of a text file.
 const BYTE_ORDER_MARK: &str = "\u{feff}";
@@ -28,16 +28,16 @@ const BYTE_ORDER_MARK: &str = "\u{feff}";
 /// A secret as text.
 pub type Line = Zeroizing<Vec<u8>>;
 
-/// Text, and what messages call its source.
+/// Text, and the name of its source.
 pub struct Sourced {
     /// The text.
     pub text: Line,
-    /// Where it comes from.
+    /// Name of its source in messages.
     pub name: String,
 }
 
 impl Sourced {
-    /// The first line, without its line feed.
+    /// Returns the first line, without its line feed.
     pub fn first_line(self) -> Result<Self> {
         let mut text = self.text;
         match text.iter().position(|b| *b == b'\n') {
@@ -48,7 +48,7 @@ impl Sourced {
         Ok(Self { text, ..self })
     }
 
-    /// All of it, without one line feed at its end.
+    /// Returns the whole text, without one line feed at its end.
     pub fn whole(self) -> Result<Self> {
         let mut text = self.text;
         if text.len() > PASSWORD_LEN_MAX {
@@ -60,7 +60,7 @@ impl Sourced {
         Ok(Self { text, ..self })
     }
 
-    /// A new secret: without the marks of a text file from Windows, which opening tries to leave out, too.
+    /// Returns a new secret, without the marks of a text file from Windows. Opening tries to leave these out, too.
     pub fn into_new(self) -> Line {
         if self.text.starts_with(BYTE_ORDER_MARK.as_bytes()) {
             log::warn!(
@@ -78,7 +78,7 @@ impl Sourced {
     }
 }
 
-/// A text without a byte order mark at its beginning and a carriage return at its end.
+/// Returns a text without a byte order mark at its beginning and a carriage return at its end.
 pub fn without_marks(text: &[u8]) -> &[u8] {
     let text = text
         .strip_prefix(BYTE_ORDER_MARK.as_bytes())
@@ -86,7 +86,7 @@ pub fn without_marks(text: &[u8]) -> &[u8] {
     text.strip_suffix(b"\r").unwrap_or(text)
 }
 
-/// What the file holds, or the command prints.
+/// Returns what the file contains, or the command prints.
 pub fn from_file_or_command(
     file: Option<&Path>,
     command: Option<&OsStr>,
@@ -98,14 +98,14 @@ pub fn from_file_or_command(
     }
 }
 
-/// The path of the password that systemd hands over.
+/// Returns the path of the password that systemd passes.
 pub fn credential() -> Option<PathBuf> {
     let folder = std::env::var_os("CREDENTIALS_DIRECTORY")?;
     let path = Path::new(&folder).join(CREDENTIAL);
     path.exists().then_some(path)
 }
 
-/// The password that systemd hands over.
+/// Returns the password that systemd passes.
 pub fn from_credential() -> Result<Option<Sourced>> {
     let path = credential();
     path.map(|path| from_file(&path, "credential")).transpose()
@@ -118,7 +118,7 @@ fn from_file(path: &Path, what: &str) -> Result<Sourced> {
     })
 }
 
-/// The whole of a key file.
+/// Reads a key file.
 pub fn read_key_file(path: &Path) -> Result<Secret> {
     let bytes = read_file(path, "key file", KEY_FILE_LEN_MAX)?;
     if !(KEY_FILE_LEN_MIN..=KEY_FILE_LEN_MAX).contains(&bytes.len()) {
@@ -144,12 +144,12 @@ fn command_output(command: &OsStr) -> Result<Sourced> {
     let output = child.stdout.take().expect("stdout was asked to be a pipe");
     let text = read_bounded(output, PASSWORD_LEN_MAX);
     if text.as_ref().map_or(true, |b| b.len() > PASSWORD_LEN_MAX) {
-        // It may print without end.
+        // It may print endlessly.
         let _ = child.kill();
     }
     let status = child.wait().map_err(failed)?;
     let text = text.map_err(failed)?;
-    // One that was ended because it printed too much did not fail of its own.
+    // A command that was killed because it printed too much did not fail by itself.
     if !status.success() && text.len() <= PASSWORD_LEN_MAX {
         return Err(Error::secret(NAME, format_args!("failed: {status}")));
     }
@@ -157,7 +157,7 @@ fn command_output(command: &OsStr) -> Result<Sourced> {
     Ok(Sourced { text, name })
 }
 
-/// Reads at most `len_max` bytes of a file, and one more if it is longer; warns if everybody may read it.
+/// Reads at most `len_max` bytes of a file, and one more if it is longer; warns if everybody may read the file.
 fn read_file(path: &Path, what: &str, len_max: usize) -> Result<Line> {
     let at = |e: io::Error| {
         let subject = format_args!("{what} {}", path.display());
@@ -176,7 +176,7 @@ fn read_file(path: &Path, what: &str, len_max: usize) -> Result<Line> {
     read_bounded(file, len_max).map_err(at)
 }
 
-/// Into one buffer that never moves: one that grew would leave pieces of the secret behind.
+/// Reads into one buffer that never moves: a growing one would leave copies of the secret in memory.
 fn read_bounded(mut from: impl Read, len_max: usize) -> io::Result<Line> {
     let mut bytes = Zeroizing::new(vec![0; len_max + 1]);
     let mut len = 0;
@@ -192,7 +192,7 @@ fn read_bounded(mut from: impl Read, len_max: usize) -> io::Result<Line> {
     Ok(bytes)
 }
 
-/// A password, not an empty one: that is a mistake of a script, or a file that is not there yet.
+/// Refuses an empty password: it is a mistake in a script, or a file that is not there yet.
 pub fn checked(password: Line) -> Result<Secret> {
     if password.is_empty() {
         return Err(Kind::Secret("the password is empty".into()).into());
@@ -200,7 +200,7 @@ pub fn checked(password: Line) -> Result<Secret> {
     Ok(Secret::Password(password))
 }
 
-/// A new password, typed twice at a terminal.
+/// Asks for a new password, twice at a terminal.
 pub fn ask_twice() -> Result<Secret> {
     ask_until("New password: ", |typed| {
         let is_typed = is_terminal();
@@ -220,12 +220,12 @@ pub fn ask_twice() -> Result<Secret> {
     })
 }
 
-/// Asks until `take` takes what is typed: three times in all at a terminal, once where there is none.
+/// Asks until `take` accepts what is typed: at most three times at a terminal, otherwise once.
 pub fn ask_until<T>(prompt: &str, mut take: impl FnMut(Sourced) -> Result<T>) -> Result<T> {
     let again = if is_terminal() { TRIES - 1 } else { 0 };
     for _ in 0..again {
         match take(ask_once(prompt)?) {
-            // The end of input is no wrong answer.
+            // The end of input is not a wrong answer: do not ask again.
             Err(e) if is_wrong(&e) => output::tell(&e),
             taken => return taken,
         }
@@ -242,7 +242,7 @@ pub fn is_terminal() -> bool {
     io::stdin().is_terminal()
 }
 
-/// Asks at the terminal; reads a line of standard input if that is none.
+/// Asks at the terminal; if there is none, reads a line of standard input.
 fn ask_once(prompt: &str) -> Result<Sourced> {
     if !is_terminal() {
         return match read_line(rustix::stdio::stdin(), "standard input")? {
@@ -273,7 +273,7 @@ fn ask_once(prompt: &str) -> Result<Sourced> {
     Ok(Sourced { text, name })
 }
 
-/// Asks at the terminal what is answered by yes or no; none if nobody can be asked.
+/// Asks a yes-or-no question at the terminal; `None` if there is none.
 pub fn confirm(question: std::fmt::Arguments<'_>) -> Option<bool> {
     if !is_terminal() {
         return None;
@@ -286,7 +286,8 @@ pub fn confirm(question: std::fmt::Arguments<'_>) -> Option<bool> {
     Some(answer.is_ok_and(|(line, _)| matches!(line.first(), Some(b'y' | b'Y'))))
 }
 
-/// One line, and whether a line feed ended it. Byte by byte: what follows belongs to the next question.
+/// Reads one line, and returns whether a line feed ended it. Reads byte by byte, because what follows belongs to the
+/// next question.
 fn read_line(from: impl AsFd, name: &str) -> Result<(Line, bool)> {
     let mut line = Zeroizing::new(Vec::with_capacity(PASSWORD_LEN_MAX + 1));
     loop {
