@@ -1,7 +1,7 @@
 //! Mounting: gives a volume a mount point and a process that serves it, and takes the mount down again.
 //!
-//! We mount ourselves and hand fuser the open device: fuser 0.18, left to unmount, takes away whatever is at the
-//! mount point once our own mount is gone, a stranger's included.
+//! hushfs mounts by itself and passes fuser the open device. If fuser 0.18 does the unmounting, it unmounts whatever is
+//! at the mount point once our own mount is gone, even a mount that is not ours.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,27 +23,27 @@ pub use point::{check, check_apart, clear_dead, library_at, mount_of};
 pub use session::serve;
 pub use unmount::{unmount, unmount_by_force};
 
-/// How many files may be open at once, where the system lets us: each open pack is one.
+/// Number of files that may be open simultaneously, if the system allows it: each open pack is one.
 const OPEN_FILES: u64 = 65_536;
 
 /// What is mounted where, and how.
 pub struct Plan {
     /// The directory of the library.
     pub library: PathBuf,
-    /// Where it shall appear.
+    /// Where the mount appears.
     pub mountpoint: PathBuf,
     /// How the kernel treats it.
     pub options: Options,
-    /// Serve in this process, rather than in one of its own.
+    /// Serve in this process instead of a background process.
     pub foreground: bool,
 }
 
-/// Mounts what `open` opens, in the process that will serve it. In the foreground it returns when the mount has ended;
-/// else as soon as the mount answers. `announce` is called once the mount answers, with the library's folder and the
-/// mount point.
+/// Mounts the volume that `open` returns, in the process that will serve it. In the foreground, returns when the mount
+/// has ended; otherwise as soon as the mount answers. Calls `announce` once the mount answers, with the library's
+/// folder and the mount point.
 ///
-/// In the background everything happens in a child process; if that fails, it has said why. So there must be no other
-/// thread yet.
+/// In the background a child process does everything, and prints why if it fails. Because of the fork, there must be no
+/// other thread yet.
 pub fn run(
     plan: Plan,
     open: impl FnOnce() -> Result<Arc<dyn Volume>>,
@@ -58,7 +58,7 @@ pub fn run(
     if !plan.foreground {
         match background::fork()? {
             background::Side::Parent(child) => {
-                // This copy of the key is not needed any more.
+                // The parent's copy of the key is no longer needed.
                 drop(open);
                 child.wait()?;
                 announce(&library, &mountpoint);
@@ -85,7 +85,7 @@ pub fn run(
     served
 }
 
-/// Failure is no harm: packs are then opened and closed more often.
+/// Raises the limit on open files. Failure is harmless: packs are then opened and closed more often.
 fn raise_open_files() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
@@ -96,11 +96,11 @@ fn raise_open_files() {
     }
 }
 
-/// Has all threads allocate from one heap. The C library would give each its own: what one thread fills and another
-/// frees stays with the first, and random writes took 190 MiB in place of 80. Failure is no harm but that.
+/// Makes all threads allocate from one heap. glibc would give each its own: memory that one thread allocates and
+/// another frees stays with the first, and random writes took 190 MiB instead of 80. Failure costs only that.
 fn share_one_heap() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: takes two numbers; no other thread is there yet, as `run` asks.
+    // SAFETY: takes two numbers; there is no other thread yet, as `run` requires.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }

@@ -16,37 +16,37 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use crate::error::{Error, Kind, Result, io_text};
 use crate::fuse::{READ_LEN_MAX, ShownAs};
 
-/// What the kernel's table calls a mount of ours, unless another subtype was asked for.
+/// Type of our mounts in the kernel's table, unless another subtype is given.
 pub(super) const FS_TYPE: &str = "fuse.hushfs";
 
-/// So long a request waits for a store that does not answer.
+/// How long a request waits for a store that does not answer, by default.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 
 const HELPER: &str = "fusermount3";
 
-/// How the kernel treats the mount, and what its table says of it.
+/// How the kernel treats the mount, and how its table describes it.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// The kernel refuses to write.
+    /// The kernel refuses writes.
     pub read_only: bool,
-    /// Users other than the one who mounts may use it, as far as modes and ACLs let them.
+    /// Users other than the one who mounts may use it, as far as modes and ACLs allow.
     pub allow_other: bool,
-    /// Set-user-id bits mean nothing.
+    /// Set-user-id bits are ignored.
     pub nosuid: bool,
     /// Device nodes cannot be opened.
     pub nodev: bool,
     /// Nothing can be executed.
     pub noexec: bool,
-    /// What the table names as the source; else it is the library's folder, by which mount(8), umount(8), findmnt(8) and
-    /// df(1) know the mount.
+    /// Source in the table. By default the library's folder, by which mount(8), umount(8), findmnt(8) and df(1)
+    /// identify the mount.
     pub source: Option<OsString>,
-    /// What the table calls the type, behind `fuse.`; else `hushfs`.
+    /// Type in the table, after `fuse.`; by default `hushfs`.
     pub subtype: Option<OsString>,
-    /// What the log calls the store.
+    /// Name of the store in the log.
     pub store: Option<String>,
-    /// So long a request waits for the store before it is answered with EIO; else 30 s.
+    /// How long a request waits for the store before it fails with EIO; by default 30 s.
     pub timeout: Option<Duration>,
-    /// The mount point may have something in it, which is hidden then.
+    /// The mount point need not be empty; the mount hides what is in it.
     pub nonempty: bool,
     /// How owners and permission bits are shown.
     pub shown_as: ShownAs,
@@ -62,7 +62,7 @@ impl Options {
         flags
     }
 
-    /// What the table calls the type.
+    /// Returns the type as listed in the table.
     pub(super) fn fs_type(&self) -> OsString {
         let Some(subtype) = &self.subtype else {
             return FS_TYPE.into();
@@ -72,18 +72,18 @@ impl Options {
         fs_type
     }
 
-    /// What the table names as the source.
+    /// Returns the source as listed in the table.
     fn source(&self) -> &OsStr {
         self.source.as_deref().unwrap_or(OsStr::new("hushfs"))
     }
 
-    /// Options of the filesystem type. Modes and ACLs are always checked by the kernel.
+    /// Returns the options of the filesystem type. The kernel always checks modes and ACLs.
     fn kernel(&self) -> String {
         let other = if self.allow_other { ",allow_other" } else { "" };
         format!("default_permissions,max_read={READ_LEN_MAX}{other}")
     }
 
-    /// All options, as fusermount3 takes them. For ordinary users it adds nosuid and nodev in any case.
+    /// Returns all options in the form that fusermount3 takes. For ordinary users it always adds nosuid and nodev.
     fn helper(&self) -> OsString {
         let subtype = self.subtype.as_deref().unwrap_or(OsStr::new("hushfs"));
         let mut text = OsString::from("fsname=");
@@ -104,7 +104,7 @@ impl Options {
     }
 }
 
-/// The value of an option for fusermount3, which reads a comma as the end of it.
+/// Escapes the value of an option for fusermount3, which splits its options at commas.
 fn escaped(value: &OsStr) -> OsString {
     let mut out = Vec::with_capacity(value.len());
     for byte in value.as_bytes() {
@@ -116,7 +116,7 @@ fn escaped(value: &OsStr) -> OsString {
     OsString::from_vec(out)
 }
 
-/// Mounts at `point`, and answers the device at which the kernel's requests arrive.
+/// Mounts at `point`, and returns the device on which the kernel's requests arrive.
 pub(super) fn attach(point: &Path, options: &Options) -> Result<OwnedFd> {
     if rustix::process::geteuid().is_root()
         && let Some(device) = direct(point, options)?
@@ -126,7 +126,7 @@ pub(super) fn attach(point: &Path, options: &Options) -> Result<OwnedFd> {
     helped(point, options)
 }
 
-/// By mount(2); `None` where this process may not, as root in a container may not.
+/// Mounts with mount(2). Returns `None` if this process may not, as root in a container may not.
 fn direct(point: &Path, options: &Options) -> Result<Option<OwnedFd>> {
     let device = match rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
     {
@@ -163,7 +163,7 @@ fn refused(point: &Path, why: impl std::fmt::Display) -> Error {
     )
 }
 
-/// By the set-user-id program fusermount3, which sends the device through a socket.
+/// Mounts through the set-user-id program fusermount3, which sends the device over a socket.
 fn helped(point: &Path, options: &Options) -> Result<OwnedFd> {
     let (ours, theirs) = UnixStream::pair().map_err(|e| refused(point, io_text(&e)))?;
     let child = helper()
@@ -171,13 +171,13 @@ fn helped(point: &Path, options: &Options) -> Result<OwnedFd> {
         .arg(options.helper())
         .arg("--")
         .arg(point)
-        // As its standard input: the one descriptor that a child is given without racing other forks.
+        // Passed as standard input: the only descriptor that a child can be given without a race with other forks.
         .env("_FUSE_COMMFD", "0")
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .spawn()
         .map_err(helper_missing)?;
     let device = receive(&ours);
-    // Without a mark to stay for, it ends when it has sent the device or an error.
+    // The helper was not asked to stay for auto_unmount, so it exits once it has sent the device or an error.
     drop(ours);
     let output = child
         .wait_with_output()
@@ -189,8 +189,8 @@ fn helped(point: &Path, options: &Options) -> Result<OwnedFd> {
     }
 }
 
-/// The command is dropped once spawned, and with it our copy of the socket's far end: so a helper that dies is
-/// seen as the end of the stream.
+/// Receives the device; `None` if the helper exits without sending it. The command is dropped once spawned, and with it
+/// our copy of the helper's end of the socket, so the death of the helper ends the stream.
 fn receive(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     let mut byte = [0; 1];
     let mut space = [const { std::mem::MaybeUninit::uninit() }; rustix::cmsg_space!(ScmRights(1))];
@@ -212,7 +212,7 @@ fn receive(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
 
 fn helper() -> Command {
     let mut command = Command::new(HELPER);
-    // Its messages are read, so they have to be in one language.
+    // Its messages are parsed, so they must be in a fixed language.
     command
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
@@ -249,23 +249,23 @@ fn explain(point: &Path, output: &Output) -> Error {
     error
 }
 
-/// How a mount is taken away.
+/// How to unmount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Detach {
     /// Only if nothing uses it.
     Now,
-    /// From sight at once; it ends when nothing uses it any more.
+    /// Immediately, even if it is in use; the mount ends when nothing uses it any more.
     Lazily,
 }
 
-/// Takes the mount from sight whose root directory `root` is, wherever that is mounted now; `point` is where it was seen.
-/// What takes its place meanwhile is left alone, but where the set-user-id program has to do it.
+/// Detaches the mount whose root directory is `root`, wherever it is mounted now; `point` is where it was seen. A mount
+/// that has taken its place meanwhile is left alone, unless the set-user-id program has to do it.
 pub(super) fn detach_held(root: impl AsFd, point: &Path) -> Result<()> {
-    // This link leads to the directory itself; no name is looked up anew.
+    // This link leads to the directory itself, without another lookup of its path.
     let root = format!("/proc/self/fd/{}", root.as_fd().as_raw_fd());
     match rustix::mount::unmount(root, UnmountFlags::DETACH) {
         Ok(()) => Ok(()),
-        // By somebody else, just now.
+        // Another process has just unmounted it.
         Err(rustix::io::Errno::INVAL) => Ok(()),
         Err(_) => detach(point, Detach::Lazily),
     }

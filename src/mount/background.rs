@@ -1,7 +1,7 @@
-//! A process of its own for the mount.
+//! The background process that serves a mount.
 //!
-//! It leaves the terminal's session only when the mount answers: until then, what is typed at the terminal ends it,
-//! too, and it may mount over a trigger of autofs(5), which knows who serves it by the process group.
+//! It leaves the terminal's session only when the mount answers. Until then, Ctrl-C at the terminal ends it too, and it
+//! can mount over a trigger of autofs(5), which only processes in the automounter's process group may do.
 
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -15,9 +15,9 @@ use crate::logged;
 
 /// Which of the two processes this is.
 pub(super) enum Side {
-    /// The one that was started, and reports.
+    /// The process that was started, and reports the result.
     Parent(Child),
-    /// The one that serves.
+    /// The process that serves the mount.
     Child(Ready),
 }
 
@@ -27,13 +27,13 @@ pub(super) struct Child {
     ready: PipeReader,
 }
 
-/// By which the serving process says that the mount answers.
+/// The pipe on which the serving process reports that the mount answers.
 pub(super) struct Ready {
     pipe: PipeWriter,
 }
 
-/// Splits in two. There must be no other thread: only the one that calls this goes on in the child, and locks that
-/// others hold would stay locked.
+/// Forks. There must be no other thread: only the calling one continues in the child, where locks held by the others
+/// would stay locked.
 pub(super) fn fork() -> Result<Side> {
     let failed = |e: io::Error| Error::new(Kind::Io(e), "the background process");
     let (reader, writer) = io::pipe().map_err(failed)?;
@@ -74,9 +74,9 @@ impl Child {
 }
 
 impl Ready {
-    /// Lets the parent go, and what the process has from the terminal.
+    /// Releases the parent, and detaches this process from the terminal.
     pub(super) fn tell(mut self) {
-        // Out of the terminal's session: its hang-up, and signals typed there, are not meant for the mount.
+        // Leave the terminal's session: its hang-up, and signals typed there, are not meant for the mount.
         let _ = rustix::process::setsid();
         // A working directory would keep its filesystem from being unmounted.
         let _ = rustix::process::chdir("/");
@@ -88,7 +88,8 @@ impl Ready {
         if let Ok(null) = &null {
             let _ = rustix::stdio::dup2_stdin(null);
             let _ = rustix::stdio::dup2_stdout(null);
-            // A pipe must be let go: who started us may wait for its end. A file was meant for the log.
+            // Close a pipe: whoever started us may be waiting for end of file. Keep a file: it was meant to receive the
+            // log.
             if let Some(file) = logged::file() {
                 let _ = rustix::stdio::dup2_stderr(file);
             } else if !is_file(io::stderr()) {
@@ -101,18 +102,18 @@ impl Ready {
         self.send(ExitStatus::Success);
     }
 
-    /// Says how the process will end, as the mount does not answer.
+    /// Reports the exit status with which this process will end, because the mount does not answer.
     pub(super) fn fail(mut self, status: ExitStatus) {
         self.send(status);
     }
 
-    /// The parent may be gone; nobody then waits.
+    /// Ignores errors: the parent may be gone.
     fn send(&mut self, status: ExitStatus) {
         let _ = self.pipe.write_all(&[status as u8]);
     }
 }
 
-/// Whether the log of a mount in the background is kept anywhere, when it is told no file.
+/// Whether the log of a background mount is kept anywhere if no log file is given.
 pub fn keeps_log() -> bool {
     is_file(io::stderr()) || syslog().is_ok()
 }
@@ -122,7 +123,7 @@ fn is_file(fd: impl AsFd) -> bool {
         .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file())
 }
 
-/// The system's log as a place to write to: each write is a message.
+/// Connects to the system log, as a descriptor to which each write is a message.
 fn syslog() -> io::Result<OwnedFd> {
     let socket = UnixDatagram::unbound()?;
     socket.connect("/dev/log")?;

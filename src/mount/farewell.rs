@@ -1,10 +1,10 @@
-//! How `hushfs umount` speaks with the process of a mount: umount(2) returns before everything is written, and cannot be
-//! taken back where the store does not answer.
+//! How `hushfs umount` communicates with the process that serves a mount: umount(2) returns before everything is
+//! written, and cannot be undone if the store does not answer.
 //!
-//! The serving process listens on an abstract socket, whose name is an attribute of the mounted root directory. Who
-//! unmounts connects before, and asks for all to be written out, while it is still mounted. A byte comes now and then as
-//! long as the store answers, and one when it is done. When the volume is closed, the end is told: 0 or the exit code, and
-//! the message. A process that dies tells nothing, and the connection ends.
+//! The serving process listens on an abstract socket, whose name is an attribute of the mounted root directory. The
+//! client connects while the filesystem is still mounted, and asks for everything to be written out. The server sends a
+//! byte now and then as long as the store answers, and another when everything is written. When the volume is closed,
+//! it sends the result: 0 or the exit code, and the message. If the process dies, the connection ends without a result.
 
 use std::ffi::CString;
 use std::io::{self, Read, Write};
@@ -25,40 +25,41 @@ mod serving;
 
 pub(super) use serving::Farewell;
 
-/// How long a store may be silent while something is written out, and the process of a mount before it answers at all.
+/// How long the store may be silent while something is written out, and how long the serving process may take to answer
+/// at all.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long who takes a mount away by force waits for what it can do without.
+/// How long a forced unmount waits for an answer that it can do without.
 pub(super) const SHORT_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long a process may take to exit when all is written.
+/// How long a process may take to exit after everything is written.
 const LAST_STEPS: Duration = Duration::from_secs(5);
 
-/// The longest message told, in bytes, and the longest believed.
+/// Maximum length of a message in bytes, for sending and for receiving.
 const MESSAGE_LEN_MAX: usize = 4096;
 
-/// Asks for all to be written out; answered with the same when that has ended, well or not.
+/// Request to write everything out; echoed when that has ended, successfully or not.
 const WRITE_OUT: u8 = b'w';
-/// Asks what is not written out; answered with the same, the length in two bytes, and the text.
+/// Request for what is not written out; answered with the same byte, the length in two bytes, and the text.
 const LIST: u8 = b'l';
-/// The store has answered since the last one.
+/// The store has answered since the last such byte.
 const ALIVE: u8 = b'.';
-/// The end: the exit code, and the message up to the end of the stream.
+/// The end: the exit code, then the message up to the end of the stream.
 const END: u8 = b'!';
 
-/// What the process of a mount says to who connects.
+/// The outcome of connecting to the process of a mount.
 pub(super) enum Asked {
     Connected(Connection),
-    /// There is none, it does not say, or may not be asked by this user.
+    /// There is no process, it does not name its socket, or this user may not ask it.
     Nobody,
-    /// It is there, and does not answer.
+    /// There is a process, but it does not answer.
     Silent,
 }
 
-/// The waiting side.
+/// The client: a connection to the serving process.
 pub(super) struct Connection {
     stream: UnixStream,
-    /// The process at the other end, where it can be seen.
+    /// The process at the other end, if it is visible from here.
     process: Option<OwnedFd>,
 }
 
@@ -69,25 +70,25 @@ enum Message {
     End(u8, Vec<u8>),
 }
 
-/// Whether the process of the mount at `point` is one of this program, as far as it says.
+/// Whether the process of the mount at `point` claims to be this program. One that does not answer counts as such.
 pub(super) fn is_ours(point: &Path) -> bool {
     !matches!(session_name(point, SHORT_PATIENCE), Ok(None))
 }
 
-/// The name of the socket; an error where the process does not answer. It is asked by a process of its own: who waits
-/// for one that was stopped with the request in its hands cannot even be killed.
+/// Returns the name of the socket, or an error if the process does not answer. A child process asks for it, because a
+/// process cannot even be killed while a stopped server holds its request.
 fn session_name(point: &Path, patience: Duration) -> io::Result<Option<Vec<u8>>> {
     let path = CString::new(point.as_os_str().as_bytes())?;
     let attribute = CString::new(SESSION_ATTRIBUTE)?;
     let mut value = [0u8; 64];
     let (reader, writer) = io::pipe()?;
-    // SAFETY: the child calls only what may be called where other threads were, with memory that was made before, and
-    // ends without a return.
+    // SAFETY: the child makes only async-signal-safe calls, on memory that was allocated before the fork, and exits
+    // without returning.
     let child = match unsafe { libc::fork() } {
         -1 => return Err(io::Error::last_os_error()),
         // SAFETY: as above; the pointers are to buffers of the lengths given, and to strings that end with a zero byte.
         0 => unsafe {
-            // Who reads what this program prints must not wait for the child.
+            // Close these, so that a reader of this program's output does not wait for the child.
             for fd in 0..3 {
                 libc::close(fd);
             }
@@ -100,18 +101,18 @@ fn session_name(point: &Path, patience: Duration) -> io::Result<Option<Vec<u8>>>
     };
     drop(writer);
     if !wait_for(&reader, patience) {
-        // SAFETY: a child of ours that nobody has waited for.
+        // SAFETY: it is a child of ours that has not been waited for.
         unsafe { libc::kill(child, libc::SIGKILL) };
         return Err(io::ErrorKind::TimedOut.into());
     }
     let mut name = Vec::new();
     reader.take(value.len() as u64).read_to_end(&mut name)?;
-    // SAFETY: as above; it has closed the pipe as the last thing that it did.
+    // SAFETY: as above. Closing the pipe was the last thing that it did, so this does not block.
     unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
     Ok(Some(name).filter(|name| !name.is_empty()))
 }
 
-/// Connects to the process behind a mount.
+/// Connects to the process that serves a mount.
 pub(super) fn connect(point: &Path, patience: Duration) -> Asked {
     let name = match session_name(point, patience) {
         Ok(Some(name)) => name,
@@ -128,7 +129,7 @@ pub(super) fn connect(point: &Path, patience: Duration) -> Asked {
 }
 
 impl Connection {
-    /// Waits, at most `patience` from one sign of life to the next.
+    /// Returns the next message, waiting at most `patience` from one sign of life to the next.
     fn next(&self, patience: Duration) -> io::Result<Message> {
         self.stream.set_read_timeout(Some(patience))?;
         let mut stream = &self.stream;
@@ -153,8 +154,8 @@ impl Connection {
         }
     }
 
-    /// Has all written out. False where the store has been silent for `patience`; with `in_all`, where it has taken
-    /// so long. A failure is no matter of this: it is met again when the volume is closed.
+    /// Has everything written out. Returns false if the store was silent for `patience` or, with `in_all`, if it took
+    /// that long in total. A write error is not reported here: closing the volume meets it again.
     pub(super) fn write_out(&self, patience: Duration, in_all: bool) -> bool {
         let started = std::time::Instant::now();
         if (&self.stream).write_all(&[WRITE_OUT]).is_err() {
@@ -170,7 +171,7 @@ impl Connection {
         }
     }
 
-    /// What is not written out yet, in words; nothing where it does not say.
+    /// Describes what is not written out yet; `None` if the process does not say.
     pub(super) fn unwritten(&self) -> Option<String> {
         (&self.stream).write_all(&[LIST]).ok()?;
         loop {
@@ -182,7 +183,7 @@ impl Connection {
         }
     }
 
-    /// Sends the process a signal; that it is not allowed, or gone, is no matter.
+    /// Sends the process a signal. Ignores errors: this user may not be permitted, or the process may be gone.
     pub(super) fn signal(&self, signal: Signal) {
         if let Some(process) = &self.process {
             let _ = rustix::process::pidfd_send_signal(process, signal);
@@ -202,7 +203,7 @@ impl Connection {
                              which has mounts of its own, still has this one",
                         ));
                 }
-                // It dies, maybe before it has taken the connection.
+                // The process died, perhaps before it accepted the connection.
                 Err(_) => break None,
             }
         };
@@ -223,7 +224,7 @@ impl Connection {
         }
     }
 
-    /// Waits for a process that was killed.
+    /// Waits for a killed process to exit.
     pub(super) fn wait_for_exit(&self) {
         if let Some(process) = &self.process {
             exited(process);
@@ -231,12 +232,12 @@ impl Connection {
     }
 }
 
-/// Waits for a process that has nothing left to do but to exit.
+/// Waits for a process that has nothing left to do but exit.
 fn exited(process: &OwnedFd) {
     wait_for(process, LAST_STEPS);
 }
 
-/// Waits until a descriptor is readable; false where it is not in time.
+/// Waits until a descriptor is readable; returns false on timeout.
 fn wait_for(fd: impl AsFd, limit: Duration) -> bool {
     let limit = Timespec {
         tv_sec: limit.as_secs() as i64,
@@ -246,7 +247,8 @@ fn wait_for(fd: impl AsFd, limit: Duration) -> bool {
     rustix::io::retry_on_intr(|| rustix::event::poll(&mut poll, Some(&limit))) == Ok(1)
 }
 
-/// Anybody can mount something that calls itself hushfs: nothing of its message may steer a terminal.
+/// Replaces control characters: anyone can mount something that claims to be hushfs, and its message must not control
+/// the terminal.
 fn printable(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     text.chars()
@@ -265,7 +267,8 @@ mod tests {
             stream,
             process: None,
         };
-        // What is not read when it dies resets the connection, as one does that was never accepted.
+        // Data that is unread when the process dies resets the connection, as does a connection that was never
+        // accepted.
         (&waiting.stream).write_all(b"?").unwrap();
         drop(peer);
         let told = waiting.wait(Path::new("/mnt")).unwrap_err().to_string();

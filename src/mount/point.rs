@@ -1,7 +1,7 @@
 //! Mount points: what may be one, and what is mounted where.
 //!
-//! The kernel's table is asked, not the mount: one whose process is dead, or which is somebody else's, answers
-//! nothing.
+//! The kernel's table is consulted, not the mount: one whose process is dead, or that belongs to another user, does not
+//! answer.
 
 use std::ffi::OsString;
 use std::io;
@@ -16,11 +16,11 @@ use crate::error::{Error, Kind, Result};
 /// A line of `/proc/self/mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
-    /// The mount's id, unique while it is there.
+    /// The mount's id, unique while it exists.
     pub id: u64,
     /// `MAJOR:MINOR` of its `st_dev`.
     pub device: String,
-    /// Where it is.
+    /// Where it is mounted.
     pub point: PathBuf,
     /// Its type, with the subtype: `fuse.hushfs`.
     pub fs_type: OsString,
@@ -48,7 +48,7 @@ impl Entry {
         })
     }
 
-    /// The part of the device number that differs between mounts; fusectl names the connection by it.
+    /// Returns the part of the device number that differs between mounts. In fusectl it is the name of the connection.
     pub(super) fn minor(&self) -> &str {
         self.device.rsplit(':').next().unwrap_or_default()
     }
@@ -59,13 +59,13 @@ impl Entry {
         matches!(fs_type, b"fuse" | b"fuseblk") || fs_type.starts_with(b"fuse.")
     }
 
-    /// True for mounts of this program, but those that were given another subtype.
+    /// True for mounts of this program, except those with another subtype.
     fn is_hushfs(&self) -> bool {
         self.fs_type == super::attach::FS_TYPE
     }
 }
 
-/// Blanks, tabs, newlines and backslashes stand in the table as three octal digits.
+/// Decodes blanks, tabs, newlines and backslashes, which the table escapes as three octal digits.
 fn unescape(word: &[u8]) -> PathBuf {
     let mut path = Vec::with_capacity(word.len());
     let mut rest = word;
@@ -90,7 +90,7 @@ fn unescape(word: &[u8]) -> PathBuf {
     OsString::from_vec(path).into()
 }
 
-/// All that is mounted, the newest last.
+/// Returns all mounts, the newest last.
 pub(super) fn table() -> Result<Vec<Entry>> {
     const TABLE: &str = "/proc/self/mountinfo";
     let bytes = std::fs::read(TABLE).map_err(|e| Error::io(e, TABLE))?;
@@ -100,22 +100,22 @@ pub(super) fn table() -> Result<Vec<Entry>> {
         .collect())
 }
 
-/// What a path that ends in `point` meets: the newest of the mounts there.
+/// Returns the mount that a path ending in `point` reaches: the newest one there.
 pub(super) fn top(point: &Path) -> Result<Option<Entry>> {
     Ok(table()?.into_iter().rfind(|e| e.point == point))
 }
 
-/// The root directory of the mount that a path meets, and what tells that mount from all others.
+/// The root directory of the mount that a path reaches, and the ids of that mount.
 pub(super) struct Held {
     pub root: OwnedFd,
-    /// The id in the table, which the kernel hands out again. `None` before Linux 5.8.
+    /// The id in the table, which the kernel reuses. `None` before Linux 5.8.
     pub id: Option<u64>,
-    /// The id that is never handed out again. `None` before Linux 6.8.
+    /// The id that is never reused. `None` before Linux 6.8.
     pub unique_id: Option<u64>,
 }
 
-/// Holds what a path meets. The kernel's word on the path itself; the process behind the mount is not asked, so one
-/// that is dead or stopped is no obstacle.
+/// Opens the mount that a path reaches. The kernel answers this by itself, without the process behind the mount, so a
+/// dead or stopped process is no obstacle.
 pub(super) fn hold(point: &Path) -> io::Result<Held> {
     /// STATX_MNT_ID_UNIQUE of linux/stat.h.
     const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
@@ -134,7 +134,7 @@ pub(super) fn hold(point: &Path) -> io::Result<Held> {
     })
 }
 
-/// The absolute path without links. A dead mount at its end, which answers nothing, is no obstacle.
+/// Returns the absolute path without links. A dead mount at its end, which answers nothing, is no obstacle.
 pub(super) fn resolve(path: &Path) -> Result<PathBuf> {
     match path.canonicalize() {
         Ok(found) => Ok(found),
@@ -145,7 +145,7 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The absolute path, with links followed in all but the last name.
+/// Returns the absolute path, with links followed in all but the last name.
 fn beside_parent(path: &Path) -> Option<PathBuf> {
     let parent = match path.parent()? {
         p if p.as_os_str().is_empty() => Path::new("."),
@@ -154,12 +154,12 @@ fn beside_parent(path: &Path) -> Option<PathBuf> {
     Some(parent.canonicalize().ok()?.join(path.file_name()?))
 }
 
-/// Takes away a mount of ours whose process has died, which would only be in the way: nothing can be lost with it.
-/// A dead mount of another kind is left to its owner.
+/// Unmounts a mount of ours whose process has died: it would only be in the way, and nothing can be lost with it. A
+/// dead mount of another type is left to its owner.
 pub fn clear_dead(mountpoint: &Path) -> Result<()> {
     let point = resolve(mountpoint)?;
     let ours = top(&point)?.is_some_and(|e| e.is_hushfs());
-    // Attributes may still be cached; what statfs(2) says never is.
+    // Attributes may still be cached; the result of statfs(2) never is.
     if ours && rustix::fs::statfs(&point).err() == Some(rustix::io::Errno::NOTCONN) {
         log::info!(
             "{}: the process of an earlier mount has died",
@@ -170,8 +170,9 @@ pub fn clear_dead(mountpoint: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Refuses what cannot be a mount point for `library` (a resolved path): what is no folder, a place where FUSE is mounted
-/// already, where one lies in the other, and what has something in it, unless `nonempty`. Answers its resolved path.
+/// Refuses what cannot be a mount point for `library` (a resolved path): anything but a folder, a place where FUSE is
+/// already mounted, a folder inside the library or around it, and, unless `nonempty`, a folder that is not empty.
+/// Returns its resolved path.
 pub fn check(mountpoint: &Path, library: &Path, nonempty: bool) -> Result<PathBuf> {
     let refuse = |why: &str| Error::new(Kind::MountPoint(why.into()), mountpoint.display());
     let point = resolve(mountpoint).map_err(|e| match e.kind() {
@@ -179,7 +180,7 @@ pub fn check(mountpoint: &Path, library: &Path, nonempty: bool) -> Result<PathBu
         _ => e,
     })?;
     if let Some(entry) = top(&point)?.filter(Entry::is_fuse) {
-        // Attributes may still be cached; what statfs(2) says never is.
+        // Attributes may still be cached; the result of statfs(2) never is.
         if rustix::fs::statfs(&point).err() == Some(rustix::io::Errno::NOTCONN) {
             let why = Kind::Mount("a mount is here whose process has died".into());
             return Err(Error::new(why, mountpoint.display())
@@ -197,7 +198,7 @@ pub fn check(mountpoint: &Path, library: &Path, nonempty: bool) -> Result<PathBu
         return Err(refuse("is not a folder"));
     }
     check_apart(&point, library)?;
-    // As with other FUSE filesystems, `lost+found` counts.
+    // `lost+found` counts as content, as with other FUSE filesystems.
     let mut inside = std::fs::read_dir(&point).map_err(|e| Error::io(e, mountpoint))?;
     if !nonempty && inside.next().is_some() {
         return Err(Error::new(Kind::NotEmpty, mountpoint.display()).hint(
@@ -207,8 +208,8 @@ pub fn check(mountpoint: &Path, library: &Path, nonempty: bool) -> Result<PathBu
     Ok(point)
 }
 
-/// Refuses a mount point in the library, and one that the library is in: each would need the other first, and the mount
-/// would wait for itself. Both are resolved paths.
+/// Refuses a mount point inside the library, and a library inside the mount point: each would need the other first, and
+/// the mount would wait for itself. Both are resolved paths.
 pub fn check_apart(point: &Path, library: &Path) -> Result<()> {
     let where_it_is = match (point.starts_with(library), library.starts_with(point)) {
         (true, _) => "the mount point is inside the library",
@@ -219,25 +220,25 @@ pub fn check_apart(point: &Path, library: &Path) -> Result<()> {
     Err(Error::usage(text).hint("choose a folder next to the library"))
 }
 
-/// The folder of the library that is mounted at `path`, if that is a mount of ours.
+/// Returns the folder of the library that is mounted at `path`, if that is a mount of ours.
 pub fn library_at(path: &Path) -> Option<PathBuf> {
     let point = beside_parent(path)?;
     let entry = top(&point).ok()?.filter(Entry::is_hushfs)?;
     Some(entry.source)
 }
 
-/// Where the library in the folder `library` (a resolved path) was last mounted, if it is.
+/// Returns the newest mount point of the library in the folder `library` (a resolved path), if it is mounted.
 pub fn mount_of(library: &Path) -> Option<PathBuf> {
     let mut table = table().ok()?.into_iter();
     let found = table.rfind(|e| e.is_fuse() && e.source == library)?;
     Some(found.point)
 }
 
-/// The mount of ours at `path`, or else the newest one of the library there: as umount(8) finds what is mounted.
+/// Returns our mount at `path` or else the newest one of the library there, as umount(8) resolves its argument.
 pub(super) fn mounted(path: &Path) -> Result<Entry> {
     const HINT: &str = "`findmnt -t fuse.hushfs` lists what is mounted";
     let mut table = table()?;
-    // What is mounted at the path itself is not asked: its process may be stopped.
+    // Do not ask what is mounted at the path itself: its process may be stopped.
     let point = match beside_parent(path).filter(|point| table.iter().any(|e| e.point == *point)) {
         Some(point) => point,
         None => resolve(path).map_err(|e| match e.kind() {
@@ -249,7 +250,7 @@ pub(super) fn mounted(path: &Path) -> Result<Entry> {
         })?,
     };
     let at = |e: &Entry| e.point == point;
-    // Whatever its subtype: it was asked for by where it is.
+    // Accept any subtype: the mount was identified by its mount point.
     let found = match table.iter().rposition(at) {
         Some(top) if table[top].is_fuse() => Some(top),
         _ => table.iter().rposition(|e| e.is_fuse() && e.source == point),

@@ -24,20 +24,20 @@ use crate::error::{Error, Kind, Result, io_text};
 use crate::fuse;
 use crate::volume::Volume;
 
-/// How long programs that have files open may go on after a signal. Then the connection is cut: who stops a
-/// service waits for it, and what was written so far is kept either way.
+/// How long programs with open files may continue after a signal. Then the connection is cut: whoever stops a service
+/// waits for this, and what was written so far is kept either way.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// What the kernel reads ahead, in KiB. Its 128 halve the speed of streams; a quarter of this costs 15 %, twice as
-/// much adds nothing.
+/// Readahead of the kernel, in KiB. Its default of 128 halves the speed of streams; a quarter of this value costs 15 %,
+/// twice as much gains nothing.
 const READ_AHEAD_KIB: u32 = 4096;
 
-/// Mounts `volume` at `mountpoint` (a resolved path) and serves it until it is unmounted: by `umount`, or by SIGINT, SIGTERM or
-/// SIGHUP. `ready` is called once the mount answers.
+/// Mounts `volume` at `mountpoint` (a resolved path) and serves it until it is unmounted: by `umount`, or by SIGINT,
+/// SIGTERM or SIGHUP. Calls `ready` once the mount answers.
 ///
-/// The volume is closed in any case, once, when nothing can reach it any more, and what that fails at is the
-/// error. The reference given should be the last: it is dropped before those who wait for the end are told. The process
-/// should end soon after.
+/// The volume is always closed, once, when nothing can reach it any more, and an error in closing it is returned.
+/// `volume` should be the last reference: it is dropped before the result is sent to waiting clients. The process
+/// should exit soon afterwards.
 pub fn serve(
     volume: Arc<dyn Volume>,
     mountpoint: &Path,
@@ -67,7 +67,7 @@ fn mount_and_wait(
     name: Option<String>,
     ready: impl FnOnce(),
 ) -> Result<()> {
-    // Before the mount: no signal may meet a mount and end the process without unmounting.
+    // Handle signals before mounting, so that none can end the process without unmounting.
     let mut signals = Signals::new(signals()).map_err(|e| Error::new(Kind::Io(e), "signals"))?;
     let handle = signals.handle();
     let device = attach::attach(mountpoint, options)?;
@@ -76,7 +76,7 @@ fn mount_and_wait(
         timeout: options.timeout.unwrap_or(attach::TIMEOUT),
         store: options.store.clone().unwrap_or_else(|| "the store".into()),
     };
-    // Hangs up when the session has ended.
+    // The channel is disconnected when the session has ended.
     let (running, ended) = mpsc::channel::<()>();
     thread::scope(|scope| {
         let mount = &mount;
@@ -88,13 +88,14 @@ fn mount_and_wait(
         let shown_as = options.shown_as;
         let session = fuse::Session::start(volume, device, name, patience, shown_as);
         let result = session.and_then(|session| {
-            // It has agreed with the kernel, and answers. It is not asked: a thread that waits for a request of its own
-            // process cannot be killed, and would keep the device open for which the kernel waits in turn.
+            // The session has negotiated with the kernel, so the mount answers. Do not test this with a request: a
+            // thread that waits for a request to its own process cannot be killed, and would keep the device open,
+            // whose closing the kernel waits for in turn.
             mount.read_ahead();
             ready();
             notify("READY=1");
             let joined = session.join(|| mount.cut());
-            // Else it was cut by us, and the mount is still there.
+            // Otherwise we have cut the connection, and the mount still exists.
             mount.is_over.store(joined.is_ok(), Ordering::Relaxed);
             joined
         });
@@ -104,7 +105,7 @@ fn mount_and_wait(
     })
 }
 
-/// SIGHUP only where nobody asked for it to be ignored, as nohup(1) does.
+/// Returns the signals that end a mount. SIGHUP is left out if it is ignored, as under nohup(1).
 fn signals() -> Vec<i32> {
     // SAFETY: sigaction with no new action only fills in the old one, which is plain data.
     let ignored = unsafe {
@@ -119,12 +120,12 @@ fn signals() -> Vec<i32> {
     signals
 }
 
-/// The mount, as the kernel's table knows it. Taken away when dropped, if it is still there.
+/// The mount, as listed in the kernel's table. Dropping it unmounts it, if it is still there.
 struct Mounted {
     entry: point::Entry,
     /// See [`point::Held::unique_id`].
     unique_id: Option<u64>,
-    /// The kernel has ended the session: what bears the mount's numbers now may be another's.
+    /// The kernel has ended the session: the ids of the mount may now be another's.
     is_over: AtomicBool,
 }
 
@@ -151,7 +152,7 @@ impl Mounted {
         })
     }
 
-    /// Only root may; streams are slower without.
+    /// Sets the kernel's readahead. Only root may; without it, streams are slower.
     fn read_ahead(&self) {
         let _ = fs::write(
             format!("/sys/class/bdi/{}/read_ahead_kb", self.entry.device),
@@ -159,9 +160,9 @@ impl Mounted {
         );
     }
 
-    /// Takes the mount from sight, lazily, and only while it is what is seen at its place: a stranger's mount on
-    /// top, or there instead, is left alone. The kernel hands ids and device numbers out again at once, so where it has
-    /// no unique ones, everything has to be the same, and nothing is done after the session has ended by itself.
+    /// Detaches the mount lazily, and only while it is the visible one at its place: another mount on top of it, or in
+    /// its place, is left alone. The kernel reuses ids and device numbers immediately. So if it offers no unique ids,
+    /// every field has to match, and nothing is done after the session has ended by itself.
     fn detach(&self) {
         let is_over = self.is_over.load(Ordering::Relaxed);
         if is_over && self.unique_id.is_none() {
@@ -182,7 +183,7 @@ impl Mounted {
         });
         let detached = match seen {
             Some(held) => attach::detach_held(held.root, &now.point),
-            // Numbers that another mount has now say nothing of a mount on top.
+            // The ids belong to another mount by now, so this is no mount on top of ours.
             None if is_over => return,
             None => {
                 let path = now.point.display();
@@ -195,10 +196,10 @@ impl Mounted {
         }
     }
 
-    /// What a signal starts. Runs beside the session, which still answers.
+    /// Ends the mount after a signal. Runs concurrently with the session, which still answers.
     fn end(&self, ended: &mpsc::Receiver<()>) {
         notify("STOPPING=1");
-        // What programs wrote through memory maps is still the kernel's.
+        // Data written through memory maps may still be in the kernel only.
         if let Ok(root) = fs::File::open(&self.entry.point) {
             let _ = rustix::fs::syncfs(root);
         }
@@ -212,7 +213,7 @@ impl Mounted {
         }
     }
 
-    /// Breaks the connection to the kernel: every program that still uses the mount is told ENOTCONN.
+    /// Breaks the connection to the kernel: programs that still use the mount get ENOTCONN.
     fn cut(&self) {
         let abort = format!("{}/abort", self.entry.minor());
         let cut = fs::write(format!("/sys/fs/fuse/connections/{abort}"), "1");
@@ -224,7 +225,7 @@ impl Mounted {
     }
 }
 
-/// Where nobody has mounted fusectl, root can do without: a mount of it that is attached nowhere.
+/// Writes to a file of fusectl, through a mount of it that is attached nowhere: root can do that if it is not mounted.
 fn write_fusectl(path: &str) -> io::Result<()> {
     let context = mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
     mount::fsconfig_create(&context)?;
@@ -243,7 +244,7 @@ impl Drop for Mounted {
     }
 }
 
-/// Tells the service manager, if there is one (sd_notify(3)).
+/// Notifies the service manager, if there is one (sd_notify(3)).
 fn notify(state: &str) {
     let Some(path) = env::var_os("NOTIFY_SOCKET") else {
         return;

@@ -1,4 +1,4 @@
-//! Taking a mount away, from another process.
+//! Unmounting, from another process.
 
 use std::path::Path;
 
@@ -9,12 +9,13 @@ use super::farewell::{self, Asked, Connection, PATIENCE, SHORT_PATIENCE};
 use super::point;
 use crate::error::{Error, Kind, Result};
 
-/// Ends the mount at `path`, or the newest of the library there, and waits until all is written and the process behind it
-/// has let the library go. A mount that is in use is [`InUse`](crate::Kind::InUse); what the mount could not write is this
-/// function's error, too. Where the store, or the process, does not answer for a minute, it stays mounted.
+/// Ends the mount at `path`, or the newest one of the library there, and waits until everything is written and the
+/// process behind it has released the library. Fails with [`InUse`](crate::Kind::InUse) if the mount is in use, and
+/// with the mount's own error if that could not write something. If the store or the process does not answer for a
+/// minute, it stays mounted.
 pub fn unmount(path: &Path) -> Result<()> {
     let entry = point::mounted(path)?;
-    // Connect first: afterwards nothing answers any more. Nobody there is no reason not to unmount.
+    // Connect first: after unmounting nothing answers any more. If there is no process, unmount regardless.
     let farewell = match farewell::connect(&entry.point, PATIENCE) {
         Asked::Connected(farewell) => Some(farewell),
         Asked::Nobody => None,
@@ -26,7 +27,7 @@ pub fn unmount(path: &Path) -> Result<()> {
             );
         }
     };
-    // What cannot be written must not be met only when it is too late to go on.
+    // Detect write failures now, while the mount can still be kept.
     if let Some(farewell) = farewell.as_ref().filter(|f| !f.write_out(PATIENCE, false)) {
         let unwritten = match farewell.unwritten() {
             None => String::new(),
@@ -46,8 +47,8 @@ pub fn unmount(path: &Path) -> Result<()> {
     farewell.map_or(Ok(()), |f| f.wait(&entry.point))
 }
 
-/// Takes the mount at `path` from sight, whoever uses it and whether or not its store answers, and ends the process
-/// behind it. What is lost by that is the error.
+/// Detaches the mount at `path`, even if it is in use or its store does not answer, and ends the process behind it. If
+/// the store or the process does not answer, returns an error that says what is lost.
 pub fn unmount_by_force(path: &Path) -> Result<()> {
     let entry = point::mounted(path)?;
     let asked = farewell::connect(&entry.point, SHORT_PATIENCE);
@@ -62,7 +63,7 @@ pub fn unmount_by_force(path: &Path) -> Result<()> {
     attach::detach(&entry.point, Detach::Lazily)?;
     match asked {
         Asked::Connected(farewell) if is_written => {
-            // Programs that still use it are cut off.
+            // This cuts off programs that still use it.
             farewell.signal(Signal::TERM);
             farewell.wait(&entry.point)
         }
@@ -77,7 +78,7 @@ pub fn unmount_by_force(path: &Path) -> Result<()> {
     }
 }
 
-/// The store does not answer: the process would wait for it, and keep the library locked.
+/// Kills the process of a mount whose store does not answer: it would wait for the store, and keep the library locked.
 fn given_up(farewell: &Connection, unwritten: Option<String>, point: &Path) -> Result<()> {
     farewell.signal(Signal::KILL);
     farewell.wait_for_exit();

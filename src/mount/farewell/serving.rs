@@ -1,4 +1,4 @@
-//! The serving side.
+//! The server, in the process of the mount.
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -13,25 +13,25 @@ use super::{ALIVE, END, LIST, MESSAGE_LEN_MAX, WRITE_OUT};
 use crate::error::Result;
 use crate::volume::Volume;
 
-/// More who wait are sent away.
+/// Maximum number of clients. Further connections are not accepted.
 const CLIENTS_MAX: usize = 16;
 
-/// Of so many files it is said that they are not written out; of the others, how many.
+/// Maximum number of unwritten files that are listed by name; of the others, only number and total size are given.
 const FILES_NAMED: usize = 20;
 
-/// Listens until the end is told.
+/// Listens for clients until the result is sent.
 pub(in crate::mount) struct Farewell {
     pub name: String,
-    /// Closed, it ends the thread.
+    /// Closing it ends the thread.
     stop: UnixStream,
     thread: JoinHandle<Vec<UnixStream>>,
 }
 
 impl Farewell {
-    /// Listens; `None` if that cannot be: unmounting then does not wait.
+    /// Starts to listen. Returns `None` if that fails: unmounting then does not wait.
     pub(in crate::mount) fn listen(volume: &Arc<dyn Volume>) -> Option<Self> {
         let pid = std::process::id();
-        // Names are free for all to take, so another one is tried.
+        // Any process can take a name, so several are tried.
         let (name, listener) = (0..16).find_map(|attempt| {
             let name = format!("hushfs-{pid}-{attempt}");
             let listener =
@@ -53,7 +53,8 @@ impl Farewell {
         Some(Self { name, stop, thread })
     }
 
-    /// Tells those who wait. The library must be let go by now, but for what this thread has of it.
+    /// Sends the result to the clients. The library must have been released by now, except for what this thread holds
+    /// of it.
     pub(in crate::mount) fn tell(self, result: &Result<()>) {
         drop(self.stop);
         let (code, text) = match result {
@@ -61,7 +62,8 @@ impl Farewell {
             Err(e) => (e.exit_status() as u8, e.to_string()),
         };
         for mut client in self.thread.join().unwrap_or_default() {
-            // So little always fits in the socket's buffer; who has gone away is not waited for.
+            // A message this short always fits into the socket's buffer, so a client that has gone away does not block
+            // this.
             let mut message = vec![END, code];
             message.extend_from_slice(&text.as_bytes()[..text.len().min(MESSAGE_LEN_MAX)]);
             let _ = client.write_all(&message);
@@ -74,9 +76,9 @@ struct Serving {
     listener: UnixListener,
     stopped: UnixStream,
     clients: Vec<Client>,
-    /// All is being written out; the stream ends when that has.
+    /// Set while everything is being written out; the stream ends when that has ended.
     writing: Option<(UnixStream, JoinHandle<()>)>,
-    /// Answers of the store that the clients were told of.
+    /// Number of the store's answers that the clients know of.
     answers: u64,
 }
 
@@ -120,7 +122,7 @@ impl Serving {
         }
     }
 
-    /// Takes what the clients ask for.
+    /// Reads and handles the clients' requests.
     fn hear(&mut self) {
         let mut clients = std::mem::take(&mut self.clients);
         clients.retain_mut(|client| {
@@ -143,7 +145,7 @@ impl Serving {
         self.clients = clients;
     }
 
-    /// Starts to write all out, in a thread that may wait for the store.
+    /// Starts to write everything out, on a thread that may wait for the store.
     fn write_out(&mut self) {
         if self.writing.is_some() {
             return;
@@ -152,7 +154,7 @@ impl Serving {
             return;
         };
         let work = move || {
-            // What fails is tried again when the volume is closed, and told then.
+            // Whatever fails is retried, and reported, when the volume is closed.
             if let Err(e) = volume.write_all() {
                 log::warn!("{e}");
             }
@@ -163,7 +165,7 @@ impl Serving {
         self.writing = thread.ok().map(|thread| (done, thread));
     }
 
-    /// Writing out has ended, or is waited for.
+    /// Waits until writing out has ended, and notifies the clients that asked for it.
     fn written(&mut self) {
         if let Some((_, thread)) = self.writing.take() {
             let _ = thread.join();
@@ -186,7 +188,7 @@ impl Serving {
         }
     }
 
-    /// What is not written out; with names, where who asks may know them.
+    /// Describes what is not written out, with names if the client may know them.
     fn list(&self, to: &UnixStream) -> Vec<u8> {
         let files = self
             .volume
@@ -207,7 +209,7 @@ fn readable(stream: &impl AsFd) -> PollFd<'_> {
     PollFd::new(stream, PollFlags::IN)
 }
 
-/// Files and what of them is not written out, in bytes; `named` of them by name.
+/// Describes files and how many bytes of them are not written out, the first `named` of them by name.
 fn in_words(files: &[(Vec<u8>, u64)], named: usize) -> String {
     let mut words: Vec<String> = files
         .iter()
