@@ -1,7 +1,8 @@
-//! The one way into a library of ours: where it lies ([`Location`]), its slots ([`Slots`]), which of them a secret opens
-//! ([`Location::unlock`]), as which device this machine uses it ([`Recalled`]), and how it is opened ([`open`]).
+//! The one way into a library of ours: where it is ([`Location`]), its slots ([`Slots`]), which of them a secret
+//! unlocks ([`Location::unlock`]), as which device this machine uses it ([`Recalled`]), and how it is opened
+//! ([`open`]).
 //!
-//! Nobody is asked anything here, and nothing is printed.
+//! Nothing here asks the user or prints.
 
 mod device;
 mod location;

@@ -1,4 +1,4 @@
-//! As which device this machine uses a library: what it remembers of it, by way of [`crate::state`].
+//! The device as which this machine uses a library, and what it remembers of the library by way of [`crate::state`].
 
 use std::path::{Path, PathBuf};
 
@@ -9,21 +9,21 @@ use crate::error::{Kind, Result};
 use crate::object::DeviceId;
 use crate::state::{self, Found, Remembered, StateFile};
 
-/// As what this machine uses a library.
+/// The device as which this machine uses a library.
 #[derive(Debug)]
 pub struct Recalled {
-    /// The state file; none where nothing is to be remembered.
+    /// The state file; `None` if nothing is to be remembered.
     pub place: Option<StateFile>,
     /// The device's id.
     pub device: DeviceId,
-    /// The library that this is a copy of, where it is one without a device of its own: it may only be read.
+    /// The library that this is a copy of, if it is a copy without a device of its own: then it may only be read.
     pub copy_of: Option<PathBuf>,
 }
 
-/// What this machine remembers of the library at `dir`; where it remembers nothing, it gets a device id. So does a copy
-/// of what lies at another place, with `new_device`.
+/// Returns what this machine remembers of the library at `dir`. If it remembers nothing, creates a device id and
+/// remembers it; with `new_device`, also for a copy of a library at another place.
 ///
-/// [`Kind::RolledBack`] where another library was there; not with `accept`.
+/// [`Kind::RolledBack`] if another library was at `dir` before, unless `accept`.
 pub fn recall(dir: &Path, master: &MasterKey, accept: bool, new_device: bool) -> Result<Recalled> {
     let found = || state::find(dir, master.fingerprint(), accept, &|dir| holds(dir, master));
     loop {
@@ -39,15 +39,14 @@ pub fn recall(dir: &Path, master: &MasterKey, accept: bool, new_device: bool) ->
             Found::Copy { free, .. } | Found::Unknown(free) => free,
         };
         let remembered = new_memory(&free, master)?;
-        // Another process may have come before: what it remembers holds.
+        // If another process was faster, use what it has remembered.
         if free.create(&remembered)? {
             return Ok(own(free, &remembered));
         }
     }
 }
 
-/// The same for who only reads: nothing is made or changed, and a rescue system may have no place to remember anything
-/// in.
+/// The same for reading only: creates and changes nothing, as a rescue system may have no place for a state file.
 pub fn recall_to_read(dir: &Path, master: &MasterKey, accept: bool) -> Result<Recalled> {
     let found = state::find(dir, master.fingerprint(), accept, &|dir| holds(dir, master));
     match found {
@@ -78,7 +77,7 @@ fn stranger() -> Result<Recalled> {
     })
 }
 
-/// What is remembered is of the original: a copy may be older.
+/// Nothing is remembered of a copy: the state file describes the original, and a copy may be older.
 fn copy(original: PathBuf) -> Result<Recalled> {
     Ok(Recalled {
         copy_of: Some(original),
@@ -86,7 +85,7 @@ fn copy(original: PathBuf) -> Result<Recalled> {
     })
 }
 
-/// Whether the library with this key lies at `dir`.
+/// Whether the library with this key is at `dir`.
 fn holds(dir: &Path, master: &MasterKey) -> bool {
     let Ok(library) = Location::at(dir) else {
         return false;

@@ -1,4 +1,4 @@
-//! Where a library lies.
+//! Where a library is.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use crate::pack::PackReader;
 use crate::store::{Access, DirStore, Growth, Objects};
 use crate::volume::Time;
 
-/// So many segments, and packs, are tried with a recovery code.
+/// Maximum number of segments, and of packs, on which a key is tried.
 const CHECKED_MAX: usize = 100;
 
-/// Where a library lies: a folder that is there.
+/// Where a library is: an existing folder.
 pub struct Location {
     /// Its path, as typed.
     pub dir: PathBuf,
@@ -23,7 +23,7 @@ pub struct Location {
 }
 
 impl Location {
-    /// The library in a folder, whether or not there is one.
+    /// Returns the location of a folder, whether or not there is a library in it.
     pub fn at(dir: &Path) -> Result<Self> {
         let store = DirStore::open(dir, Access::Objects).map_err(|e| match e.kind() {
             Kind::Io(io) if io.kind() == io::ErrorKind::NotFound => {
@@ -41,8 +41,8 @@ impl Location {
         })
     }
 
-    /// The objects of an area with their lengths in bytes, in the order of their ids. Where something else has the name of
-    /// the area's folder, as `key` in a library of Minio Music Server, there is none.
+    /// Returns the objects of an area with their lengths in bytes, in the order of their ids. If something other than a
+    /// folder has the area's name, as `key` in a library of Minio Music Server, there are none.
     pub fn objects(&self, area: Area) -> Result<Vec<(ObjectId, u64)>> {
         let mut objects = match self.store.list(area) {
             Err(e) if is_no_folder(&e) => Vec::new(),
@@ -57,7 +57,7 @@ impl Location {
         self.store.has_area(Area::Index) || self.store.has_area(Area::Data)
     }
 
-    /// What to say where objects of a library are there, and nothing that could be a slot.
+    /// Returns an error if objects of a library are there, but nothing that could be a slot.
     pub(super) fn key_has_not_arrived(&self) -> Option<Error> {
         let has_objects = |area| self.objects(area).is_ok_and(|all| !all.is_empty());
         if !has_objects(Area::Index) && !has_objects(Area::Data) {
@@ -72,20 +72,20 @@ impl Location {
         ))
     }
 
-    /// What grows in `new/`, for each device.
+    /// Returns what is growing in `new/`, for each device.
     pub fn growth(&self) -> Result<Vec<Growth>> {
         self.store.growth()
     }
 
-    /// What the published index says, gaps included.
+    /// Replays the published index, even if it has gaps.
     pub fn index(&self, master: &MasterKey) -> Result<(DirStore, Replayed)> {
         let store = DirStore::open(&self.dir, Access::ReadOnly)?;
         let replayed = replay(&store, master, true, || Tree::new(0, 0, Time::default()))?;
         Ok((store, replayed))
     }
 
-    /// Whether a segment or a pack opens with this key; `None` where there is none. One that opens is enough: others
-    /// may be damaged.
+    /// Whether a segment or a pack can be decrypted with this key; `None` if there is none. One is enough: others may
+    /// be damaged.
     pub(super) fn opens_with(&self, master: &MasterKey) -> Result<Option<bool>> {
         let store = DirStore::open(&self.dir, Access::ReadOnly)?;
         let mut answer = None;
@@ -103,7 +103,7 @@ impl Location {
                 match opened {
                     Ok(()) => return Ok(Some(true)),
                     Err(e) if matches!(e.kind(), Kind::Damaged(_)) => answer = Some(false),
-                    // A sync tool just took it away.
+                    // A sync tool has just removed it.
                     Err(e) if matches!(e.kind(), Kind::Missing) => {}
                     Err(e) => return Err(e),
                 }

@@ -1,4 +1,4 @@
-//! Opening: the state file, the device, the store and the vault, put together in one place.
+//! Opening a library: puts the state file, the device, the store and the vault together.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,38 +16,38 @@ use crate::vault::{self, Vault};
 /// How a library is opened.
 #[derive(Debug, Clone, Default)]
 pub struct How {
-    /// Nothing is written.
+    /// Writes nothing.
     pub read_only: bool,
-    /// Who only reads is not shown what a crash left in `new/`.
+    /// When reading only, hides what a crash left in `new/`.
     pub published_only: bool,
-    /// An index older than this machine has seen is accepted, and so is another library in its place.
+    /// Accepts an index that is older than this machine has seen, and another library in its place.
     pub accept_rollback: bool,
-    /// A copy of a library that this machine uses at another place is written to, as a device of its own.
+    /// Writes to a copy of a library that this machine uses at another place, as a device of its own.
     pub new_device: bool,
-    /// What becomes of it where another device has the library mounted on this machine.
+    /// What to do if another device has the library mounted on this machine.
     pub others: Others,
-    /// Bytes of decrypted blocks to keep.
+    /// Size of the cache of decrypted blocks, in bytes.
     pub cache_bytes: usize,
-    /// The store's calls are watched, and free space that it does not tell soon is not waited for, as who has to answer
-    /// requests needs it.
+    /// Watches the store's calls, and does not wait for the amount of free space if the store is slow to report it.
+    /// Needed by callers that have to answer requests.
     pub watched: bool,
     /// Finds where a library is mounted, for messages.
     pub mounted_at: Option<fn(&Path) -> Option<PathBuf>>,
 }
 
-/// What becomes of opening a library that another device has mounted on this machine.
+/// What to do if another device has the library mounted on this machine.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Others {
-    /// It is opened, and nothing said.
+    /// Opens it silently.
     #[default]
     Ignored,
-    /// It is opened, with a warning.
+    /// Opens it with a warning.
     Told,
-    /// It is not opened.
+    /// Does not open it.
     Refused,
 }
 
-/// A library that is to be opened, and as which device.
+/// A library that is about to be opened, and the device to open it as.
 pub struct Opening {
     location: Location,
     master: Arc<MasterKey>,
@@ -57,13 +57,13 @@ pub struct Opening {
     copy_of: Option<PathBuf>,
 }
 
-/// Opens a library. [`Kind::InUse`] where it is to be written to, and is a copy of one that this machine uses.
+/// Opens a library. [`Kind::InUse`] if it is to be written to, but is a copy of one that this machine uses.
 pub fn open(location: Location, master: MasterKey, how: How) -> Result<Arc<Vault>> {
     prepare(location, master, how)?.open()
 }
 
-/// The first half of [`open`], for who forks in between: finds out as which device, and says what a crash left that will
-/// not be seen. For writing, this machine remembers the library from now on.
+/// The first half of [`open`], for callers that fork in between: determines the device, and warns of files that a crash
+/// left and that will not be visible. When writing, this machine remembers the library from now on.
 pub fn prepare(location: Location, master: MasterKey, how: How) -> Result<Opening> {
     let (dir, accept) = (&location.dir, how.accept_rollback);
     let recalled = match how.read_only {
@@ -83,7 +83,8 @@ pub fn prepare(location: Location, master: MasterKey, how: How) -> Result<Openin
 }
 
 impl Opening {
-    /// Has a copy of a library that this machine uses at another place opened read-only; answers that place.
+    /// If this is a copy of a library that this machine uses at another place, has it opened read-only and returns that
+    /// place.
     pub fn read_if_copy(&mut self) -> Option<&Path> {
         let original = self.copy_of.as_deref().filter(|_| !self.how.read_only)?;
         self.how.read_only = true;
@@ -105,7 +106,8 @@ impl Opening {
                 original.display()
             )));
         }
-        // Who only reads is shown all that is there at once: what is missing would not be an error.
+        // When reading only, show everything present on the first try: missing segments would not be an error, so there
+        // would be no second one.
         let accepts = self.how.accept_rollback;
         let mut accept_rollback = accepts && self.how.read_only;
         let mut is_renewed = false;
@@ -115,14 +117,14 @@ impl Opening {
                 opened => return opened,
             };
             match e.kind() {
-                // Once: what is random is not taken again.
+                // Only once: a random id is not taken a second time.
                 Kind::DeviceTaken(_) if !is_renewed => {
                     is_renewed = true;
                     self.renew_device(&e)?;
                 }
                 kind if accepts && !accept_rollback => {
                     if matches!(kind, Kind::RolledBack(_)) && self.lacks_own()? {
-                        // What is missing may still come: what is written now must not bear the same numbers.
+                        // The missing segments may still arrive, so new ones must not have the same numbers.
                         let old = std::mem::replace(&mut self.device, random_id()?);
                         log::warn!(
                             "segments of this machine are missing or replaced, so it writes as device {} from now on: \
@@ -155,7 +157,7 @@ impl Opening {
             },
             _ => e,
         })?;
-        // With the lock of this device: of two that come at once, one at least sees the other.
+        // While this device's lock is held: if two devices open the library concurrently, at least one sees the other.
         self.check_others(&store)?;
         let options = vault::Options {
             read_only: how.read_only,
@@ -177,7 +179,7 @@ impl Opening {
         })
     }
 
-    /// Looks for another device that has the library mounted on this machine.
+    /// Checks whether another device has the library mounted on this machine.
     fn check_others(&self, store: &DirStore) -> Result<()> {
         if self.how.others == Others::Ignored {
             return Ok(());
@@ -208,7 +210,7 @@ impl Opening {
         )))
     }
 
-    /// Lets this machine write as another device from now on, and take over what it left as the old one where that is
+    /// Makes this machine write as another device from now on, and take over what it left as the old one if that is
     /// dead.
     fn renew_device(&mut self, why: &Error) -> Result<()> {
         let old = std::mem::replace(&mut self.device, random_id()?);
@@ -228,7 +230,7 @@ impl Opening {
         place.save(&remembered)
     }
 
-    /// Whether the index is without segments of this device that this machine has seen, or made, or has others in their
+    /// Whether the index lacks segments of this device that this machine has seen or made, or has others in their
     /// place.
     fn lacks_own(&self) -> Result<bool> {
         let place = self.place.as_ref();
@@ -241,8 +243,8 @@ impl Opening {
         Ok(check_rollback(&[*own], there.heads.values()).is_err())
     }
 
-    /// Says what a crash left in `new/` that will not be seen: what other devices left, and where only what is published
-    /// is shown, what this one left.
+    /// Warns of what a crash left in `new/` that will not be visible: files of other devices and, if only published
+    /// files are shown, those of this one.
     fn warn_of_leftovers(&self) {
         let left = self.location.growth().unwrap_or_default();
         let state = self.place.as_ref().map_or_else(

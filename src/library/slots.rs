@@ -6,22 +6,22 @@ use crate::error::{Error, Result};
 use crate::object::{Area, SlotId};
 use crate::store::{DirStore, Objects};
 
-/// More slots than these are not looked at: nobody has so many, and a hostile store may.
+/// Maximum number of slots. No user needs this many, but a hostile store may have more.
 const SLOTS_MAX: usize = 1000;
 
 /// The slots of a library, in the order of their names.
 pub struct Slots {
     /// Those that parse.
     pub good: Vec<Slot>,
-    /// Those that do not, and why.
+    /// Those that do not parse, and why.
     pub bad: Vec<(SlotId, Error)>,
-    /// Copies of a good one under another name, and what they are copies of.
+    /// Copies of a good slot under another name, with the id of the original.
     pub copies: Vec<(SlotId, SlotId)>,
 }
 
 impl Location {
-    /// Makes a library with one slot in a vacant folder; durable on return.
-    /// [`Kind::Exists`](crate::Kind::Exists) if another one came before this.
+    /// Creates a library with one slot in a vacant folder; durable on return. [`Kind::Exists`](crate::Kind::Exists) if
+    /// another one was created there first.
     pub fn make(dir: &std::path::Path, master: &MasterKey, secret: &Secret) -> Result<()> {
         let (id, bytes) = seal(master, secret, "")?;
         DirStore::make(dir, id.object(), &bytes)
@@ -72,7 +72,7 @@ impl Location {
         Ok(slots)
     }
 
-    /// The bytes of a slot, one more than a slot has where it is longer.
+    /// Returns the bytes of a slot, or one byte more than a slot has if the file is longer.
     fn read_slot(&self, id: SlotId) -> Result<Vec<u8>> {
         let object = self.store.open(Area::Key, id.object())?;
         let len = object.cipher_len()?.min(SLOT_LEN as u64 + 1);

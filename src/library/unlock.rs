@@ -1,4 +1,4 @@
-//! Which slot of a library a secret opens, and whether that is this library's.
+//! Which slot of a library a secret unlocks, and whether the key in it is this library's.
 
 use super::location::Location;
 use super::slots::Slots;
@@ -7,15 +7,15 @@ use crate::error::{Error, ExitStatus, Kind, Result};
 use crate::object::SlotId;
 use crate::state::{self, Found};
 
-/// What trying passwords on slots may cost in all before somebody is asked, in KiB of Argon2 times passes: 40 slots of
+/// Maximum total cost of trying passwords on slots before the user is asked, in KiB of Argon2 times passes: 40 slots of
 /// ours, some seconds.
 const WORK_UNASKED: u64 = 8 << 20;
 
-/// What opens a library.
+/// What unlocks a library.
 pub enum Opener {
     /// A slot's secret.
     Secret {
-        /// As it was given.
+        /// The secret as it was given.
         secret: Secret,
         /// The same without the marks of a text file from Windows, if it has any.
         bare: Option<Secret>,
@@ -28,17 +28,17 @@ pub enum Opener {
 pub struct Unlocked {
     /// Its key.
     pub master: MasterKey,
-    /// The slot that opened it, and the secret that did; none for the recovery code.
+    /// The slot that was unlocked, and its secret; `None` for the recovery code.
     pub slot: Option<(SlotId, Secret)>,
     /// Whether this version may write to it.
     pub writable: bool,
 }
 
-/// Decides whether a slot is tried although that costs more than usual: is told which, and what it asks for.
+/// Decides whether to try a slot that costs more than usual, from its id and a description of the cost.
 pub type MayCost<'a> = &'a dyn Fn(SlotId, &str) -> bool;
 
 impl Slots {
-    /// Warns of the files in the `key/` of `location` that are no slots.
+    /// Warns of the files in the `key/` of `location` that are not slots.
     pub fn warn(&self, location: &Location) {
         for (_, e) in &self.bad {
             log::warn!("{}: {e}", location.dir.display());
@@ -50,7 +50,7 @@ impl Slots {
 }
 
 impl Location {
-    /// Keeps the slots of one kind, cheap ones first, so that dear ones, put there by somebody else, keep nobody waiting.
+    /// Keeps the slots of one kind, the cheapest first, so that expensive ones, planted by an attacker, delay nobody.
     pub fn keep_kind(&self, slots: &mut Slots, kind: SlotKind) -> Result<()> {
         slots.good.retain(|slot| slot.kind == kind);
         slots.good.sort_by_key(|slot| (work(slot), slot.id));
@@ -69,10 +69,10 @@ impl Location {
         })
     }
 
-    /// The library's key, by one of the slots.
+    /// Returns the library's key, from one of the slots.
     ///
-    /// [`Kind::Secret`] if none opens, [`Kind::Damaged`] if none is as it was written, or the secret fits one that was
-    /// changed.
+    /// [`Kind::Secret`] if the secret unlocks no slot; [`Kind::Damaged`] if no slot is intact, or if the secret fits
+    /// one that was changed.
     pub fn unlock(&self, slots: &Slots, opener: Opener, may_cost: MayCost<'_>) -> Result<Unlocked> {
         match opener {
             Opener::Secret { secret, bare } => {
@@ -150,8 +150,8 @@ impl Location {
         })
     }
 
-    /// Whether this is the library's key, where its slots have more than one: what is stored tells, else this machine's
-    /// memory. One password may be that of several libraries.
+    /// Whether this is the library's key. If its slots hold more than one, the stored objects decide, else this
+    /// machine's memory. Several libraries may have the same password.
     fn is_ours(&self, slots: &[Slot], master: &MasterKey) -> Result<bool> {
         if slots.iter().all(|slot| slot.verify(master).is_ok()) {
             return Ok(true);
@@ -163,12 +163,12 @@ impl Location {
         Ok(!matches!(found, Err(e) if matches!(e.kind(), Kind::RolledBack(_))))
     }
 
-    /// Refuses what has no slot.
+    /// Refuses a library without slots.
     pub fn not_empty(&self, slots: &mut Slots) -> Result<()> {
         if !slots.good.is_empty() {
             return Ok(());
         }
-        // One of a later version, or one that may not be read, says more than one that is damaged.
+        // A slot of a later version, or one that may not be read, says more than a damaged one.
         let damaged = |e: &Error| matches!(e.kind(), Kind::Damaged(_));
         slots.bad.sort_by_key(|(_, e)| damaged(e));
         if let Some((_, e)) = slots.bad.drain(..).next() {
@@ -187,8 +187,8 @@ impl Location {
         Err(Error::new(Kind::NotLibrary, self.dir.display()).hint(hint))
     }
 
-    /// A recovery code that was typed well may be another library's: a slot tells, else what is stored, else this
-    /// machine's memory.
+    /// Checks that a recovery code, which may be well-formed but another library's, is this library's. A slot decides,
+    /// else the stored objects, else this machine's memory.
     fn check_recovered(&self, slots: &Slots, master: &MasterKey) -> Result<()> {
         let foreign = || {
             Error::secret(
@@ -224,7 +224,7 @@ impl Location {
     }
 }
 
-/// The slots of the library with this key that a secret opens. Those that cost more than usual are not tried.
+/// Returns the slots of the library with this key that a secret unlocks. Those that cost more than usual are not tried.
 pub fn opened_by<'a>(slots: &'a Slots, master: &MasterKey, secret: &Secret) -> Vec<&'a Slot> {
     let mut total = 0;
     let is_tried = |slot: &&Slot| {
@@ -238,12 +238,12 @@ pub fn opened_by<'a>(slots: &'a Slots, master: &MasterKey, secret: &Secret) -> V
         .collect()
 }
 
-/// What trying a slot costs, in KiB of Argon2 times passes.
+/// Returns the cost of trying a slot, in KiB of Argon2 times passes.
 fn work(slot: &Slot) -> u64 {
     slot.kdf.map_or(0, |kdf| kdf.work())
 }
 
-/// Says which slots were not written with this key: they open another library, if any.
+/// Warns of slots that were not written with this key: they belong to another library, if to any.
 fn warn_of_foreign(slots: &[Slot], master: &MasterKey) {
     for slot in slots.iter().filter(|slot| slot.verify(master).is_err()) {
         log::warn!(
@@ -253,8 +253,8 @@ fn warn_of_foreign(slots: &[Slot], master: &MasterKey) {
     }
 }
 
-/// Whether a slot is to be tried, now that all tried so far cost `total`. Where that is more than usual, somebody is
-/// asked, and on a yes the count begins anew.
+/// Whether to try a slot, if the cost of those tried so far and of this one is `total`. If that is more than usual,
+/// asks the user, and on a yes starts counting again from zero.
 fn is_worth(slot: &Slot, total: &mut u64, may_cost: MayCost<'_>) -> bool {
     let is_costly = slot.kdf.is_some_and(|kdf| kdf.is_costly());
     if !is_costly && *total <= WORK_UNASKED {
@@ -267,7 +267,7 @@ fn is_worth(slot: &Slot, total: &mut u64, may_cost: MayCost<'_>) -> bool {
     may
 }
 
-/// What trying it takes, for people.
+/// Describes the cost of trying a slot, for messages.
 fn asks_for(slot: &Slot) -> String {
     let ours = KdfParams::default();
     let kdf = slot.kdf.unwrap_or(ours);
