@@ -1,4 +1,4 @@
-//! The index: replay, look-ups, and extents. `cargo bench --bench index`.
+//! The index: replay, lookups and extents. `cargo bench --bench index`.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -138,7 +138,7 @@ fn change(block: u64) -> ExtentChange {
     }
 }
 
-/// A flush of 8192 pieces into a file that is in 65,536 pieces already.
+/// A flush of 8192 pieces into a file that already consists of 65,536.
 #[divan::bench]
 fn splice_8192_into_65536(bencher: Bencher<'_, '_>) {
     let mut extents = Extents::default();

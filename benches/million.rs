@@ -1,7 +1,7 @@
-//! How long a large index takes to open, and how much memory: `cargo bench --bench million -- [FILES]`.
+//! How much time and memory it takes to open a large index: `cargo bench --bench million -- [FILES]`.
 //!
-//! Makes a library of FILES files (a million unless said) of 100 bytes in folders of 100, then opens it in a fresh
-//! process, so that the memory is that of the open library and of nothing else.
+//! Creates a library of FILES files (default: a million) of 100 bytes in folders of 100, then opens it in a fresh
+//! process, so that only the memory of the open library is measured.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -58,7 +58,7 @@ fn fill(vault: &Vault, files: u64) -> hushfs::Result<()> {
     Ok(())
 }
 
-/// A line of `/proc/self/status`, in MiB.
+/// Returns the value of a line of `/proc/self/status`, in MiB.
 fn memory_mib(what: &str) -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix(what));

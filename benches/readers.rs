@@ -1,4 +1,4 @@
-//! Readers beside a slow fsync: it should cost them next to nothing. `cargo bench --bench readers`.
+//! Readers concurrent with a slow fsync, which should cost them next to nothing. `cargo bench --bench readers`.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ fn main() {
     divan::main();
 }
 
-/// Writes to a file and has it synced, again and again.
+/// Writes to a file and syncs it, repeatedly.
 fn sync_until(done: &AtomicBool, vault: &Vault, ino: Ino, handle: Handle) {
     while !done.load(Ordering::Relaxed) {
         vault
@@ -34,7 +34,7 @@ fn sync_until(done: &AtomicBool, vault: &Vault, ino: Ino, handle: Handle) {
     }
 }
 
-/// A look-up and a read of 4 KiB, beside fsyncs or not.
+/// A lookup and a read of 4 KiB, with or without concurrent fsyncs.
 #[divan::bench(args = [false, true])]
 fn lookup_and_read_beside_fsyncs(bencher: Bencher<'_, '_>, has_fsyncs: bool) {
     let store = MemoryStore::with_faults(Faults::default().sync_delay(SYNC));

@@ -1,4 +1,4 @@
-//! What sealing, packing and caching cost. `cargo bench --bench sealing`; the packs are written below `TMPDIR`.
+//! The cost of encrypting, packing and caching. `cargo bench --bench sealing`; the packs are written below `TMPDIR`.
 
 use std::sync::Arc;
 
@@ -110,7 +110,7 @@ fn read_warm_blocks(bencher: Bencher<'_, '_>, blocks: u32) {
         });
 }
 
-// Many in a sample: one alone is shorter than reading the clock.
+// Many iterations per sample: a single one takes less time than reading the clock.
 #[divan::bench(threads = [1, 2], sample_size = 10_000)]
 fn cache_hit(bencher: Bencher<'_, '_>) {
     let cache = BlockCache::new(64 << 20);

@@ -1,9 +1,9 @@
-//! Whether the modules depend on each other as the page of the crate says.
+//! Checks that the modules depend on each other only as the documentation of the crate says.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The floors that the crate's page names, the highest first.
+/// Returns the floors that the documentation of the crate lists, the highest first.
 fn floors() -> Vec<Vec<String>> {
     let (_, chain) = include_str!("lib.rs")
         .split_once("//! Dependencies point one way: `")
@@ -13,7 +13,7 @@ fn floors() -> Vec<Vec<String>> {
     chain.split('→').map(floor).collect()
 }
 
-/// The sources below `folder`, without tests.
+/// Adds the source files below `folder` to `out`, except tests.
 fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
