@@ -94,7 +94,14 @@ impl Serving {
             tv_nsec: 0,
         };
         loop {
-            let mut polled = vec![readable(&self.stopped), readable(&self.listener)];
+            // With as many clients as there may be, one more is not accepted yet, and must not end each wait.
+            let accepted = if self.clients.len() < CLIENTS_MAX {
+                PollFlags::IN
+            } else {
+                PollFlags::empty()
+            };
+            let listener = PollFd::new(&self.listener, accepted);
+            let mut polled = vec![readable(&self.stopped), listener];
             polled.extend(self.writing.as_ref().map(|(done, _)| readable(done)));
             polled.extend(self.clients.iter().map(|client| readable(&client.stream)));
             let limit = (!self.clients.is_empty()).then_some(&LOOK);
